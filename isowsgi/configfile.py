@@ -1,0 +1,582 @@
+"""The config file: a TOML file becomes a frozen `Config`, or a `ConfigError` that names every fault of it at once.
+
+Three steps: tomllib reads the text; cattrs builds the tables below, one check per kind of value, each fault with its place; then
+`[defaults]` and a mount's own table are laid over each other. A value is checked where it is written and before anything is merged:
+that is why a wrong default is reported once, not once per mount.
+
+Everything imported here is pure Python outside the standard library, since the main interpreter reads the file (ARCHITECTURE.md).
+"""
+
+import ast
+import difflib
+import ipaddress
+import json
+import keyword
+import os
+import re
+import shlex
+import sys
+import sysconfig
+import tomllib
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NewType, TypeVar
+
+import attrs
+from cattrs import AttributeValidationNote, Converter, ForbiddenExtraKeysError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn
+from dotenv.parser import parse_stream
+
+ISOLATIONS = ("auto", "own-gil", "shared-gil")
+SCRIPT_SUFFIXES = (".wsgi", ".py")  # mod_wsgi's custom, and what a path to a module looks like
+MAX_THREADS = 1024  # per instance; far above what helps, low enough to catch a slip of the keyboard
+MAX_INSTANCES = 64  # per mount: at 10 to 50 MiB each, more is a mistake
+MAX_HEAD_TIMEOUT_S = 3600  # each slow head holds a connection of worker_connections; more is none at all
+HEAD_TIMEOUT_S = 20.0  # what Apache's RequestReadTimeout begins with; nginx's client_header_timeout is 60
+MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
+LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
+
+T = TypeVar("T")
+Place = tuple[str | int, ...]  # of a value in the file: keys, and indexes of lists
+
+
+class ConfigError(Exception):
+    """The config file is wrong.
+
+    Attributes:
+        faults: one full line each, `file: place: what was expected, got 'x'`, in the order of the file.
+    """
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+
+@attrs.frozen(kw_only=True)
+class App:
+    """Where the WSGI callable is: an object of a module or of a script file."""
+
+    kind: str  # "module" or "script"
+    target: str  # dotted module name, or the script's absolute path
+    call: str  # a name ("application"), or a call with literal arguments ('create_app("x", debug=True)')
+
+
+@attrs.frozen(kw_only=True)
+class Mount:
+    """A URL pattern with its app and settings."""
+
+    pattern: str  # normalised, for people: "/", "/blog", "api.example.com/v1"
+    host: str = ""  # lower case, without port; "" is any host
+    prefix: str = ""  # decoded, in WSGI form (UTF-8 bytes as latin-1 text), no slash at the end; "" is the root
+    app: App
+    pythonpath: tuple[str, ...] = ()  # absolute
+    venv: str | None = None  # absolute
+    env: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # env_file's values included
+    threads: int | None = None  # None: gunicorn's --threads decides
+    isolation: str = "auto"
+    instances: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """A whole config file, checked."""
+
+    path: str  # absolute
+    mounts: tuple[Mount, ...]  # in the order of the file
+    head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
+
+
+def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
+    """Read and check a config file.
+
+    Args:
+        path: the file; faults name it as given here.
+        own_gil_error: why `isolation = "own-gil"` is refused on this Python; None: it is not.
+
+    Raises:
+        ConfigError: with all faults of the file.
+    """
+    shown = os.fspath(path)
+    absolute, data = _parse(shown)
+    folder = os.path.dirname(absolute)
+    try:
+        tables = _converter(folder, own_gil_error).structure(data, _File)
+    except ExceptionGroup as group:
+        faults = sorted(_faults(group), key=lambda fault: _position(data, fault[0]))
+        raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
+    mounts = tuple(_mount(pattern, table, tables.defaults, folder) for pattern, table in tables.mounts.items())
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout)
+
+
+def _parse(shown: str) -> tuple[str, dict[str, Any]]:
+    """Return the absolute path of a file and what its TOML says."""
+    try:
+        absolute = os.path.abspath(shown)
+        with open(absolute, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise ConfigError((f"{shown}: no such file, looked for {absolute!r}",)) from None
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        raise ConfigError((f"{shown}: cannot read it: {(getattr(exc, 'strerror', None) or str(exc)).lower()}",)) from exc
+    try:
+        return absolute, tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
+        raise ConfigError((f"{shown}: {_syntax_fault(exc)}",)) from exc
+
+
+def _syntax_fault(exc: Exception) -> str:
+    if isinstance(exc, RecursionError):
+        return "not valid TOML: nested too deeply"
+    if isinstance(exc, UnicodeDecodeError):
+        return f"not valid TOML: expected UTF-8, got byte {exc.object[exc.start]:#04x} at offset {exc.start}"
+    text = " ".join(str(exc).split())
+    found = re.fullmatch(r"(?P<what>.*) \(at (?P<where>line \d+, column \d+|end of document)\)", text)
+    where, what = (found["where"] + ": ", found["what"]) if found else ("", text)
+    return f"{where}not valid TOML: {what[:1].lower()}{what[1:]}"
+
+
+# The tables as they are written. Each kind of value is a type of its own, for cattrs to find its check by; None: not said.
+
+_Folder = NewType("_Folder", str)
+_Folders = NewType("_Folders", tuple[str, ...])
+_Venv = NewType("_Venv", str)
+_EnvName = NewType("_EnvName", str)
+_EnvValue = NewType("_EnvValue", str)
+_Env = NewType("_Env", dict[str, str])
+_EnvFile = NewType("_EnvFile", dict[str, str])
+_EnvFiles = NewType("_EnvFiles", dict[str, str])
+_Threads = NewType("_Threads", int)
+_Isolation = NewType("_Isolation", str)
+_Instances = NewType("_Instances", int)
+_Seconds = NewType("_Seconds", float)
+
+
+@attrs.frozen
+class _Pattern:
+    host: str
+    path: str  # as written, no slash at the end
+
+    def __str__(self) -> str:
+        return self.host + (self.path or "/")
+
+
+@attrs.frozen(kw_only=True)
+class _Settings:
+    """`[defaults]`: what can be said once for every mount."""
+
+    pythonpath: _Folders | None = None
+    venv: _Venv | None = None
+    env: _Env | None = None
+    env_file: _EnvFiles | None = None
+    threads: _Threads | None = None
+    isolation: _Isolation | None = None
+    instances: _Instances | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _MountTable(_Settings):
+    app: App
+
+
+@attrs.frozen(kw_only=True)
+class _Acceptor:
+    head_timeout: _Seconds = _Seconds(HEAD_TIMEOUT_S)
+
+
+_Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
+
+
+@attrs.frozen(kw_only=True)
+class _File:
+    mounts: _Mounts
+    defaults: _Settings = _Settings()
+    acceptor: _Acceptor = _Acceptor()
+
+
+def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: str) -> Mount:
+    """Lay a mount's table over the defaults.
+
+    The environment merges name by name, and all that a mount says wins over all that the defaults say: else a variable in
+    `[defaults]` would beat the mount's own env_file.
+    """
+    both = (*attrs.asdict(defaults).items(), *attrs.asdict(table, recurse=False).items())
+    said: dict[str, Any] = {name: value for name, value in both if value is not None}
+    env = (defaults.env_file or {}) | (defaults.env or {}) | (table.env_file or {}) | (table.env or {})
+    return Mount(
+        pattern=str(pattern),
+        host=pattern.host,
+        prefix=pattern.path.encode().decode("latin-1"),
+        app=table.app,
+        pythonpath=said.get("pythonpath", (folder,)),
+        env=env,
+        **{name: said[name] for name in ("venv", "threads", "isolation", "instances") if name in said},
+    )
+
+
+def _converter(folder: str, own_gil_error: str | None) -> Converter:
+    """Return a converter for one reading of one file: it remembers the patterns it has seen, to find the same one twice."""
+    converter = Converter(detailed_validation=True)
+    checks: dict[Any, Callable[[Any], Any]] = {
+        _Pattern: partial(_new_pattern, seen={}),
+        App: partial(_app, folder=folder),
+        _Mounts: lambda value: _mapping(converter, _not_empty(value), _Pattern, _MountTable),
+        _Folder: partial(_folder, folder=folder),
+        _Folders: lambda value: tuple(_one_or_more(converter, value, _Folder)),
+        _Venv: partial(_venv, folder=folder),
+        _EnvName: _env_name,
+        _EnvValue: _env_value,
+        _Env: lambda value: _mapping(converter, _typed(dict, value), _EnvName, _EnvValue),
+        _EnvFile: partial(_env_file, folder=folder),
+        _EnvFiles: lambda value: {n: v for file in _one_or_more(converter, value, _EnvFile) for n, v in file.items()},
+        _Threads: partial(_whole_number, most=MAX_THREADS),
+        _Isolation: partial(_isolation, own_gil_error=own_gil_error),
+        _Instances: partial(_whole_number, most=MAX_INSTANCES),
+        _Seconds: _seconds,
+    }
+
+    def table_check(kind: type) -> Callable[[Any, Any], Any]:
+        build: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+        return lambda value, _: build(_typed(dict, value), kind)
+
+    converter.register_structure_hook_factory(attrs.has, table_check)
+    for kind, check in checks.items():
+        converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
+    long_form = table_check(_MountTable)  # only now: it looks its fields' checks up at once
+
+    def mount_check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, (str, dict)):
+            raise _wrong_type("an app (a string) or a table", value)
+        return _MountTable(app=_app(value, folder=folder)) if isinstance(value, str) else long_form(value, kind)
+
+    converter.register_structure_hook(_MountTable, mount_check)
+    return converter
+
+
+# Faults and their places.
+
+
+class _Fault(ValueError):
+    """A value of the file is wrong; the text says what was expected and what is there."""
+
+
+_KINDS: dict[type, str] = {str: "a string", bool: "a boolean", int: "a whole number", float: "a float", list: "a list", dict: "a table"}
+
+
+def _wrong_type(expected: str, value: object) -> _Fault:
+    kind = _KINDS.get(type(value), "a date or time")
+    return _Fault(f"expected {expected}, got " + (kind if isinstance(value, (list, dict)) else f"{_shown(value)} ({kind})"))
+
+
+def _shown(value: object) -> str:
+    """Return a plain value as TOML spells it, but strings by repr()."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > LONG_INT_BITS:
+        return f"{hex(value)[:20]}..."
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a string as TOML writes it, on one line."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _faults(group: ExceptionGroup[Exception], place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """Walk what cattrs raised: groups, with the key or index of each member in a note."""
+    suggested = set()
+    for member in group.exceptions:
+        if isinstance(member, ForbiddenExtraKeysError):
+            valid = sorted(field.name for field in attrs.fields(member.cl))
+            for key in member.extra_fields:
+                near = difflib.get_close_matches(key.lower(), valid, n=1)
+                suggested.update(near)
+                yield (*place, key), _unknown_key(key, near, valid)
+    for member in group.exceptions:
+        notes = [note for note in getattr(member, "__notes__", ()) if isinstance(note, (AttributeValidationNote, IterableValidationNote))]
+        step = [note.name if isinstance(note, AttributeValidationNote) else note.index for note in notes]
+        if isinstance(member, ExceptionGroup):
+            yield from _faults(member, (*place, *step))
+        elif isinstance(member, KeyError):
+            if step[0] not in suggested:  # else it is there, misspelt, and that has been said
+                yield (*place, *step), f"missing; {_MISSING[step[0]]}"
+        elif isinstance(member, _Fault):
+            yield (*place, *step), str(member)
+        elif not isinstance(member, ForbiddenExtraKeysError):
+            raise member  # a mistake in a check, not in the file
+
+
+_SOME_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
+_MISSING: dict[str | int, str] = {"mounts": _SOME_MOUNT, "app": 'expected an app, as in app = "shop.wsgi:application"'}
+
+
+def _unknown_key(key: str, near: list[str], valid: list[str]) -> str:
+    if near:
+        return f"unknown key; did you mean {near[0]!r}?"
+    if key == "app":
+        return "unknown key; each mount names its own app"
+    return f"unknown key; expected one of {', '.join(valid)}"
+
+
+def _place(place: Place) -> str:
+    """Return a place in TOML's own spelling: `mounts."/blog".pythonpath[0]`."""
+    text = ""
+    for part in place:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
+            text += "." * bool(text) + (part if bare else _quoted(part))
+    return text
+
+
+def _position(data: Any, place: Place) -> list[int]:
+    """Return a key that sorts faults as the file does; what is missing comes last in its table."""
+    position = []
+    for part in place:
+        if isinstance(data, dict):
+            position.append(list(data).index(part) if part in data else len(data))
+            data = data.get(part)
+        elif isinstance(part, int):
+            position.append(part)
+    return position
+
+
+# One check per kind of value.
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:  # not isinstance: a bool is an int to Python, but not to TOML
+        raise _wrong_type(_KINDS[kind], value)
+    return value
+
+
+def _not_empty(value: Any) -> dict[str, Any]:
+    if not _typed(dict, value):
+        raise _Fault(_SOME_MOUNT)
+    return _typed(dict, value)
+
+
+def _one_or_more(converter: Converter, value: Any, kind: Any) -> list[Any]:
+    if isinstance(value, list):
+        return converter.structure(value, list[kind])
+    if not isinstance(value, str):
+        raise _wrong_type("a string or a list of strings", value)
+    return [converter.structure(value, kind)]
+
+
+def _mapping(converter: Converter, table: dict[str, Any], key_kind: Any, value_kind: Any) -> dict[Any, Any]:
+    """Build keys and values each by itself: cattrs does not look at a key any more when its value is wrong."""
+    built, groups = [], []
+    for side, kind in (({key: key for key in table}, dict[str, key_kind]), (table, dict[str, value_kind])):
+        try:
+            built.append(converter.structure(side, kind))
+        except ExceptionGroup as group:
+            groups.append(group)
+    if groups:
+        raise ExceptionGroup("keys and values", groups)
+    keys, values = built
+    return {keys[key]: value for key, value in values.items()}
+
+
+def _whole_number(value: Any, *, most: int) -> int:
+    if not 1 <= _typed(int, value) <= most:
+        raise _Fault(f"must be 1 to {most}, got {_shown(value)}")
+    return _typed(int, value)
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise _wrong_type("a number of seconds", value)
+    if not 0 < value <= MAX_HEAD_TIMEOUT_S:
+        raise _Fault(f"must be above 0 and at most {MAX_HEAD_TIMEOUT_S} seconds, got {_shown(value)}")
+    return float(value)
+
+
+def _isolation(value: Any, *, own_gil_error: str | None) -> str:
+    if _typed(str, value) not in ISOLATIONS:
+        raise _Fault(f"expected one of {', '.join(map(repr, ISOLATIONS))}, got {_shown(value)}")
+    if value == "own-gil" and own_gil_error is not None:
+        raise _Fault(own_gil_error)
+    return _typed(str, value)
+
+
+def _path(value: Any, folder: str) -> tuple[str, str]:
+    """Return a path as an absolute one, and how to show it in a fault."""
+    if not _typed(str, value):
+        raise _Fault("expected a path, got ''")
+    path = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    return path, repr(value) if path == value else f"{value!r} (that is {path!r})"
+
+
+def _folder(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    if not os.path.isdir(path):
+        raise _Fault(f"expected an existing folder, got {shown}")
+    return path
+
+
+def _venv(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    try:
+        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        raise _Fault(f"expected a virtual environment (a folder with pyvenv.cfg), got {shown}") from None
+    # venv writes `version`, uv `version_info`, virtualenv both.
+    made_for = re.search(r"^\s*version(?:_info)?\s*=\s*(\d+)\.(\d+)", text, re.MULTILINE | re.IGNORECASE)
+    if made_for is None:
+        raise _Fault(f"expected a Python version in its pyvenv.cfg, got none in {shown}")
+    major, minor = sys.version_info[:2]
+    again = f"make it anew with python{major}.{minor} -m venv --clear {shlex.quote(path)}"
+    if (int(made_for[1]), int(made_for[2])) != (major, minor):
+        raise _Fault(f"made for Python {made_for[1]}.{made_for[2]}, but gunicorn runs on Python {major}.{minor}; {again}")
+    packages = sysconfig.get_path("purelib", "venv", vars={"base": path})
+    if not os.path.isdir(packages):
+        raise _Fault(f"expected the folder {os.path.relpath(packages, path)!r} in {shown}, got none; {again}")
+    return path
+
+
+def _env_name(value: Any) -> str:
+    if not value or "=" in value or "\0" in value:
+        raise _Fault("expected a name that is not empty and holds no '=' and no NUL")
+    if value == "SCRIPT_NAME":
+        raise _Fault("remove it: the mount's pattern says it")
+    return _typed(str, value)
+
+
+def _env_value(value: Any) -> str:
+    if not isinstance(value, (str, list, dict)):
+        raise _Fault(f'{_wrong_type("a string", value)}; write it in quotes: "{_shown(value)}"')
+    if "\0" in _typed(str, value):
+        raise _Fault("expected a string without NUL")
+    return _typed(str, value)
+
+
+def _env_file(value: Any, *, folder: str) -> dict[str, str]:
+    """Read a file of NAME=value lines as python-dotenv does, but for two things.
+
+    `${NAME}` stays as written: it would be filled from the environment of gunicorn, which is not the app's, and passwords hold `$`.
+    A line that does not parse, or that holds a name alone, is a fault: python-dotenv logs a warning and leaves it out.
+    """
+    path, shown = _path(value, folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except UnicodeDecodeError as exc:
+        raise _Fault(f"expected UTF-8, got byte {exc.object[exc.start]:#04x} in {shown}") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        raise _Fault(f"expected a readable file, got {shown}") from exc
+    faults, env = [], {}
+    for binding in bindings:
+        text = binding.original.string
+        if binding.key is None and not binding.error:
+            continue  # a comment or an empty line
+        try:
+            if binding.key is None or binding.value is None:
+                raise _Fault(f"expected NAME=value, got {_shown(text.strip())}")
+            env[_env_name(binding.key)] = _env_value(binding.value)
+        except _Fault as fault:
+            line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            name = f"{binding.key}: " if binding.value is not None else ""
+            faults.append(_Fault(f"{value!r}, line {line}: {name}{fault}"))
+    if faults:
+        raise ExceptionGroup("env_file", faults)
+    return env
+
+
+# Patterns.
+
+
+def _new_pattern(value: str, *, seen: dict[_Pattern, str]) -> _Pattern:
+    pattern = _pattern(value)
+    if pattern in seen:
+        raise _Fault(f"the same pattern as {_quoted(seen[pattern])}; keep one of them")
+    seen[pattern] = value
+    return pattern
+
+
+def _pattern(value: str) -> _Pattern:
+    """Read `[host]/prefix`, as the keys of Go's ServeMux; "/blog/" is "/blog"."""
+    if not value:
+        raise _Fault('expected a pattern, as in "/blog" or "api.example.com/", got \'\'')
+    if any(char.isspace() or unicodedata.category(char) == "Cc" for char in value):
+        raise _Fault(f"a pattern may not hold spaces and control characters, got {_shown(value)}")
+    if "://" in value:
+        raise _Fault(f"expected a pattern without a scheme: {value.partition('://')[2]!r}")
+    host, slash, rest = value.partition("/")
+    host = _host(host, value) if host else ""
+    if not slash:
+        raise _Fault(f"write {_quoted(value + '/')} for the whole host")
+    path = slash + rest
+    if found := re.search("%[0-9A-Fa-f]{2}", path):
+        raise _Fault(f"write it decoded: requests are matched after percent-decoding, got {found[0]!r}")
+    if found := re.search(r"[?#]", path):
+        raise _Fault(f"a pattern is a path: no query and no fragment, got {found[0]!r}")
+    if found := re.search(r"//|/\.\.?(?=/|$)", path):
+        raise _Fault(f"expected no '//', '.' or '..': no request path is normalised, so they would be matched literally, got {found[0]!r}")
+    return _Pattern(host, path.removesuffix("/"))
+
+
+def _host(host: str, pattern: str) -> str:
+    if not host.isascii() and ("." in host or "/" in pattern):
+        raise _Fault(f"a host must be ASCII, got {host!r}; write the form that begins with 'xn--'")
+    if found := re.fullmatch(r"\[([0-9A-Fa-f:.]+)\]", host):
+        try:
+            return f"[{ipaddress.IPv6Address(found[1])}]"
+        except ValueError:
+            raise _Fault(f"expected an IPv6 address in brackets, got {host!r}") from None
+    if found := re.fullmatch(r"(.*[^:]):\d*", host):
+        raise _Fault(f"expected a host without a port, got {host!r}; ports belong to gunicorn's bind")
+    if "/" not in pattern and "." not in host and host.lower() != "localhost":
+        raise _Fault(f"expected {'/' + pattern!r} (a pattern begins with a slash or a host), got {pattern!r}")
+    name = host.lower().removesuffix(".")
+    if len(name) > MAX_HOST_CHARS or not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", name):
+        raise _Fault(f"expected a host of letters, digits, '-', '_' and '.', got {host!r}")
+    return name
+
+
+# The app's grammar: gunicorn's `module:attribute`, and mod_wsgi's script files.
+
+
+def _app(value: Any, *, folder: str) -> App:
+    """Read "module", "module:name", "module:factory('x', debug=True)", "path.wsgi" or "path.wsgi:name"."""
+    target, colon, call = _typed(str, value).partition(":")
+    if not target:
+        raise _Fault(f"expected an app, as in 'shop.wsgi:application' or 'shop/app.wsgi', got {_shown(value)}")
+    call = _call(call, value) if colon else "application"
+    # "shop.wsgi:application" is the attribute of a module, "shop.wsgi" alone a file: only a slash makes a file of the former.
+    if "/" in target or (not colon and target.endswith(SCRIPT_SUFFIXES)):
+        path, shown = _path(target, folder)
+        if not os.path.isfile(path):
+            module = "" if "/" in target else f"; for the module write {target + ':application'!r}"
+            raise _Fault(f"expected an existing script file, got {shown}{module}")
+        return App(kind="script", target=path, call=call)
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in target.split(".")):
+        raise _Fault(f"expected a dotted module name, got {_shown(target)}; a path to a script holds a slash")
+    return App(kind="module", target=target, call=call)
+
+
+def _call(call: str, app: str) -> str:
+    """Check what stands after the colon as gunicorn does at run time: a name, or a call of a name with literal arguments."""
+    wrong = _Fault(f"expected a name or a call with literal arguments after ':', as in create_app(debug=True), got {_shown(app)}")
+    try:
+        expression = ast.parse(call, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise wrong from None
+    if isinstance(expression, ast.Name):
+        return call
+    if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Name):
+        raise wrong
+    for argument in [*expression.args, *(word.value for word in expression.keywords)]:
+        try:
+            ast.literal_eval(argument)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            source = ast.get_source_segment(call, argument)
+            raise _Fault(f"expected literal arguments, got {source!r} in {_shown(app)}; compute it inside the factory") from None
+    if any(word.arg is None for word in expression.keywords):
+        raise wrong
+    return call
