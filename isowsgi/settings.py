@@ -1,0 +1,424 @@
+"""What becomes of each gunicorn setting: honoured, refused, or ignored with a warning; none is dropped in silence.
+
+The table SETTINGS is the one place that knows. `check` says what a configuration asks for and will not get, `snapshot` makes the
+part of it that an app's interpreter needs, and tools/settings_page.py draws the page of the docs. A test walks gunicorn's own list.
+
+Pure: reads a gunicorn Config and no file. It does not import gunicorn either, so that the table can be read without it. The Config
+is typed Any for that reason, and because gunicorn carries no types.
+"""
+
+import enum
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+
+class Handling(enum.Enum):
+    """What isowsgi does with a gunicorn setting."""
+
+    HONOURED = "honoured"
+    REFUSED = "refused"  # the server does not start: what was asked for matters and would not happen
+    IGNORED = "ignored"  # a warning, and on: it would have changed nothing here
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What isowsgi does with one gunicorn setting, and why.
+
+    Attributes:
+        note: for users, in the voice of an error message (lower case, no full stop): what it does here, or why it cannot and what
+            to do instead.
+        refused_when: tells the values that are refused from the rest. None: every value but gunicorn's default if REFUSED, else none.
+    """
+
+    handling: Handling
+    note: str
+    refused_when: Callable[[Any], bool] | None = None
+
+    def refuses(self, value: object) -> bool:
+        """Tell whether a value that is not gunicorn's default is refused."""
+        if self.refused_when is not None:
+            return self.refused_when(value)
+        return self.handling is Handling.REFUSED
+
+
+def _honoured(note: str, *, refused_when: Callable[[Any], bool] | None = None) -> Verdict:
+    return Verdict(handling=Handling.HONOURED, note=note, refused_when=refused_when)
+
+
+def _refused(note: str, *, refused_when: Callable[[Any], bool] | None = None) -> Verdict:
+    return Verdict(handling=Handling.REFUSED, note=note, refused_when=refused_when)
+
+
+def _ignored(note: str) -> Verdict:
+    return Verdict(handling=Handling.IGNORED, note=note)
+
+
+_TLS = "an open TLS session cannot be handed to an app's interpreter; terminate TLS in a proxy in front"
+_NO_TLS = "without effect, since isowsgi does not terminate TLS; set it in the proxy in front"
+_HTTP2 = "one HTTP/2 connection may carry requests for several mounts, and only HTTP/1 can be routed; speak HTTP/2 in a proxy in front"
+_NO_HTTP2 = "without effect, since isowsgi does not speak HTTP/2; set it in the proxy in front"
+_PASTE = "PasteDeploy loads one app for the whole server; name the apps in isowsgi's config file instead"
+_REQUEST_HOOK = "the hook lives in the main interpreter and the request in its app's; wrap the app in a WSGI middleware instead"
+_ASGI = "for ASGI apps only, and isowsgi serves WSGI apps"
+_ARBITER_HOOK = "called by gunicorn's master, as ever"
+_WORKER_HOOK = "called in the worker's main interpreter, where none of the apps can be seen"
+_DIRTY = "the dirty arbiter and its workers are processes of gunicorn's own, which isowsgi leaves as they are"
+_TRUST = "obeyed by the parser in each app's interpreter, the same for all mounts"
+_POLICY = "obeyed by gunicorn's parser, which runs in each app's interpreter, the same for all mounts"
+_HEAD_LIMIT = "obeyed by gunicorn's parser; besides, a head that does not fit into 64 KiB is answered 431 before it reaches an app"
+_IMPORTS_APP = "works with isowsgi.toml and with 'isowsgi:config(\"path\")'; gunicorn cannot import any other path"
+_LOG = "obeyed by the logger of every interpreter"
+_LOG_FILE = "one file for all mounts, opened for appending by every interpreter and opened anew on USR1"
+_LOG_CONFIG = "applied in every interpreter, so a file that rotates itself would be rotated by all of them: rotate from outside, with USR1"
+_CONTROL = "the control socket belongs to gunicorn's master, which knows workers and not mounts"
+
+# Grouped and ordered as in gunicorn's own list; the comments are its sections.
+SETTINGS: Mapping[str, Verdict] = MappingProxyType(
+    {
+        # Config File
+        "config": _honoured("gunicorn's own conf file; the mounts are in isowsgi's config file, not in this one"),
+        "wsgi_app": _honoured("names isowsgi's config file, as the positional argument does: a path, or 'isowsgi:config(\"path\")'"),
+        # Server Socket
+        "bind": _honoured("several addresses, Unix sockets and inherited sockets included; every mount is reachable through each"),
+        "backlog": _honoured("passed to the kernel by gunicorn's master"),
+        # Worker Processes
+        "workers": _honoured("each worker holds every mount: memory is workers times mounts; with own GILs one worker uses several cores"),
+        "worker_class": _honoured("set to isowsgi.Worker, or isowsgi does not run at all"),
+        "threads": _honoured("default number of threads of a mount when above 1; a mount's own threads wins"),
+        "worker_connections": _honoured("cap on the open connections of a worker, over all mounts"),
+        "max_requests": _honoured("counted over all mounts of a worker and looked at once a second, so a few more may be served"),
+        "max_requests_jitter": _honoured("added to max_requests, as ever"),
+        "timeout": _honoured("heartbeat of the acceptor, not a limit on the time of a request: a stuck app does not stop the heartbeat"),
+        "graceful_timeout": _honoured("time the requests of all mounts get to finish when a worker stops"),
+        "keepalive": _honoured("seconds an idle connection stays open, whichever mount it served last; 0 closes after each response"),
+        "asgi_loop": _ignored(_ASGI),
+        "asgi_lifespan": _ignored(_ASGI),
+        "asgi_disconnect_grace_period": _ignored(_ASGI),
+        "websocket_max_message_size": _ignored(_ASGI),
+        "http_parser": _honoured(
+            "gunicorn's Python parser serves for auto and python; fast is refused, since gunicorn_h1c loads in no interpreter "
+            "with a GIL of its own, and only once in a process",
+            refused_when=lambda value: value == "fast",
+        ),
+        # Security
+        "limit_request_line": _honoured(_HEAD_LIMIT),
+        "limit_request_fields": _honoured(_HEAD_LIMIT),
+        "limit_request_field_size": _honoured(_HEAD_LIMIT),
+        # Debugging
+        "reload": _honoured(
+            "watches the config file, the scripts and the modules the apps had loaded at start; a change restarts the worker"
+        ),
+        "reload_engine": _honoured("chooses how reload watches files"),
+        "reload_extra_files": _honoured("watched together with the files that reload finds itself"),
+        "spew": _ignored("gunicorn traces the main thread of the main interpreter; the apps' interpreters are not traced"),
+        "check_config": _honoured(_IMPORTS_APP),
+        "print_config": _honoured(_IMPORTS_APP),
+        # Server Mechanics
+        "preload_app": _ignored("apps load in interpreters that must not exist before the fork; leave it out"),
+        "sendfile": _honoured("used for wsgi.file_wrapper; as in gunicorn, any value set here turns it off, and so does SENDFILE=0"),
+        "reuse_port": _honoured("each worker then has listening sockets of its own"),
+        "chdir": _honoured("one working directory for the whole process: an app that changes it changes it for all mounts"),
+        "daemon": _honoured("gunicorn detaches before it forks a worker"),
+        "raw_env": _honoured("in the environment of every app; a mount's own env wins"),
+        "pidfile": _honoured("written by gunicorn's master"),
+        "worker_tmp_dir": _honoured("folder of the worker's heartbeat file"),
+        "user": _honoured("one user for the worker and so for all its mounts; apps that need users of their own need servers of their own"),
+        "group": _honoured("one group for the worker and so for all its mounts"),
+        "umask": _honoured("as in gunicorn, for its Unix sockets and heartbeat files"),
+        "initgroups": _honoured("applied when the worker starts, before any app loads"),
+        "tmp_upload_dir": _ignored("nothing in gunicorn reads it; an app chooses its own temporary folder"),
+        "secure_scheme_headers": _honoured(_TRUST),
+        "forwarded_allow_ips": _honoured(_TRUST),
+        "pythonpath": _honoured("put on the sys.path of every app, behind the mount's own pythonpath"),
+        "paste": _refused(_PASTE),
+        "proxy_protocol": _refused(
+            "the PROXY header comes before the request that has to be routed; let an HTTP proxy send X-Forwarded-For instead"
+        ),
+        "proxy_allow_ips": _ignored("without effect, since proxy_protocol is refused; for X-Forwarded headers set forwarded_allow_ips"),
+        "protocol": _refused("only HTTP can be routed; with nginx use proxy_pass in place of uwsgi_pass"),
+        "uwsgi_allow_ips": _ignored("without effect, since the uwsgi protocol is refused; with nginx use proxy_pass"),
+        "raw_paste_global_conf": _refused(_PASTE),
+        "permit_obsolete_folding": _honoured(_POLICY),
+        "strip_header_spaces": _honoured(_POLICY),
+        "permit_unconventional_http_method": _honoured(_POLICY),
+        "permit_unconventional_http_version": _honoured(_POLICY),
+        "casefold_http_method": _honoured(_POLICY),
+        "forwarder_headers": _honoured(_TRUST),
+        "header_map": _honoured(_POLICY),
+        "root_path": _ignored("for ASGI apps only; an app finds the prefix of its mount in SCRIPT_NAME"),
+        # Logging
+        "accesslog": _honoured(_LOG_FILE),
+        "disable_redirect_access_to_syslog": _honoured(_LOG),
+        "access_log_format": _honoured(_LOG),
+        "errorlog": _honoured(_LOG_FILE),
+        "loglevel": _honoured(_LOG),
+        "capture_output": _honoured("for output of the main interpreter; what apps print reaches the error log whether this is set or not"),
+        "logger_class": _honoured(
+            "loaded by its import string in every interpreter; an app that cannot import it gets gunicorn's own and a warning; "
+            "a class defined in the conf file is refused"
+        ),
+        "logconfig": _honoured(_LOG_CONFIG),
+        "logconfig_dict": _honoured(
+            "applied in every interpreter; refused if it holds anything but text, numbers, lists and tables: name classes by import string"
+        ),
+        "logconfig_json": _honoured(_LOG_CONFIG),
+        "syslog_addr": _honoured(_LOG),
+        "syslog": _honoured(_LOG),
+        "syslog_prefix": _honoured(_LOG),
+        "syslog_facility": _honoured(_LOG),
+        "enable_stdio_inheritance": _honoured("for gunicorn's own streams in daemon mode"),
+        "statsd_host": _honoured("every interpreter sends through a socket of its own; the metrics' names do not tell the mounts apart"),
+        "dogstatsd_tags": _honoured("the same tags for all mounts"),
+        "statsd_prefix": _honoured("the same prefix for all mounts"),
+        "enable_backlog_metric": _honoured("measured by gunicorn's master"),
+        # Process Naming
+        "proc_name": _honoured("name of the processes, and of the program in syslog; interpreters have no name in ps"),
+        "default_proc_name": _honoured("used when proc_name is not set; gunicorn makes it the positional argument"),
+        # Server Hooks
+        "on_starting": _honoured(_ARBITER_HOOK),
+        "on_reload": _honoured(_ARBITER_HOOK),
+        "when_ready": _honoured(_ARBITER_HOOK),
+        "pre_fork": _honoured(_ARBITER_HOOK),
+        "post_fork": _honoured(_WORKER_HOOK),
+        "post_worker_init": _honoured(_WORKER_HOOK),
+        "worker_int": _honoured(_WORKER_HOOK),
+        "worker_abort": _honoured(_WORKER_HOOK),
+        "pre_exec": _honoured(_ARBITER_HOOK),
+        "pre_request": _refused(_REQUEST_HOOK),
+        "post_request": _refused(_REQUEST_HOOK),
+        "child_exit": _honoured(_ARBITER_HOOK),
+        "worker_exit": _honoured(_WORKER_HOOK),
+        "nworkers_changed": _honoured(_ARBITER_HOOK),
+        "on_exit": _honoured(_ARBITER_HOOK),
+        "ssl_context": _refused(_TLS),
+        # SSL
+        # An empty string is how a conf file that reads os.environ spells "no TLS", and gunicorn takes it so.
+        "keyfile": _refused(_TLS, refused_when=bool),
+        "certfile": _refused(_TLS, refused_when=bool),
+        "ssl_version": _ignored("gunicorn itself no longer reads it, and isowsgi does not terminate TLS"),
+        # These two ask for a check of the client's certificate: to go on without it would be a hole, so they are not merely ignored.
+        "cert_reqs": _refused(_TLS),
+        "ca_certs": _refused(_TLS, refused_when=bool),
+        "suppress_ragged_eofs": _ignored(_NO_TLS),
+        "do_handshake_on_connect": _ignored(_NO_TLS),
+        "ciphers": _ignored(_NO_TLS),
+        # HTTP/2
+        "http_protocols": _refused(_HTTP2, refused_when=lambda value: "h2" in value),
+        "http2_cleartext": _refused(_HTTP2),
+        "http2_max_concurrent_streams": _ignored(_NO_HTTP2),
+        "http2_initial_window_size": _ignored(_NO_HTTP2),
+        "http2_max_frame_size": _ignored(_NO_HTTP2),
+        "http2_max_header_list_size": _ignored(_NO_HTTP2),
+        # Dirty Arbiters
+        "dirty_apps": _honoured(_DIRTY),
+        "dirty_workers": _honoured(_DIRTY),
+        "dirty_timeout": _honoured(_DIRTY),
+        "dirty_threads": _honoured(_DIRTY),
+        "dirty_graceful_timeout": _honoured(_DIRTY),
+        # Dirty Arbiter Hooks
+        "on_dirty_starting": _honoured("called by gunicorn's dirty arbiter, as ever"),
+        "dirty_post_fork": _honoured("called in gunicorn's dirty worker, as ever"),
+        "dirty_worker_init": _honoured("called in gunicorn's dirty worker, as ever"),
+        "dirty_worker_exit": _honoured("called in gunicorn's dirty worker, as ever"),
+        # Control
+        "control_socket": _honoured(_CONTROL),
+        "control_socket_mode": _honoured(_CONTROL),
+        "control_socket_disable": _honoured(_CONTROL),
+    }
+)
+
+
+def check(cfg: Any) -> tuple[list[str], list[str]]:
+    """Return what a gunicorn Config asks for and will not get, as (refusals, warnings).
+
+    Each is one line that names the setting. With any refusal the server must not start. Settings at gunicorn's default are never
+    named, nor those that a conf file sets to what the default is anyway.
+    """
+    refusals: list[str] = []
+    warnings: list[str] = []
+    for name, setting in cfg.settings.items():
+        verdict = SETTINGS.get(name)
+        if verdict is not None and verdict.handling is Handling.HONOURED and verdict.refused_when is None:
+            continue
+        value = setting.get()
+        if _is_default(setting, value):
+            continue
+        if verdict is None:
+            warnings.append(f"gunicorn setting {name}: not known to this isowsgi, got {_shown(value)}: it may have no effect")
+        elif verdict.refuses(value):
+            refusals.append(f"gunicorn setting {name}: refused, got {_shown(value)}: {verdict.note}")
+        elif verdict.handling is Handling.IGNORED:
+            warnings.append(f"gunicorn setting {name}: ignored, got {_shown(value)}: {verdict.note}")
+    refusals.extend(_crossing_faults(cfg))
+    return refusals, warnings
+
+
+def _is_default(setting: Any, value: object) -> bool:
+    # A fresh setting, not the class attribute `default`: that one is what the validator is fed ("127.0.0.1,::1", not the list of
+    # it), and for hooks a staticmethod. A validator hands the very function on, so a hook left alone is the identical object.
+    default = type(setting)().get()
+    if callable(value) or callable(default):
+        return value is default
+    return bool(value == default)
+
+
+def _shown(value: object) -> str:
+    # As `gunicorn --print-config` shows a hook: the address in a function's repr tells a reader nothing.
+    if callable(value):
+        return f"{getattr(value, '__qualname__', type(value).__qualname__)}()"
+    return repr(value)
+
+
+def _crossing_faults(cfg: Any) -> list[str]:
+    """Return a line for each value that an app's interpreter needs and that cannot be passed there.
+
+    These three are honoured settings that a conf file may give an object; the validators of all others let only text and numbers by.
+    """
+    faults = []
+    fault = _logger_fault(cfg.settings["logger_class"].get())
+    if fault is not None:
+        faults.append(f"gunicorn setting logger_class: {fault}")
+    for name in ("logconfig_dict", "secure_scheme_headers"):
+        fault = _json_fault(cfg.settings[name].get(), name)
+        if fault is not None:
+            faults.append(f"gunicorn setting {fault}")
+    return faults
+
+
+def _logger_fault(value: object) -> str | None:
+    # gunicorn executes the conf file as module __config__. Nobody can import that, other interpreters least of all.
+    advice = "move the class to the top level of a module that every app can import"
+    if isinstance(value, str) and value.startswith("__config__."):
+        return f"must not be defined in the conf file, which no app's interpreter can import, got {value!r}; {advice}"
+    if not isinstance(value, type):
+        return None
+    if value.__module__ in ("__config__", "__main__"):
+        return f"must not be defined in the conf file, which no app's interpreter can import, got class {value.__qualname__}; {advice}"
+    if getattr(sys.modules.get(value.__module__), value.__qualname__, None) is not value:
+        return f"must be importable by name, got class {value.__module__}.{value.__qualname__}; {advice}"
+    return None
+
+
+def _json_fault(value: object, place: str) -> str | None:
+    """Return "place: what is wrong" for the first part of a value that JSON would lose, or None.
+
+    Tuples pass and arrive as lists, which logging's dictConfig takes alike. Keys that are not text do not: JSON makes text of them.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return None
+    if isinstance(value, list | tuple):
+        faults = (_json_fault(item, f"{place}[{index}]") for index, item in enumerate(value))
+        return next((fault for fault in faults if fault is not None), None)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return f"{place}: keys must be text, to pass into the apps' interpreters, got {key!r}"
+            fault = _json_fault(item, f"{place}[{key!r}]")
+            if fault is not None:
+                return fault
+        return None
+    return (
+        f"{place}: must be text, a number, a list or a table, to pass into the apps' interpreters, got {_shown(value)}; "
+        "give the import string of an object in its place"
+    )
+
+
+# The settings that code running inside an interpreter reads, in gunicorn 27: found by reading, and held by a test that reads
+# the same files. Those that are not passed as they stand are made in `snapshot`.
+_PARSER = (  # gunicorn.http: message, parser
+    "casefold_http_method",
+    "forwarded_allow_ips",
+    "forwarder_headers",
+    "header_map",
+    "limit_request_field_size",
+    "limit_request_fields",
+    "limit_request_line",
+    "permit_obsolete_folding",
+    "permit_unconventional_http_method",
+    "permit_unconventional_http_version",
+    "protocol",
+    "proxy_allow_ips",
+    "proxy_protocol",
+    "secure_scheme_headers",
+    "strip_header_spaces",
+)
+_RESPONSE = ("workers",)  # gunicorn.http.wsgi, for wsgi.multiprocess
+_LOGGER = (  # gunicorn.glogging.Logger, gunicorn.instrument.statsd.Statsd
+    "access_log_format",
+    "disable_redirect_access_to_syslog",
+    "dogstatsd_tags",
+    "group",
+    "logconfig_dict",
+    "loglevel",
+    "statsd_prefix",
+    "syslog",
+    "syslog_addr",
+    "syslog_facility",
+    "syslog_prefix",
+    "user",
+)
+
+_DEFAULT_LOGGER = "gunicorn.glogging.Logger"
+_STATSD_LOGGER = "gunicorn.instrument.statsd.Statsd"
+
+
+def snapshot(cfg: Any) -> dict[str, Any]:
+    """Copy the settings that an app's interpreter needs, as values that come back from JSON unchanged.
+
+    Make it from a Config that `check` found no fault with, in the main interpreter; `isowsgi.inside.settings.Settings` is built
+    from it on the other side.
+
+    Raises:
+        TypeError: a value cannot be expressed in JSON; `check` would have named it.
+    """
+    values = {name: getattr(cfg, name) for name in (*_PARSER, *_RESPONSE, *_LOGGER)}
+
+    # gunicorn_h1c, the parser behind "auto" and "fast", is a single-phase C extension: it loads in no interpreter with a GIL of its own,
+    # and in only one of those that share a GIL. With "auto" one mount would be parsed by other code than its neighbour, and the
+    # failing import be tried anew in each interpreter.
+    values["http_parser"] = "python"
+
+    # gunicorn's Config computes these three. is_ssl is the name of a file there; SENDFILE in the environment counts for sendfile.
+    values["is_ssl"] = bool(cfg.is_ssl)
+    values["sendfile"] = cfg.sendfile
+    values["proc_name"] = cfg.proc_name
+
+    # The process has raw_env in its environment already, from which each app's is made.
+    values["env"] = {}
+
+    # The dup2 on file descriptors 1 and 2 is for the process. The main interpreter's logger has done it and repeats it on USR1.
+    values["capture_output"] = False
+
+    # The working directory belongs to the process: by the time an interpreter opens its logs an app may have changed it.
+    for name in ("errorlog", "accesslog", "logconfig", "logconfig_json"):
+        values[name] = _absolute(getattr(cfg, name), cfg.chdir)
+    host = cfg.statsd_host
+    values["statsd_host"] = _absolute(host, cfg.chdir) if isinstance(host, str) else host
+
+    values["logger_class"] = _logger_name(cfg)
+
+    copied: dict[str, Any] = json.loads(json.dumps(values))
+    return copied
+
+
+def _absolute(path: str | None, folder: str) -> str | None:
+    if not path or path == "-":
+        return path
+    return os.path.join(folder, path)
+
+
+def _logger_name(cfg: Any) -> str:
+    """Return the logger class as the dotted name that gunicorn.util.load_class takes, chosen as Config.logger_class does."""
+    value = cfg.settings["logger_class"].get()
+    if inspect.isclass(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if value not in ("simple", _DEFAULT_LOGGER):
+        return str(value)
+    return _DEFAULT_LOGGER if cfg.statsd_host is None else _STATSD_LOGGER
