@@ -1,0 +1,146 @@
+"""Subinterpreters: the only module that knows CPython's private modules for them, and which release is sound for what.
+
+`concurrent.interpreters` (3.14+) is public but cannot choose a configuration, so the low-level module below it is used on every
+version. Facts come from CPython's changelogs and from runs on 3.11.7, 3.12.1, 3.13.0, 3.13.18, 3.14.10 and 3.15.2.
+
+Three rules the callers keep:
+
+* create, run and destroy one interpreter from one and the same thread, its keeper (3.12 deadlocks in destroy otherwise);
+* run exactly once: 3.11 refuses a second run as soon as the first one left a thread, 3.13+ gives it a new thread state;
+* destroy only when no thread is left inside (up to 3.13 the process aborts; later a busy daemon thread crashes it most times).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import sysconfig
+import threading
+from typing import Any
+
+VERSION = sys.version_info[:3]
+
+OWN_GIL = "own-gil"
+SHARED_GIL = "shared-gil"
+
+# `_xxsubinterpreters` became `_interpreters` in 3.13; some distributions leave the older one out of their 3.11 and 3.12.
+_MODULE_NAME = "_interpreters" if VERSION >= (3, 13) else "_xxsubinterpreters"
+
+# No preemption between interpreters that share a GIL before 3.13 (gh-112175 gave each its own eval breaker): a busy app stops all
+# others, the main interpreter and gunicorn's heartbeat, unless a thread inside it gives the GIL away again and again.
+NEEDS_TICKER = VERSION < (3, 13)
+
+# The C accelerator of asyncio keeps one "running loop" for all interpreters on 3.11, so `asyncio.run` fails when two apps use it.
+BLOCKED_MODULES = ("_asyncio",) if VERSION < (3, 12) else ()
+
+# Imported in the main interpreter before the first subinterpreter. On 3.13 two own-GIL interpreters that both import datetime
+# crash without it (gh-136421, gh-136423: never fixed there); on 3.12 keyword functions of C modules first used in a subinterpreter
+# end in a double free (gh-119213, fixed in 3.12.4). Newer releases only gain the time: the shared objects are loaded once.
+_PRELOADED = (
+    "asyncio", "binascii", "bz2", "contextvars", "csv", "ctypes", "datetime", "decimal", "hashlib", "json", "lzma", "mmap",
+    "multiprocessing", "pickle", "queue", "random", "select", "socket", "sqlite3", "ssl", "struct", "subprocess", "unicodedata",
+    "uuid", "xml.etree.ElementTree", "xml.parsers.expat", "zlib", "zoneinfo",
+)  # fmt: skip
+
+# create() and destroy() take milliseconds; two at once crash some releases (3.12: interned strings; gh-127041, open).
+_lifetime_lock = threading.Lock()
+
+
+def unusable_reason() -> str | None:
+    """Say why this Python cannot host subinterpreters at all, or None."""
+    if sys.implementation.name != "cpython":
+        return f"isowsgi needs CPython, this is {sys.implementation.name}"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "isowsgi does not run on the free-threaded build of CPython; use the ordinary build of the same version"
+    try:
+        importlib.import_module(_MODULE_NAME)
+    except ImportError:
+        return (
+            f"this Python {version_text()} was built without the module {_MODULE_NAME}; "
+            "use Python 3.13 or newer, or a build that has it (python.org, pyenv, Debian)"
+        )
+    return None
+
+
+def own_gil_error() -> str | None:
+    """Say why no app can have its own GIL here, or None.
+
+    3.12 has the option, but no pyexpat, ctypes or C datetime in such an interpreter, so Django and others fail at import.
+    """
+    if VERSION >= (3, 13):
+        return None
+    return f"needs Python 3.13 or newer, gunicorn runs on Python {version_text()}; use 'shared-gil' or 'auto'"
+
+
+def own_gil_warning() -> str | None:
+    """Say what is known to be unsound about an own GIL on this release, or None.
+
+    3.13.16 and 3.14.1 carry the fixes for a use after free in the GIL's drop request (gh-154175) and for leaks and races when
+    interpreters are made and ended (gh-140067, gh-140260).
+    """
+    if (3, 13) <= VERSION < (3, 13, 16):
+        return f"an own GIL may crash on Python {version_text()}; use 3.13.16 or newer, better 3.14"
+    if VERSION == (3, 14, 0):
+        return "an own GIL leaks and may crash on Python 3.14.0; use 3.14.1 or newer"
+    return None
+
+
+def best_isolation() -> str:
+    """Return what `isolation = "auto"` means on this release: an own GIL where it is sound, else the shared one."""
+    return OWN_GIL if own_gil_error() is None and own_gil_warning() is None else SHARED_GIL
+
+
+def version_text() -> str:
+    return ".".join(map(str, VERSION))
+
+
+def preload() -> None:
+    """Import the standard library's C modules into this, the main, interpreter; call it before the first `create`."""
+    for name in _PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # a Python built without bz2, lzma or sqlite3 is still a good host
+            continue
+
+
+def create(isolation: str) -> Any:
+    """Make an interpreter and return its handle (an int, or CPython's own type before 3.13).
+
+    Fork and exec are off in both kinds: the child of a fork dies on every release while interpreters exist, so a clear
+    RuntimeError is kinder. Daemon threads are on in both: error reporters and schedulers start them.
+    """
+    module = importlib.import_module(_MODULE_NAME)
+    with _lifetime_lock:
+        if VERSION < (3, 13):
+            # isolated=True, the default, forbids threads on 3.11 and is an own GIL without half of the library on 3.12.
+            return module.create(isolated=False)
+        if isolation == OWN_GIL:
+            # Never "legacy" with gil="own": CPython accepts that mix, although both would then share one object allocator.
+            return module.create(module.new_config("isolated", allow_daemon_threads=True))
+        return module.create(module.new_config("legacy", allow_fork=False, allow_exec=False))
+
+
+def run(handle: Any, source: str) -> str | None:
+    """Run source in the interpreter's `__main__` and block until it ends; return the failure's text, or None.
+
+    The calling OS thread is inside the interpreter all that time: never call it from the process' main thread, whose Python
+    signal handlers would wait for the end of it.
+    """
+    module = importlib.import_module(_MODULE_NAME)
+    if VERSION < (3, 13):
+        try:
+            module.run_string(handle, source)
+        except module.RunFailedError as exc:
+            return str(exc)
+        return None
+    failure = module.run_string(handle, source)
+    if failure is None:
+        return None
+    return str(getattr(failure, "errdisplay", None) or failure.formatted)
+
+
+def destroy(handle: Any) -> None:
+    """End an interpreter in which no thread is left; its `atexit` functions run here."""
+    module = importlib.import_module(_MODULE_NAME)
+    with _lifetime_lock:
+        module.destroy(handle)

@@ -1,0 +1,63 @@
+"""Life of an instance: its states, and the one table along which they change. Values only, no I/O.
+
+A replaced instance drains while the next generation serves. STUCK is a thread that does not end: it cannot be killed, so the
+interpreter is left behind (an orphan), counted and shown.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    BOOTING = "booting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    CLOSED = "closed"
+    FAILED = "failed"
+    STUCK = "stuck"
+
+
+class Event(Enum):
+    READY = "the app was imported"
+    BOOT_FAILED = "the app could not be imported"
+    DRAIN = "no new connection is handed over any more"
+    ENDED = "every thread inside has ended"
+    DRAIN_TIMEOUT = "a thread inside did not end in time"
+
+
+class LifecycleError(Exception):
+    """An event came in a state that knows no such event: a mistake in isowsgi."""
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.BOOTING, Event.READY): State.SERVING,
+    (State.BOOTING, Event.BOOT_FAILED): State.FAILED,
+    (State.BOOTING, Event.DRAIN): State.DRAINING,  # stopped before it was up
+    (State.DRAINING, Event.READY): State.DRAINING,  # ... and its boot ended only then
+    (State.DRAINING, Event.BOOT_FAILED): State.FAILED,
+    (State.SERVING, Event.DRAIN): State.DRAINING,
+    (State.SERVING, Event.ENDED): State.CLOSED,  # its threads ended unasked; what was in flight is lost
+    (State.DRAINING, Event.ENDED): State.CLOSED,
+    (State.DRAINING, Event.DRAIN_TIMEOUT): State.STUCK,
+    (State.STUCK, Event.ENDED): State.CLOSED,
+    (State.STUCK, Event.READY): State.STUCK,  # a boot that outlived its stop
+    (State.STUCK, Event.BOOT_FAILED): State.FAILED,
+    (State.FAILED, Event.ENDED): State.FAILED,  # the interpreter is gone; the traceback is kept
+    (State.FAILED, Event.DRAIN): State.FAILED,
+}
+
+# Not before every one of a mount's instances is in one of these is there anything to say about the mount's boot.
+SETTLED = frozenset({State.SERVING, State.FAILED, State.CLOSED, State.STUCK})
+
+
+def step(state: State, event: Event) -> State:
+    """Return the state after an event.
+
+    Raises:
+        LifecycleError: the table has no such transition.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise LifecycleError(f"{state.value}: did not expect that {event.value}") from None
