@@ -1,0 +1,35 @@
+"""First code in a new interpreter, run as its `__main__`: pin the server's packages, then boot.
+
+An app's venv may hold another gunicorn, or none. So the two packages that serve it always come from the host's folders, and nothing
+else does. `BOOT`, the boot order as JSON, is put before this source by the keeper.
+"""
+
+import importlib.machinery
+import json
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    BOOT: str
+
+
+class PinnedFinder:
+    """Finds the host's copy of the packages that run here, before the path is looked at."""
+
+    def __init__(self, folders: dict[str, str]) -> None:
+        self._folders = folders  # top-level package: the folder that holds it
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        folder = self._folders.get(name)
+        return importlib.machinery.PathFinder.find_spec(name, [folder]) if folder else None
+
+
+order = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper
+del BOOT  # noqa: F821
+for blocked in order["blocked_modules"]:
+    sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
+sys.meta_path.insert(0, PinnedFinder(order["packages"]))
+
+from isowsgi.inside import boot  # noqa: E402
+
+boot.run(order)

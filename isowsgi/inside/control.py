@@ -1,0 +1,104 @@
+"""The control thread of an instance: takes the supervisor's orders, and is the runner's monitor and, before 3.13, the ticker.
+
+It runs no app code and takes no lock that app code may hold, so it answers also while every serving thread is busy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from isowsgi.inside.runner import Runner
+
+# A request that lasts two ticks loses the baton. Go's sysmon retakes after 20 us to 10 ms; a tick costs the runner a switch of the GIL.
+_TICK_MS = 2
+
+# The monitor sleeps after so many ticks without a request, until the runner rouses it: an idle instance costs no CPU time.
+_TICKS_TO_REST = 50
+
+# 3.11, 3.12: with a tick of 5 ms the longest time that a busy app keeps all others from running was 41 ms, with 20 ms it was 130.
+_TICKER_MS = 5
+
+
+class Control:
+    """Runs in a thread of its own from before the app is loaded until the instance is closed.
+
+    Args:
+        channel: the supervisor's seqpacket socket; one JSON object per packet, either way.
+        runner: whose monitor this is.
+        rouse_fd: an eventfd that `rouse` writes to.
+        needs_ticker: whether other interpreters starve without a thread that gives up the GIL again and again.
+        orders: what to do for each order, by its name.
+    """
+
+    def __init__(
+        self, channel: socket.socket, runner: Runner, rouse_fd: int, needs_ticker: bool, orders: dict[str, Callable[[], None]]
+    ) -> None:
+        self._channel = channel
+        self._runner = runner
+        self._rouse_fd = rouse_fd
+        self._needs_ticker = needs_ticker
+        self._orders = orders
+        self._ended = False
+
+    def report(self, event: str, **facts: Any) -> None:
+        """Tell the supervisor; texts must be short enough for a packet."""
+        try:
+            self._channel.send(json.dumps({"event": event, **facts}).encode())
+        except OSError:  # the worker is on its way out
+            return
+
+    def rouse(self) -> None:
+        """Wake the monitor; called by the runner when a request begins while the monitor rests."""
+        self._runner.resting = False
+        os.eventfd_write(self._rouse_fd, 1)
+
+    def end(self) -> None:
+        """Let `run` return."""
+        self._ended = True
+        os.eventfd_write(self._rouse_fd, 1)
+
+    def run(self) -> None:
+        runner = self._runner
+        poller = select.poll()
+        poller.register(self._channel, select.POLLIN)
+        poller.register(self._rouse_fd, select.POLLIN)
+        seen = quiet_ticks = 0
+        while not self._ended:
+            tick = _TICKER_MS if self._needs_ticker else None if runner.resting else _TICK_MS
+            for fd, _ in poller.poll(tick):
+                if fd == self._rouse_fd:
+                    os.eventfd_read(self._rouse_fd)
+                elif not self._obey():
+                    poller.unregister(self._channel)
+            if runner.resting:
+                seen = -1
+                continue
+            if runner.served != seen:
+                seen, quiet_ticks = runner.served, 0
+            elif runner.in_request:
+                runner.retake()
+            else:
+                quiet_ticks += 1
+                if quiet_ticks > _TICKS_TO_REST:
+                    self._rest()
+
+    def _rest(self) -> None:
+        # In this order: a request that begins meanwhile either sees `resting`, or is seen here.
+        self._runner.resting = True
+        if self._runner.in_request:
+            self._runner.resting = False
+
+    def _obey(self) -> bool:
+        """Carry out one order; False when the supervisor is gone."""
+        try:
+            packet = self._channel.recv(65536)
+        except OSError:
+            return False
+        if packet:
+            self._orders[json.loads(packet)["do"]]()
+        return bool(packet)

@@ -1,0 +1,93 @@
+"""An instance's log: gunicorn's own logger, made anew in this interpreter, each line tagged with the mount and generation.
+
+Files are opened in append mode, so whole lines of several interpreters and processes share one. A `Logger` cannot cross between
+interpreters, and one that lived in the main one would make every app wait for its GIL.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from gunicorn import glogging, util
+
+from isowsgi.inside.streams import LineStream, empty_stdin
+
+
+class Log:
+    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced."""
+
+    def __init__(self, cfg: Any, tag: str) -> None:
+        self._tag = tag
+        self._busy = threading.local()
+        self._terminal = sys.stderr
+        try:
+            logger_class = util.load_class(cfg.logger_class, default="gunicorn.glogging.Logger", section="gunicorn.loggers")
+        except Exception as exc:  # whatever a module of the user's raises when it is imported
+            logger_class = glogging.Logger
+            problem: Exception | None = exc
+        else:
+            problem = None
+        self.logger: Any = logger_class(cfg)
+        if problem is not None:
+            self.warning("logger_class %r does not load in this interpreter, gunicorn's own is used: %s", cfg.logger_class, problem)
+
+    # gunicorn's code calls these names.
+    def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.logger.debug("%s: " + message, self._tag, *args, **kwargs)
+
+    def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.logger.info("%s: " + message, self._tag, *args, **kwargs)
+
+    def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.logger.warning("%s: " + message, self._tag, *args, **kwargs)
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.logger.error("%s: " + message, self._tag, *args, **kwargs)
+
+    def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.logger.exception("%s: " + message, self._tag, *args, **kwargs)
+
+    def access(self, *args: Any) -> None:
+        self.logger.access(*args)
+
+    @property
+    def access_enabled(self) -> bool:
+        return bool(self.logger.access_log_enabled)
+
+    def capture_streams(self) -> tuple[LineStream, LineStream]:
+        """Send what this interpreter prints to the error log; return its new standard output and error."""
+        out = LineStream("<stdout>", 1, lambda line: self._emit(logging.INFO, line))
+        err = LineStream("<stderr>", 2, lambda line: self._emit(logging.WARNING, line))
+        sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
+        sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]
+        sys.stdin = sys.__stdin__ = empty_stdin()  # type: ignore[misc]
+        return out, err
+
+    def survive_reconfiguration(self) -> None:
+        """Switch gunicorn's loggers on again after the app was loaded.
+
+        `logging.config` disables every logger it was not told of, unless asked not to; Django's default settings do so.
+        """
+        self.logger.error_log.disabled = False
+        self.logger.access_log.disabled = False
+
+    def reopen_files(self) -> None:
+        """Open every log file of this interpreter anew, the app's own included (after logrotate; SIGUSR1)."""
+        self.logger.reopen_files()
+
+    def _emit(self, level: int, line: str) -> None:
+        """Log one line of the app's whatever the log level: the app printed it, and nobody else will show it."""
+        if getattr(self._busy, "emitting", False):
+            # A handler that failed while it wrote this very line, and says so on sys.stderr.
+            self._terminal.write(line + "\n")
+            return
+        self._busy.emitting = True
+        try:
+            error_log = self.logger.error_log
+            record = error_log.makeRecord(error_log.name, level, "(app)", 0, "%s: %s", (self._tag, line), None)
+            error_log.callHandlers(record)
+        finally:
+            self._busy.emitting = False

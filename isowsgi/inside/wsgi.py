@@ -1,0 +1,155 @@
+"""One request through the app: environ, call, response, by PEP 3333."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from gunicorn.http.body import LengthReader
+from gunicorn.http.errors import NoMoreData
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import FileWrapper, create
+
+from isowsgi.inside.http import ClientGone, ClientStalled, Response
+
+# How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
+# gthread's DEFAULT_WORKER_DATA_TIMEOUT.
+_DRAIN_S = 5.0
+
+Application = Callable[[dict[str, Any], Any], Any]
+
+
+class Fate(Enum):
+    """What becomes of a connection after a request."""
+
+    KEEP = "it waits for the next request"
+    CLOSE = "nothing is left to read: close it"
+    LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
+
+
+class Gateway:
+    """Calls one app.
+
+    Args:
+        app: the WSGI application.
+        cfg: gunicorn's settings.
+        log: the instance's log.
+        prefix: the mount's, as SCRIPT_NAME gets it.
+        extra: environ entries that are the same for every request.
+        end_lines: called at a request's end, so that what the app printed without a line end reaches the log.
+    """
+
+    def __init__(self, app: Application, cfg: Any, log: Any, prefix: str, extra: Mapping[str, Any], end_lines: Callable[[], None]) -> None:
+        self._app = app
+        self._cfg = cfg
+        self._log = log
+        self._prefix = prefix
+        self._extra = dict(extra)
+        self._end_lines = end_lines
+
+    def serve(self, parser: RequestParser, sock: Any, peer: Any, server: Any, last: bool) -> Fate:
+        """Serve the request whose head the parser holds.
+
+        Args:
+            parser: at the start of a request, the whole head in its buffer.
+            sock: the connection, blocking, with time limits of its own.
+            peer: the client's address as `accept` gives it; "" on a Unix socket.
+            server: the listener's address as `getsockname` gives it.
+            last: whether the response shall say `Connection: close`.
+        """
+        request = response = None
+        try:
+            request = next(parser)
+            response, environ = create(request, sock, peer, server, self._cfg, Response)
+            self._complete(environ)
+            if last:
+                response.force_close()
+            self._call(request, response, environ)
+            return self._fate(parser, request, response)
+        except StopIteration:
+            return Fate.CLOSE
+        except (NoMoreData, ClientGone) as exc:
+            self._log.debug("the client closed the connection early: %s", exc)
+        except ClientStalled:
+            self._answer_stalled(sock, request, response)
+        except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
+            self._answer_error(sock, peer, request, response, exc)
+        finally:
+            self._end_lines()
+        return Fate.LINGER
+
+    def _complete(self, environ: dict[str, Any]) -> None:
+        """Turn gunicorn's environ into the mount's."""
+        environ.update(self._extra)
+        if self._prefix:
+            # The router matched this very path, so it starts with the prefix and a segment ends there.
+            environ["PATH_INFO"] = environ["PATH_INFO"][len(self._prefix) :]
+            environ["SCRIPT_NAME"] += self._prefix
+
+    def _call(self, request: Any, response: Response, environ: dict[str, Any]) -> None:
+        started = time.monotonic() if self._log.access_enabled else 0.0
+        body = self._app(environ, response.start_response)
+        try:
+            if isinstance(body, FileWrapper):
+                response.write_file(body)
+            else:
+                for chunk in body:
+                    response.write(chunk)
+            response.close()
+        finally:
+            if started and response.headers_sent:  # otherwise what answers the error logs it
+                elapsed = datetime.timedelta(seconds=time.monotonic() - started)
+                self._log.access(response, request, environ, elapsed)
+            if hasattr(body, "close"):
+                body.close()
+
+    def _fate(self, parser: RequestParser, request: Any, response: Response) -> Fate:
+        if response.truncated:
+            self._log.warning(
+                "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
+                request.method, request.uri, response.sent, response.response_length,
+            )  # fmt: skip
+            return Fate.LINGER
+        reader = request.body.reader
+        body_read = isinstance(reader, LengthReader) and reader.length == 0
+        if response.should_close():
+            return Fate.CLOSE if body_read else Fate.LINGER
+        # finish_body() costs two system calls even when there is nothing to drain.
+        if body_read or parser.finish_body(deadline=time.monotonic() + _DRAIN_S):
+            return Fate.KEEP
+        return Fate.LINGER
+
+    def _answer_stalled(self, sock: Any, request: Any, response: Response | None) -> None:
+        what = f"{request.method} {request.uri}" if request else "a request"
+        self._log.info("%s: the client did not go on in time, the connection is closed", what)
+        if response is not None and not response.headers_sent:
+            _try_send(sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+    def _answer_error(self, sock: Any, peer: Any, request: Any, response: Response | None, exc: BaseException) -> None:
+        """Log what the app or the parser raised, and answer if that is still possible."""
+        if response is not None and response.headers_sent:
+            # The client has a status already; all that can still be said is that the response is not whole.
+            self._log.exception("Error handling request %s %s after its response had begun", request.method, request.uri)
+            return
+        # Late: errors are rare, and this pulls in ssl and the reloader.
+        from gunicorn.workers.base import Worker
+
+        Worker.handle_error(_ErrorContext(self._log, self._cfg), request, sock, peer, exc)
+
+
+class _ErrorContext:
+    """What gunicorn's `Worker.handle_error` reads of a worker: its map from exception to answer serves here too."""
+
+    def __init__(self, log: Any, cfg: Any) -> None:
+        self.log = log
+        self.cfg = cfg
+
+
+def _try_send(sock: Any, data: bytes) -> None:
+    try:
+        sock.sendall(data)
+    except OSError:
+        return
