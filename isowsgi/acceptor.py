@@ -1,0 +1,480 @@
+"""The acceptor: accept, peek, route, hand over. One thread of the main interpreter, one epoll set, no blocking call but the poll.
+
+It holds connections that have no instance to serve them: those whose head is not complete, those whose mount is still booting, and those
+that only wait for their client to stop sending before they are closed. It consumes no byte of a request it hands over, so a slow or
+half-sent head costs a descriptor and no thread.
+
+A descriptor that fires in the acceptor's set and is not known there was given back by an instance: its next request is another
+mount's, or the instance drains.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import Any, Protocol
+
+from gunicorn.http.errors import ParseException
+from gunicorn.http.wsgi import default_environ
+
+from isowsgi.handover import ARM_EDGE
+from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
+
+# How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
+# client_body_timeout and send_timeout. Set as SO_RCVTIMEO and SO_SNDTIMEO, so the threads need no poll of their own.
+STALL_S = 60
+
+# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's.
+LINGER_S = 2.0
+_LINGER_MAX_BYTES = 64 * 1024
+
+# How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
+STOP_IDLE_S = 2.0
+
+# How long a request waits for its mount's boot before it is answered 503.
+PARK_S = 60.0
+
+# Told to clients with a 503.
+_RETRY_AFTER_S = 10
+
+# Connections accepted in a row before others are looked at.
+_ACCEPT_BATCH = 64
+
+_SWEEP_S = 1.0
+
+
+class NotServing(Enum):
+    """Why a mount has no instance for a request just now."""
+
+    BOOTING = "its app is being loaded"
+    FAILED = "its app could not be loaded"
+
+
+class Home(Protocol):
+    """What the acceptor needs of an instance."""
+
+    def give(self, fd: int) -> None: ...
+
+
+class Phase(Enum):
+    PEEKING = "its request's head is not complete"
+    PARKED = "its mount is booting"
+    LINGERING = "it was answered, and what the client still sends is thrown away"
+
+
+class Client:
+    """A connection while the acceptor owns it."""
+
+    __slots__ = ("armed_in", "began", "deadline", "discarded", "line_seen", "mount", "peer", "phase", "sock")
+
+    def __init__(self, sock: socket.socket, peer: Any, deadline: float, armed_in: select.epoll | None) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.deadline = deadline
+        self.armed_in = armed_in  # None: not armed yet
+        self.phase = Phase.PEEKING
+        self.began = False  # whether a first byte of the head came; the deadline is the head's then
+        self.line_seen = False  # whether the request line came and was checked
+        self.mount = -1  # while PARKED
+        self.discarded = 0  # bytes, while LINGERING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """A look inside, for tests and the log."""
+
+    accepted: int
+    open: int
+    peeking: int
+    parked: int
+    lingering: int
+    wakeups: int
+
+
+class Acceptor:
+    """See the module's text. All methods are for the thread that calls `turn`.
+
+    Args:
+        listeners: listening sockets, non-blocking; the acceptor's from here on.
+        peeker: knows all mounts.
+        choose: returns the instance that shall have a mount's next request, or why there is none.
+        board: the worker's scoreboard.
+        log: gunicorn's logger.
+        refuse_by_gunicorn: answers a parse error: takes the socket, the client's address and the exception.
+        head_timeout_s: how long a head may take from its first byte (or from accept) to its last.
+        keepalive_s: how long a connection that came back may be idle.
+        max_connections: over this instance's and all instances' connections.
+        shared: whether other processes accept from the same listeners.
+    """
+
+    def __init__(
+        self,
+        *,
+        listeners: Iterable[socket.socket],
+        peeker: Peeker,
+        choose: Callable[[int], Home | NotServing],
+        board: Scoreboard,
+        log: Any,
+        refuse_by_gunicorn: Callable[[socket.socket, Any, Exception], None],
+        head_timeout_s: float,
+        keepalive_s: float,
+        max_connections: int,
+        shared: bool,
+    ) -> None:
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._peeker = peeker
+        self._choose = choose
+        self._board = board
+        self._log = log
+        self._refuse_by_gunicorn = refuse_by_gunicorn
+        self._head_timeout_s = head_timeout_s
+        self._keepalive_s = keepalive_s
+        self._max_connections = max_connections
+        # Waking every process for one connection costs all of them; and one process must not take the whole queue then.
+        self._arm_listener = select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0)
+        self._batch = 1 if shared else _ACCEPT_BATCH
+        self._epoll = select.epoll()
+        self._lingering = select.epoll()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._clients: dict[int, Client] = {}
+        self._accepting = False
+        self._wants_accepting = False
+        self._stopping = False
+        self._accepted = 0
+        self._closed = 0
+        self._wakeups = 0
+        self._next_sweep = 0.0
+        self.watch(self._lingering.fileno(), self._take_lingering)
+        for listener in self._listeners.values():
+            set_stall_limit(listener)
+
+    @property
+    def returns_fd(self) -> int:
+        """Return the epoll set in which instances arm connections that they give back."""
+        return self._epoll.fileno()
+
+    @property
+    def lingering_fd(self) -> int:
+        """Return the epoll set in which instances arm connections that are answered and must be closed gently."""
+        return self._lingering.fileno()
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back whenever a descriptor that is no connection becomes readable; the callback reads it empty."""
+        self._watched[fd] = callback
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        del self._watched[fd]
+        self._epoll.unregister(fd)
+
+    def turn(self, timeout_s: float) -> None:
+        """Wait for events and deal with them, and with deadlines; the loop's one step."""
+        for fd, flags in self._epoll.poll(timeout_s, 256):
+            self._wakeups += 1
+            if fd in self._watched:
+                self._watched[fd]()
+            elif fd in self._listeners:
+                self._accept(self._listeners[fd])
+            else:
+                self._on_client(fd, flags)
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._close_expired(now)
+            self.on_capacity()
+
+    def start_accepting(self) -> None:
+        self._wants_accepting = True
+        self._set_accepting(True)
+
+    def release(self, mount: int) -> None:
+        """Look again at the connections that wait for a mount: it serves now, or never will."""
+        for client in list(self._clients.values()):
+            if client.phase is Phase.PARKED and client.mount == mount:
+                client.phase = Phase.PEEKING
+                self._look(client)
+
+    def stop(self) -> None:
+        """Accept what has reached the listeners' queues and close them; idle connections get little time to say something."""
+        self._wants_accepting = False
+        self._set_accepting(False)
+        self._batch = 4096  # more than any queue holds at its default limit
+        self._stopping = True
+        for listener in self._listeners.values():
+            self._accept(listener)
+            listener.close()
+        self._listeners.clear()
+        limit = time.monotonic() + STOP_IDLE_S
+        for client in self._clients.values():
+            if client.phase is Phase.PEEKING and not client.began:
+                client.deadline = min(client.deadline, limit)
+
+    def open_connections(self) -> int:
+        """Return how many connections this worker has, here and in its instances."""
+        return self._accepted - self._closed - self._board.total(CLOSED)
+
+    def statistics(self) -> Statistics:
+        phases = [client.phase for client in self._clients.values()]
+        return Statistics(
+            accepted=self._accepted,
+            open=self.open_connections(),
+            peeking=phases.count(Phase.PEEKING),
+            parked=phases.count(Phase.PARKED),
+            lingering=phases.count(Phase.LINGERING),
+            wakeups=self._wakeups,
+        )
+
+    def on_capacity(self) -> None:
+        """Accept again as soon as there is room; called when an instance closed a connection at the limit."""
+        if self._wants_accepting and not self._accepting:
+            self._set_accepting(self._has_room())
+
+    # Listeners.
+
+    def _set_accepting(self, accepting: bool) -> None:
+        if accepting == self._accepting:
+            return
+        self._accepting = accepting
+        for fd in self._listeners:
+            if accepting:
+                self._epoll.register(fd, self._arm_listener)
+            else:
+                self._epoll.unregister(fd)
+
+    def _has_room(self) -> bool:
+        if self.open_connections() < self._max_connections:
+            self._board.row(0)[AT_CAPACITY] = 0
+            return True
+        # In this order: an instance that closes a connection now either sees the flag and tells, or is counted here.
+        self._board.row(0)[AT_CAPACITY] = 1
+        return self.open_connections() < self._max_connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(self._batch):
+            if not self._stopping and self._accepted - self._closed >= self._max_connections and not self._has_room():
+                self._set_accepting(False)
+                return
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno == errno.ECONNABORTED:
+                    continue
+                # Out of descriptors or memory: leave the queue alone until the next sweep, there is nothing to tell the client with.
+                self._log.error("cannot accept a connection: %s; the next try is in %d s", exc, _SWEEP_S)
+                self._set_accepting(False)
+                return
+            self._accepted += 1
+            if sock.family == socket.AF_UNIX:
+                set_stall_limit(sock)  # a TCP connection inherits it from its listener
+            client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
+            self._clients[sock.fileno()] = client
+            self._look(client)
+
+    # Connections.
+
+    def _on_client(self, fd: int, flags: int) -> None:
+        client = self._clients.get(fd) or self._take_back(fd)
+        if client is None:
+            return
+        if flags & (select.EPOLLHUP | select.EPOLLERR):
+            self._close(client)
+        elif client.phase is Phase.PEEKING:
+            self._look(client, hung_up=bool(flags & select.EPOLLRDHUP))
+        elif client.phase is Phase.LINGERING:
+            self._discard(client)
+
+    def _take_back(self, fd: int) -> Client | None:
+        """Become the owner of a connection that an instance gave back; it is armed in our set already."""
+        idle_s = STOP_IDLE_S if self._stopping else self._keepalive_s
+        client = Client(socket.socket(fileno=fd), None, time.monotonic() + idle_s, self._epoll)
+        self._clients[fd] = client
+        try:
+            client.peer = client.sock.getpeername()
+        except OSError:  # reset meanwhile
+            self._close(client)
+            return None
+        return client
+
+    def _take_lingering(self) -> None:
+        """Become the owner of connections that an instance has answered and shut down for writing."""
+        for fd, flags in self._lingering.poll(0, 256):
+            client = self._clients.get(fd)
+            if client is None:
+                client = Client(socket.socket(fileno=fd), None, time.monotonic() + LINGER_S, self._lingering)
+                client.phase = Phase.LINGERING
+                self._clients[fd] = client
+            if flags & (select.EPOLLHUP | select.EPOLLERR):
+                self._close(client)
+            else:
+                self._discard(client)
+
+    def _look(self, client: Client, hung_up: bool = False) -> None:
+        """Peek at a head and do what can be done with it."""
+        data = b""
+        try:
+            data = client.sock.recv(PEEK_FIRST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if len(data) == PEEK_FIRST_BYTES:
+                data = client.sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            is_over = not data
+            look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
+        except BlockingIOError:
+            look, is_over = INCOMPLETE, False
+        except OSError:
+            look, is_over = INCOMPLETE, True
+        except ParseException as exc:
+            # gunicorn answers what its parser refuses: same statuses, same pages, same log.
+            self._refuse_by_gunicorn(client.sock, client.peer, exc)
+            self._linger(client)
+            return
+        except Refused as exc:
+            self._answer(client, data, exc.status, str(exc))
+            return
+        if is_over or (look is INCOMPLETE and hung_up):
+            self._close(client)
+        elif look is INCOMPLETE:
+            self._wait_for_more(client, data)
+        elif look.mount is None:
+            self._answer(client, data, "404 Not Found", "no app is mounted at this address")
+        else:
+            self._dispatch(client, data, look.mount)
+
+    def _wait_for_more(self, client: Client, data: bytes) -> None:
+        if data and not client.began:
+            client.began = True
+            client.deadline = time.monotonic() + self._head_timeout_s
+        client.line_seen = b"\r\n" in data[2:]
+        self._arm(client)
+
+    def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
+        home = self._choose(mount)
+        if home is NotServing.BOOTING:
+            client.phase, client.mount, client.deadline = Phase.PARKED, mount, time.monotonic() + PARK_S
+            self._arm(client)
+        elif home is NotServing.FAILED:
+            self._answer(client, data, "503 Service Unavailable", "the app at this address is not available")
+        else:
+            assert not isinstance(home, NotServing), "both kinds are dealt with"
+            self._disarm(client)
+            fd = client.sock.detach()
+            del self._clients[fd]
+            home.give(fd)
+
+    def _arm(self, client: Client) -> None:
+        if client.armed_in is None:
+            client.armed_in = self._epoll
+            self._epoll.register(client.sock, ARM_EDGE)  # fires at once for what is there already
+
+    def _disarm(self, client: Client) -> None:
+        if client.armed_in is not None:
+            client.armed_in.unregister(client.sock)
+            client.armed_in = None
+
+    # Answers of the acceptor's own.
+
+    def _answer(self, client: Client, data: bytes, status: str, message: str) -> None:
+        reason = status.partition(" ")[2]
+        page = f"<!doctype html>\n<title>{status}</title>\n<h1>{reason}</h1>\n<p>{html.escape(message)}</p>\n".encode()
+        fields = [
+            f"HTTP/1.1 {status}",
+            "Content-Type: text/html; charset=utf-8",
+            f"Content-Length: {len(page)}",
+            "Connection: close",
+        ]
+        if status.startswith("503"):
+            fields.append(f"Retry-After: {_RETRY_AFTER_S}")
+        head = "\r\n".join([*fields, "\r\n"]).encode("latin-1")
+        try:
+            client.sock.send(head if data.startswith(b"HEAD ") else head + page, socket.MSG_DONTWAIT)
+        except OSError:  # its buffer is full of answers it never read, or it is gone
+            self._close(client)
+            return
+        if self._log.access_log_enabled:
+            self._log_access(client, data, status, len(page))
+        self._linger(client)
+
+    def _log_access(self, client: Client, data: bytes, status: str, length: int) -> None:
+        try:
+            request = self._peeker.parse(data[: data.find(b"\r\n\r\n") + 4], client.peer)
+        except Exception:  # a head that never came, or one that gunicorn refuses: no line to log
+            return
+        environ = default_environ(request, client.sock, request.cfg)
+        environ["REMOTE_ADDR"] = client.peer[0] if isinstance(client.peer, tuple) else client.peer
+        self._log.access(_Answered(status, length), request, environ, timedelta())
+
+    def _linger(self, client: Client) -> None:
+        """Close in both directions one after the other: a close with unread data is a reset, and would lose the answer."""
+        try:
+            client.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(client)
+            return
+        client.phase, client.deadline = Phase.LINGERING, time.monotonic() + LINGER_S
+        if client.armed_in is None:
+            self._arm(client)
+        else:
+            self._discard(client)
+
+    def _discard(self, client: Client) -> None:
+        while client.discarded < _LINGER_MAX_BYTES:
+            try:
+                data = client.sock.recv(16 * 1024, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                break
+            if not data:
+                break
+            client.discarded += len(data)
+        self._close(client)
+
+    def _close(self, client: Client) -> None:
+        """Close a connection; disarmed first, for a child process between fork and exec may still hold the descriptor."""
+        self._disarm(client)
+        del self._clients[client.sock.fileno()]
+        client.sock.close()
+        self._closed += 1
+
+    def _close_expired(self, now: float) -> None:
+        for client in list(self._clients.values()):
+            if client.deadline > now:
+                continue
+            if client.phase is Phase.PARKED:
+                self._answer(client, _peeked(client.sock), "503 Service Unavailable", "the app at this address is not up yet")
+            elif client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
+                self._answer(client, data, "408 Request Timeout", "the request did not come in time")
+            else:
+                self._close(client)
+
+
+class _Answered:
+    """What gunicorn's access log reads of a response."""
+
+    def __init__(self, status: str, sent: int) -> None:
+        self.status = status
+        self.sent = sent
+        self.headers: list[tuple[str, str]] = []
+
+
+def set_stall_limit(sock: socket.socket) -> None:
+    """Bound how long a blocking read or write may wait for the client."""
+    limit = struct.pack("ll", STALL_S, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def _peeked(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""

@@ -1,0 +1,282 @@
+"""The gunicorn worker: gunicorn's contract on one side, the acceptor and the supervisor on the other. Wiring only.
+
+The config file is read in the master, before the fork: at the first start by `check_config`, which may refuse, and again whenever
+gunicorn has read its own settings anew (SIGHUP). A file that has become faulty then changes nothing: the last good one stays in force.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import logging
+import os
+import re
+import select
+import sys
+import time
+from typing import Any, ClassVar
+
+from gunicorn.errors import AppImportError
+from gunicorn.workers import base
+
+from isowsgi import configfile, interpreters
+from isowsgi import settings as gunicorn_settings
+from isowsgi.acceptor import Acceptor
+from isowsgi.inside.settings import Settings
+from isowsgi.peek import Peeker
+from isowsgi.routing import Route, Router
+from isowsgi.supervisor import Supervisor
+
+# How often the worker tells gunicorn that it lives, and looks at what changes slowly.
+_BEAT_S = 1.0
+
+# How long the exit functions of all apps together may take when gunicorn wants a quick stop: its master kills 2 s after the signal.
+_QUICK_STOP_S = 0.8
+
+# How much earlier than gunicorn's master, which kills at graceful_timeout, a worker gives up waiting.
+_GRACE_MARGIN_S = 0.5
+
+# How long all apps' boots together may keep one of several workers from accepting, as the others serve meanwhile.
+_BOOT_WAIT_S = 60.0
+
+_FACTORY = re.compile(r"isowsgi:config(?P<arguments>\(.*\))\s*", re.DOTALL)
+
+
+class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
+    """`gunicorn -k isowsgi.Worker isowsgi.toml`"""
+
+    # The master's: what the next fork will serve, and for which of gunicorn's Config objects it was read.
+    _config: ClassVar[configfile.Config | None] = None
+    _config_is_for: ClassVar[Any] = None
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what cannot be served; gunicorn calls it once, at its first start.
+
+        Raises:
+            RuntimeError: gunicorn prints its text and exits with 1.
+        """
+        refusals, warnings = gunicorn_settings.check(cfg)
+        if (reason := interpreters.unusable_reason()) is not None:
+            refusals.insert(0, reason)
+        if refusals:
+            raise RuntimeError("\n".join(refusals))
+        for warning in warnings:
+            log.warning(warning)
+        # A positional APP_MODULE becomes the default process name and is nowhere else in the settings.
+        name = cfg.default_proc_name
+        try:
+            cls._read(_config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
+        except configfile.ConfigError as exc:
+            raise RuntimeError(str(exc)) from exc
+
+    @classmethod
+    def _read(cls, path: str, cfg: Any, log: Any) -> None:
+        config = configfile.load(path, own_gil_error=interpreters.own_gil_error())
+        cls._config, cls._config_is_for = config, cfg
+        warning = interpreters.own_gil_warning()
+        wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
+        if warning and wanting:
+            log.warning("%s: %s", ", ".join(wanting), warning)
+
+    def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
+        super().__init__(age, ppid, sockets, app, timeout, cfg, log)
+        if cfg is not type(self)._config_is_for:
+            self._reread(app, cfg, log)
+        self._served_config = type(self)._config
+        self._exit_code = 0
+        self._supervisor: Supervisor | None = None
+
+    def _reread(self, app: Any, cfg: Any, log: Any) -> None:
+        """Read the config file again after SIGHUP; an exception here would end gunicorn's master."""
+        type(self)._config_is_for = cfg  # only once for each HUP, good or bad
+        refusals, _ = gunicorn_settings.check(cfg)
+        for refusal in refusals:
+            log.error("%s; it has no effect", refusal)
+        try:
+            self._read(_config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
+        except configfile.ConfigError as exc:
+            for fault in exc.faults:
+                log.error(fault)
+            log.error("the config file has faults; the mounts stay as they were")
+
+    # gunicorn's life cycle, in the worker process.
+
+    def load_wsgi(self) -> None:
+        """Boot the mounts; they load side by side, and the loop follows them."""
+        if self._served_config is None:
+            raise AppImportError("no config file was read")
+        self.wsgi = _not_called
+        settings = gunicorn_settings.snapshot(self.cfg)
+        mounts = self._served_config.mounts
+        router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
+        supervisor = self._supervisor = Supervisor(
+            config=self._served_config,
+            router=router,
+            settings=settings,
+            cfg=self.cfg,
+            log=self.log,
+            listeners=[listener.getsockname() for listener in self.sockets],
+            on_files=self._watch_files if self.reloader else None,
+        )
+        self._acceptor = Acceptor(
+            listeners=[listener.sock for listener in self.sockets],
+            peeker=Peeker(router, Settings(settings), os.environ.get("SCRIPT_NAME", "")),
+            choose=supervisor.choose,
+            board=supervisor.board,
+            log=self.log,
+            refuse_by_gunicorn=lambda sock, peer, exc: self.handle_error(None, sock, peer, exc),
+            head_timeout_s=self._served_config.head_timeout,
+            keepalive_s=self.cfg.keepalive,
+            max_connections=self.cfg.worker_connections,
+            shared=self.cfg.workers > 1 and not self.cfg.reuse_port,
+        )
+        self._acceptor.watch(self.PIPE[0], self._empty_pipe)
+        # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. Last registered,
+        # first called: gunicorn has said "Worker exiting" and called its hooks by then.
+        atexit.register(self._exit_hard)
+        supervisor.start(self._acceptor)
+
+    def _watch_files(self, files: list[str]) -> None:
+        assert self.reloader is not None, "asked for only with a reloader"
+        for file in [*files, self._served_config.path if self._served_config else ""]:
+            if file:
+                self.reloader.add_extra_file(file)
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except SystemExit as exc:  # a quick stop, from a signal handler
+            self._exit_code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+            self._end_instances(time.monotonic() + _QUICK_STOP_S)
+            raise
+        except AppImportError:
+            self._exit_code = 4  # as the arbiter will exit for it: "App failed to load."
+            raise
+        except BaseException:
+            self._exit_code = 255
+            raise
+
+    def _run(self) -> None:
+        supervisor, acceptor = self._parts()
+        boot_deadline = time.monotonic() + _BOOT_WAIT_S
+        is_accepting = settled = False
+        next_beat = 0.0
+        while self.alive:
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + _BEAT_S
+                self._beat()
+            if not settled and (settled := supervisor.is_settled()) and supervisor.nothing_serves():
+                self._give_up()
+            # A sole worker takes requests at once and lets them wait for their mount; with others, let those serve meanwhile.
+            if not is_accepting and (settled or self.cfg.workers == 1 or now > boot_deadline):
+                is_accepting = True
+                acceptor.start_accepting()
+            acceptor.turn(_BEAT_S)
+        self._stop_gracefully()
+
+    def _beat(self) -> None:
+        self.notify()
+        if self.ppid != os.getppid():
+            self.log.info("Parent changed, shutting down: %s", self)
+            self.alive = False
+        supervisor, _ = self._parts()
+        self.nr = supervisor.requests()
+        if self.alive and self.nr >= self.max_requests:
+            self.log.info("Autorestarting worker after %d requests.", self.nr)
+            self.alive = False
+
+    def _give_up(self) -> None:
+        """Say that nothing can be served; stop all of gunicorn if that is so from its start."""
+        if self.age <= self.cfg.workers:
+            raise AppImportError("no mount could be loaded; the log says why")
+        self.log.error("no mount could be loaded; all requests are answered 503 until the next reload")
+
+    def _stop_gracefully(self) -> None:
+        """Answer all that was accepted, then let the apps end, within graceful_timeout."""
+        supervisor, acceptor = self._parts()
+        deadline = time.monotonic() + max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
+        acceptor.stop()
+        supervisor.finish()
+        while acceptor.open_connections() > 0 and time.monotonic() < deadline:
+            self.notify()
+            acceptor.turn(min(_BEAT_S, max(deadline - time.monotonic(), 0), 0.1))
+        self._end_instances(deadline)
+
+    def _end_instances(self, deadline: float) -> None:
+        supervisor, acceptor = self._parts()
+        supervisor.stop()
+        while not supervisor.has_ended() and time.monotonic() < deadline:
+            self.notify()
+            acceptor.turn(min(0.1, max(deadline - time.monotonic(), 0)))
+        for tag in supervisor.abandon():
+            self.log.warning("%s: did not end in time, the worker exits without it", tag)
+
+    def _exit_hard(self) -> None:
+        """Leave the process without CPython's finalization, which waits for threads inside interpreters (see load_wsgi)."""
+        atexit.unregister(self._exit_hard)
+        try:
+            atexit._run_exitfuncs()  # those of the user's conf file and hooks
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        finally:
+            os._exit(self._exit_code)
+
+    def _parts(self) -> tuple[Supervisor, Acceptor]:
+        assert self._supervisor is not None, "made by load_wsgi"
+        return self._supervisor, self._acceptor
+
+    # Signals.
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        super().handle_usr1(sig, frame)
+        if self._supervisor is not None:
+            self._supervisor.reopen_logs()
+
+    def _empty_pipe(self) -> None:
+        """Take in what signal handlers and the reloader wrote to wake the loop."""
+        while select.select([self.PIPE[0]], [], [], 0)[0]:
+            os.read(self.PIPE[0], 4096)
+
+
+def config(path: str) -> Any:
+    """Return what gunicorn takes for an app, so that `--check-config 'isowsgi:config("path/x.toml")'` checks the file.
+
+    The worker never calls it: it reads the path out of the text.
+
+    Raises:
+        SystemExit: the file has faults; they are printed, a line each.
+    """
+    try:
+        configfile.load(path, own_gil_error=interpreters.own_gil_error())
+    except configfile.ConfigError as exc:
+        print(exc, file=sys.stderr)
+        raise SystemExit(1) from exc
+    return _not_called
+
+
+def _config_path(app: str) -> str:
+    """Return the config file's path from gunicorn's APP_MODULE.
+
+    Raises:
+        configfile.ConfigError: it is neither of the two forms.
+    """
+    if (factory := _FACTORY.fullmatch(app)) is not None:
+        try:
+            call = ast.parse(f"f{factory['arguments']}", mode="eval").body
+            assert isinstance(call, ast.Call)
+            arguments = [ast.literal_eval(argument) for argument in [*call.args, *(keyword.value for keyword in call.keywords)]]
+        except (SyntaxError, ValueError, AssertionError):
+            arguments = []
+        if len(arguments) == 1 and isinstance(arguments[0], str):
+            return arguments[0]
+    elif app.endswith(".toml"):
+        return app
+    expected = "'isowsgi.toml' or 'isowsgi:config(\"path/isowsgi.toml\")'"
+    raise configfile.ConfigError((f"isowsgi.Worker serves the apps of a config file: expected {expected}, got {app!r}",))
+
+
+def _not_called(environ: Any, start_response: Any) -> Any:
+    raise RuntimeError("isowsgi serves a config file's apps in interpreters of their own; run gunicorn with -k isowsgi.Worker")

@@ -1,0 +1,185 @@
+"""Fixtures: a real gunicorn with isowsgi's worker, on a port of its own, started and ended by its process id."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+APPS = Path(__file__).parent / "apps"
+ROOT = Path(__file__).parent.parent
+
+# Longer than anything here takes on a busy machine; a wait ends as soon as its condition holds.
+DEADLINE_S = 30.0
+
+
+def eventually(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> object:
+    """Wait until a condition holds and return its value; fail after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not come true within {deadline_s} s")
+        time.sleep(0.01)
+
+
+class Server:
+    """A running gunicorn.
+
+    Attributes:
+        host, port: where it listens ("" and 0 if only on Unix sockets).
+        folder: where its config file and log lie; its working directory.
+        process: the master.
+    """
+
+    def __init__(self, folder: Path, arguments: list[str], env: dict[str, str], app: str, bind: str | None) -> None:
+        self.folder = folder
+        self.log_path = folder / "error.log"
+        self.host = "127.0.0.1"
+        self.port = 0
+        self._app = app
+        binds = [] if bind is None else ["--bind", bind]
+        command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", *binds]
+        command += ["--error-logfile", str(self.log_path), *arguments, app]
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with open(folder / "stdout", "wb") as stdout:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **env},
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def output(self) -> str:
+        """What the processes wrote to their standard output and error; the log goes to a file."""
+        return (self.folder / "stdout").read_text(errors="replace")
+
+    def wait_for_log(self, pattern: str, count: int = 1) -> list[str]:
+        """Wait until a regular expression was found `count` times in the log; return all its matches."""
+
+        def found() -> list[str] | None:
+            if self.process.poll() is not None and len(re.findall(pattern, self.log())) < count:
+                pytest.fail(f"gunicorn ended with {self.process.returncode} before its log had {pattern!r}:\n{self.log()}{self.output()}")
+            matches = re.findall(pattern, self.log())
+            return matches if len(matches) >= count else None
+
+        try:
+            return eventually(found, f"{count} x {pattern!r} in the log")  # type: ignore[return-value]
+        except pytest.fail.Exception:
+            print(self.log(), self.output())
+            raise
+
+    def wait_until_serving(self, mounts: int = 1) -> None:
+        """Wait until so many instances have loaded their apps; then `port` is known."""
+        self.wait_for_log(r"#\d+\w?: serving", mounts)
+        listening = re.search(r"Listening at: http://[\d.]+:(\d+)", self.log())
+        if listening:
+            self.port = int(listening[1])
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers that live now."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def get(self, path: str, **options: object) -> requests.Response:
+        return requests.get(self.url + path, timeout=DEADLINE_S, **options)  # type: ignore[arg-type]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), DEADLINE_S)
+
+    def exchange(self, data: bytes) -> bytes:
+        """Send bytes as they are on a new connection and return all that comes until it is closed."""
+        with self.connect() as sock:
+            sock.sendall(data)
+            return receive_all(sock)
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it by a signal and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(DEADLINE_S + 10)
+        except subprocess.TimeoutExpired:
+            for pid in [*self.workers(), self.process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+            pytest.fail(f"gunicorn did not end:\n{self.log()}{self.output()}")
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    chunks = []
+    while chunk := sock.recv(65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+StartServer = Callable[..., Server]
+
+
+@contextmanager
+def running_server(
+    folder: Path,
+    config: str,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    app: str = "isowsgi.toml",
+    bind: str | None = "127.0.0.1:0",
+    wait_for: int | None = None,
+) -> Iterator[Server]:
+    """Run gunicorn on a config; `{apps}` in it is the folder of the test apps. Ended when the block is left."""
+    text = textwrap.dedent(config).replace("{apps}", str(APPS))
+    if "pythonpath" not in text:
+        text = (
+            f"[defaults]\npythonpath = ['{APPS}']\n{text}"
+            if "[defaults]" not in text
+            else text.replace("[defaults]", f"[defaults]\npythonpath = ['{APPS}']")
+        )
+    (folder / "isowsgi.toml").write_text(text)
+    server = Server(folder, list(arguments), env or {}, app, bind)
+    try:
+        if wait_for != 0:
+            server.wait_until_serving(wait_for or 1)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[StartServer]:
+    """Start servers that end with the test: `serve(config, *gunicorn_arguments, wait_for=instances)`."""
+    with ExitStack() as stack:
+        started = 0
+
+        def start(config: str, *arguments: str, **options: object) -> Server:
+            nonlocal started
+            started += 1
+            folder = tmp_path / f"server{started}"
+            folder.mkdir()
+            return stack.enter_context(running_server(folder, config, *arguments, **options))  # type: ignore[arg-type]
+
+        yield start
