@@ -1,0 +1,22 @@
+# Each target that runs Python takes the newest CPython it supports; `make test PYTHON=python3.12` takes another.
+pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# $(1): a folder of .venv, $(2): a dependency group. Linters have a venv of their own: a new Python often comes before their wheels for it.
+venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHON=the newest found)
+	@$(pick) && exec "$$python" examples/demo/demo.py
+
+test: ## run the tests (ARGS="-k routing", PYTHON=the newest found)
+	@$(call venv,py$$version,test) && exec $$bin/python -m pytest $(ARGS)
+
+lint: ## ruff and mypy
+	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy isowsgi tools examples/demo/demo.py examples/demo/page.py
+
+clean: ## remove what the targets above made
+	rm -rf .demo .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,5 @@
+from django.urls import path
+
+from django_app import views
+
+urlpatterns = [path("", views.index)]

@@ -1,0 +1,248 @@
+"""tools/: which Python the Makefile takes, and venvs that are made once."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+
+def load(name):
+    """Import a tool by its path: tools/ is no package, and none of it is installed."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses looks its module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+pick_python = load("pick_python")
+make_venv = load("make_venv")
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine with no Python but those that the test puts on it."""
+    return Machine(tmp_path)
+
+
+class Machine:
+    """Fake Pythons: small scripts that answer pick_python's question."""
+
+    def __init__(self, root):
+        self.root = root
+        self.environ = {"PATH": str(root / "bin"), "PYENV_ROOT": str(root / "pyenv"), "HOME": str(root)}
+
+    def add(self, path, *version, level="final", **said):
+        python = self.root / path
+        answer = {
+            "executable": str(python),
+            "implementation": "cpython",
+            "version": [*version, level, 0],
+            "free_threaded": False,
+            "lacks": [],
+        }
+        return self.add_script(path, f"echo '{json.dumps(answer | said)}'")
+
+    def add_script(self, path, script):
+        python = self.root / path
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        return str(python)
+
+    def pick(self, **environ):
+        return pick_python.pick(self.environ | environ, [str(self.root / "opt/*/usr/bin")]).executable
+
+
+def test_the_newest_of_all_places_is_picked(machine):
+    """By number, not by text: 3.14.10 is newer than 3.14.9."""
+    machine.add("bin/python3", 3, 11, 2)
+    machine.add("pyenv/versions/3.14.9/bin/python", 3, 14, 9)
+    newest = machine.add("opt/cpython/usr/bin/python3.14", 3, 14, 10)
+    machine.add("bin/python3.13", 3, 13, 18)
+
+    assert machine.pick() == newest
+
+
+def test_path_wins_among_equals(machine):
+    first = machine.add("bin/python3.14", 3, 14, 10)
+    machine.add("opt/other/usr/bin/python3.14", 3, 14, 10)
+
+    assert machine.pick() == first
+
+
+def test_a_final_release_beats_a_newer_candidate(machine):
+    final = machine.add("bin/python3.14", 3, 14, 1)
+    candidate = machine.add("bin/python3.15", 3, 15, 0, level="candidate")
+
+    assert machine.pick() == final
+
+    Path(final).unlink()
+
+    assert machine.pick() == candidate
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ((3, 10, 13), {}),
+        ((3, 16, 0), {}),
+        ((3, 14, 10), {"free_threaded": True}),
+        ((3, 11, 9), {"implementation": "pypy"}),
+        ((3, 14, 10), {"lacks": ["ssl"]}),
+        ((3, 12, 8), {"lacks": ["subinterpreters"]}),
+    ],
+)
+def test_what_isowsgi_cannot_run_on_is_passed_over(machine, version, said):
+    machine.add("bin/python3", *version, **said)
+    usable = machine.add("bin/python3.11", 3, 11, 7)
+
+    assert machine.pick() == usable
+
+
+@pytest.mark.parametrize("script", ["exit 127", "echo hello", "echo '[]'", "exec sleep 30"])
+def test_what_does_not_answer_is_passed_over(machine, script, monkeypatch):
+    """A shim of pyenv's is such a thing where no version is selected."""
+    monkeypatch.setattr(pick_python, "ANSWER_S", 2)  # what the sleeper costs this test
+    machine.add_script("shims/python3.14", script)
+    machine.environ["PATH"] += f":{machine.root}/shims"
+    usable = machine.add("bin/python3.11", 3, 11, 7)
+
+    assert machine.pick() == usable
+
+
+def test_the_python_behind_a_shim_is_named(machine):
+    """A shim stands for another Python as soon as another is selected."""
+    real = machine.add("pyenv/versions/3.12.1/bin/python3.12", 3, 12, 1)
+    machine.add("pyenv/shims/python3.12", 3, 12, 1, executable=real)
+    machine.environ["PATH"] += f":{machine.root}/pyenv/shims"
+
+    assert machine.pick() == real
+
+
+def test_no_python_is_said_in_one_line(machine):
+    machine.add("bin/python3", 3, 10, 13)
+    machine.add("bin/python3.14", 3, 14, 10, free_threaded=True)
+
+    with pytest.raises(pick_python.Unusable) as raised:
+        machine.pick()
+
+    assert str(raised.value) == (
+        "expected CPython 3.11 to 3.15 on PATH or in pyenv's folders, found CPython 3.10.13, CPython 3.14.10, free-threaded; "
+        "install one or set PYTHON to its path"
+    )
+
+
+@pytest.mark.parametrize("named", ["python3.12", "{root}/bin/python3.12"])
+def test_python_in_the_environment_wins(machine, named):
+    wanted = machine.add("bin/python3.12", 3, 12, 8)
+    machine.add("bin/python3.14", 3, 14, 10)
+
+    assert machine.pick(PYTHON=named.format(root=machine.root)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("python3.9", "expected CPython 3.11 to 3.15 (not free-threaded), got 'python3.9': CPython 3.9.18"),
+        ("python3.8", "expected the name or path of a Python, got 'python3.8', which is not there or not executable"),
+        ("broken", "expected a working Python, got 'broken': it ended with status 3"),
+    ],
+)
+def test_a_python_in_the_environment_that_will_not_do_is_an_error(machine, named, reason):
+    """Not a reason to take another: whoever names one wants that one."""
+    machine.add("bin/python3.14", 3, 14, 10)
+    machine.add("bin/python3.9", 3, 9, 18)
+    machine.add_script("bin/broken", "exit 3")
+
+    with pytest.raises(pick_python.Unusable) as raised:
+        machine.pick(PYTHON=named)
+
+    assert str(raised.value) == f"PYTHON: {reason}"
+
+
+def test_a_real_python_answers():
+    answer = pick_python.ask(sys.executable)
+
+    assert answer.version == tuple(sys.version_info)
+    assert answer.fault is None
+
+
+# With no requirements a venv needs no network.
+
+
+def make(folder, capsys):
+    start = time.monotonic()
+    status = make_venv.main([sys.executable, str(folder)])
+    took_s = time.monotonic() - start
+    return status, capsys.readouterr().out, took_s
+
+
+def test_a_venv_is_made_once(tmp_path, capsys):
+    status, out, _ = make(tmp_path / "venv", capsys)
+    made = (tmp_path / "venv" / "pyvenv.cfg").stat().st_mtime_ns
+
+    assert status == 0
+    assert out.startswith("venv: installing nothing ... ")
+
+    status, out, took_s = make(tmp_path / "venv", capsys)
+
+    assert (status, out) == (0, "")
+    assert took_s < 2  # one start of the Python, to ask what it is
+    assert (tmp_path / "venv" / "pyvenv.cfg").stat().st_mtime_ns == made
+
+
+def test_a_venv_that_was_not_finished_is_made_again(tmp_path, capsys):
+    make(tmp_path / "venv", capsys)
+    (tmp_path / "venv" / make_venv.STAMP).unlink()
+    (tmp_path / "venv" / "rest").touch()
+
+    assert make(tmp_path / "venv", capsys)[1] != ""
+    assert not (tmp_path / "venv" / "rest").exists()
+
+
+def test_a_changed_checkout_is_installed_again(tmp_path):
+    """But not for a change that no install would carry: of a test, or of what Python compiles."""
+    package = tmp_path / "shop"
+    package.mkdir()
+    for file in ("pyproject.toml", "shop/__init__.py", "shop/wsgi.py"):
+        (tmp_path / file).touch()
+    stamp = make_venv._stamp("", [str(tmp_path)])
+    (package / "wsgi.pyc").touch()
+    (tmp_path / "test_shop.py").touch()
+
+    assert make_venv._stamp("", [str(tmp_path)]) == stamp
+
+    (package / "wsgi.py").write_text("application = None")
+
+    assert make_venv._stamp("", [str(tmp_path)]) != stamp
+
+
+def test_an_editable_checkout_is_installed_again_for_its_pyproject_only(tmp_path):
+    package = tmp_path / "shop"
+    package.mkdir()
+    for file in ("pyproject.toml", "shop/__init__.py"):
+        (tmp_path / file).touch()
+    stamp = make_venv._stamp("", ["-e", str(tmp_path)])
+    (package / "__init__.py").write_text("debug = True")
+
+    assert make_venv._stamp("", ["-e", str(tmp_path)]) == stamp
+
+    (tmp_path / "pyproject.toml").write_text("[project]")
+
+    assert make_venv._stamp("", ["-e", str(tmp_path)]) != stamp
+
+
+def test_the_failure_of_a_command_comes_with_what_it_wrote(tmp_path, capsys):
+    python = Machine(tmp_path).add_script("bin/python3.14", 'case "$*" in *venv*) echo "no module venv"; exit 1;; esac; echo 3.14')
+
+    with pytest.raises(SystemExit) as raised:
+        make_venv.main([python, str(tmp_path / "venv")])
+
+    assert raised.value.code == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err == ["    no module venv", "make_venv: venv: installing nothing: python3.14 ended with status 1"]
