@@ -26,8 +26,8 @@ PEEK_MAX_BYTES = 64 * 1024
 PEEK_FIRST_BYTES = 4096
 
 # A request line that gunicorn's parser takes with any settings and reads as this expression does: origin-form, not starting with two
-# slashes, no fragment, a version of 1.0 or 1.1. Group 1 is the path.
-_PLAIN_LINE = re.compile(rb'[A-Z]{3,20} (/(?!/)[!-"$->@-~]*)(?:\?[!-"$-~]*)? HTTP/1\.[01]\r\n')
+# slashes, no fragment, a version of 1.0 or 1.1. Groups: method, target, path, query, minor version.
+_PLAIN_LINE = re.compile(rb'([A-Z]{3,20}) ((/(?!/)[!-"$->@-~]*)(?:\?([!-"$-~]*))?) HTTP/1\.([01])\r\n')
 
 # A field name with an underscore may be a trusted proxy's SCRIPT_NAME: for gunicorn's header policy to decide.
 _UNDERSCORED_FIELD = re.compile(rb"\n[^:\r\n_]*_[^:\r\n]*:")
@@ -42,6 +42,7 @@ class Look(NamedTuple):
 
     length: int  # of the head in bytes, its empty line included; 0: not complete yet
     mount: int | None  # None: no mount has that path
+    line: re.Match[bytes] | None = None  # of _PLAIN_LINE, if that is how the head was read; else gunicorn's parser did
 
 
 INCOMPLETE = Look(0, None)
@@ -96,13 +97,13 @@ class Peeker:
         line = _PLAIN_LINE.match(data)
         if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, line.end() - 1, end + 2):
             return self._parse(data[: end + 4], peer)
-        path = line[1]
+        path = line[3]
         text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
         host = ""
         if self._router.has_hosts:
             field = _HOST_FIELD.search(data, line.end() - 1, end + 2)
             host = field[1].rstrip(b" \t").decode("latin-1") if field else ""
-        return Look(end + 4, self._router.match(host, text))
+        return Look(end + 4, self._router.match(host, text), line)
 
     def parse(self, data: bytes, peer: Any) -> Request:
         """Return gunicorn's reading of a head."""

@@ -142,7 +142,6 @@ class Instance:
         board = Scoreboard(order["board_rows"], self._fds["board"])
         return Service(
             order,
-            self._cfg,
             Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines),
             self._log,
             Peeker(Router(routes), self._cfg, script_name),

@@ -1,8 +1,9 @@
-"""A request's bytes in and a response's bytes out: gunicorn's parser and response, kept from reading or sending more than they must."""
+"""A request's bytes in and a response's bytes out, in as few system calls as that takes."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import socket
 import stat
@@ -10,9 +11,12 @@ import time
 from email.utils import formatdate
 from typing import Any
 
+from gunicorn import SERVER
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
+from gunicorn.http.message import TOKEN_RE
 from gunicorn.http.unreader import Unreader
-from gunicorn.http.wsgi import Response as GunicornResponse
-from gunicorn.util import has_fileno
+from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
+from gunicorn.util import has_fileno, hop_headers
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
@@ -67,31 +71,94 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
             raise _client_error(exc) from exc
 
 
-class Response(GunicornResponse):  # type: ignore[misc] # gunicorn is not annotated
-    """gunicorn's response, with its head and first chunk in one send.
+class Response:
+    """A response on its way to the client: checks and framing as gunicorn's own class has them, head and first chunk in one send.
 
-    `sent` counts body bytes, `truncated` says whether the app gave fewer than its Content-Length promised.
+    Attributes:
+        status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
+        headers_sent: whether the client has a status already.
     """
 
-    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
-        if exc_info and not self.headers_sent:
-            # PEP 3333: the second call replaces the first one's headers; gunicorn's would add to them.
-            self.headers: list[tuple[str, str]] = []
-            self.response_length = None
-            self.upgrade = False
-        return super().start_response(status, headers, exc_info)
+    def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
+        self.req = request
+        self.sock = sock
+        self.cfg = cfg
+        self.status: str | None = None
+        self.headers: list[tuple[str, str]] = []
+        self.headers_sent = False
+        self.sent = 0
+        self.response_length: int | None = None
+        self.chunked = False
+        self.upgrade = False
+        self.must_close = False
+        self._omits_body = False
+        self._warned = False
+
+    def force_close(self) -> None:
+        self.must_close = True
+
+    def should_close(self) -> bool:
+        if self.must_close or self.req.should_close():
+            return True
+        # Without a length the end of the connection is the end of the body.
+        return self.response_length is None and not self.chunked and not self._omits_body
 
     @property
     def truncated(self) -> bool:
+        """Whether the app gave fewer bytes than its Content-Length promised."""
         return self.response_length is not None and self.sent < self.response_length and not self._omits_body
 
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        """PEP 3333's callable."""
+        if exc_info:
+            try:
+                if self.headers_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # no cycle through the traceback
+        elif self.status is not None:
+            raise AssertionError("start_response was called twice without exc_info")
+        code = _STATUSES.get(status) or _checked_status(status)
+        self.status = status
+        self._take_headers(headers)
+        # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
+        self._omits_body = code < 200 or code in (204, 304) or self.req.method == "HEAD"
+        if self._omits_body and (code < 200 or code == 204):
+            self.headers = [field for field in self.headers if field[0].lower() != "content-length"]
+            self.response_length = None
+        self.chunked = self.response_length is None and not self._omits_body and self.req.version > (1, 0)
+        return self.write
+
+    def _take_headers(self, headers: Any) -> None:
+        """Check fields and keep those that are the app's to say; a second call replaces the first one's."""
+        self.response_length = None
+        self.upgrade = False
+        taken = self.headers = []
+        for name, value in headers:
+            lower = _NAMES.get(name) if name.__class__ is str else None
+            if lower is None:
+                lower = _checked_name(name)
+            if value.__class__ is not str or not (value.isascii() and value.isprintable()):
+                _check_value(name, value)
+            if value[:1] in _BLANKS or value[-1:] in _BLANKS:
+                value = value.strip(" \t")
+            if lower == "content-length":
+                self.response_length = _checked_length(value)
+            elif lower in hop_headers:
+                if lower == "connection":
+                    self.upgrade = self.upgrade or value.lower() == "upgrade"
+                if lower != "upgrade" or value.lower() != "websocket":
+                    continue
+            taken.append((name, value))
+
     def write(self, data: bytes) -> None:
+        """Send a chunk of the body, and the head before the first."""
         if not isinstance(data, bytes):
             raise TypeError(f"{data!r} is not a byte string")
         if not data:
             return  # PEP 3333: the head goes out with the first byte of the body, not before
         if self._omits_body:
-            super().write(data)  # sends the head, warns once
+            self._drop(data)
             return
         length = self.response_length
         if length is not None and len(data) > length - self.sent:
@@ -108,10 +175,6 @@ class Response(GunicornResponse):  # type: ignore[misc] # gunicorn is not annota
                 self._send(head)
         self._send(framed)
 
-    def send_headers(self) -> None:
-        if not self.headers_sent:
-            self._send(self._head())
-
     def close(self) -> None:
         """Send what the app's silence means: the head of an empty response, the end of a chunked one."""
         end = b"0\r\n\r\n" if self.chunked else b""
@@ -120,19 +183,29 @@ class Response(GunicornResponse):  # type: ignore[misc] # gunicorn is not annota
         if end:
             self._send(end)
 
-    def sendfile(self, respiter: Any) -> bool:
+    def write_file(self, wrapper: Any) -> None:
+        """Send a `wsgi.file_wrapper`, by sendfile() where that can be done."""
+        if not self._sendfile(wrapper):
+            for chunk in wrapper:
+                self.write(chunk)
+
+    def send_early_hints(self, fields: Any) -> None:
+        """`wsgi.early_hints`: send a 103 response before the final one; without effect for HTTP/1.0 and after the head."""
+        _make_early_hints_callback(self.req, self.sock, self)(fields)
+
+    def _sendfile(self, wrapper: Any) -> bool:
         """Send a file without reading it into this process; False when that cannot be done and nothing was sent.
 
-        gunicorn's goes through `socket.sendfile`, which waits for a client that does not read without any limit.
+        `socket.sendfile`, which gunicorn goes through, waits for a client that does not read without any limit.
         """
-        if not self.cfg.sendfile or self._omits_body or not has_fileno(respiter.filelike):
+        if not self.cfg.sendfile or self._omits_body or not has_fileno(wrapper.filelike):
             return False
-        fd = respiter.filelike.fileno()
+        fd = wrapper.filelike.fileno()
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return False
         # A buffered reader may have read ahead of what the app took from it, so the descriptor's own offset is not the app's.
-        offset = respiter.filelike.tell() if hasattr(respiter.filelike, "tell") else os.lseek(fd, 0, os.SEEK_CUR)
+        offset = wrapper.filelike.tell() if hasattr(wrapper.filelike, "tell") else os.lseek(fd, 0, os.SEEK_CUR)
         count = max(status.st_size - offset, 0)
         if self.response_length is not None:
             count = min(count, self.response_length)
@@ -152,32 +225,76 @@ class Response(GunicornResponse):  # type: ignore[misc] # gunicorn is not annota
             self._send(b"\r\n")
         return True
 
+    def _drop(self, data: bytes) -> None:
+        if not self.headers_sent:
+            self._send(self._head())
+        if not self._warned and self.req.method != "HEAD":  # frameworks answer HEAD by their GET view
+            self._warned = True
+            logging.getLogger("gunicorn.http.wsgi").warning(
+                "the app gave a body of %d bytes or more with status %s, which has none; it is not sent", len(data), self.status
+            )
+
     def _head(self) -> bytes:
         if self.status is None:
-            raise AssertionError("the application returned without calling start_response")
+            raise AssertionError("the app returned without calling start_response")
         self.headers_sent = True
-        lines = self.default_headers()
-        lines.extend([f"{name}: {value}\r\n" for name, value in self.headers])
-        return "".join([*lines, "\r\n"]).encode("latin-1")
-
-    def default_headers(self) -> list[str]:
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         major, minor = self.req.version
-        lines = [
-            f"HTTP/{major}.{minor} {self.status}\r\n",
-            f"Server: {self.version}\r\n",
-            f"Date: {_http_date()}\r\n",
-            f"Connection: {connection}\r\n",
-        ]
-        if self.chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
-        return lines
+        framing = "\r\nTransfer-Encoding: chunked" if self.chunked else ""
+        fields = "".join([f"\r\n{name}: {value}" for name, value in self.headers])
+        return (
+            f"HTTP/{major}.{minor} {self.status}\r\nServer: {SERVER}\r\nDate: {_http_date()}\r\n"
+            f"Connection: {connection}{framing}{fields}\r\n\r\n"
+        ).encode("latin-1")
 
     def _send(self, data: bytes) -> None:
         try:
             self.sock.sendall(data)
         except OSError as exc:
             raise _client_error(exc) from exc
+
+
+# What was checked before: an app sends the same few statuses and field names again and again. Bounded, since it may also make them up.
+_STATUSES: dict[str, int] = {}
+_NAMES: dict[str, str] = {}  # as sent: lower case
+_MAX_REMEMBERED = 512
+
+_BLANKS = ("", " ", "\t")  # "" so that an empty value is stripped, to no effect
+
+
+def _checked_status(status: Any) -> int:
+    if not isinstance(status, str):
+        raise TypeError(f"{status!r} is not a string")
+    if not STATUS_RE.fullmatch(status):
+        raise ValueError(f"Invalid status {status!r}")
+    code = int(status[:3])
+    if len(_STATUSES) < _MAX_REMEMBERED:
+        _STATUSES[status] = code
+    return code
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is not a string")
+    if not TOKEN_RE.fullmatch(name):
+        raise InvalidResponseHeaderName(repr(name))
+    lower = name.lower()
+    if len(_NAMES) < _MAX_REMEMBERED:
+        _NAMES[name] = lower
+    return lower
+
+
+def _check_value(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    if not HEADER_VALUE_RE.fullmatch(value):
+        raise InvalidResponseHeader(repr(name))  # not the value: it may be a secret
+
+
+def _checked_length(value: str) -> int:
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"Content-Length must be a number, got {value!r}")
+    return int(value)
 
 
 _date = (0, "")

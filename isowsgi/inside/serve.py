@@ -15,32 +15,20 @@ from collections.abc import Callable
 from typing import Any
 
 from gunicorn.http.errors import ParseException
-from gunicorn.http.parser import RequestParser
 
 from isowsgi.handover import ARM_ONCE, Port
-from isowsgi.inside.http import ExactReader
-from isowsgi.inside.wsgi import Fate, Gateway
-from isowsgi.peek import PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
 from isowsgi.scoreboard import AT_CAPACITY, CLOSED, REQUESTS, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
+# int() takes the flags out of their enum, whose `|` costs 2 us a request.
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
 # How often at most idle connections are looked through for those past their keep-alive time.
 _SWEEP_S = 1.0
-
-
-class Connection:
-    """A client's connection while this instance owns it."""
-
-    __slots__ = ("idle_since", "parser", "peer", "server", "sock")
-
-    def __init__(self, sock: socket.socket, peer: Any, server: Any, parser: RequestParser) -> None:
-        self.sock = sock
-        self.peer = peer
-        self.server = server
-        self.parser = parser
-        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
 
 
 class Service:
@@ -48,7 +36,6 @@ class Service:
 
     Args:
         order: the boot order, see `instances.interpreter`.
-        cfg: gunicorn's settings.
         gateway: calls the app.
         peeker: knows which requests are this mount's.
         board: the worker's scoreboard; `first_row` and the following are this instance's, one for each thread.
@@ -58,7 +45,6 @@ class Service:
     def __init__(
         self,
         order: dict[str, Any],
-        cfg: Any,
         gateway: Gateway,
         log: Any,
         peeker: Peeker,
@@ -68,7 +54,6 @@ class Service:
         self._mount = order["mount"]
         self._keepalive_s = order["keepalive_s"]
         self._listeners = [tuple_of(address) for address in order["listeners"]]
-        self._cfg = cfg
         self._gateway = gateway
         self._log = log
         self._peeker = peeker
@@ -130,37 +115,29 @@ class Service:
         if not data:
             self._close(fd, connection)
             return
-        length = self._length_if_ours(data, connection)
-        if length == 0:
+        look = self._look(data, connection)
+        if look.mount != self._mount or not look.length:
             self._give_back(fd, connection)
             return
         self._own.row[REQUESTS] += 1
-        fate = self._exchange(connection, length)
+        _consume(connection.sock, look.length)
+        last = self.last or not self._keepalive_s or self._acceptor_row[AT_CAPACITY] == 1
+        fate = self._gateway.serve(connection, data, look, last)
         if fate is Fate.KEEP and self.draining:
             self._give_back(fd, connection)
         elif fate is Fate.KEEP:
             self._keep(fd, connection)
-        elif fate is Fate.CLOSE and len(data) == length:
+        elif fate is Fate.CLOSE and len(data) == look.length:
             self._close(fd, connection)
         else:
             self._linger(fd, connection)
 
-    def _length_if_ours(self, data: bytes, connection: Connection) -> int:
-        """Return the length of a complete head for this mount; 0 if the acceptor should see to it."""
+    def _look(self, data: bytes, connection: Connection) -> Look:
+        """Return what the next request is; nothing to serve if the acceptor should refuse it."""
         try:
-            look = self._peeker.look(data, connection.peer, first_look=False)
+            return self._peeker.look(data, connection.peer, first_look=False)
         except (ParseException, Refused):
-            return 0
-        return look.length if look.mount == self._mount else 0
-
-    def _exchange(self, connection: Connection, length: int) -> Fate:
-        head = connection.sock.recv(length)
-        while len(head) < length:  # a stream may hand over less than it showed
-            head += connection.sock.recv(length - len(head))
-        parser = connection.parser
-        parser.unreader.put_head(head)
-        last = self.last or not self._keepalive_s or self._acceptor_row[AT_CAPACITY] == 1
-        return self._gateway.serve(parser, connection.sock, connection.peer, connection.server, last)
+            return INCOMPLETE
 
     # Ownership.
 
@@ -173,9 +150,7 @@ class Service:
             sock.close()
             self._count_closed()
             return None
-        parser = RequestParser(self._cfg, sock, peer)
-        parser.unreader = ExactReader(sock)
-        connection = self._connections[fd] = Connection(sock, peer, server, parser)
+        connection = self._connections[fd] = Connection(sock, peer, server, self._gateway)
         return connection
 
     def _listener_of(self, own_name: Any) -> Any:
@@ -249,7 +224,16 @@ def tuple_of(address: Any) -> Any:
 
 
 def _peek(sock: socket.socket) -> bytes:
-    data = sock.recv(PEEK_FIRST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    data = sock.recv(PEEK_FIRST_BYTES, _PEEK)
     if len(data) == PEEK_FIRST_BYTES:
-        data = sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        data = sock.recv(PEEK_MAX_BYTES, _PEEK)
     return data
+
+
+def _consume(sock: socket.socket, length: int) -> None:
+    """Take bytes that were peeked at from the connection."""
+    while length:  # a stream may hand over less than it showed
+        taken = len(sock.recv(length))
+        if not taken:
+            raise ConnectionResetError("bytes that were there have gone")
+        length -= taken

@@ -11,9 +11,11 @@ from typing import Any
 from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
-from gunicorn.http.wsgi import FileWrapper, create
+from gunicorn.http.wsgi import FileWrapper, base_environ, create
 
-from isowsgi.inside.http import ClientGone, ClientStalled, Response
+from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
+from isowsgi.inside.plain import PlainReader
+from isowsgi.peek import Look
 
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
 # gthread's DEFAULT_WORKER_DATA_TIMEOUT.
@@ -30,6 +32,36 @@ class Fate(Enum):
     LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
 
 
+class Connection:
+    """A client's connection while this instance owns it.
+
+    Args:
+        sock: blocking, with time limits of its own.
+        peer: the client's address as `accept` gives it; "" on a Unix socket.
+        server: the listener's address as `getsockname` gives it.
+        gateway: of the app that its requests are for.
+    """
+
+    __slots__ = ("_parser", "cfg", "idle_since", "peer", "plain", "reader", "server", "sock")
+
+    def __init__(self, sock: Any, peer: Any, server: Any, gateway: Gateway) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.server = server
+        self.cfg = gateway.cfg
+        self.reader = ExactReader(sock)
+        self.plain = PlainReader(gateway.base_environ(sock, peer, server), gateway.cfg, self.reader, peer, server, gateway.prefix)
+        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
+        self._parser: RequestParser | None = None
+
+    def parser(self) -> RequestParser:
+        """Return gunicorn's parser for this connection; most never need one."""
+        if self._parser is None:
+            self._parser = RequestParser(self.cfg, self.sock, self.peer)
+            self._parser.unreader = self.reader
+        return self._parser
+
+
 class Gateway:
     """Calls one app.
 
@@ -43,40 +75,56 @@ class Gateway:
     """
 
     def __init__(self, app: Application, cfg: Any, log: Any, prefix: str, extra: Mapping[str, Any], end_lines: Callable[[], None]) -> None:
+        self.cfg = cfg
+        self.prefix = prefix
         self._app = app
-        self._cfg = cfg
         self._log = log
-        self._prefix = prefix
         self._extra = dict(extra)
         self._end_lines = end_lines
 
-    def serve(self, parser: RequestParser, sock: Any, peer: Any, server: Any, last: bool) -> Fate:
-        """Serve the request whose head the parser holds.
+    def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
+        """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
+        environ = {**base_environ(self.cfg), **self._extra, "gunicorn.socket": sock, "SCRIPT_NAME": self.prefix}
+        if isinstance(peer, tuple):
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
+        else:
+            environ["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
+        if isinstance(server, tuple):
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
+        return environ
+
+    def serve(self, connection: Connection, data: bytes, look: Look, last: bool) -> Fate:
+        """Serve a request whose head was taken from the connection.
 
         Args:
-            parser: at the start of a request, the whole head in its buffer.
-            sock: the connection, blocking, with time limits of its own.
-            peer: the client's address as `accept` gives it; "" on a Unix socket.
-            server: the listener's address as `getsockname` gives it.
+            data: the head, and perhaps more that is still in the kernel's buffer.
+            look: what the peeker made of it.
             last: whether the response shall say `Connection: close`.
         """
         request = response = None
         try:
-            request = next(parser)
-            response, environ = create(request, sock, peer, server, self._cfg, Response)
-            self._complete(environ)
+            plain = None if look.line is None else connection.plain.read(look.line, data, look.length)
+            if plain is not None:
+                request, environ = plain
+                response = Response(request, connection.sock, self.cfg)
+                environ["wsgi.early_hints"] = response.send_early_hints
+            else:
+                connection.reader.put_head(data[: look.length])
+                request = next(connection.parser())
+                response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
+                self._complete(environ)
             if last:
-                response.force_close()
+                response.must_close = True
             self._call(request, response, environ)
-            return self._fate(parser, request, response)
+            return self._fate(connection, request, response)
         except StopIteration:
             return Fate.CLOSE
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
-            self._answer_stalled(sock, request, response)
+            self._answer_stalled(connection.sock, request, response)
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
-            self._answer_error(sock, peer, request, response, exc)
+            self._answer_error(connection, request, response, exc)
         finally:
             self._end_lines()
         return Fate.LINGER
@@ -84,10 +132,10 @@ class Gateway:
     def _complete(self, environ: dict[str, Any]) -> None:
         """Turn gunicorn's environ into the mount's."""
         environ.update(self._extra)
-        if self._prefix:
+        if self.prefix:
             # The router matched this very path, so it starts with the prefix and a segment ends there.
-            environ["PATH_INFO"] = environ["PATH_INFO"][len(self._prefix) :]
-            environ["SCRIPT_NAME"] += self._prefix
+            environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]
+            environ["SCRIPT_NAME"] += self.prefix
 
     def _call(self, request: Any, response: Response, environ: dict[str, Any]) -> None:
         started = time.monotonic() if self._log.access_enabled else 0.0
@@ -106,7 +154,7 @@ class Gateway:
             if hasattr(body, "close"):
                 body.close()
 
-    def _fate(self, parser: RequestParser, request: Any, response: Response) -> Fate:
+    def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
         if response.truncated:
             self._log.warning(
                 "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
@@ -117,10 +165,12 @@ class Gateway:
         body_read = isinstance(reader, LengthReader) and reader.length == 0
         if response.should_close():
             return Fate.CLOSE if body_read else Fate.LINGER
-        # finish_body() costs two system calls even when there is nothing to drain.
-        if body_read or parser.finish_body(deadline=time.monotonic() + _DRAIN_S):
+        if body_read:
             return Fate.KEEP
-        return Fate.LINGER
+        # Not for every request: it costs two system calls even when there is nothing to drain.
+        parser = connection.parser()
+        parser.mesg = request
+        return Fate.KEEP if parser.finish_body(deadline=time.monotonic() + _DRAIN_S) else Fate.LINGER
 
     def _answer_stalled(self, sock: Any, request: Any, response: Response | None) -> None:
         what = f"{request.method} {request.uri}" if request else "a request"
@@ -128,7 +178,7 @@ class Gateway:
         if response is not None and not response.headers_sent:
             _try_send(sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
-    def _answer_error(self, sock: Any, peer: Any, request: Any, response: Response | None, exc: BaseException) -> None:
+    def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
         if response is not None and response.headers_sent:
             # The client has a status already; all that can still be said is that the response is not whole.
@@ -137,7 +187,7 @@ class Gateway:
         # Late: errors are rare, and this pulls in ssl and the reloader.
         from gunicorn.workers.base import Worker
 
-        Worker.handle_error(_ErrorContext(self._log, self._cfg), request, sock, peer, exc)
+        Worker.handle_error(_ErrorContext(self._log, self.cfg), request, connection.sock, connection.peer, exc)
 
 
 class _ErrorContext:

@@ -1,0 +1,202 @@
+"""Ordinary requests, read without gunicorn's parser: the fast path.
+
+It recognises the heads that nearly every client sends, by one expression for the line (`peek._PLAIN_LINE`) and one for all fields, and
+builds the environ directly. Whatever it is not sure of, it leaves to gunicorn's parser. What it takes, gunicorn would take too, and
+read in the same way: tests compare the two on the same bytes and settings.
+
+The fields of most requests on a kept-alive connection are the same bytes as the last one's; so what was made of them is kept and copied.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from gunicorn.http.body import Body, LengthReader
+from gunicorn.http.message import Request as GunicornRequest
+from gunicorn.http.unreader import IterUnreader
+
+# One whole field line. The name is a token (RFC 9110 section 5.6.2) without an underscore: those are for gunicorn's header policy. The
+# value holds what gunicorn takes: no control character but the tab.
+_FIELD = re.compile(r"(?<=\n)([!#$%&'*+.^`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+
+# Fields that say more than a value in the environ; a request with one of these takes the long way.
+_LEFT_TO_GUNICORN = frozenset(("expect", "transfer-encoding"))
+
+# Fields that must not be repeated here: gunicorn refuses a second one, or reads the first one only.
+_SINGLE = frozenset(("host", "content-type", "content-length", "connection"))
+
+_LENGTH = re.compile(r"[0-9]{1,18}")
+
+# Longest block of fields that is kept for comparison with the next request's; an idle connection holds it.
+_MAX_KEPT_BYTES = 2048
+
+# Most field names remembered; names come from clients, so there may be any number of them.
+_MAX_NAMES = 1024
+
+VERSIONS = {b"0": (1, 0), b"1": (1, 1)}
+_PROTOCOLS = {b"0": "HTTP/1.0", b"1": "HTTP/1.1"}
+
+
+class Fields(NamedTuple):
+    """What a block of fields says."""
+
+    environ: dict[str, Any]  # with the connection's and the instance's entries; a request works on a copy
+    content_length: int
+    closes: bool | None  # what the Connection field asks for; None: the version's default
+    pairs: list[tuple[str, str]]  # names in upper case, as gunicorn's requests hold them
+
+
+class PlainRequest:
+    """What the response, the access log and error pages read of a request, under gunicorn's names."""
+
+    __slots__ = ("body", "headers", "method", "must_close", "uri", "version")
+
+    def __init__(self, method: str, uri: str, version: tuple[int, int], fields: Fields, body: Body) -> None:
+        self.method = method
+        self.uri = uri
+        self.version = version
+        self.headers = fields.pairs
+        self.body = body
+        self.must_close = fields.closes if fields.closes is not None else version == (1, 0)
+
+    @property
+    def query(self) -> str:
+        return self.uri.partition("?")[2]
+
+    def should_close(self) -> bool:
+        return self.must_close
+
+
+class PlainReader:
+    """Reads the ordinary requests of one connection.
+
+    Args:
+        base: the environ entries that all requests of the connection share.
+        cfg: gunicorn's settings.
+        unreader: where a body is read from; its buffer is empty between requests.
+        prefix: the mount's; the router matched it against the decoded path.
+        server: the listener's address; on a Unix socket the Host field stands in for it.
+    """
+
+    def __init__(self, base: dict[str, Any], cfg: Any, unreader: Any, peer: Any, server: Any, prefix: str) -> None:
+        self._base = base
+        self._unreader = unreader
+        self._prefix_length = len(prefix)
+        self._needs_host = isinstance(server, str)
+        self._line_limit = cfg.limit_request_line if cfg.limit_request_line > 0 else 0
+        self._fields_limit = cfg.limit_request_fields
+        self._field_size_limit = cfg.limit_request_field_size
+        self._scheme = "https" if cfg.is_ssl else "http"
+        self._scheme_fields = _trusted_scheme_fields(cfg, peer)
+        self._block = b""
+        self._fields: Fields | None = None
+        self._no_body = Body(LengthReader(unreader, 0))
+
+    def read(self, line: re.Match[bytes], data: bytes, length: int) -> tuple[PlainRequest, dict[str, Any]] | None:
+        """Return the request and its environ, or None: gunicorn's parser should read it.
+
+        Args:
+            line: the match of the request line at the start of `data`.
+            data: the head, and perhaps more.
+            length: of the head, its empty line included.
+        """
+        method, target, path, query, minor = line.groups()
+        if method == b"CONNECT" or len(target) + len(method) + 10 > self._line_limit > 0:
+            return None
+        start = line.end()
+        block = data[start - 1 : length]
+        if block != self._block:
+            self._fields = self._read_fields(block)
+            self._block = block if len(block) <= _MAX_KEPT_BYTES else b""
+        fields = self._fields
+        if fields is None:
+            return None
+        environ = fields.environ.copy()
+        uri = target.decode("latin-1")
+        name = method.decode("latin-1")
+        environ["REQUEST_METHOD"] = name
+        environ["RAW_URI"] = uri
+        environ["QUERY_STRING"] = query.decode("latin-1") if query else ""
+        environ["SERVER_PROTOCOL"] = _PROTOCOLS[minor]
+        environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path)[self._prefix_length :].decode("latin-1")
+        body = Body(LengthReader(self._unreader, fields.content_length)) if fields.content_length else self._no_body
+        environ["wsgi.input"] = body
+        return PlainRequest(name, uri, VERSIONS[minor], fields, body), environ
+
+    def _read_fields(self, block: bytes) -> Fields | None:
+        """Read a block that starts with the line feed of the request line and ends with the empty line."""
+        text = block.decode("latin-1")
+        found = _FIELD.findall(text)
+        # Each match ends in the one line feed it holds. Two are outside of all matches: the first byte and the empty line's. So if
+        # the counts agree every line is a match, and there is no bare line feed.
+        if len(found) + 2 != block.count(b"\n") or len(found) > self._fields_limit or len(block) > self._field_size_limit:
+            return None
+        environ = self._base.copy()
+        pairs: list[tuple[str, str]] = []
+        seen: set[str] = set()
+        scheme: str | None = None
+        content_length = 0
+        closes: bool | None = None
+        for name, value in found:
+            if value and value[-1] in " \t":
+                value = value.rstrip(" \t")
+            upper, lower, key = _NAMES.get(name) or _remember(name)
+            pairs.append((upper, value))
+            if lower in _LEFT_TO_GUNICORN or (lower in _SINGLE and lower in seen):
+                return None
+            if upper in self._scheme_fields:
+                if scheme is not None:
+                    return None  # two of them must agree: gunicorn's to judge
+                scheme = "https" if value == self._scheme_fields[upper] else "http"
+            if lower == "content-length":
+                if _LENGTH.fullmatch(value) is None:
+                    return None
+                content_length = int(value)
+            elif lower == "connection":
+                option = value.lower()
+                closes = True if option == "close" else False if option == "keep-alive" else None
+            if key in environ and lower in seen:
+                environ[key] += "," + value
+            else:
+                environ[key] = value
+            seen.add(lower)
+        environ["wsgi.url_scheme"] = scheme or self._scheme
+        if self._needs_host and not _name_server(environ):
+            return None
+        return Fields(environ, content_length, closes, pairs)
+
+
+# Field name as sent: upper case, lower case, environ key. Shared by all connections of the interpreter.
+_NAMES: dict[str, tuple[str, str, str]] = {}
+
+
+def _remember(name: str) -> tuple[str, str, str]:
+    upper = name.upper()
+    key = upper.replace("-", "_")
+    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = "HTTP_" + key
+    entry = (upper, name.lower(), key)
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[name] = entry
+    return entry
+
+
+def _trusted_scheme_fields(cfg: Any, peer: Any) -> dict[str, str]:
+    """Return the fields by which this client may say that it was reached by TLS, as gunicorn's parser finds them."""
+    probe = GunicornRequest(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), peer, 2)
+    scheme_fields: dict[str, str]
+    scheme_fields, _ = probe._peer_trusted_for_forwarded()
+    return scheme_fields
+
+
+def _name_server(environ: dict[str, Any]) -> bool:
+    """Set SERVER_NAME and SERVER_PORT on a Unix socket from the Host field, as `gunicorn.http.wsgi.create` does; False if unsure."""
+    host = environ.get("HTTP_HOST")
+    if not host:
+        return False
+    parts = host.split(":")
+    environ["SERVER_NAME"] = parts[0]
+    environ["SERVER_PORT"] = parts[1] if len(parts) > 1 else "443" if environ["wsgi.url_scheme"] == "https" else "80"
+    return True
