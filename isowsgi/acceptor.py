@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import html
+import math
 import select
 import socket
 import struct
@@ -27,7 +28,7 @@ from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
+from isowsgi.scoreboard import AT_CAPACITY, CLOSED, STOPPING, Scoreboard
 
 # How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
 # client_body_timeout and send_timeout. Set as SO_RCVTIMEO and SO_SNDTIMEO, so the threads need no poll of their own.
@@ -40,9 +41,6 @@ _LINGER_MAX_BYTES = 64 * 1024
 # How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
 STOP_IDLE_S = 2.0
 
-# How long a request waits for its mount's boot before it is answered 503.
-PARK_S = 60.0
-
 # Told to clients with a 503.
 _RETRY_AFTER_S = 10
 
@@ -50,6 +48,9 @@ _RETRY_AFTER_S = 10
 _ACCEPT_BATCH = 64
 
 _SWEEP_S = 1.0
+
+# Share of head_timeout that a connection may take for its head before it yields to a new one, if there are as many as there may be.
+_YIELD_SHARE = 0.1
 
 
 class NotServing(Enum):
@@ -134,6 +135,7 @@ class Acceptor:
         self._peeker = peeker
         self._choose = choose
         self._board = board
+        self._words = board.row(0).words
         self._log = log
         self._refuse_by_gunicorn = refuse_by_gunicorn
         self._head_timeout_s = head_timeout_s
@@ -154,6 +156,7 @@ class Acceptor:
         self._closed = 0
         self._wakeups = 0
         self._next_sweep = 0.0
+        self._next_yield = 0.0
         self.watch(self._lingering.fileno(), self._take_lingering)
         for listener in self._listeners.values():
             set_stall_limit(listener)
@@ -179,10 +182,11 @@ class Acceptor:
 
     def turn(self, timeout_s: float) -> None:
         """Wait for events and deal with them, and with deadlines; the loop's one step."""
+        reports = []
         for fd, flags in self._epoll.poll(timeout_s, 256):
             self._wakeups += 1
             if fd in self._watched:
-                self._watched[fd]()
+                reports.append(self._watched[fd])
             elif fd in self._listeners:
                 self._accept(self._listeners[fd])
                 if self._shared and self._accepting:
@@ -192,11 +196,18 @@ class Acceptor:
                     self._epoll.register(fd, self._arm_listener)
             else:
                 self._on_client(fd, flags)
+        # Last, for a mount that has come up is handed the connections that waited for it. An event of one of these, polled before that
+        # and looked at after it, would pass for a connection given back, and it would have two owners.
+        for report in reports:
+            report()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self._close_expired(now)
             self.on_capacity()
+        # Behind the events too: none of them may be of a connection that was closed meanwhile.
+        if self._wants_accepting and not self._accepting and now >= self._next_yield and not self._make_room(now):
+            self._next_yield = now + _SWEEP_S
 
     def start_accepting(self) -> None:
         self._wants_accepting = True
@@ -215,6 +226,9 @@ class Acceptor:
         self._set_accepting(False)
         self._batch = 4096  # more than any queue holds at its default limit
         self._stopping = True
+        # Here and not with the order to the instances, which takes a moment to be read: told to keep its connection, a client would send
+        # into it just when it is closed as idle.
+        self._words[STOPPING] = 1
         for listener in self._listeners.values():
             self._accept(listener)
             listener.close()
@@ -240,7 +254,7 @@ class Acceptor:
         )
 
     def on_capacity(self) -> None:
-        """Accept again as soon as there is room; called when an instance closed a connection at the limit."""
+        """Accept again as soon as there is room; called when a connection was closed at the limit, here or by an instance."""
         if self._wants_accepting and not self._accepting:
             self._set_accepting(self._has_room())
 
@@ -258,11 +272,24 @@ class Acceptor:
 
     def _has_room(self) -> bool:
         if self.open_connections() < self._max_connections:
-            self._board.row(0)[AT_CAPACITY] = 0
+            self._words[AT_CAPACITY] = 0
             return True
         # In this order: an instance that closes a connection now either sees the flag and tells, or is counted here.
-        self._board.row(0)[AT_CAPACITY] = 1
+        self._words[AT_CAPACITY] = 1
         return self.open_connections() < self._max_connections
+
+    def _make_room(self, now: float) -> bool:
+        """Close the connection that has taken longest for its head, if it has taken long, and accept again; False if there is none.
+
+        Otherwise slow clients, once they are as many as there may be connections, would keep all others out until head_timeout. As nginx
+        reuses idle connections. No answer: that would hold the connection for LINGER_S more.
+        """
+        latest = now + (1 - _YIELD_SHARE) * self._head_timeout_s
+        for client in self._clients.values():  # the oldest come first
+            if client.phase is Phase.PEEKING and client.deadline < latest:
+                self._close(client)
+                return True
+        return False
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):
@@ -293,10 +320,12 @@ class Acceptor:
         client = self._clients.get(fd) or self._take_back(fd)
         if client is None:
             return
-        if flags & (select.EPOLLHUP | select.EPOLLERR):
+        # A hang-up says that nothing more will come, not that nothing is left to read: both sides have ended theirs, or the client of a
+        # Unix socket has closed it.
+        if flags & select.EPOLLERR or (flags & select.EPOLLHUP and client.phase is Phase.PARKED):
             self._close(client)
         elif client.phase is Phase.PEEKING:
-            self._look(client, hung_up=bool(flags & select.EPOLLRDHUP))
+            self._look(client, hung_up=bool(flags & (select.EPOLLRDHUP | select.EPOLLHUP)))
         elif client.phase is Phase.LINGERING:
             self._discard(client)
 
@@ -320,7 +349,7 @@ class Acceptor:
                 client = Client(socket.socket(fileno=fd), None, time.monotonic() + LINGER_S, self._lingering)
                 client.phase = Phase.LINGERING
                 self._clients[fd] = client
-            if flags & (select.EPOLLHUP | select.EPOLLERR):
+            if flags & select.EPOLLERR:
                 self._close(client)
             else:
                 self._discard(client)
@@ -365,7 +394,7 @@ class Acceptor:
     def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
         home = self._choose(mount)
         if home is NotServing.BOOTING:
-            client.phase, client.mount, client.deadline = Phase.PARKED, mount, time.monotonic() + PARK_S
+            client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf  # the home sets a limit to its boots
             self._arm(client)
         elif home is NotServing.FAILED:
             self._answer(client, data, "503 Service Unavailable", "the app at this address is not available")
@@ -450,14 +479,13 @@ class Acceptor:
         del self._clients[client.sock.fileno()]
         client.sock.close()
         self._closed += 1
+        self.on_capacity()
 
     def _close_expired(self, now: float) -> None:
         for client in list(self._clients.values()):
             if client.deadline > now:
                 continue
-            if client.phase is Phase.PARKED:
-                self._answer(client, _peeked(client.sock), "503 Service Unavailable", "the app at this address is not up yet")
-            elif client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
+            if client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
                 self._answer(client, data, "408 Request Timeout", "the request did not come in time")
             else:
                 self._close(client)

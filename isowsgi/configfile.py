@@ -34,6 +34,17 @@ MAX_THREADS = 1024  # per instance; far above what helps, low enough to catch a 
 MAX_INSTANCES = 64  # per mount: at 10 to 50 MiB each, more is a mistake
 MAX_HEAD_TIMEOUT_S = 3600  # each slow head holds a connection of worker_connections; more is none at all
 HEAD_TIMEOUT_S = 20.0  # what Apache's RequestReadTimeout begins with; nginx's client_header_timeout is 60
+MAX_SECONDS = 7 * 24 * 3600  # for time limits of a mount: longer is a slip of the keyboard, or none at all
+BOOT_TIMEOUT_S = 60.0  # a large Django takes a few seconds, with cold disks some tens
+REQUEST_TIMEOUT_S = 60.0  # nginx's proxy_read_timeout
+QUEUE = 100  # per instance; at 50 ms a request and 4 threads the last of them waits for about a second
+QUEUE_TIMEOUT_S = 30.0
+MAX_COUNT = 1_000_000_000
+MAX_STUCK = 5  # each keeps its memory and a thread
+MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
+CRASHES = 3
+CRASH_WINDOW_S = 600.0
+CRASH_ACTIONS = ("quarantine", "serve")
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
 
@@ -79,6 +90,30 @@ class Mount:
     threads: int | None = None  # None: gunicorn's --threads decides
     isolation: str = "auto"
     instances: int = 1
+    lazy: bool = False  # start at the first request
+    idle_timeout: float = 0.0  # seconds without a request after which it is ended until the next one; 0: never
+    boot_timeout: float = BOOT_TIMEOUT_S  # seconds that loading may take, and that a request waits for it
+    request_timeout: float = REQUEST_TIMEOUT_S  # seconds without a byte from or to the client; 0: for ever
+    queue: int = QUEUE  # requests that may wait for a thread of an instance; more are answered 503
+    queue_timeout: float = QUEUE_TIMEOUT_S  # seconds that one may wait
+    warmup: str | None = None  # a path that a new instance is asked for before it serves
+    touch: str | None = None  # absolute; a change of this file replaces the mount's instances
+    watch: bool = False  # so does a change of any file that its modules came from
+    max_requests: int = 0  # after which an instance is replaced; 0: never
+    max_requests_jitter: int = 0  # at most so many more, at random
+    max_age: float = 0.0  # seconds; 0: for ever
+    on_crash: str = "quarantine"  # what becomes of a mount that keeps crashing the worker; or "serve" on
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """`[worker]`: what a worker may come to before it is replaced, gracefully."""
+
+    max_stuck: int = MAX_STUCK  # instances with a thread that does not end
+    max_leaked: int = MAX_LEAKED  # interpreters ended on a release that keeps their memory
+    max_rss: int = 0  # MiB; 0: no limit
+    crashes: int = CRASHES  # of a worker with this mount alone in flight, before `on_crash` acts
+    crash_window: float = CRASH_WINDOW_S  # seconds in which they count
 
 
 @attrs.frozen(kw_only=True)
@@ -88,6 +123,7 @@ class Config:
     path: str  # absolute
     mounts: tuple[Mount, ...]  # in the order of the file
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
+    limits: Limits = Limits()
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
@@ -109,7 +145,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
         faults = sorted(_faults(group), key=lambda fault: _position(data, fault[0]))
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
     mounts = tuple(_mount(pattern, table, tables.defaults, folder) for pattern, table in tables.mounts.items())
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout)
+    limits = Limits(**attrs.asdict(tables.worker))
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits)
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -153,6 +190,13 @@ _Threads = NewType("_Threads", int)
 _Isolation = NewType("_Isolation", str)
 _Instances = NewType("_Instances", int)
 _Seconds = NewType("_Seconds", float)
+_LongSeconds = NewType("_LongSeconds", float)
+_Switch = NewType("_Switch", bool)
+_Count = NewType("_Count", int)
+_AtLeastOne = NewType("_AtLeastOne", int)
+_Path = NewType("_Path", str)
+_UrlPath = NewType("_UrlPath", str)
+_OnCrash = NewType("_OnCrash", str)
 
 
 @attrs.frozen
@@ -175,6 +219,24 @@ class _Settings:
     threads: _Threads | None = None
     isolation: _Isolation | None = None
     instances: _Instances | None = None
+    lazy: _Switch | None = None
+    idle_timeout: _LongSeconds | None = None
+    boot_timeout: _LongSeconds | None = None
+    request_timeout: _LongSeconds | None = None
+    queue: _Count | None = None
+    queue_timeout: _LongSeconds | None = None
+    warmup: _UrlPath | None = None
+    touch: _Path | None = None
+    watch: _Switch | None = None
+    max_requests: _Count | None = None
+    max_requests_jitter: _Count | None = None
+    max_age: _LongSeconds | None = None
+    on_crash: _OnCrash | None = None
+
+
+_PLAIN_KEYS = tuple(
+    field.name for field in attrs.fields(_Settings) if field.name not in ("pythonpath", "env", "env_file")
+)  # taken over as they are
 
 
 @attrs.frozen(kw_only=True)
@@ -187,6 +249,15 @@ class _Acceptor:
     head_timeout: _Seconds = _Seconds(HEAD_TIMEOUT_S)
 
 
+@attrs.frozen(kw_only=True)
+class _Worker:
+    max_stuck: _Count = _Count(MAX_STUCK)
+    max_leaked: _Count = _Count(MAX_LEAKED)
+    max_rss: _Count = _Count(0)
+    crashes: _AtLeastOne = _AtLeastOne(CRASHES)
+    crash_window: _LongSeconds = _LongSeconds(CRASH_WINDOW_S)
+
+
 _Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
 
 
@@ -195,6 +266,7 @@ class _File:
     mounts: _Mounts
     defaults: _Settings = _Settings()
     acceptor: _Acceptor = _Acceptor()
+    worker: _Worker = _Worker()
 
 
 def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: str) -> Mount:
@@ -213,7 +285,7 @@ def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: s
         app=table.app,
         pythonpath=said.get("pythonpath", (folder,)),
         env=env,
-        **{name: said[name] for name in ("venv", "threads", "isolation", "instances") if name in said},
+        **{name: said[name] for name in _PLAIN_KEYS if name in said},
     )
 
 
@@ -235,7 +307,14 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
         _Threads: partial(_whole_number, most=MAX_THREADS),
         _Isolation: partial(_isolation, own_gil_error=own_gil_error),
         _Instances: partial(_whole_number, most=MAX_INSTANCES),
-        _Seconds: _seconds,
+        _Seconds: _head_timeout,
+        _LongSeconds: _time_limit,
+        _Switch: partial(_typed, bool),
+        _Count: partial(_whole_number, least=0, most=MAX_COUNT),
+        _AtLeastOne: partial(_whole_number, most=MAX_COUNT),
+        _Path: partial(_new_path, folder=folder),
+        _UrlPath: _url_path,
+        _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
     }
 
     def table_check(kind: type) -> Callable[[Any, Any], Any]:
@@ -382,13 +461,13 @@ def _mapping(converter: Converter, table: dict[str, Any], key_kind: Any, value_k
     return {keys[key]: value for key, value in values.items()}
 
 
-def _whole_number(value: Any, *, most: int) -> int:
-    if not 1 <= _typed(int, value) <= most:
-        raise _Fault(f"must be 1 to {most}, got {_shown(value)}")
+def _whole_number(value: Any, *, least: int = 1, most: int) -> int:
+    if not least <= _typed(int, value) <= most:
+        raise _Fault(f"must be {least} to {most}, got {_shown(value)}")
     return _typed(int, value)
 
 
-def _seconds(value: Any) -> float:
+def _head_timeout(value: Any) -> float:
     if type(value) not in (int, float):
         raise _wrong_type("a number of seconds", value)
     if not 0 < value <= MAX_HEAD_TIMEOUT_S:
@@ -396,9 +475,32 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
+def _time_limit(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise _wrong_type("a number of seconds", value)
+    if not 0 <= value <= MAX_SECONDS:
+        raise _Fault(f"must be 0 (no limit) to {MAX_SECONDS} seconds, got {_shown(value)}")
+    return float(value)
+
+
+def _one_of(value: Any, *, names: tuple[str, ...]) -> str:
+    if _typed(str, value) not in names:
+        raise _Fault(f"expected one of {', '.join(map(repr, names))}, got {_shown(value)}")
+    return _typed(str, value)
+
+
+def _url_path(value: Any) -> str:
+    if not _typed(str, value).startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
+        raise _Fault(f"expected a path below the mount as a browser sends it, such as '/health', got {_shown(value)}")
+    return _typed(str, value)
+
+
+def _new_path(value: Any, *, folder: str) -> str:
+    return _path(value, folder)[0]
+
+
 def _isolation(value: Any, *, own_gil_error: str | None) -> str:
-    if _typed(str, value) not in ISOLATIONS:
-        raise _Fault(f"expected one of {', '.join(map(repr, ISOLATIONS))}, got {_shown(value)}")
+    _one_of(value, names=ISOLATIONS)
     if value == "own-gil" and own_gil_error is not None:
         raise _Fault(own_gil_error)
     return _typed(str, value)

@@ -19,6 +19,10 @@ ARM_ONCE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 # In the acceptor's set: an event for each arrival, with the bytes so far still in the buffer.
 ARM_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
+# Back to the acceptor: fires at once, for it learns of the connection only by an event, and has to close it in time even if the client
+# never says another word.
+ARM_RETURN = ARM_EDGE | select.EPOLLOUT
+
 
 class Port:
     """An owner's epoll set, as those see it who hand connections over to it."""

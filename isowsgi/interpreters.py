@@ -45,6 +45,9 @@ _PRELOADED = (
 # create() and destroy() take milliseconds; two at once crash some releases (3.12: interned strings; gh-127041, open).
 _lifetime_lock = threading.Lock()
 
+# Before 3.13 CPython ends an interpreter when its last handle is dropped, threads inside or not; so each is held until `destroy`.
+_handles: list[Any] = []
+
 
 def unusable_reason() -> str | None:
     """Say why this Python cannot host subinterpreters at all, or None."""
@@ -90,6 +93,17 @@ def best_isolation() -> str:
     return OWN_GIL if own_gil_error() is None and own_gil_warning() is None else SHARED_GIL
 
 
+def can_see_stacks(isolation: str) -> bool:
+    """Whether `sys._current_frames` is safe: while another interpreter runs under another GIL it may crash (gh-158364)."""
+    fixed = VERSION >= (3, 15) or (3, 14, 8) <= VERSION < (3, 15) or (3, 13, 16) <= VERSION < (3, 14)
+    return fixed or isolation == SHARED_GIL
+
+
+def keeps_memory(isolation: str) -> bool:
+    """Whether ending an interpreter leaves its memory behind: about 23 MiB for each Flask or Django with its own GIL, on all of 3.13."""
+    return isolation == OWN_GIL and VERSION < (3, 14)
+
+
 def version_text() -> str:
     return ".".join(map(str, VERSION))
 
@@ -109,15 +123,21 @@ def create(isolation: str) -> Any:
     Fork and exec are off in both kinds: the child of a fork dies on every release while interpreters exist, so a clear
     RuntimeError is kinder. Daemon threads are on in both: error reporters and schedulers start them.
     """
-    module = importlib.import_module(_MODULE_NAME)
     with _lifetime_lock:
-        if VERSION < (3, 13):
-            # isolated=True, the default, forbids threads on 3.11 and is an own GIL without half of the library on 3.12.
-            return module.create(isolated=False)
-        if isolation == OWN_GIL:
-            # Never "legacy" with gil="own": CPython accepts that mix, although both would then share one object allocator.
-            return module.create(module.new_config("isolated", allow_daemon_threads=True))
-        return module.create(module.new_config("legacy", allow_fork=False, allow_exec=False))
+        handle = _create(isolation)
+        _handles.append(handle)
+        return handle
+
+
+def _create(isolation: str) -> Any:
+    module = importlib.import_module(_MODULE_NAME)
+    if VERSION < (3, 13):
+        # isolated=True, the default, forbids threads on 3.11 and is an own GIL without half of the library on 3.12.
+        return module.create(isolated=False)
+    if isolation == OWN_GIL:
+        # Never "legacy" with gil="own": CPython accepts that mix, although both would then share one object allocator.
+        return module.create(module.new_config("isolated", allow_daemon_threads=True))
+    return module.create(module.new_config("legacy", allow_fork=False, allow_exec=False))
 
 
 def run(handle: Any, source: str) -> str | None:
@@ -144,3 +164,4 @@ def destroy(handle: Any) -> None:
     module = importlib.import_module(_MODULE_NAME)
     with _lifetime_lock:
         module.destroy(handle)
+        _handles.remove(handle)

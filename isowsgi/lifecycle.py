@@ -19,11 +19,13 @@ class State(Enum):
 
 
 class Event(Enum):
-    READY = "the app was imported"
-    BOOT_FAILED = "the app could not be imported"
+    READY = "the app was loaded"
+    BOOT_FAILED = "the app could not be loaded"
+    BOOT_TIMEOUT = "the app was not loaded in time"
     DRAIN = "no new connection is handed over any more"
-    ENDED = "every thread inside has ended"
-    DRAIN_TIMEOUT = "a thread inside did not end in time"
+    ENDED = "every serving thread has ended"
+    DRAIN_TIMEOUT = "a thread did not end in time"
+    THREAD_STUCK = "a thread did not come out of its request"
 
 
 class LifecycleError(Exception):
@@ -33,15 +35,21 @@ class LifecycleError(Exception):
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.BOOTING, Event.READY): State.SERVING,
     (State.BOOTING, Event.BOOT_FAILED): State.FAILED,
+    (State.BOOTING, Event.BOOT_TIMEOUT): State.STUCK,
     (State.BOOTING, Event.DRAIN): State.DRAINING,  # stopped before it was up
     (State.DRAINING, Event.READY): State.DRAINING,  # ... and its boot ended only then
+    (State.DRAINING, Event.DRAIN): State.DRAINING,  # it was replaced, and now the worker stops too
     (State.DRAINING, Event.BOOT_FAILED): State.FAILED,
     (State.SERVING, Event.DRAIN): State.DRAINING,
+    (State.SERVING, Event.THREAD_STUCK): State.STUCK,  # its other threads go on until it is replaced
     (State.SERVING, Event.ENDED): State.CLOSED,  # its threads ended unasked; what was in flight is lost
     (State.DRAINING, Event.ENDED): State.CLOSED,
     (State.DRAINING, Event.DRAIN_TIMEOUT): State.STUCK,
+    (State.DRAINING, Event.THREAD_STUCK): State.STUCK,
+    (State.STUCK, Event.THREAD_STUCK): State.STUCK,  # another one
+    (State.STUCK, Event.DRAIN): State.STUCK,
     (State.STUCK, Event.ENDED): State.CLOSED,
-    (State.STUCK, Event.READY): State.STUCK,  # a boot that outlived its stop
+    (State.STUCK, Event.READY): State.STUCK,  # a boot that outlived its deadline or its stop
     (State.STUCK, Event.BOOT_FAILED): State.FAILED,
     (State.FAILED, Event.ENDED): State.FAILED,  # the interpreter is gone; the traceback is kept
     (State.FAILED, Event.DRAIN): State.FAILED,
@@ -49,6 +57,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 # Not before every one of a mount's instances is in one of these is there anything to say about the mount's boot.
 SETTLED = frozenset({State.SERVING, State.FAILED, State.CLOSED, State.STUCK})
+
+# Nothing more happens to an instance in one of these.
+ENDS = frozenset({State.CLOSED, State.FAILED})
 
 
 def step(state: State, event: Event) -> State:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.http.errors import ConfigurationProblem, LimitRequestHeaders, NoMoreData
-from gunicorn.http.message import Request
+from gunicorn.http.message import MAX_REQUEST_LINE, Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.util import split_request_uri, unquote_to_wsgi_str
 
@@ -26,8 +26,8 @@ PEEK_MAX_BYTES = 64 * 1024
 PEEK_FIRST_BYTES = 4096
 
 # A request line that gunicorn's parser takes with any settings and reads as this expression does: origin-form, not starting with two
-# slashes, no fragment, a version of 1.0 or 1.1. Groups: method, target, path, query, minor version.
-_PLAIN_LINE = re.compile(rb'([A-Z]{3,20}) ((/(?!/)[!-"$->@-~]*)(?:\?([!-"$-~]*))?) HTTP/1\.([01])\r\n')
+# slashes, no fragment, a version of 1.0 or 1.1; and not CONNECT. Groups: method, target, path, query, minor version.
+_PLAIN_LINE = re.compile(rb'(?!CONNECT )([A-Z]{3,20}) ((/(?!/)[!-"$->@-~]*)(?:\?([!-"$-~]*))?) HTTP/1\.([01])\r\n')
 
 # A field name with an underscore may be a trusted proxy's SCRIPT_NAME: for gunicorn's header policy to decide.
 _UNDERSCORED_FIELD = re.compile(rb"\n[^:\r\n_]*_[^:\r\n]*:")
@@ -76,7 +76,7 @@ class Peeker:
         # These change how field lines are read, so the Host field must be found by the parser.
         self._plain_fields = not (cfg.permit_obsolete_folding or cfg.strip_header_spaces)
         limit = cfg.limit_request_line
-        self._line_limit = limit if limit > 0 else PEEK_MAX_BYTES
+        self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
 
     def look(self, data: bytes, peer: Any, first_look: bool = True) -> Look:
         """Return the head's length and mount.
@@ -129,9 +129,7 @@ class Peeker:
 
     def _check_unfinished(self, data: bytes, peer: Any, first_look: bool) -> None:
         """Raise if the bytes so far can never become a request that gunicorn takes."""
-        if len(data) >= PEEK_MAX_BYTES:
-            raise LimitRequestHeaders("max buffer headers")
-        line_end = data.find(b"\r\n", 2)
+        line_end = data.find(b"\r\n", 2 if data.startswith(b"\r\n") else 0)  # an empty line may come first
         line_came = first_look and line_end >= 0
         line_too_long = line_end < 0 and len(data) - 2 > self._line_limit
         bare_lf = data.count(b"\n") != data.count(b"\r\n")
@@ -139,7 +137,9 @@ class Peeker:
             try:
                 self.parse(data, peer)
             except NoMoreData:
-                return
+                pass  # nothing wrong with it so far
+        if len(data) >= PEEK_MAX_BYTES:
+            raise LimitRequestHeaders("max buffer headers")
 
 
 def _check_authority(target: str, host: str) -> None:

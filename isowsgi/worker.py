@@ -22,22 +22,30 @@ from gunicorn.workers import base
 from isowsgi import configfile, interpreters
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
+from isowsgi.bootorder import Orders
+from isowsgi.crashes import Ledger, Obituary, WatchedTmp
+from isowsgi.errorpage import PageSocket
 from isowsgi.inside.settings import Settings
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
+from isowsgi.scoreboard import CLEAN_EXIT, Scoreboard
 from isowsgi.supervisor import Supervisor
 
-# How often the worker tells gunicorn that it lives, and looks at what changes slowly.
+# How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
 _BEAT_S = 1.0
 
-# How long the exit functions of all apps together may take when gunicorn wants a quick stop: its master kills 2 s after the signal.
-_QUICK_STOP_S = 0.8
+# How long the exit functions of all apps together may take when gunicorn wants a quick stop, for its master may kill 2 s after the signal;
+# and how much of graceful_timeout is theirs when requests would take all of it.
+_EXIT_FUNCTIONS_S = 0.8
 
 # How much earlier than gunicorn's master, which kills at graceful_timeout, a worker gives up waiting.
 _GRACE_MARGIN_S = 0.5
 
-# How long all apps' boots together may keep one of several workers from accepting, as the others serve meanwhile.
+# How long all apps' boots together may keep a worker from accepting that joins others, as those serve meanwhile.
 _BOOT_WAIT_S = 60.0
+
+# How long --reload waits for the names of the apps' files; an app that is longer in its import has time enough to be noticed.
+_RELOADER_WAIT_S = 5.0
 
 _FACTORY = re.compile(r"isowsgi:config(?P<arguments>\(.*\))\s*", re.DOTALL)
 
@@ -45,9 +53,17 @@ _FACTORY = re.compile(r"isowsgi:config(?P<arguments>\(.*\))\s*", re.DOTALL)
 class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     """`gunicorn -k isowsgi.Worker isowsgi.toml`"""
 
-    # The master's: what the next fork will serve, and for which of gunicorn's Config objects it was read.
+    # The master's: what the next fork will serve, for which of gunicorn's Config objects it was read, and how many forks had it so far.
     _config: ClassVar[configfile.Config | None] = None
+    _settings: ClassVar[dict[str, Any]] = {}
     _config_is_for: ClassVar[Any] = None
+    _has_reloaded: ClassVar[bool] = False
+    _forks: ClassVar[int] = 0
+    # The master's too: which mounts have crashed their workers.
+    _ledger: ClassVar[Ledger | None] = None
+    _quarantine: ClassVar[set[str]] = set()
+
+    reloader: Any  # gunicorn's
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -61,6 +77,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             refusals.insert(0, reason)
         if refusals:
             raise RuntimeError("\n".join(refusals))
+        cls._settings = gunicorn_settings.snapshot(cfg)
         for warning in warnings:
             log.warning(warning)
         # A positional APP_MODULE becomes the default process name and is nowhere else in the settings.
@@ -74,6 +91,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def _read(cls, path: str, cfg: Any, log: Any) -> None:
         config = configfile.load(path, own_gil_error=interpreters.own_gil_error())
         cls._config, cls._config_is_for = config, cfg
+        cls._ledger, cls._quarantine = Ledger(config.limits.crashes, config.limits.crash_window), set()
         warning = interpreters.own_gil_warning()
         wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
         if warning and wanting:
@@ -81,18 +99,35 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)
-        if cfg is not type(self)._config_is_for:
+        self.tmp.close()
+        self.tmp: Any = WatchedTmp(cfg, self._on_reaped)
+        if cfg is not type(self)._config_is_for or cfg.reload:
             self._reread(app, cfg, log)
-        self._served_config = type(self)._config
+        type(self)._forks += 1
+        self._served_config, self._inside_settings = type(self)._config, type(self)._settings
+        # Whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more (SIGTTIN).
+        self._joins_others = type(self)._forks > cfg.workers
+        self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
+        self._quarantined = frozenset(type(self)._quarantine)
+        self._board = Scoreboard()
+        self._is_quitting = False
+        self._late_reloader: Any = None
         self._exit_code = 0
         self._supervisor: Supervisor | None = None
 
     def _reread(self, app: Any, cfg: Any, log: Any) -> None:
-        """Read the config file again after SIGHUP; an exception here would end gunicorn's master."""
+        """Read the config file again, after SIGHUP or on a change that --reload saw; an exception here would end gunicorn's master."""
         type(self)._config_is_for = cfg  # only once for each HUP, good or bad
-        refusals, _ = gunicorn_settings.check(cfg)
+        type(self)._has_reloaded, type(self)._forks = True, 0
+        refusals, warnings = gunicorn_settings.check(cfg)
+        for warning in warnings:
+            log.warning(warning)
         for refusal in refusals:
-            log.error("%s; it has no effect", refusal)
+            log.error(refusal)
+        if refusals:
+            log.error("settings are refused; those that the apps' interpreters obey stay as they were")
+        else:
+            type(self)._settings = gunicorn_settings.snapshot(cfg)
         try:
             self._read(_config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
         except configfile.ConfigError as exc:
@@ -106,26 +141,30 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         """Boot the mounts; they load side by side, and the loop follows them."""
         if self._served_config is None:
             raise AppImportError("no config file was read")
+        # gunicorn would start it next. The polling one takes a file for changed when it looks a second time, so it is kept from its first
+        # look until it knows the apps' files: an edit within a second of a restart would not be seen otherwise.
+        self._late_reloader = self.reloader
+        self.reloader: Any = None
         self.wsgi = _not_called
-        settings = gunicorn_settings.snapshot(self.cfg)
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
+        listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
-            router=router,
-            settings=settings,
-            cfg=self.cfg,
+            orders=Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None),
+            board=self._board,
             log=self.log,
-            listeners=[listener.getsockname() for listener in self.sockets],
-            on_files=self._watch_files if self.reloader else None,
+            drain_s=self.cfg.graceful_timeout,
+            quarantined=self._quarantined,
+            on_files=self._watch_files if self._late_reloader else None,
         )
         self._acceptor = Acceptor(
             listeners=[listener.sock for listener in self.sockets],
-            peeker=Peeker(router, Settings(settings), os.environ.get("SCRIPT_NAME", "")),
+            peeker=Peeker(router, Settings(self._inside_settings), os.environ.get("SCRIPT_NAME", "")),
             choose=supervisor.choose,
-            board=supervisor.board,
+            board=self._board,
             log=self.log,
-            refuse_by_gunicorn=lambda sock, peer, exc: self.handle_error(None, sock, peer, exc),
+            refuse_by_gunicorn=lambda sock, peer, exc: self.handle_error(None, PageSocket(sock), peer, exc),
             head_timeout_s=self._served_config.head_timeout,
             keepalive_s=self.cfg.keepalive,
             max_connections=self.cfg.worker_connections,
@@ -138,17 +177,16 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         supervisor.start(self._acceptor)
 
     def _watch_files(self, files: list[str]) -> None:
-        assert self.reloader is not None, "asked for only with a reloader"
-        for file in [*files, self._served_config.path if self._served_config else ""]:
-            if file:
-                self.reloader.add_extra_file(file)
+        assert self._served_config is not None, "load_wsgi saw to it"
+        for file in [*files, self._served_config.path]:
+            self._late_reloader.add_extra_file(file)
 
     def run(self) -> None:
         try:
             self._run()
         except SystemExit as exc:  # a quick stop, from a signal handler
             self._exit_code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            self._end_instances(time.monotonic() + _QUICK_STOP_S)
+            self._end_instances(time.monotonic() + _EXIT_FUNCTIONS_S)
             raise
         except AppImportError:
             self._exit_code = 4  # as the arbiter will exit for it: "App failed to load."
@@ -159,21 +197,28 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _run(self) -> None:
         supervisor, acceptor = self._parts()
-        boot_deadline = time.monotonic() + _BOOT_WAIT_S
+        # The base class asks for a sign of life every half of gunicorn's timeout (self.timeout; 0: no limit).
+        beat_s = min(_BEAT_S, self.timeout / 2) if self.timeout else _BEAT_S
+        # Requests may wait in this worker for their mount to boot, or in the listener's queue for a worker that has booted. The latter
+        # needs others, and a queue in common.
+        can_wait = self._joins_others and self.cfg.workers > 1 and not self.cfg.reuse_port
+        boot_deadline = time.monotonic() + (_BOOT_WAIT_S if can_wait else 0)
+        watch_from = time.monotonic() + _RELOADER_WAIT_S
         is_accepting = settled = False
         next_beat = 0.0
         while self.alive:
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + _BEAT_S
+                next_beat = now + beat_s
                 self._beat()
             if not settled and (settled := supervisor.is_settled()) and supervisor.nothing_serves():
                 self._give_up()
-            # A sole worker takes requests at once and lets them wait for their mount; with others, let those serve meanwhile.
-            if not is_accepting and (settled or self.cfg.workers == 1 or now > boot_deadline):
+            if self._late_reloader and not self._late_reloader.is_alive() and (settled or now >= watch_from):
+                self._late_reloader.start()
+            if not is_accepting and (settled or now >= boot_deadline):
                 is_accepting = True
                 acceptor.start_accepting()
-            acceptor.turn(_BEAT_S)
+            acceptor.turn(max(next_beat - now, 0))
         self._stop_gracefully()
 
     def _beat(self) -> None:
@@ -183,25 +228,32 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self.alive = False
         supervisor, _ = self._parts()
         self.nr = supervisor.requests()
+        supervisor.tick()
+        if self.alive and (reason := supervisor.restart_reason()):
+            self.log.warning("The worker is to be replaced: %s", reason)
+            self.alive = False
         if self.alive and self.nr >= self.max_requests:
             self.log.info("Autorestarting worker after %d requests.", self.nr)
             self.alive = False
 
     def _give_up(self) -> None:
         """Say that nothing can be served; stop all of gunicorn if that is so from its start."""
-        if self.age <= self.cfg.workers:
+        if self._is_from_the_start:
             raise AppImportError("no mount could be loaded; the log says why")
         self.log.error("no mount could be loaded; all requests are answered 503 until the next reload")
 
     def _stop_gracefully(self) -> None:
         """Answer all that was accepted, then let the apps end, within graceful_timeout."""
         supervisor, acceptor = self._parts()
-        deadline = time.monotonic() + max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
+        self._board.row(0).words[CLEAN_EXIT] = 1  # whatever the master does to it from here on is no crash
+        grace_s = max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
+        deadline = time.monotonic() + grace_s
+        answers_due = deadline - min(_EXIT_FUNCTIONS_S, grace_s / 2)
         acceptor.stop()
         supervisor.finish()
-        while acceptor.open_connections() > 0 and time.monotonic() < deadline:
+        while acceptor.open_connections() > supervisor.lost_connections() and time.monotonic() < answers_due:
             self.notify()
-            acceptor.turn(min(_BEAT_S, max(deadline - time.monotonic(), 0), 0.1))
+            acceptor.turn(min(0.1, max(answers_due - time.monotonic(), 0)))
         self._end_instances(deadline)
 
     def _end_instances(self, deadline: float) -> None:
@@ -222,13 +274,26 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         finally:
+            self._board.row(0).words[CLEAN_EXIT] = 1
             os._exit(self._exit_code)
+
+    def _on_reaped(self) -> None:
+        """In the master, after this worker has died: say what it was doing, if it was not its own decision."""
+        if self._served_config is not None and self._ledger is not None:
+            Obituary(self._board, self._served_config, self._ledger, self._quarantine, self.log).write(self.pid)
+        self._board.close()
 
     def _parts(self) -> tuple[Supervisor, Acceptor]:
         assert self._supervisor is not None, "made by load_wsgi"
         return self._supervisor, self._acceptor
 
     # Signals.
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        # It comes twice after Ctrl-C, from the terminal and from the master; the second must not cut short what the first one began.
+        if not self._is_quitting:
+            self._is_quitting = True
+            super().handle_quit(sig, frame)
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
         super().handle_usr1(sig, frame)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import gc
 import importlib.util
 import os
 import socket
@@ -22,15 +23,18 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.inside import environment
+from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
+from isowsgi.inside.deadlines import Watcher
+from isowsgi.inside.files import FileWatch, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
-from isowsgi.inside.wsgi import Application, Gateway
+from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.scoreboard import BEAT, Scoreboard
 
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
@@ -51,6 +55,8 @@ def run(order: dict[str, Any]) -> None:
     log = Log(cfg, order["tag"])
     environment.set_environ(order["env"])
     environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
+    environment.refuse_fork()
+    sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
     environment.set_signals(log.info)
     out, err = log.capture_streams()
     app = order["app"]
@@ -60,9 +66,15 @@ def run(order: dict[str, Any]) -> None:
         out.end_lines()
         err.end_lines()
 
-    Instance(order, cfg, log, err, end_lines).run()
-    out.close()
-    err.close()
+    has_ended = Instance(order, cfg, log, err, end_lines).run()
+    end_lines()
+    if has_ended:
+        out.close()
+        err.close()
+
+
+class WarmUpError(Exception):
+    """The app was loaded, but its answer to the warm-up request is a server error."""
 
 
 class Instance:
@@ -75,21 +87,36 @@ class Instance:
         self._errors = errors
         self._end_lines = end_lines
         self._fds = order["fds"]
+        self._board = Scoreboard(self._fds["board"])
+        self._control_row = self._board.row(order["first_row"])
         self._service: Service | None = None
-        self._runner = Runner(lambda: self._control.rouse())
+        self._watcher: Watcher | None = None
+        self._admission: Admission | None = None
+        self._files = FileWatch() if order["watch"] else None
+        self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
+        self._runner: Runner[Connection] = Runner(lambda: self._control.rouse())
         self._control = Control(
-            socket.socket(fileno=os.dup(self._fds["channel"])),
-            self._runner,
-            self._fds["rouse"],
-            order["needs_ticker"],
-            {"drain": self._drain, "last": self._last, "stop": self._stop, "reopen": log.reopen_files},
+            channel=socket.socket(fileno=os.dup(self._fds["channel"])),
+            runner=self._runner,
+            rouse_fd=self._fds["rouse"],
+            needs_ticker=order["needs_ticker"],
+            orders={
+                "drain": self._drain,
+                "last": self._last,
+                "stop": self._stop,
+                "reopen": lambda order: log.reopen_files(),
+                "measure": lambda order: self._control.report("measured", objects=len(gc.get_objects())),
+            },
+            duty=self._look_after,
         )
         self._threads: list[threading.Thread] = []
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Be the instance until it has ended; return whether no thread is left."""
         control = threading.Thread(target=self._control.run, name="isowsgi-control", daemon=True)
         control.start()
-        first = threading.Thread(target=self._boot, name="isowsgi-0")
+        # Not daemon threads, as those that the app starts are like the one that starts them; the keeper is one here from 3.13 on.
+        first = threading.Thread(target=self._boot, name="isowsgi-0", daemon=False)
         first.start()
         first.join()
         for thread in self._threads:
@@ -97,34 +124,44 @@ class Instance:
         closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
         closing.start()
         closing.join(_EXIT_FUNCTIONS_S)
-        self._control.end()
-        control.join()
-        self._control.report("closed", threads=_threads_left())
+        left = _threads_left()
+        if not left:
+            self._control.end()
+            control.join()
+        # Else the interpreter is left behind, and its control thread with it: before 3.13 a thread of the app's that is busy would keep
+        # all others from running without the ticker.
+        self._control.report("closed", threads=left)
+        return not left
 
     def _boot(self) -> None:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
         try:
-            app = load(self._order["app"])
-            service = self._service = self._make_service(app)
+            service = self._make_service(load(self._order["app"]))
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
+            self._report_files(set(module_files()) | _files_of(exc))
             self._control.report("failed", error=_one_line(exc), traceback=_traceback())
             return
-        self._log.survive_reconfiguration()
         self._end_lines()
         for number in range(1, self._order["threads"]):
             thread = threading.Thread(target=self._work, args=(service, number), name=f"isowsgi-{number}")
             self._threads.append(thread)
             thread.start()
-        files = _module_files() if self._order["report_files"] else []
-        for start in range(0, len(files), 200):
-            self._control.report("files", files=files[start : start + 200])
-        self._control.report("ready", boot_s=round(time.monotonic() - started, 3))
+        self._report_files(set(module_files()))
+        self._control.report("ready", boot_s=round(time.monotonic() - started, 3), objects=len(gc.get_objects()))
+        if self._files is not None:
+            self._control.rouse()  # from now on it has something to look after
         self._work(service, 0)
+
+    def _report_files(self, files: set[str]) -> None:
+        """Say on which files the app depends, if somebody watches them."""
+        names = sorted(file for file in files if os.path.isabs(file)) if self._order["report_files"] else []
+        for start in range(0, len(names), 200):
+            self._control.report("files", files=names[start : start + 200])
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)
-        self._runner.work(service.poll, service.serve)
+        self._runner.work(service)
 
     def _make_service(self, app: Application) -> Service:
         order = self._order
@@ -138,30 +175,61 @@ class Instance:
             "isowsgi.generation": order["generation"],
             "isowsgi.isolation": order["isolation"],
         }
-        script_name = os.environ.get("SCRIPT_NAME", "")
-        board = Scoreboard(order["board_rows"], self._fds["board"])
-        return Service(
-            order,
-            Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines),
+        gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines)
+        if order["warmup"]:
+            listeners = order["listeners"]
+            status = gateway.warm_up(order["warmup"], tuple(listeners[0]) if listeners else None)
+            if not "100" <= status[:3] < "500":
+                raise WarmUpError(f"the warm-up request {order['warmup']!r} was answered {status!r}")
+        peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
+        service = Service(order, gateway, self._log, peeker, self._board, lambda: os.eventfd_write(self._fds["capacity"], 1))
+        self._admission = Admission(self._runner, service, order["queue"], order["queue_timeout_s"])
+        self._watcher = Watcher(
+            service.jobs,
+            order["request_timeout_s"],
             self._log,
-            Peeker(Router(routes), self._cfg, script_name),
-            board,
-            lambda: os.eventfd_write(self._fds["capacity"], 1),
+            lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
+            order["can_see_stacks"],
         )
+        # Whichever comes last, this or an order, finds the other.
+        self._service = service
+        service.draining = self._is_draining
+        service.last = self._is_last
+        return service
+
+    def _look_after(self, now: float) -> bool:
+        """Do what is due on the control thread; see `control.Duty`."""
+        self._control_row.words[BEAT] = int(now * 1000)
+        watcher, admission, service = self._watcher, self._admission, self._service
+        is_busy = False
+        if watcher is not None and admission is not None and service is not None:
+            service.enter_control(self._control_row)
+            watcher.look(now)
+            is_busy = watcher.is_anyone_busy()
+            if is_busy:
+                admission.look(give_back=service.draining)
+        if self._files is not None and self._service is not None:
+            changed = self._files.changed(now)
+            if changed is not None:
+                self._files = None  # once is enough: the next generation has a watch of its own
+                self._control.report("changed", file=changed)
+        return is_busy or self._files is not None
 
     # Orders, on the control thread. The runner's baton may be held by a thread inside a request, so they only leave a note and poke.
 
-    def _drain(self) -> None:
+    def _drain(self, order: dict[str, Any]) -> None:
+        self._is_draining = True
         if self._service is not None:
             self._service.draining = True
             self._poke()
 
-    def _last(self) -> None:
+    def _last(self, order: dict[str, Any]) -> None:
+        self._is_last = True
         if self._service is not None:
             self._service.last = True
-        self._drain()
+        self._drain(order)
 
-    def _stop(self) -> None:
+    def _stop(self, order: dict[str, Any]) -> None:
         self._runner.stopping = True
         self._poke()
 
@@ -199,9 +267,15 @@ def _traceback() -> str:
     return text if len(text) <= _MAX_TRACEBACK_CHARS else "...\n" + text[-_MAX_TRACEBACK_CHARS:]
 
 
-def _module_files() -> list[str]:
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return sorted(file for file in files if file)
+def _files_of(exc: BaseException | None) -> set[str]:
+    """Return the files an exception came through; a module that fails to load is in `sys.modules` no more."""
+    files = set()
+    while exc is not None:
+        files |= {frame.f_code.co_filename for frame, _ in traceback.walk_tb(exc.__traceback__)}
+        if isinstance(exc, SyntaxError) and exc.filename:
+            files.add(exc.filename)
+        exc = exc.__cause__ or exc.__context__
+    return files
 
 
 def _run_exit_functions() -> None:
@@ -218,8 +292,8 @@ def _run_exit_functions() -> None:
 
 
 def _threads_left() -> int:
-    """Count the threads that the app leaves behind."""
+    """Count the threads that the app leaves behind: all but the control thread."""
     deadline = time.monotonic() + _THREAD_GONE_S
-    while _thread._count() and time.monotonic() < deadline:
+    while _thread._count() > 1 and time.monotonic() < deadline:
         time.sleep(0.005)
-    return _thread._count()
+    return _thread._count() - 1

@@ -9,8 +9,9 @@ import json
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from isowsgi.inside.runner import Runner
 
@@ -23,6 +24,23 @@ _TICKS_TO_REST = 50
 # 3.11, 3.12: with a tick of 5 ms the longest time that a busy app keeps all others from running was 41 ms, with 20 ms it was 130.
 _TICKER_MS = 5
 
+# How often requests in flight, those that wait, and watched files are looked at.
+_LOOK_S = 0.25
+
+
+class Duty(Protocol):
+    """What else the control thread looks after."""
+
+    def __call__(self, now: float) -> bool:
+        """Do what is due.
+
+        Args:
+            now: monotonic seconds.
+
+        Returns:
+            whether to be called again soon, even if no request begins meanwhile.
+        """
+
 
 class Control:
     """Runs in a thread of its own from before the app is loaded until the instance is closed.
@@ -33,22 +51,33 @@ class Control:
         rouse_fd: an eventfd that `rouse` writes to.
         needs_ticker: whether other interpreters starve without a thread that gives up the GIL again and again.
         orders: what to do for each order, by its name.
+        duty: see `Duty`; called some times a second while there is something to look after.
     """
 
     def __init__(
-        self, channel: socket.socket, runner: Runner, rouse_fd: int, needs_ticker: bool, orders: dict[str, Callable[[], None]]
+        self,
+        *,
+        channel: socket.socket,
+        runner: Runner[Any],
+        rouse_fd: int,
+        needs_ticker: bool,
+        orders: dict[str, Callable[[dict[str, Any]], None]],
+        duty: Duty,
     ) -> None:
         self._channel = channel
         self._runner = runner
         self._rouse_fd = rouse_fd
         self._needs_ticker = needs_ticker
         self._orders = orders
+        self._duty = duty
         self._ended = False
 
     def report(self, event: str, **facts: Any) -> None:
         """Tell the supervisor; texts must be short enough for a packet."""
+        # Not escaped: six or twelve bytes for a letter are too many for a long traceback. A surrogate stands for a byte of a file's name.
+        packet = json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass")
         try:
-            self._channel.send(json.dumps({"event": event, **facts}).encode())
+            self._channel.send(packet)
         except OSError:  # the worker is on its way out
             return
 
@@ -68,24 +97,37 @@ class Control:
         poller.register(self._channel, select.POLLIN)
         poller.register(self._rouse_fd, select.POLLIN)
         seen = quiet_ticks = 0
+        next_look = 0.0
+        has_duty = False
         while not self._ended:
-            tick = _TICKER_MS if self._needs_ticker else None if runner.resting else _TICK_MS
-            for fd, _ in poller.poll(tick):
+            for fd, _ in poller.poll(self._tick(has_duty)):
                 if fd == self._rouse_fd:
                     os.eventfd_read(self._rouse_fd)
                 elif not self._obey():
                     poller.unregister(self._channel)
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + _LOOK_S
+                has_duty = self._duty(now)
             if runner.resting:
                 seen = -1
-                continue
-            if runner.served != seen:
+            elif runner.served != seen:
                 seen, quiet_ticks = runner.served, 0
             elif runner.in_request:
                 runner.retake()
+                has_duty = True  # that request goes on
             else:
                 quiet_ticks += 1
                 if quiet_ticks > _TICKS_TO_REST:
                     self._rest()
+
+    def _tick(self, has_duty: bool) -> float | None:
+        """Return how long to sleep, in milliseconds; None: until somebody calls."""
+        if self._needs_ticker:
+            return _TICKER_MS
+        if not self._runner.resting:
+            return _TICK_MS
+        return _LOOK_S * 1000 if has_duty else None
 
     def _rest(self) -> None:
         # In this order: a request that begins meanwhile either sees `resting`, or is seen here.
@@ -100,5 +142,6 @@ class Control:
         except OSError:
             return False
         if packet:
-            self._orders[json.loads(packet)["do"]]()
+            order = json.loads(packet)
+            self._orders[order["do"]](order)
         return bool(packet)

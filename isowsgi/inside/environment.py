@@ -42,13 +42,18 @@ def set_environ(values: Mapping[str, str]) -> None:
     own = PrivateEnviron(dict(text._data), text.encodekey, text.decodekey, text.encodevalue, text.decodevalue)
     own.update(values)
 
+    def put(key: Any, value: Any) -> None:
+        own[os.fsdecode(key)] = os.fsdecode(value)
+
     def unset(key: Any) -> None:
-        own.pop(key, None)
+        own.pop(os.fsdecode(key), None)
 
     os.environ = own  # noqa: B003 # the process' own environment is what must stay as it is
     os.environb = PrivateEnviron(own._data, octets.encodekey, octets.decodekey, octets.encodevalue, octets.decodevalue)
-    os.putenv = own.__setitem__
+    os.putenv = put
     os.unsetenv = unset
+    if hasattr(os, "reload_environ"):  # 3.14+; it would bring the process' variables back
+        os.reload_environ = lambda: None
     os.system = _system
 
     start_process = _posixsubprocess.fork_exec
@@ -62,29 +67,82 @@ def set_environ(values: Mapping[str, str]) -> None:
     _posixsubprocess.fork_exec = fork_exec
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
 
+    def with_own_environ(spawn: Callable[..., int]) -> Callable[..., int]:
+        # As above: subprocess comes this way from 3.13 on for an executable with a folder, and so for shell=True.
+        def call(path: Any, argv: Any, env: Any, **options: Any) -> int:
+            return spawn(path, argv, own._data if env is None else env, **options)
+
+        return call
+
+    os.posix_spawn = with_own_environ(os.posix_spawn)
+    os.posix_spawnp = with_own_environ(os.posix_spawnp)
+
 
 def _system(command: Any) -> int:
     """`os.system` with this interpreter's environment; C's passes on the process'."""
-    code = subprocess.call(command, shell=True)
+    code = subprocess.call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
     return -code if code < 0 else code << 8
+
+
+def refuse_fork() -> None:
+    """Make fork and exec a RuntimeError that says what to use instead.
+
+    CPython itself refuses them from 3.13 on (`interpreters.create`). Before, the child of a fork aborts, and exec ends the worker.
+    """
+
+    def refusal(text: str) -> Callable[..., Any]:
+        def refuse(*args: Any, **options: Any) -> Any:
+            raise RuntimeError(text)
+
+        return refuse
+
+    fork = refusal("an app in a subinterpreter cannot fork; use subprocess, or multiprocessing.get_context('spawn')")
+    execute = refusal("exec would replace the worker with all its mounts; use subprocess")
+    os.fork, os.forkpty, os.execv, os.execve = fork, fork, execute, execute  # what the others of their families call
+
+
+# What Python sets at the start of a process; all else is SIG_DFL.
+_HANDLERS_AT_START = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN, signal.SIGXFSZ: signal.SIG_IGN}
 
 
 def set_signals(log: Callable[[str], None]) -> None:
     """Make `signal.signal` a logged no-op: a worker's signals are gunicorn's, and CPython refuses handlers here anyway.
 
     Apps and libraries that install one at import would not load otherwise. As the real one does, it returns the handler that was set
-    before, as far as this interpreter was told.
+    before, as far as this interpreter was told: never gunicorn's, which is an object of another interpreter. The timers do nothing
+    either: without a handler their signals end the process.
     """
     told: dict[int, Any] = {}
+    said: set[str] = set()
+
+    def say_once(call: str, reason: str) -> None:
+        if call not in said:
+            said.add(call)
+            log(f"{call} has no effect: {reason}")
 
     def ignore(signalnum: int, handler: Any) -> Any:
-        if signalnum not in told:
-            log(f"signal.signal({signal.Signals(signalnum).name}) has no effect: a worker's signals are gunicorn's")
-        previous = told.get(signalnum, signal.getsignal(signalnum))
+        previous = current(signalnum)
+        name = signal.Signals(signalnum).name if signalnum in list(signal.Signals) else str(signalnum)
+        say_once(f"signal.signal({name})", "a worker's signals are gunicorn's")
         told[signalnum] = handler
         return previous
 
-    signal.signal = ignore
+    def current(signalnum: int) -> Any:
+        if signalnum not in signal.valid_signals():
+            raise ValueError("signal number out of range")
+        return told.get(signalnum, _HANDLERS_AT_START.get(signalnum, signal.SIG_DFL))  # type: ignore[call-overload]
+
+    def alarm(seconds: int) -> int:
+        if seconds:
+            say_once("signal.alarm", "its signal would end the worker with all its mounts")
+        return 0
+
+    def setitimer(which: int, seconds: float, interval: float = 0.0) -> tuple[float, float]:
+        if seconds:
+            say_once("signal.setitimer", "its signal would end the worker with all its mounts")
+        return 0.0, 0.0
+
+    signal.signal, signal.getsignal, signal.alarm, signal.setitimer = ignore, current, alarm, setitimer
 
 
 def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[str]) -> None:

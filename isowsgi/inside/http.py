@@ -18,6 +18,8 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
 from gunicorn.util import has_fileno, hop_headers
 
+from isowsgi.scoreboard import HEAD_SENT
+
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
 
@@ -41,7 +43,7 @@ class ClientStalled(TimeoutError):
 
 def _client_error(exc: OSError) -> OSError:
     """Tell a client's failure apart from an OSError of the app's own, which is a 500."""
-    if isinstance(exc, BlockingIOError):  # SO_RCVTIMEO or SO_SNDTIMEO ran out
+    if isinstance(exc, (BlockingIOError, TimeoutError)):  # SO_RCVTIMEO or SO_SNDTIMEO ran out, or the timeout that bounds a drain
         return ClientStalled("the client did not go on in time")
     return ClientGone(str(exc))
 
@@ -56,12 +58,16 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         self.sock = sock
+        self.reads = 0  # so far; a sign of progress
+        self.is_waiting = False  # whether a thread waits for the client in here
 
     def put_head(self, head: bytes) -> None:
         """Let the parser read these bytes first; nothing may be left of a request before."""
         self.buf = io.BytesIO(head)
 
     def chunk(self, size_hint: int | None = None) -> bytes:
+        self.reads += 1
+        self.is_waiting = True
         try:
             if size_hint:
                 return self.sock.recv(min(size_hint, _MAX_RECV_BYTES))
@@ -69,6 +75,8 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
             return self.sock.recv(line.find(b"\n") + 1 or len(line))
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_waiting = False
 
 
 class Response:
@@ -77,7 +85,10 @@ class Response:
     Attributes:
         status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
         headers_sent: whether the client has a status already.
+        board: the words of the thread's row, once it has one.
     """
+
+    board: memoryview | None = None
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
         self.req = request
@@ -93,6 +104,16 @@ class Response:
         self.must_close = False
         self._omits_body = False
         self._warned = False
+        self._claim: list[None] = [None]
+
+    def claim(self) -> bool:
+        """Take the right to send the status; who gets True must send one. The app's thread and the watcher may both ask."""
+        try:
+            self._claim.pop()  # atomic
+        except IndexError:
+            return False
+        self.headers_sent = True
+        return True
 
     def force_close(self) -> None:
         self.must_close = True
@@ -119,21 +140,22 @@ class Response:
         elif self.status is not None:
             raise AssertionError("start_response was called twice without exc_info")
         code = _STATUSES.get(status) or _checked_status(status)
-        self.status = status
         self._take_headers(headers)
+        self.status = status
         # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
-        self._omits_body = code < 200 or code in (204, 304) or self.req.method == "HEAD"
-        if self._omits_body and (code < 200 or code == 204):
+        has_no_length = 100 <= code < 200 or code == 204
+        self._omits_body = has_no_length or code == 304 or self.req.method == "HEAD"
+        if has_no_length:
             self.headers = [field for field in self.headers if field[0].lower() != "content-length"]
             self.response_length = None
         self.chunked = self.response_length is None and not self._omits_body and self.req.version > (1, 0)
         return self.write
 
     def _take_headers(self, headers: Any) -> None:
-        """Check fields and keep those that are the app's to say; a second call replaces the first one's."""
-        self.response_length = None
-        self.upgrade = False
-        taken = self.headers = []
+        """Keep the fields that are the app's to say, in the place of a first call's; if one is bad, nothing changes."""
+        taken = []
+        length = None
+        upgrade = False
         for name, value in headers:
             lower = _NAMES.get(name) if name.__class__ is str else None
             if lower is None:
@@ -143,13 +165,16 @@ class Response:
             if value[:1] in _BLANKS or value[-1:] in _BLANKS:
                 value = value.strip(" \t")
             if lower == "content-length":
-                self.response_length = _checked_length(value)
+                length = _checked_length(value)
             elif lower in hop_headers:
                 if lower == "connection":
-                    self.upgrade = self.upgrade or value.lower() == "upgrade"
+                    upgrade = upgrade or value.lower() == "upgrade"
                 if lower != "upgrade" or value.lower() != "websocket":
                     continue
             taken.append((name, value))
+        self.headers = taken
+        self.response_length = length
+        self.upgrade = upgrade
 
     def write(self, data: bytes) -> None:
         """Send a chunk of the body, and the head before the first."""
@@ -165,7 +190,6 @@ class Response:
             data = data[: length - self.sent]
             if not data:
                 return
-        self.sent += len(data)
         framed = b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
         if not self.headers_sent:
             head = self._head()
@@ -173,6 +197,7 @@ class Response:
                 framed = head + framed
             else:
                 self._send(head)
+        self.sent += len(data)
         self._send(framed)
 
     def close(self) -> None:
@@ -185,24 +210,29 @@ class Response:
 
     def write_file(self, wrapper: Any) -> None:
         """Send a `wsgi.file_wrapper`, by sendfile() where that can be done."""
+        if self._omits_body:
+            return  # nothing of the file need be read for that; `close` sends the head
         if not self._sendfile(wrapper):
             for chunk in wrapper:
                 self.write(chunk)
 
     def send_early_hints(self, fields: Any) -> None:
         """`wsgi.early_hints`: send a 103 response before the final one; without effect for HTTP/1.0 and after the head."""
-        _make_early_hints_callback(self.req, self.sock, self)(fields)
+        try:
+            _make_early_hints_callback(self.req, self.sock, self)(fields)
+        except OSError as exc:
+            raise _client_error(exc) from exc
 
     def _sendfile(self, wrapper: Any) -> bool:
         """Send a file without reading it into this process; False when that cannot be done and nothing was sent.
 
         `socket.sendfile`, which gunicorn goes through, waits for a client that does not read without any limit.
         """
-        if not self.cfg.sendfile or self._omits_body or not has_fileno(wrapper.filelike):
-            return False
+        if not self.cfg.sendfile or self.headers_sent or not has_fileno(wrapper.filelike):
+            return False  # after write() the file is only a part of the body
         fd = wrapper.filelike.fileno()
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:  # files in /proc are regular, and say 0 whatever they hold
             return False
         # A buffered reader may have read ahead of what the app took from it, so the descriptor's own offset is not the app's.
         offset = wrapper.filelike.tell() if hasattr(wrapper.filelike, "tell") else os.lseek(fd, 0, os.SEEK_CUR)
@@ -237,7 +267,10 @@ class Response:
     def _head(self) -> bytes:
         if self.status is None:
             raise AssertionError("the app returned without calling start_response")
-        self.headers_sent = True
+        if not self.claim():
+            raise ClientGone("the request was given up meanwhile")
+        if self.board is not None:
+            self.board[HEAD_SENT] = 1
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         major, minor = self.req.version
         framing = "\r\nTransfer-Encoding: chunked" if self.chunked else ""

@@ -16,6 +16,16 @@ from gunicorn import glogging, util
 from isowsgi.inside.streams import LineStream, empty_stdin
 
 
+class _KeptLogger(logging.Logger):
+    """A logger that cannot be disabled.
+
+    `logging.config` disables every logger it was not told of, unless asked not to. Django's default settings do so when the app is
+    loaded, others when the first request comes; tracebacks and the access log would be missing from then on.
+    """
+
+    disabled = property(lambda self: False, lambda self, value: None)
+
+
 class Log:
     """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced."""
 
@@ -31,24 +41,31 @@ class Log:
         else:
             problem = None
         self.logger: Any = logger_class(cfg)
+        for logger in (self.logger.error_log, self.logger.access_log):
+            if type(logger) is logging.Logger:  # a logger_class of the user's may have others
+                logger.__class__ = _KeptLogger
         if problem is not None:
             self.warning("logger_class %r does not load in this interpreter, gunicorn's own is used: %s", cfg.logger_class, problem)
 
     # gunicorn's code calls these names.
     def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.debug("%s: " + message, self._tag, *args, **kwargs)
+        self.logger.debug(*self._tagged(message, args), **kwargs)
 
     def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.info("%s: " + message, self._tag, *args, **kwargs)
+        self.logger.info(*self._tagged(message, args), **kwargs)
 
     def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.warning("%s: " + message, self._tag, *args, **kwargs)
+        self.logger.warning(*self._tagged(message, args), **kwargs)
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.error("%s: " + message, self._tag, *args, **kwargs)
+        self.logger.error(*self._tagged(message, args), **kwargs)
 
     def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.exception("%s: " + message, self._tag, *args, **kwargs)
+        self.logger.exception(*self._tagged(message, args), **kwargs)
+
+    def _tagged(self, message: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # As logging itself does: without arguments a "%" in the message is only a character, and it may come from a client.
+        return ("%s: " + message, self._tag, *args) if args else ("%s: %s", self._tag, message)
 
     def access(self, *args: Any) -> None:
         self.logger.access(*args)
@@ -65,14 +82,6 @@ class Log:
         sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]
         sys.stdin = sys.__stdin__ = empty_stdin()  # type: ignore[misc]
         return out, err
-
-    def survive_reconfiguration(self) -> None:
-        """Switch gunicorn's loggers on again after the app was loaded.
-
-        `logging.config` disables every logger it was not told of, unless asked not to; Django's default settings do so.
-        """
-        self.logger.error_log.disabled = False
-        self.logger.access_log.disabled = False
 
     def reopen_files(self) -> None:
         """Open every log file of this interpreter anew, the app's own included (after logrotate; SIGUSR1)."""

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gunicorn.http.body import Body, LengthReader
-from gunicorn.http.message import Request as GunicornRequest
-from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, HeaderPolicy
 
 # One whole field line. The name is a token (RFC 9110 section 5.6.2) without an underscore: those are for gunicorn's header policy. The
-# value holds what gunicorn takes: no control character but the tab.
-_FIELD = re.compile(r"(?<=\n)([!#$%&'*+.^`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
+# value holds what gunicorn takes: no control character but the tab. The repeats are possessive, as a value's first blanks would match
+# either of the last two: 16 KiB of blanks before a control character took 4 s, and four times as long for each doubling.
+_FIELD = re.compile(r"(?<=\n)([!#$%&'*+.^`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)\r\n")
 
 # Fields that say more than a value in the environ; a request with one of these takes the long way.
 _LEFT_TO_GUNICORN = frozenset(("expect", "transfer-encoding"))
@@ -42,6 +42,7 @@ _PROTOCOLS = {b"0": "HTTP/1.0", b"1": "HTTP/1.1"}
 class Fields(NamedTuple):
     """What a block of fields says."""
 
+    peer: Any  # who sent it
     environ: dict[str, Any]  # with the connection's and the instance's entries; a request works on a copy
     content_length: int
     closes: bool | None  # what the Connection field asks for; None: the version's default
@@ -49,21 +50,46 @@ class Fields(NamedTuple):
 
 
 class PlainRequest:
-    """What the response, the access log and error pages read of a request, under gunicorn's names."""
+    """What the response, error pages and the access log read of a request, under gunicorn's names: loggers of users too."""
 
-    __slots__ = ("body", "headers", "method", "must_close", "uri", "version")
+    __slots__ = ("_fields", "body", "method", "must_close", "uri", "version")
 
     def __init__(self, method: str, uri: str, version: tuple[int, int], fields: Fields, body: Body) -> None:
         self.method = method
         self.uri = uri
         self.version = version
-        self.headers = fields.pairs
         self.body = body
+        self._fields = fields
         self.must_close = fields.closes if fields.closes is not None else version == (1, 0)
+
+    # Made when they are asked for, as most logs do without.
+
+    @property
+    def path(self) -> str:
+        return self.uri.partition("?")[0]
 
     @property
     def query(self) -> str:
         return self.uri.partition("?")[2]
+
+    @property
+    def fragment(self) -> str:
+        return ""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        return self._fields.pairs
+
+    @property
+    def scheme(self) -> str:
+        scheme: str = self._fields.environ["wsgi.url_scheme"]
+        return scheme
+
+    @property
+    def peer_addr(self) -> Any:
+        return self._fields.peer
+
+    remote_addr = peer_addr
 
     def should_close(self) -> bool:
         return self.must_close
@@ -73,21 +99,23 @@ class PlainReader:
     """Reads the ordinary requests of one connection.
 
     Args:
-        base: the environ entries that all requests of the connection share.
+        base: the environ entries that all requests of the connection share; if SERVER_NAME is none of them, the Host field gives it.
         cfg: gunicorn's settings.
         unreader: where a body is read from; its buffer is empty between requests.
+        peer: the client's address as `accept` gives it.
         prefix: the mount's; the router matched it against the decoded path.
-        server: the listener's address; on a Unix socket the Host field stands in for it.
     """
 
-    def __init__(self, base: dict[str, Any], cfg: Any, unreader: Any, peer: Any, server: Any, prefix: str) -> None:
+    def __init__(self, base: dict[str, Any], cfg: Any, unreader: Any, peer: Any, prefix: str) -> None:
         self._base = base
         self._unreader = unreader
+        self._peer = peer
         self._prefix_length = len(prefix)
-        self._needs_host = isinstance(server, str)
-        self._line_limit = cfg.limit_request_line if cfg.limit_request_line > 0 else 0
-        self._fields_limit = cfg.limit_request_fields
-        self._field_size_limit = cfg.limit_request_field_size
+        self._needs_host = "SERVER_NAME" not in base
+        # What gunicorn's Request and Message make of these: 0 is no limit for a line, and the greatest one for the other two.
+        self._line_limit = min(cfg.limit_request_line, MAX_REQUEST_LINE)
+        self._fields_limit = min(cfg.limit_request_fields or MAX_HEADERS, MAX_HEADERS)
+        self._field_size_limit = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
         self._scheme = "https" if cfg.is_ssl else "http"
         self._scheme_fields = _trusted_scheme_fields(cfg, peer)
         self._block = b""
@@ -103,7 +131,7 @@ class PlainReader:
             length: of the head, its empty line included.
         """
         method, target, path, query, minor = line.groups()
-        if method == b"CONNECT" or len(target) + len(method) + 10 > self._line_limit > 0:
+        if len(target) + len(method) + 10 > self._line_limit > 0:
             return None
         start = line.end()
         block = data[start - 1 : length]
@@ -127,11 +155,12 @@ class PlainReader:
 
     def _read_fields(self, block: bytes) -> Fields | None:
         """Read a block that starts with the line feed of the request line and ends with the empty line."""
-        text = block.decode("latin-1")
-        found = _FIELD.findall(text)
+        if len(block) > self._field_size_limit:
+            return None
+        found = _FIELD.findall(block.decode("latin-1"))
         # Each match ends in the one line feed it holds. Two are outside of all matches: the first byte and the empty line's. So if
         # the counts agree every line is a match, and there is no bare line feed.
-        if len(found) + 2 != block.count(b"\n") or len(found) > self._fields_limit or len(block) > self._field_size_limit:
+        if len(found) + 2 != block.count(b"\n") or len(found) > self._fields_limit:
             return None
         environ = self._base.copy()
         pairs: list[tuple[str, str]] = []
@@ -165,7 +194,7 @@ class PlainReader:
         environ["wsgi.url_scheme"] = scheme or self._scheme
         if self._needs_host and not _name_server(environ):
             return None
-        return Fields(environ, content_length, closes, pairs)
+        return Fields(self._peer, environ, content_length, closes, pairs)
 
 
 # Field name as sent: upper case, lower case, environ key. Shared by all connections of the interpreter.
@@ -185,9 +214,11 @@ def _remember(name: str) -> tuple[str, str, str]:
 
 def _trusted_scheme_fields(cfg: Any, peer: Any) -> dict[str, str]:
     """Return the fields by which this client may say that it was reached by TLS, as gunicorn's parser finds them."""
-    probe = GunicornRequest(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), peer, 2)
+    policy = HeaderPolicy()
+    policy.cfg = cfg
+    policy.peer_addr = peer
     scheme_fields: dict[str, str]
-    scheme_fields, _ = probe._peer_trusted_for_forwarded()
+    scheme_fields, _ = policy._peer_trusted_for_forwarded()
     return scheme_fields
 
 

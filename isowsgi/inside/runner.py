@@ -15,9 +15,28 @@ from __future__ import annotations
 import _thread
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+C = TypeVar("C")
 
 
-class Runner:
+class Source(Protocol[C]):
+    """Where the work comes from; see `serve.Service`."""
+
+    def poll(self, wait: bool) -> Iterable[int]:
+        """Return descriptors of connections that are ready, each disarmed; wait for some if asked to."""
+
+    def serve(self, fd: int) -> C | None:
+        """Serve one; return it if it shall wait for its next request. Raises nothing."""
+
+    def keep(self, connection: C) -> None:
+        """Let a connection wait for its next request; under the baton."""
+
+    def keep_later(self, connection: C) -> None:
+        """Have the holder of the baton keep a connection."""
+
+
+class Runner(Generic[C]):
     """The threads' shared state.
 
     Args:
@@ -38,16 +57,11 @@ class Runner:
         """Whether the holder of the baton is inside a request."""
         return bool(self._turn)
 
-    def work(self, poll: Callable[[bool], Iterable[int]], serve: Callable[[int], None]) -> None:
-        """Be one of the threads, until `stopping` is set, `poll` was made to return, and nothing is ready any more.
-
-        Args:
-            poll: returns the descriptors of connections that are ready, each disarmed; waits for some unless told not to.
-            serve: serves one; raises nothing.
-        """
+    def work(self, source: Source[C]) -> None:
+        """Be one of the threads, until `stopping` is set, the source's poll was made to return, and nothing is ready any more."""
         while True:
             self._baton.acquire()
-            if not self._run(poll, serve):
+            if not self._run(source):
                 self._baton.release()
                 return
 
@@ -60,13 +74,26 @@ class Runner:
         self._baton.release()
         return True
 
-    def _run(self, poll: Callable[[bool], Iterable[int]], serve: Callable[[int], None]) -> bool:
+    def thin_out(self, source: Source[C], judge: Callable[[deque[int]], None]) -> None:
+        """Look through the connections that wait while all threads are busy; without effect while one polls.
+
+        Args:
+            judge: takes those ready, longest waiting first, and removes those that shall not be served; it owns what it removes.
+        """
+        if self._baton.acquire(blocking=False):
+            try:
+                self._ready.extend(source.poll(False))
+                judge(self._ready)
+            finally:
+                self._baton.release()
+
+    def _run(self, source: Source[C]) -> bool:
         """Poll and serve with the baton held; True when it was retaken, False when the instance stops."""
-        ready, turn = self._ready, self._turn
+        ready, turn, serve = self._ready, self._turn, source.serve
         while True:
             if not ready:
                 stopping = self.stopping
-                ready.extend(poll(not stopping))
+                ready.extend(source.poll(not stopping))
                 if not ready and stopping:
                     return False
                 continue
@@ -75,8 +102,12 @@ class Runner:
             self.served += 1
             if self.resting:
                 self._rouse()
-            serve(fd)
+            kept = serve(fd)
             try:
                 turn.pop()
             except IndexError:
+                if kept is not None:
+                    source.keep_later(kept)
                 return True
+            if kept is not None:
+                source.keep(kept)

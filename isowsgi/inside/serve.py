@@ -11,21 +11,29 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from gunicorn.http.errors import ParseException
 
 from isowsgi.handover import ARM_ONCE, Port
+from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, REQUESTS, Scoreboard
+from isowsgi.scoreboard import AT_CAPACITY, CLOSED, MOUNT, STOPPING, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
 # int() takes the flags out of their enum, whose `|` costs 2 us a request.
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+# Told to a client whose request has waited for a thread too long, or came behind too many others.
+_TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
+    b"Content-Type: text/plain\r\nContent-Length: 53\r\n\r\nThe app is busy with other requests. Try again soon.\n"
+)
 
 # How often at most idle connections are looked through for those past their keep-alive time.
 _SWEEP_S = 1.0
@@ -53,18 +61,19 @@ class Service:
     ) -> None:
         self._mount = order["mount"]
         self._keepalive_s = order["keepalive_s"]
-        self._listeners = [tuple_of(address) for address in order["listeners"]]
+        self._listeners = [tuple(address) for address in order["listeners"]]
         self._gateway = gateway
         self._log = log
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
         self._returns = Port.open(order["fds"]["returns"], order["arm_returns"])
         self._lingering = Port.open(order["fds"]["lingering"], order["arm_returns"])
-        self._acceptor_row = board.row(0)
-        self._rows = [board.row(order["first_row"] + number) for number in range(order["threads"])]
+        self._acceptor_words = board.row(0).words
+        self.jobs = [Job(number, board.row(order["first_row"] + 1 + number)) for number in range(order["threads"])]
         self._own = threading.local()
         self._notify_capacity = notify_capacity
         self._connections: dict[int, Connection] = {}
+        self._returned: deque[Connection] = deque()
         self._next_sweep = 0.0
         self._poke = order["fds"]["poke"]
         self._epoll.register(self._poke, select.EPOLLIN)
@@ -73,10 +82,40 @@ class Service:
 
     def enter_thread(self, number: int) -> None:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
-        self._own.row = self._rows[number]
+        job = self._own.job = self.jobs[number]
+        job.ident = threading.get_ident()
+        job.row.words[MOUNT] = self._mount + 1
 
     def open_connections(self) -> int:
         return len(self._connections)
+
+    def enter_control(self, row: Row) -> None:
+        """Say that the caller is the control thread; what it closes counts in its own row."""
+        if not hasattr(self._own, "job"):
+            self._own.job = Job(-1, row)
+
+    def give_back_waiting(self, fd: int) -> None:
+        """Return a connection that waits for a thread to the acceptor; by the holder of the baton only."""
+        connection = self._connections.get(fd) or self._take_over(fd)
+        if connection is not None:
+            self._give_back(connection)
+
+    def turn_away(self, fd: int) -> None:
+        """Answer 503 to a request that waits; by the holder of the baton only."""
+        connection = self._connections.get(fd) or self._take_over(fd)
+        if connection is None:
+            return
+        try:
+            data = _peek(connection.sock)
+            if data and self._look(data, connection).mount == self._mount:
+                connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
+                self._linger(connection)
+            elif data:
+                self._give_back(connection)
+            else:
+                self._close(connection)
+        except OSError:
+            self._close(connection)
 
     # The runner's side.
 
@@ -86,51 +125,82 @@ class Service:
         ready = [fd for fd, _ in events if fd != self._poke]
         if len(ready) != len(events):
             os.eventfd_read(self._poke)
-            if self.draining:
-                self._give_back_idle(ready)
+            while self._returned:
+                self.keep(self._returned.popleft())
+        for fd in ready:
+            # Before another thread may poll: it must not take a connection for idle whose request is on its way to be served.
+            if (connection := self._connections.get(fd)) is not None:
+                connection.idle_since = 0.0
+        if self.draining and len(ready) != len(events):
+            self._give_back_idle()
         if self._connections and time.monotonic() >= self._next_sweep:
-            self._close_expired(ready)
+            self._close_expired()
         return ready
 
-    def serve(self, fd: int) -> None:
-        """Serve the next request of a connection that `poll` returned; what can go wrong ends that connection only."""
+    def serve(self, fd: int) -> Connection | None:
+        """Serve the next request of a connection that `poll` returned; what can go wrong ends that connection only.
+
+        Returns:
+            the connection, if it shall wait for its next request: for `keep`, under the baton.
+        """
         connection = self._connections.get(fd) or self._take_over(fd)
         if connection is None:
-            return
-        connection.idle_since = 0.0
+            return None
+        job = self._own.job
+        kept = False
         try:
-            self._serve(fd, connection)
-        except OSError:  # reset between two of our calls
-            self._close(fd, connection)
+            kept = self._serve(connection, job)
+        except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
+            self._close(connection)
         except Exception:
             self._log.exception("a mistake in isowsgi ended a connection; please report it")
-            self._close(fd, connection)
+            self._close(connection)
+        while job.connection is not None or job.interrupted:
+            try:
+                job.end()
+            except RequestTimeout:  # raised for the request that is over
+                continue
+        return connection if kept else None
 
-    def _serve(self, fd: int, connection: Connection) -> None:
+    def keep(self, connection: Connection) -> None:
+        """Let a connection wait for its next request, or let the acceptor do so while draining; by the holder of the baton only."""
+        if self.draining:
+            self._give_back(connection)
+            return
+        connection.idle_since = time.monotonic()
+        self._epoll.modify(connection.fd, ARM_ONCE)
+
+    def keep_later(self, connection: Connection) -> None:
+        """Have the holder of the baton keep a connection, from a thread that has lost the baton meanwhile."""
+        self._returned.append(connection)
+        os.eventfd_write(self._poke, 1)
+
+    def _serve(self, connection: Connection, job: Job) -> bool:
+        """Serve one request; True if the connection shall be kept."""
         try:
             data = _peek(connection.sock)
         except BlockingIOError:
-            self._keep(fd, connection)  # an event without a byte, as after a checksum error (epoll(7))
-            return
+            return True  # an event without a byte, as after a checksum error (epoll(7))
         if not data:
-            self._close(fd, connection)
-            return
+            self._close(connection)
+            return False
         look = self._look(data, connection)
         if look.mount != self._mount or not look.length:
-            self._give_back(fd, connection)
-            return
-        self._own.row[REQUESTS] += 1
+            self._give_back(connection)
+            return False
+        job.begin(connection, data, time.monotonic())
         _consume(connection.sock, look.length)
-        last = self.last or not self._keepalive_s or self._acceptor_row[AT_CAPACITY] == 1
-        fate = self._gateway.serve(connection, data, look, last)
-        if fate is Fate.KEEP and self.draining:
-            self._give_back(fd, connection)
-        elif fate is Fate.KEEP:
-            self._keep(fd, connection)
-        elif fate is Fate.CLOSE and len(data) == look.length:
-            self._close(fd, connection)
+        words = self._acceptor_words
+        last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
+        fate = self._gateway.serve(connection, data, look, last, job.row.words)
+        job.end()  # before anybody else may own the connection
+        if fate is Fate.KEEP:
+            return True
+        if fate is Fate.CLOSE and len(data) == look.length:
+            self._close(connection)
         else:
-            self._linger(fd, connection)
+            self._linger(connection)
+        return False
 
     def _look(self, data: bytes, connection: Connection) -> Look:
         """Return what the next request is; nothing to serve if the acceptor should refuse it."""
@@ -156,44 +226,40 @@ class Service:
     def _listener_of(self, own_name: Any) -> Any:
         """Return the address of the listener that a connection came by, as gunicorn's workers have it for SERVER_NAME."""
         if not isinstance(own_name, tuple):
-            return own_name
+            return os.fsdecode(own_name)  # bytes in the abstract namespace
         for listener in self._listeners:
-            if isinstance(listener, tuple) and listener[1] == own_name[1] and listener[0] in (own_name[0], "0.0.0.0", "::"):
+            if listener[1] == own_name[1] and listener[0] in (own_name[0], "0.0.0.0", "::"):
                 return listener
         return own_name
 
-    def _keep(self, fd: int, connection: Connection) -> None:
-        connection.idle_since = time.monotonic()
-        self._epoll.modify(fd, ARM_ONCE)
-
-    def _give_back(self, fd: int, connection: Connection) -> None:
+    def _give_back(self, connection: Connection) -> None:
         """Return a connection to the acceptor, which routes its next request."""
-        self._forget(fd, connection)
-        self._returns.give(fd)
+        self._forget(connection)
+        self._returns.give(connection.fd)
 
-    def _linger(self, fd: int, connection: Connection) -> None:
+    def _linger(self, connection: Connection) -> None:
         """Say that nothing more is sent, and let the acceptor read away what the client still sends (RFC 9112 section 9.6)."""
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:  # the client is gone
-            self._close(fd, connection)
+            self._close(connection)
             return
-        self._forget(fd, connection)
-        self._lingering.give(fd)
+        self._forget(connection)
+        self._lingering.give(connection.fd)
 
-    def _forget(self, fd: int, connection: Connection) -> None:
-        self._epoll.unregister(fd)
-        del self._connections[fd]
+    def _forget(self, connection: Connection) -> None:
+        self._epoll.unregister(connection.fd)
+        del self._connections[connection.fd]
         connection.sock.detach()
 
-    def _close(self, fd: int, connection: Connection) -> None:
-        self._connections.pop(fd, None)
+    def _close(self, connection: Connection) -> None:
+        self._connections.pop(connection.fd, None)
         connection.sock.close()
         self._count_closed()
 
     def _count_closed(self) -> None:
-        self._own.row[CLOSED] += 1
-        if self._acceptor_row[AT_CAPACITY]:
+        self._own.job.row.words[CLOSED] += 1
+        if self._acceptor_words[AT_CAPACITY]:
             self._notify_capacity()
 
     # Idle connections; only under the runner's baton.
@@ -203,24 +269,18 @@ class Service:
             return -1
         return max(self._next_sweep - time.monotonic(), 0.0)
 
-    def _close_expired(self, ready: list[int]) -> None:
+    def _close_expired(self) -> None:
         now = time.monotonic()
-        for fd, connection in list(self._connections.items()):
-            idle_since = connection.idle_since
-            if idle_since and now - idle_since > self._keepalive_s and fd not in ready:
-                self._epoll.unregister(fd)
-                self._close(fd, connection)
+        for connection in list(self._connections.values()):
+            if connection.idle_since and now - connection.idle_since > self._keepalive_s:
+                self._epoll.unregister(connection.fd)
+                self._close(connection)
         self._next_sweep = now + _SWEEP_S
 
-    def _give_back_idle(self, ready: list[int]) -> None:
-        for fd, connection in list(self._connections.items()):
-            if connection.idle_since and fd not in ready:
-                self._give_back(fd, connection)
-
-
-def tuple_of(address: Any) -> Any:
-    """Return a socket address that went through JSON as Python has it."""
-    return tuple(address) if isinstance(address, list) else address
+    def _give_back_idle(self) -> None:
+        for connection in list(self._connections.values()):
+            if connection.idle_since:
+                self._give_back(connection)
 
 
 def _peek(sock: socket.socket) -> bytes:

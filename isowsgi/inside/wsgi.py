@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from gunicorn.http.body import LengthReader
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.body import Body, LengthReader
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import FileWrapper, base_environ, create
+from gunicorn.util import unquote_to_wsgi_str
 
+from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader
 from isowsgi.peek import Look
@@ -42,17 +44,24 @@ class Connection:
         gateway: of the app that its requests are for.
     """
 
-    __slots__ = ("_parser", "cfg", "idle_since", "peer", "plain", "reader", "server", "sock")
+    __slots__ = ("_parser", "cfg", "fd", "idle_since", "in_app", "peer", "plain", "reader", "response", "server", "sock")
 
     def __init__(self, sock: Any, peer: Any, server: Any, gateway: Gateway) -> None:
         self.sock = sock
+        self.fd: int = sock.fileno()
         self.peer = peer
         self.server = server
         self.cfg = gateway.cfg
         self.reader = ExactReader(sock)
-        self.plain = PlainReader(gateway.base_environ(sock, peer, server), gateway.cfg, self.reader, peer, server, gateway.prefix)
+        self.plain = PlainReader(gateway.base_environ(sock, peer, server), gateway.cfg, self.reader, peer, gateway.prefix)
         self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
+        self.response: Response | None = None  # to the current request, or the last one
+        self.in_app = False  # whether the thread that serves it runs the app's code
         self._parser: RequestParser | None = None
+
+    def progress(self) -> tuple[int, int]:
+        """Return what changes with every byte from the client or to it, within one request."""
+        return self.reader.reads, self.response.sent if self.response is not None else 0
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
@@ -89,19 +98,21 @@ class Gateway:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
         else:
             environ["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
-        if isinstance(server, tuple):
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
+        address = server.split(":") if isinstance(server, str) else server
+        if len(address) > 1:  # else a Unix socket, which has nothing for these two: the Host field stands in
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])
         return environ
 
-    def serve(self, connection: Connection, data: bytes, look: Look, last: bool) -> Fate:
+    def serve(self, connection: Connection, data: bytes, look: Look, last: bool, board: memoryview | None) -> Fate:
         """Serve a request whose head was taken from the connection.
 
         Args:
             data: the head, and perhaps more that is still in the kernel's buffer.
             look: what the peeker made of it.
             last: whether the response shall say `Connection: close`.
+            board: the words of the calling thread's row on the scoreboard, if it has one.
         """
-        request = response = None
+        request = response = connection.response = None
         try:
             plain = None if look.line is None else connection.plain.read(look.line, data, look.length)
             if plain is not None:
@@ -113,21 +124,61 @@ class Gateway:
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
                 self._complete(environ)
+            response.board = board
+            connection.response = response
             if last:
                 response.must_close = True
-            self._call(request, response, environ)
+            self._call(connection, request, response, environ)
             return self._fate(connection, request, response)
-        except StopIteration:
-            return Fate.CLOSE
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
             self._answer_stalled(connection.sock, request, response)
+        except RequestTimeout:  # its client was answered by who raised it
+            self._log.info("the request's thread has ended it")
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
             self._answer_error(connection, request, response, exc)
         finally:
             self._end_lines()
         return Fate.LINGER
+
+    def warm_up(self, path: str, server: Any) -> str:
+        """Ask the app for a path before the first client does; return the status.
+
+        Args:
+            path: below the mount, as a client would send it.
+            server: a TCP listener's address, for SERVER_NAME; None: there is none.
+        """
+        path, _, query = path.partition("?")
+        environ = self.base_environ(None, "127.0.0.1", server)
+        environ |= {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": unquote_to_wsgi_str(path),
+            "QUERY_STRING": query,
+            "RAW_URI": self.prefix + path,
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "HTTP_HOST": "localhost",
+            "HTTP_USER_AGENT": "isowsgi warm-up",
+            "wsgi.url_scheme": "http",
+            "wsgi.input": Body(LengthReader(None, 0)),
+            "wsgi.early_hints": lambda headers: None,
+        }
+        environ.setdefault("SERVER_NAME", "localhost")
+        environ.setdefault("SERVER_PORT", "80")
+        statuses: list[str] = []
+
+        def start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+            statuses.append(status)
+            return lambda data: None
+
+        body = self._app(environ, start_response)
+        try:
+            for _ in body:
+                pass
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        return statuses[-1] if statuses else "no status at all"
 
     def _complete(self, environ: dict[str, Any]) -> None:
         """Turn gunicorn's environ into the mount's."""
@@ -137,10 +188,12 @@ class Gateway:
             environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]
             environ["SCRIPT_NAME"] += self.prefix
 
-    def _call(self, request: Any, response: Response, environ: dict[str, Any]) -> None:
+    def _call(self, connection: Connection, request: Any, response: Response, environ: dict[str, Any]) -> None:
         started = time.monotonic() if self._log.access_enabled else 0.0
-        body = self._app(environ, response.start_response)
+        connection.in_app = True
+        body: Any = None
         try:
+            body = self._app(environ, response.start_response)
             if isinstance(body, FileWrapper):
                 response.write_file(body)
             else:
@@ -148,11 +201,14 @@ class Gateway:
                     response.write(chunk)
             response.close()
         finally:
-            if started and response.headers_sent:  # otherwise what answers the error logs it
-                elapsed = datetime.timedelta(seconds=time.monotonic() - started)
-                self._log.access(response, request, environ, elapsed)
-            if hasattr(body, "close"):
-                body.close()
+            try:
+                if started and response.headers_sent:  # otherwise what answers the error logs it
+                    elapsed = datetime.timedelta(seconds=time.monotonic() - started)
+                    self._log.access(response, request, environ, elapsed)
+                if hasattr(body, "close"):
+                    body.close()
+            finally:
+                connection.in_app = False
 
     def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
         if response.truncated:
@@ -170,7 +226,11 @@ class Gateway:
         # Not for every request: it costs two system calls even when there is nothing to drain.
         parser = connection.parser()
         parser.mesg = request
-        return Fate.KEEP if parser.finish_body(deadline=time.monotonic() + _DRAIN_S) else Fate.LINGER
+        try:
+            return Fate.KEEP if parser.finish_body(deadline=time.monotonic() + _DRAIN_S) else Fate.LINGER
+        except ParseException as exc:  # a bad chunk; the answer to it is on its way already
+            self._log.debug("what the app left of a request's body is not well-formed: %s", exc)
+            return Fate.LINGER
 
     def _answer_stalled(self, sock: Any, request: Any, response: Response | None) -> None:
         what = f"{request.method} {request.uri}" if request else "a request"
@@ -187,15 +247,27 @@ class Gateway:
         # Late: errors are rare, and this pulls in ssl and the reloader.
         from gunicorn.workers.base import Worker
 
-        Worker.handle_error(_ErrorContext(self._log, self.cfg), request, connection.sock, connection.peer, exc)
+        from isowsgi.errorpage import PageSocket
+
+        sock = PageSocket(connection.sock, has_body=request is None or request.method != "HEAD")
+        Worker.handle_error(_ErrorContext(self._log, self.cfg, self._extra), request, sock, connection.peer, exc)
 
 
 class _ErrorContext:
     """What gunicorn's `Worker.handle_error` reads of a worker: its map from exception to answer serves here too."""
 
-    def __init__(self, log: Any, cfg: Any) -> None:
-        self.log = log
+    def __init__(self, log: Any, cfg: Any, extra: Mapping[str, Any]) -> None:
+        self.log = self
         self.cfg = cfg
+        self.debug = log.debug
+        self.warning = log.warning
+        self.exception = log.exception
+        self._access = log.access
+        self._extra = extra
+
+    def access(self, response: Any, request: Any, environ: dict[str, Any], elapsed: datetime.timedelta) -> None:
+        """Log with what gunicorn does not know of: which mount it was."""
+        self._access(response, request, {**environ, **self._extra}, elapsed)
 
 
 def _try_send(sock: Any, data: bytes) -> None:

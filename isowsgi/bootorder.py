@@ -1,0 +1,109 @@
+"""The boot order: all that an instance is told of its app and its place, as values that JSON can carry."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import gunicorn
+
+import isowsgi
+from isowsgi import interpreters
+from isowsgi.configfile import Mount
+from isowsgi.handover import ARM_RETURN
+from isowsgi.routing import Router
+
+# Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
+DEFAULT_THREADS = 4
+
+
+class Orders:
+    """Writes the boot orders of one worker.
+
+    Args:
+        router: over all mounts, numbered by their place in the config file.
+        settings: gunicorn's settings as `settings.snapshot` made them, for the inside.
+        cfg: gunicorn's own settings.
+        listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
+        report_files: whether instances shall say which files their modules came from.
+    """
+
+    def __init__(self, router: Router, settings: Mapping[str, Any], cfg: Any, listeners: list[Any], report_files: bool) -> None:
+        self._router = router
+        self._cfg = cfg
+        self._common: dict[str, Any] = {
+            "settings": settings,
+            "keepalive_s": cfg.keepalive,
+            "listeners": listeners,
+            "report_files": report_files,
+            "host_site": _host_site(),
+            "packages": _packages(),
+            "blocked_modules": list(interpreters.BLOCKED_MODULES),
+            "needs_ticker": interpreters.NEEDS_TICKER,
+            "max_int_digits": sys.get_int_max_str_digits(),
+            "arm_returns": ARM_RETURN,
+        }
+
+    def write(self, number: int, mount: Mount, slot: int, generation: int, first_row: int) -> dict[str, Any]:
+        """Return the order for one instance.
+
+        Args:
+            number: the mount's.
+            slot: which of the mount's `instances` it is.
+            first_row: of its rows on the scoreboard.
+        """
+        letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
+        isolation = isolation_of(mount)
+        return {
+            **self._common,
+            "tag": f"{mount.pattern} #{generation}{letter}",
+            "mount": number,
+            "pattern": mount.pattern,
+            "generation": generation,
+            "isolation": isolation,
+            "app": attrs.asdict(mount.app),
+            "threads": self.threads_of(mount),
+            "multiprocess": self._cfg.workers > 1 or mount.instances > 1,
+            "env": dict(mount.env),
+            "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
+            "venv": mount.venv,
+            "routes": self._router.rivals(number),
+            "first_row": first_row,
+            "warmup": mount.warmup,
+            "watch": mount.watch,
+            "request_timeout_s": mount.request_timeout,
+            "queue": mount.queue,
+            "queue_timeout_s": mount.queue_timeout,
+            "can_see_stacks": interpreters.can_see_stacks(isolation),
+        }
+
+    def threads_of(self, mount: Mount) -> int:
+        if mount.threads is not None:
+            return mount.threads
+        return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+
+def isolation_of(mount: Mount) -> str:
+    return interpreters.best_isolation() if mount.isolation == "auto" else mount.isolation
+
+
+def _packages() -> dict[str, str]:
+    """Return the folders that hold the two packages each interpreter takes from here, by package."""
+    return {package.__name__: os.path.dirname(os.path.dirname(str(package.__file__))) for package in (isowsgi, gunicorn)}
+
+
+def _host_site() -> list[str]:
+    folders = site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return folders
+
+
+def _gunicorns_path(cfg: Any) -> list[str]:
+    """Return what gunicorn itself puts on `sys.path`: its `pythonpath` setting, then `chdir`."""
+    setting = cfg.pythonpath.split(",") if cfg.pythonpath else []
+    return [os.path.abspath(folder) for folder in [*setting, cfg.chdir]]

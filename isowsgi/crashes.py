@@ -1,0 +1,94 @@
+"""Whose crash it was: read in gunicorn's master from the scoreboard of a worker that died.
+
+A subinterpreter is no wall against a crash: a segmentation fault or `os._exit` in one app ends the worker and every app in it. What
+can be done is to name the app, and to keep one that does it again and again out of the next worker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.workers.workertmp import WorkerTmp
+
+from isowsgi.configfile import Config
+from isowsgi.scoreboard import CLEAN_EXIT, Scoreboard
+
+
+class Ledger:
+    """Counts the crashes of each mount, over workers; the master's.
+
+    Args:
+        crashes: how many are too many.
+        window_s: in what time.
+    """
+
+    def __init__(self, crashes: int, window_s: float) -> None:
+        self._crashes = crashes
+        self._window_s = window_s
+        self._times: dict[str, deque[float]] = {}
+
+    def record(self, pattern: str, now: float) -> bool:
+        """Note a crash of a mount that was alone in flight; True if it is one too many."""
+        times = self._times.setdefault(pattern, deque(maxlen=self._crashes))
+        times.append(now)
+        return len(times) == self._crashes and now - times[0] <= self._window_s
+
+
+class Obituary:
+    """Says in the log what a worker was doing when it died, and decides who is to be quarantined.
+
+    Args:
+        board: the dead worker's.
+        config: what it served.
+        quarantined: patterns; those of mounts that crashed too often are added.
+    """
+
+    def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, quarantined: set[str], log: Any) -> None:
+        self._board = board
+        self._config = config
+        self._ledger = ledger
+        self._quarantined = quarantined
+        self._log = log
+
+    def write(self, pid: object) -> None:
+        if self._board.row(0).words[CLEAN_EXIT]:
+            return
+        in_flight = self._board.in_flight()
+        mounts = sorted({mount for mount, _ in in_flight})
+        if not in_flight:
+            self._log.error("worker %s died with no request in flight", pid)
+            return
+        requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
+        self._log.error("worker %s died while it served %s", pid, requests)
+        if len(mounts) > 1:
+            self._log.error("worker %s: %d mounts had requests in flight, so none of them is blamed", pid, len(mounts))
+            return
+        mount = self._config.mounts[mounts[0]]
+        is_too_often = self._ledger.record(mount.pattern, time.monotonic())
+        if is_too_often and mount.on_crash == "quarantine":
+            self._quarantined.add(mount.pattern)
+            self._log.error(
+                "%s: has crashed %d workers and is quarantined: 503 until the next reload", mount.pattern, self._config.limits.crashes
+            )
+
+
+class WatchedTmp(WorkerTmp):  # type: ignore[misc] # gunicorn is not annotated
+    """gunicorn's file for a worker's heartbeat. The master closes it once it has reaped the worker: the only sign of that it gives.
+
+    Args:
+        on_reaped: called then, in the process that made this object; a forked sibling closes its copy too.
+    """
+
+    def __init__(self, cfg: Any, on_reaped: Callable[[], None]) -> None:
+        super().__init__(cfg)
+        self._maker = os.getpid()
+        self._on_reaped = on_reaped
+
+    def close(self) -> None:
+        super().close()
+        if os.getpid() == self._maker:
+            self._on_reaped()

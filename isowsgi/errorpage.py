@@ -1,0 +1,29 @@
+"""gunicorn's page for an error, as its `Worker.handle_error` writes it, mended on its way to the client."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+
+class PageSocket:
+    """A connection as gunicorn sees it while it answers an error.
+
+    gunicorn 27.0.1 puts head and page through textwrap.dedent(). Since Python 3.14 that makes a bare line feed of the empty line that
+    ends the head, and clients that insist on CRLF (RFC 9112 section 2.2) find no end of it.
+
+    Args:
+        has_body: False after a HEAD request, which gets the head only.
+    """
+
+    def __init__(self, sock: socket.socket, has_body: bool = True) -> None:
+        self._sock = sock
+        self._has_body = has_body
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        """Send a whole response: gunicorn writes it in one call."""
+        head, end, body = data.replace(b"\r\n\n", b"\r\n\r\n", 1).partition(b"\r\n\r\n")
+        self._sock.sendall(head + end + body if self._has_body else head + end)

@@ -1,0 +1,354 @@
+"""A mount's home: which of its instances serves, which comes next, which are on their way out.
+
+Replacing never leaves a gap: the new generation boots while the old one serves; only when it is up the route switches, and the old one
+drains. If it fails to boot, the old one goes on.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from isowsgi.acceptor import NotServing
+from isowsgi.configfile import Mount
+from isowsgi.lifecycle import ENDS, SETTLED, State
+
+# Waits before a mount that failed to boot is tried again: doubled each time.
+_RETRY_FIRST_S = 1.0
+_RETRY_MOST_S = 60.0
+
+# Boots of one mount that may hang at a time. Each keeps an interpreter and a thread, and a worker's restart would not help.
+_MOST_HUNG_BOOTS = 2
+
+
+class Instance(Protocol):
+    """What a home needs of an instance; see `instances.interpreter`."""
+
+    state: State
+    tag: str
+    isolation: str
+    is_loaded: bool
+    error: str
+    traceback: str
+    threads_left: int
+    boot_s: float
+    objects: int
+    objects_at_boot: int
+    first_row: int
+    rows: int
+
+    def start(self) -> None: ...
+    def give(self, fd: int) -> None: ...
+    def drain(self) -> None: ...
+    def finish(self) -> None: ...
+    def stop(self) -> None: ...
+    def abandon(self) -> None: ...
+    def time_out_boot(self) -> None: ...
+    def call_stuck(self) -> None: ...
+    def requests(self) -> int: ...
+    def is_busy(self) -> bool: ...
+    def has_free_thread(self) -> bool: ...
+    def requests_in_flight(self) -> list[str]: ...
+    def cut_off(self, older_than_s: float, now: float) -> bool: ...
+    def measure(self) -> None: ...
+    def reopen_logs(self) -> None: ...
+
+
+Make = Callable[[int, int], Instance]  # slot, generation
+
+
+class Home:
+    """One mount with its instances.
+
+    Args:
+        mount: what is served.
+        make: makes an instance, not started yet, for a slot and generation.
+        released: called when requests that wait for the mount should be looked at again.
+        log: gunicorn's logger.
+        drain_s: how long a replaced instance's requests may take to end.
+        is_quarantined: whether it crashed the worker too often; it is answered 503 then.
+    """
+
+    def __init__(
+        self, *, mount: Mount, make: Make, released: Callable[[], None], log: Any, drain_s: float, is_quarantined: bool = False
+    ) -> None:
+        self.mount = mount
+        self.generation = 0
+        self.is_quarantined = is_quarantined
+        self.reloads = 0
+        self.stuck = 0  # instances left behind so far, in this worker
+        self._make = make
+        self._released = released
+        self._log = log
+        self._drain_s = drain_s
+        self._live: list[Instance | None] = [None] * mount.instances  # by slot
+        self._next: list[Instance | None] = [None] * mount.instances
+        self._retired: list[Instance] = []
+        self._held: list[Instance] = []  # those in which C code holds the GIL
+        self._began: dict[Instance, float] = {}  # when it was started, or retired
+        self._quotas: dict[Instance, int] = {}  # requests after which it is replaced
+        self._turn = 0
+        self._is_ending = False  # with the worker
+        self._failures = 0
+        self._traceback = ""  # of the last boot that failed
+        self._retry_at: float | None = None
+        self._is_reload_wanted = ""  # why, while one is under way already
+        self._touched = _changed_at(mount.touch)
+        self._requests = 0
+        self._quiet_since = 0.0
+
+    # What others ask.
+
+    def choose(self, now: float) -> Instance | NotServing:
+        """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
+        if self.is_quarantined:
+            return NotServing.FAILED
+        serving = [instance for instance in self._live if instance is not None and self._can_serve(instance)]
+        if serving:
+            self._turn += 1
+            return serving[self._turn % len(serving)]
+        if any(instance is not None and instance.state in (State.BOOTING, State.DRAINING) for instance in (*self._live, *self._next)):
+            return NotServing.BOOTING
+        if self.is_asleep():
+            self.start(now)
+            return NotServing.BOOTING
+        return NotServing.FAILED
+
+    def instances(self) -> list[Instance]:
+        """Return all that have not ended, newest first."""
+        return [instance for instance in (*self._next, *self._live, *self._retired) if instance is not None]
+
+    def is_asleep(self) -> bool:
+        """Whether it has no instance because nobody asked for one."""
+        return not self.is_quarantined and self._retry_at is None and all(instance is None for instance in (*self._live, *self._next))
+
+    def is_settled(self) -> bool:
+        return all(instance is None or instance.state in SETTLED for instance in self._live)
+
+    def is_serving(self) -> bool:
+        return any(instance is not None and instance.state is State.SERVING for instance in self._live)
+
+    # What is to be done.
+
+    def start(self, now: float) -> None:
+        """Boot an instance for every slot that has none."""
+        if self.is_quarantined:
+            return
+        self._retry_at = None
+        self.generation += 1
+        for slot, instance in enumerate(self._live):
+            if instance is None or instance.state in ENDS:
+                self._live[slot] = self._boot(slot, now)
+        self._quiet_since = now
+
+    def replace(self, reason: str, now: float) -> None:
+        """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
+        if self.is_quarantined or self._is_ending or self.is_asleep():
+            return
+        if any(instance is not None for instance in self._next):
+            self._is_reload_wanted = reason  # what it was loaded from may be out of date already
+            return
+        if not any(instance is not None and instance.is_loaded and instance.state not in ENDS for instance in self._live):
+            self._log.info("%s: is started again: %s", self.mount.pattern, reason)
+            for instance in self._live:
+                if instance is not None and instance.state not in ENDS:
+                    self._retire(instance, now)
+            self._live = [None] * self.mount.instances
+            self.start(now)
+            return
+        self._is_reload_wanted = ""
+        self.generation += 1
+        self.reloads += 1
+        self._log.info("%s: generation %d is to replace the one before: %s", self.mount.pattern, self.generation, reason)
+        for slot in range(self.mount.instances):
+            self._next[slot] = self._boot(slot, now)
+
+    def sleep(self, now: float) -> None:
+        """End its instances; the next request starts it again."""
+        for instance in self._live:
+            if instance is not None:
+                self._retire(instance, now)
+        self._live = [None] * self.mount.instances
+
+    def finish(self) -> None:
+        """Have each instance say `Connection: close` in every response: the worker is stopping."""
+        self._is_ending = True
+        for instance in self.instances():
+            if instance.state not in ENDS:
+                instance.finish()
+
+    def stop(self) -> None:
+        self._is_ending = True
+        for instance in self.instances():
+            if instance.state not in ENDS:
+                instance.stop()
+
+    # What happens.
+
+    def on_ready(self, instance: Instance, now: float) -> None:
+        """An instance is up: it takes its slot, and who had it drains."""
+        if instance in self._retired:
+            return  # it was given up before it was up, and was told to end then
+        self._failures = 0
+        self._traceback = ""
+        self._quotas[instance] = self.mount.max_requests + random.randint(0, self.mount.max_requests_jitter)
+        self._began[instance] = now
+        if instance in self._next:
+            slot = self._next.index(instance)
+            before, self._live[slot], self._next[slot] = self._live[slot], instance, None
+            if before is not None:
+                self._retire(before, now)
+        self._released()
+        self._go_on(now)
+
+    def is_news(self, instance: Instance) -> bool:
+        """Whether an instance's boot failed in another way than the one before: the same traceback need not be read every minute."""
+        before, self._traceback = self._traceback, instance.traceback
+        return before != instance.traceback
+
+    def on_failed(self, instance: Instance, now: float) -> None:
+        """An instance could not be booted."""
+        if instance in self._next:
+            self._next[self._next.index(instance)] = None
+            self._log.error("%s: the generation before goes on", instance.tag)
+            self._go_on(now)
+        elif instance in self._live:
+            self._plan_retry(now)
+        self._released()
+
+    def on_stuck(self, instance: Instance, now: float) -> None:
+        """A thread of an instance does not come out of its request."""
+        if instance.state is not State.STUCK:
+            self.stuck += 1
+        instance.call_stuck()
+        if instance in self._live:
+            self._replace_slot(self._live.index(instance), now)
+
+    def on_closed(self, instance: Instance, now: float) -> None:
+        """The threads of an instance have ended; it needs nothing any more."""
+        self._began.pop(instance, None)
+        if instance in self._held:
+            self._held.remove(instance)
+        self._quotas.pop(instance, None)
+        if instance in self._retired:
+            self._retired.remove(instance)
+        elif instance in self._live and instance.state is State.CLOSED and not self._is_ending:
+            self._log.error("%s: its threads ended although nobody asked for it", instance.tag)
+            self._plan_retry(now)
+
+    def tick(self, now: float) -> None:
+        """Do what time has made due; called about once a second."""
+        if self._retry_at is not None and now >= self._retry_at and self._hung_boots() < _MOST_HUNG_BOOTS:
+            self._log.info("%s: is tried again", self.mount.pattern)
+            self.start(now)
+        for instance in self.instances():
+            self._look_at(instance, now)
+        self._look_at_files(now)
+        self._look_for_quiet(now)
+
+    # Inner workings.
+
+    def _can_serve(self, instance: Instance) -> bool:
+        """Whether a request would be served by it, though perhaps not at once."""
+        if instance.state is State.STUCK:  # until it is replaced, its other threads go on, if there are any
+            return instance.is_loaded and instance not in self._held and instance.has_free_thread()
+        return instance.is_loaded and instance.state not in ENDS
+
+    def _boot(self, slot: int, now: float) -> Instance:
+        instance = self._make(slot, self.generation)
+        self._began[instance] = now
+        instance.start()
+        return instance
+
+    def _retire(self, instance: Instance, now: float) -> None:
+        """Let an instance end: its idle connections go back to the acceptor, its requests are answered."""
+        if instance.state in ENDS:
+            return
+        self._began[instance] = now
+        self._retired.append(instance)
+        instance.drain()
+        instance.stop()
+
+    def _hung_boots(self) -> int:
+        return sum(instance.state is State.STUCK and not instance.is_loaded for instance in self._retired)
+
+    def _plan_retry(self, now: float) -> None:
+        wait_s = min(_RETRY_FIRST_S * 2**self._failures, _RETRY_MOST_S)
+        self._failures += 1
+        self._retry_at = now + wait_s
+        self._log.error("%s: answers 503; the next try is in %d s", self.mount.pattern, wait_s)
+
+    def _replace_slot(self, slot: int, now: float) -> None:
+        if self._next[slot] is None and not self._is_ending:
+            self.generation += 1
+            self._next[slot] = self._boot(slot, now)
+
+    def _go_on(self, now: float) -> None:
+        """Replace once more if that was asked for meanwhile."""
+        if self._is_reload_wanted and not any(instance is not None for instance in self._next):
+            self.replace(self._is_reload_wanted, now)
+
+    def _look_at(self, instance: Instance, now: float) -> None:
+        mount, age = self.mount, now - self._began.get(instance, now)
+        if instance.state is State.BOOTING and mount.boot_timeout and age > mount.boot_timeout:
+            self._give_up_boot(instance, now)
+        elif instance in self._retired:
+            if instance.state is State.DRAINING and age > self._drain_s:
+                self.stuck += 1
+                self._log.warning("%s: did not end within %d s; it is left behind", instance.tag, self._drain_s)
+                instance.abandon()
+        elif instance.state is State.SERVING and instance in self._live:
+            quota = self._quotas.get(instance, 0)
+            if quota and instance.requests() >= quota:
+                self._quotas[instance] = 0
+                self.replace(f"{instance.requests()} requests", now)
+            elif mount.max_age and age > mount.max_age:
+                self._began[instance] = now
+                self.replace(f"{mount.max_age:g} s of age", now)
+        if mount.request_timeout and instance.cut_off(mount.request_timeout, now) and instance.state is not State.STUCK:
+            self._held.append(instance)
+            self._log.error("%s: C code holds the interpreter's GIL and does not give it back; the instance is replaced", instance.tag)
+            self.on_stuck(instance, now)
+
+    def _give_up_boot(self, instance: Instance, now: float) -> None:
+        self.stuck += 1
+        instance.time_out_boot()
+        self._log.error("%s: was not loaded within %g s; it is left behind", instance.tag, self.mount.boot_timeout)
+        if instance in self._next:
+            self._next[self._next.index(instance)] = None
+            self._go_on(now)
+        elif instance in self._live:
+            self._live[self._live.index(instance)] = None
+            self._plan_retry(now)
+        self._retire(instance, now)
+        self._released()
+
+    def _look_at_files(self, now: float) -> None:
+        changed_at = _changed_at(self.mount.touch)
+        if changed_at != self._touched:
+            self._touched = changed_at
+            self.replace(f"{self.mount.touch} was touched", now)
+
+    def _look_for_quiet(self, now: float) -> None:
+        if not self.mount.idle_timeout or not self.is_serving() or any(instance is not None for instance in self._next):
+            return
+        live = [instance for instance in self._live if instance is not None]
+        requests = sum(instance.requests() for instance in live)
+        if requests != self._requests or any(instance.is_busy() for instance in live):
+            self._requests, self._quiet_since = requests, now
+        elif now - self._quiet_since > self.mount.idle_timeout:
+            self._log.info("%s: no request for %g s; it sleeps until the next one", self.mount.pattern, self.mount.idle_timeout)
+            self.sleep(now)
+
+
+def _changed_at(path: str | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None

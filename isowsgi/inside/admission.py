@@ -1,0 +1,56 @@
+"""How many requests may wait for a thread of an instance, and for how long.
+
+While every thread is busy nobody polls, and what becomes ready waits in the instance's epoll set. Then the control thread counts it from
+time to time and turns away what is too much: the latest comers, and those who waited too long. So a flood on one mount takes neither
+another mount's threads nor memory without end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from isowsgi.inside.runner import Runner
+from isowsgi.inside.serve import Service
+from isowsgi.inside.wsgi import Connection
+
+
+class Admission:
+    """Judges those who wait; on the control thread.
+
+    Args:
+        limit: requests that may wait.
+        timeout_s: how long each may; 0 is for ever.
+    """
+
+    def __init__(self, runner: Runner[Connection], service: Service, limit: int, timeout_s: float) -> None:
+        self._runner = runner
+        self._service = service
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._since: dict[int, float] = {}  # when a waiting connection was first seen
+
+    def look(self, give_back: bool) -> None:
+        """Turn away what is too much, if all threads are busy.
+
+        Args:
+            give_back: whether the instance drains: then others can serve what waits here.
+        """
+        if not all(job.connection is not None for job in self._service.jobs):
+            self._since.clear()
+        elif give_back:
+            self._runner.thin_out(self._service, self._give_back)
+        else:
+            self._runner.thin_out(self._service, self._judge)
+
+    def _give_back(self, ready: deque[int]) -> None:
+        while ready:
+            self._service.give_back_waiting(ready.popleft())
+
+    def _judge(self, ready: deque[int]) -> None:
+        now = time.monotonic()
+        self._since = {fd: self._since.get(fd, now) for fd in ready}
+        while len(ready) > self._limit:
+            self._service.turn_away(ready.pop())
+        while ready and self._timeout_s and now - self._since[ready[0]] > self._timeout_s:
+            self._service.turn_away(ready.popleft())

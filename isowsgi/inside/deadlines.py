@@ -1,0 +1,178 @@
+"""What each serving thread is doing, and the ladder for one whose request makes no progress.
+
+Progress is a byte from the client or to it. A request without any for `request_timeout`:
+
+1. its client is answered: 408 if the app waits for the client's body, else 504; or cut off, if the response had begun. The
+   connection is shut down, which also wakes a thread that waits for the client;
+2. at the same time `RequestTimeout` is raised in its thread alone. CPython delivers it between two bytecodes, so a thread inside C
+   code (a sleep, a lock, a query) gets it when that code returns;
+3. still there after a grace: the thread is stuck. The supervisor is told, who replaces the instance.
+
+All on the control thread. C code that holds the interpreter's own GIL stops that thread too: then the supervisor does the first and the
+third from outside, by the scoreboard.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, HEAD_SENT, REQUESTS, Row
+
+# How long a thread may take to unwind after RequestTimeout was raised in it.
+INTERRUPT_GRACE_S = 2.0
+
+
+class RequestTimeout(BaseException):
+    """Raised in a thread whose request made no progress for `request_timeout` seconds.
+
+    Not an Exception, so that a handler for all of an app's errors does not take it for one of them.
+    """
+
+
+class Job:
+    """What one serving thread is doing.
+
+    Written by its thread, but for what the watcher notes of it.
+    """
+
+    __slots__ = ("_lock", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "since")
+
+    def __init__(self, number: int, row: Row) -> None:
+        self.number = number
+        self.row = row
+        self.ident = 0
+        self.connection: Any = None  # whose request is served; None: none
+        self.interrupted = False
+        self._lock = threading.Lock()
+        # The watcher's notes:
+        self.mark: Any = None  # changes with every sign of progress
+        self.since = 0.0  # monotonic seconds when it last did
+        self.cut = False  # whether its client was answered by the watcher
+        self.reported = False  # whether the supervisor knows that it is stuck
+
+    def begin(self, connection: Any, data: bytes, now: float) -> None:
+        row = self.row
+        words = row.words
+        words[BUSY_SINCE] = int(now * 1000)
+        words[HEAD_SENT] = 0
+        row.set_line(data)
+        words[REQUESTS] += 1
+        words[BUSY_FD] = connection.fd + 1
+        self.connection = connection
+
+    def end(self) -> None:
+        """Say that the request is over; what was raised for it must not reach the next one."""
+        self.connection = None
+        self.row.words[BUSY_FD] = 0
+        if self.interrupted:
+            with self._lock:
+                self.interrupted = False
+                _set_async_exception(self.ident, None)
+
+    def interrupt(self) -> None:
+        """Raise RequestTimeout in the thread, if it is still inside the app; by the watcher."""
+        with self._lock:
+            connection = self.connection
+            if connection is not None and connection.in_app:
+                self.interrupted = True
+                _set_async_exception(self.ident, RequestTimeout)
+
+
+class Watcher:
+    """Looks after the jobs of an instance, on its control thread.
+
+    Args:
+        timeout_s: how long a request may go without progress; 0 is for ever.
+        log: the instance's log.
+        report_stuck: takes the stack of a thread that did not end.
+        can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
+    """
+
+    def __init__(self, jobs: list[Job], timeout_s: float, log: Any, report_stuck: Callable[[str], None], can_see_stacks: bool) -> None:
+        self._jobs = jobs
+        self._timeout_s = timeout_s
+        self._log = log
+        self._report_stuck = report_stuck
+        self._can_see_stacks = can_see_stacks
+
+    def is_anyone_busy(self) -> bool:
+        return any(job.connection is not None for job in self._jobs)
+
+    def look(self, now: float) -> None:
+        """Note who made progress, and act on those who did not for too long.
+
+        Args:
+            now: monotonic seconds.
+        """
+        for job in self._jobs:
+            connection = job.connection
+            mark = None if connection is None else (job.row.words[REQUESTS], connection.progress())
+            if mark != job.mark:
+                if job.reported and (mark is None or mark[0] != job.mark[0]):
+                    job.reported = False
+                job.mark, job.since, job.cut = mark, now, False
+            elif connection is not None and self._timeout_s and now - job.since >= self._timeout_s:
+                self._act(job, connection, now - job.since)
+
+    def stacks(self) -> str:
+        """Return the Python stacks of this interpreter's threads, those that serve first."""
+        if not self._can_see_stacks:
+            return "(stacks cannot be read safely on this release of CPython)"
+        frames = sys._current_frames()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        busy = {job.ident: job.row.line() for job in self._jobs if job.connection is not None}
+        order = sorted(names, key=lambda ident: (ident not in busy, names[ident]))
+        return "\n".join(_stack(names[ident], busy.get(ident, ""), frames[ident]) for ident in order if ident in frames)
+
+    def _act(self, job: Job, connection: Any, waited_s: float) -> None:
+        if not job.cut:
+            job.cut = True
+            stack = self._stack_of(job)
+            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, job.row.line(), stack)
+            _answer(connection)
+            job.interrupt()
+        elif waited_s >= self._timeout_s + INTERRUPT_GRACE_S and not job.reported:
+            job.reported = True
+            self._report_stuck(f"{job.row.line()}\n{self._stack_of(job)}")
+
+    def _stack_of(self, job: Job) -> str:
+        if not self._can_see_stacks:
+            return self.stacks()
+        frame = sys._current_frames().get(job.ident)
+        return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
+
+
+def _answer(connection: Any) -> None:
+    """Answer a client whose request is given up, unless its thread has begun to, and shut the connection down."""
+    response = connection.response
+    if response is None or response.claim():
+        status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
+        head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}\r\n\r\n{status}\n"
+        try:
+            connection.sock.send(head.encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # the client is gone, or has not read for long
+    try:
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+def _stack(name: str, line: str, frame: Any) -> str:
+    title = f"{name}: {line}" if line else name
+    return f"{title}\n{''.join(traceback.format_stack(frame)).rstrip()}"
+
+
+def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    # Late: most instances never need ctypes. Without it (a Python built without libffi) the first step of the ladder must do.
+    try:
+        import ctypes
+    except ImportError:
+        return
+    raised = None if exception is None else ctypes.py_object(exception)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)
