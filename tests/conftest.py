@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import requests
 
@@ -22,6 +23,15 @@ ROOT = Path(__file__).parent.parent
 
 # Longer than anything here takes on a busy machine; a wait ends as soon as its condition holds.
 DEADLINE_S = 30.0
+
+
+# How many times as many examples of each property to try: `ISOWSGI_EXAMPLES=20 python -m pytest tests/test_peek.py`.
+EXAMPLES_FACTOR = int(os.environ.get("ISOWSGI_EXAMPLES", "1"))
+
+
+def examples(count: int) -> hypothesis.settings:
+    """Return hypothesis' settings for a property that `count` examples show well enough; none has a time limit of its own."""
+    return hypothesis.settings(max_examples=count * EXAMPLES_FACTOR, deadline=None)
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> object:
@@ -45,15 +55,17 @@ class Server:
         process: the master.
     """
 
-    def __init__(self, folder: Path, arguments: list[str], env: dict[str, str], app: str, bind: str | None) -> None:
+    def __init__(
+        self, folder: Path, arguments: list[str], env: dict[str, str], app: str | None, bind: str | None, launcher: list[str]
+    ) -> None:
         self.folder = folder
         self.log_path = folder / "error.log"
         self.host = "127.0.0.1"
         self.port = 0
-        self._app = app
+        self._connections: list[socket.socket] = []
         binds = [] if bind is None else ["--bind", bind]
-        command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", *binds]
-        command += ["--error-logfile", str(self.log_path), *arguments, app]
+        command = [*launcher, sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", *binds]
+        command += ["--error-logfile", str(self.log_path), *arguments, *([] if app is None else [app])]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with open(folder / "stdout", "wb") as stdout:
             self.process = subprocess.Popen(
@@ -94,6 +106,10 @@ class Server:
     def wait_until_serving(self, mounts: int = 1) -> None:
         """Wait until so many instances have loaded their apps; then `port` is known."""
         self.wait_for_log(r"#\d+\w?: serving", mounts)
+        self.learn_port()
+
+    def learn_port(self) -> None:
+        """Set `port` once gunicorn listens."""
         listening = re.search(r"Listening at: http://[\d.]+:(\d+)", self.log())
         if listening:
             self.port = int(listening[1])
@@ -107,7 +123,20 @@ class Server:
         return requests.get(self.url + path, timeout=DEADLINE_S, **options)  # type: ignore[arg-type]
 
     def connect(self) -> socket.socket:
-        return socket.create_connection((self.host, self.port), DEADLINE_S)
+        """Open a connection; closed before the server is ended at the latest."""
+        sock = socket.create_connection((self.host, self.port), DEADLINE_S)
+        self._connections.append(sock)
+        return sock
+
+    def close_connections(self) -> None:
+        for sock in self._connections:
+            sock.close()
+
+    def ask(self, path: str, connection: str = "close") -> socket.socket:
+        """Send a request on a new connection and return the connection; the answer is the caller's to read."""
+        sock = self.connect()
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n".encode())
+        return sock
 
     def exchange(self, data: bytes) -> bytes:
         """Send bytes as they are on a new connection and return all that comes until it is closed."""
@@ -147,11 +176,21 @@ def running_server(
     config: str,
     *arguments: str,
     env: dict[str, str] | None = None,
-    app: str = "isowsgi.toml",
+    app: str | None = "isowsgi.toml",
     bind: str | None = "127.0.0.1:0",
     wait_for: int | None = None,
+    files: dict[str, str] | None = None,
+    launcher: list[str] | None = None,
 ) -> Iterator[Server]:
-    """Run gunicorn on a config; `{apps}` in it is the folder of the test apps. Ended when the block is left."""
+    """Run gunicorn on a config; `{apps}` in it is the folder of the test apps. Ended when the block is left.
+
+    Args:
+        env: added to gunicorn's environment.
+        app: gunicorn's APP_MODULE; None leaves it out, for a conf file that names it.
+        wait_for: how many instances shall serve before the block begins; 0 does not wait.
+        files: texts put into the server's folder before it starts, by name.
+        launcher: a command that executes what follows in its arguments.
+    """
     text = textwrap.dedent(config).replace("{apps}", str(APPS))
     if "pythonpath" not in text:
         text = (
@@ -160,12 +199,16 @@ def running_server(
             else text.replace("[defaults]", f"[defaults]\npythonpath = ['{APPS}']")
         )
     (folder / "isowsgi.toml").write_text(text)
-    server = Server(folder, list(arguments), env or {}, app, bind)
+    for name, content in (files or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(content))
+    server = Server(folder, list(arguments), env or {}, app, bind, launcher or [])
     try:
         if wait_for != 0:
             server.wait_until_serving(wait_for or 1)
         yield server
     finally:
+        server.close_connections()
         server.stop()
 
 

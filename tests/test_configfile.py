@@ -348,7 +348,10 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
     ]
 
 
-MOUNT_KEYS = "app, env, env_file, instances, isolation, pythonpath, threads, venv"
+MOUNT_KEYS = (
+    "app, boot_timeout, env, env_file, idle_timeout, instances, isolation, lazy, max_age, max_requests, max_requests_jitter, on_crash, "
+    "pythonpath, queue, queue_timeout, request_timeout, threads, touch, venv, warmup, watch"
+)
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
 
@@ -360,8 +363,8 @@ MAIN = '[mounts]\n"/" = "a"\n'
         ("[mounts]\n", [f"mounts: {ONE_MOUNT}"]),
         ("mounts = []\n", ["mounts: expected a table, got a list"]),
         ('[mount]\n"/" = "a"\n', ["mount: unknown key; did you mean 'mounts'?"]),
-        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, defaults, mounts"]),
-        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, defaults, mounts']),
+        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, defaults, mounts, worker"]),
+        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, defaults, mounts, worker']),
         ("defaults = 1\n" + MAIN, ["defaults: expected a table, got 1 (a whole number)"]),
         (MAIN + '[defaults]\napp = "a"\n', ["defaults.app: unknown key; each mount names its own app"]),
         (MAIN + "[defaults]\nthread = 1\n", ["defaults.thread: unknown key; did you mean 'threads'?"]),
@@ -384,6 +387,7 @@ def test_a_wrong_file_is_told_so_line_by_line(read: Write, text: str, expected: 
 
 
 NAME = "expected a name that is not empty and holds no '=' and no NUL"
+WARMUP = "expected a path below the mount as a browser sends it, such as '/health', got"
 ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
 
 
@@ -417,6 +421,16 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
         ("env = { 'A=B' = 'x' }", f'env."A=B": {NAME}'),
         ('env = { "A\\u0000" = "x" }', f'env."A\\u0000": {NAME}'),
         ("env = { SCRIPT_NAME = '/' }", "env.SCRIPT_NAME: remove it: the mount's pattern says it"),
+        ("lazy = 1", "lazy: expected a boolean, got 1 (a whole number)"),
+        ("idle_timeout = -1", "idle_timeout: must be 0 (no limit) to 604800 seconds, got -1"),
+        ("request_timeout = '1 min'", "request_timeout: expected a number of seconds, got '1 min' (a string)"),
+        ("boot_timeout = nan", "boot_timeout: must be 0 (no limit) to 604800 seconds, got nan"),
+        ("queue = -1", "queue: must be 0 to 1000000000, got -1"),
+        ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
+        ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
+        ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),
+        ("touch = ''", "touch: expected a path, got ''"),
+        ("on_crash = 'process'", "on_crash: expected one of 'quarantine', 'serve', got 'process'"),
         ("python_path = '.'", "python_path: unknown key; did you mean 'pythonpath'?"),
         ("Threads = 1", "Threads: unknown key; did you mean 'threads'?"),
     ],
@@ -424,6 +438,21 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
 def test_a_wrong_setting_is_told_with_its_place_and_what_was_expected(read: Write, line: str, expected: str) -> None:
     assert faults(read, f'[mounts."/blog"]\napp = "blog"\n{line}\n') == [f'mounts."/blog".{expected}']
     assert faults(read, f"{MAIN}[defaults]\n{line}\n") == [f"defaults.{expected}"]
+
+
+def test_the_settings_of_a_mounts_life_are_read(read: Write) -> None:
+    text = (
+        "[defaults]\nrequest_timeout = 5\nqueue = 7\n[worker]\nmax_stuck = 1\nmax_rss = 900\n"
+        "[mounts.'/a']\napp = 'a'\nlazy = true\nidle_timeout = 600\ntouch = 'reload-a'\nwarmup = '/health?deep=1'\nqueue = 0\n"
+    )
+
+    config = read(text)
+
+    (mount,) = config.mounts
+    assert (mount.lazy, mount.idle_timeout, mount.request_timeout, mount.queue) == (True, 600.0, 5.0, 0)
+    assert mount.warmup == "/health?deep=1"
+    assert mount.touch == os.path.join(os.path.dirname(config.path), "reload-a")
+    assert (config.limits.max_stuck, config.limits.max_rss, config.limits.crashes) == (1, 900, 3)
 
 
 DOTS = "expected no '//', '.' or '..': no request path is normalised, so they would be matched literally, got"

@@ -1,0 +1,8 @@
+"""Answers with 10 MiB in one piece: more than the socket buffers of both sides hold, so the thread waits for the client to read."""
+
+_BODY = b"x" * (10 * 1024 * 1024)
+
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(_BODY)))])
+    return [_BODY]

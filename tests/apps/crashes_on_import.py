@@ -1,0 +1,3 @@
+"""Cannot be loaded."""
+
+1 / 0  # noqa: B018

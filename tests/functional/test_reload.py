@@ -1,0 +1,87 @@
+"""One mount is replaced, put to sleep and woken without losing a request."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.conftest import Server, StartServer, eventually
+from tests.load import Load
+
+
+def replaced(server: Server, generation: int) -> bool:
+    return f"#{generation}: serving" in server.log()
+
+
+def test_no_request_is_lost_while_a_mount_is_replaced_over_and_over(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = { app = "hello", touch = "touched" }\n"/b" = "hello"', wait_for=2)
+    with Load(server.connect, ["/a/", "/b/"], clients=4) as load:
+        for generation in range(2, 6):
+            (server.folder / "touched").write_text(str(generation))
+            server.wait_for_log(rf"/a #{generation}: serving")
+            server.wait_for_log(rf"/a #{generation - 1}: ended")
+
+    assert load.failures == []
+
+
+def test_a_changed_module_replaces_a_watched_mount(serve: StartServer) -> None:
+    source = "from wsgiref.simple_server import demo_app as application\n"
+    server = serve('[mounts]\n"/" = { app = "code", watch = true, pythonpath = "." }', files={"code.py": source})
+    assert server.get("/").status_code == 200
+
+    def edit() -> bool:
+        os.utime(server.folder / "code.py")
+        return replaced(server, 2)
+
+    eventually(edit)
+
+
+def test_a_new_generation_that_fails_its_warm_up_leaves_the_old_one_serving(serve: StartServer) -> None:
+    good = "def application(environ, start):\n    start('200 OK', [('Content-Length', '4')])\n    return [b'good']\n"
+    server = serve('[mounts]\n"/" = { app = "code", touch = "code.py", warmup = "/health", pythonpath = "." }', files={"code.py": good})
+
+    (server.folder / "code.py").write_text(good.replace("200 OK", "500 Oh").replace("good", "evil"))
+    server.wait_for_log("the generation before goes on")
+
+    assert server.get("/").text == "good"
+    assert "the warm-up request '/health' was answered '500 Oh'" in server.log()
+
+
+def test_a_lazy_mount_is_loaded_by_its_first_request_and_sleeps_when_nobody_asks(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/l" = { app = "hello", lazy = true, idle_timeout = 1 }\n"/b" = "hello"')
+    assert "/l #1" not in server.log()
+
+    assert server.get("/l/").status_code == 200
+    server.wait_for_log("/l: no request for 1 s; it sleeps until the next one")
+    server.wait_for_log("/l #1: ended")
+
+    assert server.get("/l/").status_code == 200
+    assert replaced(server, 2)
+
+
+def test_an_instance_is_replaced_after_its_number_of_requests(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/" = { app = "hello", max_requests = 20 }')
+
+    with Load(server.connect, ["/"], clients=2) as load:
+        server.wait_for_log("#2: serving")
+
+    assert load.failures == []
+    assert server.log().count("Booting worker") == 1
+
+
+def test_over_the_memory_limit_the_mount_that_grew_most_is_replaced(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = "hoards"\n"/b" = "hello"\n[worker]\nmax_rss = 250', wait_for=2)
+    (worker,) = server.workers()
+
+    def grow() -> bool:
+        if "/a: generation 2 is to replace" not in server.log() and rss_mib(worker) < 400:
+            server.get("/a/more")
+        return "/a #2: serving" in server.log()
+
+    eventually(grow)
+    assert "and it grew most" in server.log()
+    assert "/b #2" not in server.log()
+
+
+def rss_mib(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20

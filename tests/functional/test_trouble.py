@@ -1,0 +1,224 @@
+"""One app's trouble stays its own: the deadline ladder, admission, boots that fail or hang, crashes."""
+
+from __future__ import annotations
+
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from isowsgi import interpreters
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
+
+OWN_GIL = interpreters.best_isolation() == interpreters.OWN_GIL
+
+TROUBLED = """
+    [defaults]
+    request_timeout = 1
+    threads = 2
+    [mounts]
+    "/t" = "troubles"
+    "/h" = "hello"
+    """
+
+
+def start(serve: StartServer, config: str = TROUBLED, *arguments: str) -> Server:
+    return serve(config, *arguments, wait_for=2)
+
+
+def assert_unharmed(server: Server, worker: int) -> None:
+    """The neighbour answers, and the worker is still the same."""
+    assert server.get("/h/").text == "Hello, world\n"
+    assert server.workers() == [worker]
+
+
+def generation(server: Server, path: str = "/t/") -> int:
+    answer = server.get(path)
+    return int(answer.text.split()[1]) if answer.status_code == 200 else 0
+
+
+@pytest.mark.parametrize("trouble", ["loop", "swallow"])
+def test_python_code_that_does_not_end_is_interrupted(serve: StartServer, trouble: str) -> None:
+    server = start(serve)
+    (worker,) = server.workers()
+
+    assert server.get(f"/t/{trouble}").status_code == 504
+    server.wait_for_log("no progress for")
+
+    assert_unharmed(server, worker)
+    assert generation(server) == 1, "the instance was replaced although its thread came back"
+    assert "troubles.py" in server.log(), "the stack of the thread is in the log"
+
+
+@pytest.mark.parametrize("trouble", ["sleep", "lock", "release_the_gil"])
+def test_a_thread_that_cannot_be_interrupted_has_its_instance_replaced(serve: StartServer, trouble: str) -> None:
+    server = start(serve)
+    (worker,) = server.workers()
+
+    assert server.get(f"/t/{trouble}").status_code == 504
+    server.wait_for_log("/t #1: a thread is stuck in its request")
+    server.wait_for_log("/t #2: serving")
+
+    eventually(lambda: generation(server) == 2)
+    assert_unharmed(server, worker)
+
+
+@pytest.mark.skipif(not OWN_GIL, reason="needs a GIL of its own: under a shared one C code that holds it stops everybody")
+def test_c_code_that_holds_its_own_gil_is_answered_and_replaced_from_outside(serve: StartServer) -> None:
+    server = start(serve)
+    (worker,) = server.workers()
+
+    assert server.get("/t/hold_the_gil").status_code == 504
+    server.wait_for_log("C code holds the interpreter's GIL")
+
+    eventually(lambda: generation(server) == 2)
+    assert_unharmed(server, worker)
+
+
+def test_a_client_that_stops_sending_its_body_is_told_408(serve: StartServer) -> None:
+    server = start(serve)
+
+    answer = server.exchange(b"POST /t/body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert generation(server) == 1
+
+
+def test_a_client_that_stops_reading_frees_its_thread(serve: StartServer) -> None:
+    server = start(serve, TROUBLED.replace('"/h" = "hello"', '"/h" = "hello"\n"/big" = "big"'))
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((server.host, server.port))
+        sock.sendall(b"GET /big/ HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        server.wait_for_log("/big #1: no progress for")
+    eventually(lambda: server.get("/big/", stream=True).status_code == 200)
+
+
+def test_a_slow_response_that_goes_on_is_no_trouble(serve: StartServer) -> None:
+    """The limit is for progress: a stream may last as long as it moves."""
+    server = start(serve, TROUBLED.replace('"/h" = "hello"', '"/h" = "hello"\n"/drips" = "drips"'))
+
+    answer = server.get("/drips/")
+
+    assert answer.text == "drip\n" * 8
+
+
+def test_0_switches_the_time_limit_off(serve: StartServer) -> None:
+    server = start(serve, TROUBLED.replace("request_timeout = 1", "request_timeout = 0").replace('"hello"', '"naps"'))
+
+    assert requests.get(f"{server.url}/h/?seconds=2.5", timeout=DEADLINE_S).status_code == 200
+
+
+def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) -> None:
+    server = start(serve, TROUBLED + "[worker]\nmax_stuck = 1\n")
+    (worker,) = server.workers()
+
+    for number in (1, 2):
+        eventually(lambda number=number: generation(server) == number)  # type: ignore[misc]
+        assert server.get("/t/sleep").status_code == 504
+    server.wait_for_log("The worker is to be replaced: 2 instances are stuck")
+
+    eventually(lambda: server.workers() and worker not in server.workers())
+    eventually(lambda: generation(server) == 1)
+
+
+def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(serve: StartServer) -> None:
+    server = start(serve, '[mounts]\n"/s" = { app = "naps", threads = 1, queue = 2, queue_timeout = 0 }\n"/h" = "hello"')
+    with ThreadPoolExecutor(12) as pool:
+        answers = [pool.submit(server.get, "/s/?seconds=1.2") for _ in range(8)]
+        assert server.get("/h/").status_code == 200
+        statuses = [answer.result().status_code for answer in answers]
+        retry_after = {answer.result().headers.get("Retry-After") for answer in answers if answer.result().status_code == 503}
+
+    assert statuses.count(200) == 3, statuses
+    assert statuses.count(503) == 5, statuses
+    assert None not in retry_after
+
+
+def test_requests_that_wait_too_long_for_a_thread_are_turned_away(serve: StartServer) -> None:
+    server = start(serve, '[mounts]\n"/s" = { app = "naps", threads = 1, queue_timeout = 1 }\n"/h" = "hello"')
+    with ThreadPoolExecutor(3) as pool:
+        slow = pool.submit(server.get, "/s/?seconds=4")
+        server.wait_for_log("/s #1: nap 4")
+        late = pool.submit(server.get, "/s/?seconds=0")
+
+        assert late.result().status_code == 503
+        assert slow.result().status_code == 200
+
+
+def test_a_mount_that_cannot_be_loaded_is_tried_again_and_heals(serve: StartServer) -> None:
+    server = serve(
+        '[defaults]\npythonpath = ["code"]\n[mounts]\n"/m" = "made"\n"/h" = { app = "hello", pythonpath = "{apps}" }',
+        wait_for=1,
+        files={"code/empty": ""},
+    )
+    assert server.get("/m/").status_code == 503
+    assert server.get("/h/").status_code == 200
+
+    (server.folder / "code" / "made.py").write_text("from wsgiref.simple_server import demo_app as application\n")
+
+    eventually(lambda: server.get("/m/").status_code == 200)
+
+
+def test_a_boot_that_hangs_is_left_behind_and_harms_nobody(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/g" = { app = "gated", boot_timeout = 1, env = { GATE = "/nowhere" } }\n"/h" = "hello"', wait_for=1)
+
+    assert server.get("/g/").status_code == 503
+    assert "was not loaded within 1 s" in server.log()
+    assert server.get("/h/").status_code == 200
+
+
+@pytest.mark.parametrize("how", ["crash", "exit"])
+def test_a_crash_is_laid_at_the_door_of_the_mount_that_did_it(serve: StartServer, how: str) -> None:
+    server = start(serve, TROUBLED + "[worker]\ncrashes = 2\n")
+
+    for _ in range(2):
+        eventually(lambda: generation(server) == 1)
+        with pytest.raises(requests.ConnectionError):
+            server.get(f"/t/{how}")
+    server.wait_for_log(rf"worker \d+ died while it served /t: GET /t/{how} HTTP/1.1", 2)
+    server.wait_for_log("/t: has crashed 2 workers and is quarantined")
+
+    eventually(lambda: server.get("/h/").status_code == 200)
+    assert server.get("/t/").status_code == 503
+
+
+def test_a_crash_among_several_mounts_in_flight_blames_nobody(serve: StartServer) -> None:
+    server = start(serve, TROUBLED.replace('"hello"', '"naps"') + "[worker]\ncrashes = 1\n")
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(lambda: requests.get(f"{server.url}/h/?seconds=20", timeout=DEADLINE_S))
+        server.wait_for_log("/h #1: nap 20")
+        with pytest.raises(requests.ConnectionError):
+            server.get("/t/crash")
+        with pytest.raises(requests.ConnectionError):
+            slow.result()
+
+    server.wait_for_log("2 mounts had requests in flight, so none of them is blamed")
+    eventually(lambda: generation(server) == 1)
+
+
+@pytest.mark.parametrize(("trouble", "status"), [("recursion", 500), ("gigabyte", 200), ("leak_threads", 200), ("chdir", 200)])
+def test_other_troubles_leave_the_neighbour_alone(serve: StartServer, trouble: str, status: int) -> None:
+    server = start(serve, TROUBLED.replace("request_timeout = 1", "request_timeout = 20"))
+    (worker,) = server.workers()
+
+    assert server.get(f"/t/{trouble}").status_code == status
+
+    assert_unharmed(server, worker)
+    assert re.search(r"Traceback", server.log()) is not None or status == 200
+
+
+def test_the_408_reaches_a_client_that_sent_the_rest_too_late(serve: StartServer) -> None:
+    server = start(serve)
+    with server.connect() as sock:
+        sock.sendall(b"POST /t/body HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+        server.wait_for_log("no progress for")
+        try:
+            sock.sendall(b"x" * 50_000)
+        except OSError:
+            pass
+
+        assert receive_all(sock).startswith(b"HTTP/1.1 408 ")

@@ -1,0 +1,145 @@
+"""Clients that send requests over and over while a test does something to the server, and the account of what came of each.
+
+    with Load(server.connect, ["/a", "/b"], clients=4) as load:
+        server.send_signal(signal.SIGHUP)
+        ...
+    assert load.failures == []
+
+The rule of the account: from the moment a client has sent a byte of a request it must get a whole answer. A connection that is refused,
+or that the server closed while nothing was asked on it, is no failure: the client takes another one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from http.client import HTTPException, HTTPResponse
+from types import TracebackType
+
+# Pause of a client whose connection was refused, so that it does not take the CPU from the server it waits for.
+_REFUSED_PAUSE_S = 0.02
+
+
+class Load:
+    """Threads, each a client with one connection at a time.
+
+    Args:
+        connect: opens a connection, with a time limit set on it.
+        paths: asked for in turn.
+        clients: how many ask at once.
+        keep_alive: whether a client goes on using its connection as long as the server lets it; otherwise each request has its own.
+        expected: statuses that count as an answer; any other is a failure.
+
+    Attributes:
+        failures: what went wrong, one line for each request.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        paths: Sequence[str],
+        *,
+        clients: int = 4,
+        keep_alive: bool = True,
+        expected: Sequence[int] = (200,),
+    ) -> None:
+        self._connect = connect
+        self._paths = itertools.cycle(paths)
+        self._keep_alive = keep_alive
+        self._expected = expected
+        self._stop = threading.Event()
+        self._first_answers = threading.Barrier(clients + 1)
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        self.failures: list[str] = []
+
+    @property
+    def sent(self) -> int:
+        return self._counts["sent"]
+
+    @property
+    def answered(self) -> int:
+        return self._counts["answered"]
+
+    @property
+    def refused(self) -> int:
+        """How many connections were refused before anything was sent."""
+        return self._counts["refused"]
+
+    @property
+    def connections(self) -> int:
+        return self._counts["connections"]
+
+    def __enter__(self) -> Load:
+        """Start; on return every client has had its first answer, or none will."""
+        for thread in self._threads:
+            thread.start()
+        self._first_answers.wait()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    def _run(self) -> None:
+        sock: socket.socket | None = None
+        is_first = True
+        while not self._stop.is_set():
+            if sock is not None and _was_closed(sock):
+                sock.close()
+                sock = None
+            sock = sock or self._open()
+            if sock is not None and not self._ask(sock):
+                sock.close()
+                sock = None
+            if is_first:
+                is_first = False
+                self._first_answers.wait()
+        if sock is not None:
+            sock.close()
+
+    def _open(self) -> socket.socket | None:
+        try:
+            sock = self._connect()
+        except OSError:
+            self._count("refused")
+            time.sleep(_REFUSED_PAUSE_S)
+            return None
+        self._count("connections")
+        return sock
+
+    def _ask(self, sock: socket.socket) -> bool:
+        """Exchange one request; return whether the connection can be used again."""
+        with self._lock:
+            path = next(self._paths)
+        connection = "keep-alive" if self._keep_alive else "close"
+        self._count("sent")
+        name = sock.getsockname()
+        try:
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n".encode())
+            with HTTPResponse(sock, method="GET") as response:
+                response.begin()
+                response.read()
+        except (OSError, HTTPException) as exc:
+            self.failures.append(f"{path} from {name}: {type(exc).__name__}: {exc}")
+            return False
+        self._count("answered")
+        if response.status not in self._expected:
+            self.failures.append(f"{path} from {name}: status {response.status}")
+        return self._keep_alive and not response.will_close
+
+
+def _was_closed(sock: socket.socket) -> bool:
+    """Whether the server closed an idle connection; it has nothing to say on one otherwise."""
+    return bool(select.select([sock], [], [], 0)[0])

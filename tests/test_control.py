@@ -1,0 +1,179 @@
+"""The control thread: it obeys the supervisor, keeps long requests from blocking short ones, and costs nothing when idle."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isowsgi.inside.boot import _MAX_TRACEBACK_CHARS
+from isowsgi.inside.control import Control
+from isowsgi.inside.runner import Runner
+from tests.conftest import DEADLINE_S, eventually
+from tests.fakes import Crew, Gate
+
+
+class Desk:
+    """A control thread with the supervisor's end of its channel.
+
+    Attributes:
+        obeyed: the orders carried out.
+    """
+
+    def __init__(self, runner: Runner[Any] | None = None, needs_ticker: bool = False) -> None:
+        self.runner = runner or Runner(lambda: None)
+        self.supervisor, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.supervisor.settimeout(DEADLINE_S)
+        self.rouse_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.obeyed: list[str] = []
+        orders = {name: self._obeying(name) for name in ("drain", "stop")}
+        self.duties = 0
+        self.has_duty = False
+        self.control = Control(
+            channel=inner, runner=self.runner, rouse_fd=self.rouse_fd, needs_ticker=needs_ticker, orders=orders, duty=self._do_duty
+        )
+        self._inner = inner
+        self.thread = threading.Thread(target=self.control.run, daemon=True)
+        self.thread.start()
+
+    def _obeying(self, name: str) -> Callable[[dict[str, Any]], None]:
+        return lambda order: self.obeyed.append(name)
+
+    def _do_duty(self, now: float) -> bool:
+        self.duties += 1
+        return self.has_duty
+
+    def say(self, order: str) -> None:
+        self.supervisor.send(json.dumps({"do": order}).encode())
+
+    def heard(self) -> Any:
+        return json.loads(self.supervisor.recv(256 * 1024))
+
+    def wakeups(self) -> int:
+        """How often the thread has gone to sleep of its own accord so far."""
+        status = Path(f"/proc/self/task/{self.thread.native_id}/status").read_text()
+        return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+    def end(self) -> None:
+        self.control.end()
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive()
+        self.supervisor.close()
+        self._inner.close()
+        os.close(self.rouse_fd)
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.end()
+
+
+def test_orders_are_carried_out_one_after_the_other(desk: Desk) -> None:
+    for order in ("drain", "stop", "drain"):
+        desk.say(order)
+
+    eventually(lambda: desk.obeyed == ["drain", "stop", "drain"])
+
+
+def test_a_report_is_one_packet(desk: Desk) -> None:
+    desk.control.report("ready", boot_s=0.5)
+    desk.control.report("closed", threads=0)
+
+    assert desk.heard() == {"event": "ready", "boot_s": 0.5}
+    assert desk.heard() == {"event": "closed", "threads": 0}
+
+
+@pytest.mark.parametrize("letter", ["a", "\n", "é", "日", "😀", "\udc80", "\x01"])
+def test_a_traceback_of_the_greatest_length_arrives_in_whatever_letters(desk: Desk, letter: str) -> None:
+    """Written as JSON's escapes, one in emoji did not fit into a packet, and the log said nothing of why the app could not be loaded."""
+    text = letter * _MAX_TRACEBACK_CHARS
+
+    desk.control.report("failed", error="x", traceback=text)
+
+    assert desk.heard()["traceback"] == text
+
+
+def test_a_report_to_a_supervisor_that_is_gone_is_dropped(desk: Desk) -> None:
+    """The worker is on its way out then; the app's threads still end in order."""
+    desk.supervisor.close()
+
+    desk.control.report("closed", threads=0)
+
+
+def sleeps_on(desk: Desk) -> bool:
+    """Whether the thread did not wake within a tenth of a second: the one thing here that takes time to be seen."""
+    before = desk.wakeups()
+    time.sleep(0.1)
+    return desk.wakeups() == before
+
+
+def test_the_monitor_rests_when_there_are_no_requests_and_is_roused_by_one(desk: Desk) -> None:
+    eventually(lambda: desk.runner.resting and sleeps_on(desk))
+    before = desk.wakeups()
+
+    desk.control.rouse()
+
+    eventually(lambda: desk.wakeups() > before + 10, "it ticks again")
+    eventually(lambda: desk.runner.resting, "and rests again")
+
+
+def test_an_idle_instance_costs_no_cpu_time(desk: Desk) -> None:
+    """A thousand mounts with a tick of 2 ms would be half a million wake-ups a second."""
+    eventually(lambda: desk.runner.resting)
+
+    assert eventually(lambda: sleeps_on(desk))
+
+
+def test_a_supervisor_that_is_gone_does_not_make_the_thread_spin(desk: Desk) -> None:
+    """The end of its channel stays readable for ever."""
+    desk.supervisor.close()
+
+    assert eventually(lambda: sleeps_on(desk))
+    assert desk.thread.is_alive()
+
+
+def test_it_looks_after_its_duty_as_long_as_there_is_something_to_look_after(desk: Desk) -> None:
+    desk.has_duty = True
+    desk.control.rouse()
+    eventually(lambda: desk.runner.resting)
+    before = desk.duties
+
+    eventually(lambda: desk.duties > before + 2, "it is called while the monitor rests")
+    desk.has_duty = False
+    eventually(lambda: sleeps_on(desk))
+
+
+def test_where_interpreters_starve_each_other_the_thread_never_sleeps_for_long() -> None:
+    """3.11 and 3.12: each of its wake-ups makes a busy app let go of the GIL."""
+    desk = Desk(needs_ticker=True)
+    before = desk.wakeups()
+
+    eventually(lambda: desk.wakeups() >= before + 20)
+    desk.end()
+
+
+def test_a_long_request_does_not_keep_the_next_one_waiting() -> None:
+    gate = Gate()
+    served = []
+
+    def serve(fd: int) -> None:
+        if fd == 1:
+            gate.pass_through()
+        served.append(fd)
+
+    crew = Crew(2, serve, lambda: desk.control.rouse())
+    desk = Desk(crew.runner)
+    crew.port.feed(1, 2)
+
+    eventually(lambda: served == [2], "the standby serves it")
+    gate.let_go()
+    eventually(lambda: served == [2, 1])
+    crew.stop()
+    desk.end()

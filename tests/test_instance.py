@@ -1,0 +1,151 @@
+"""The host's side of an instance: its state is what the inside said, and orders reach the inside."""
+
+import json
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.lifecycle import State
+from isowsgi.scoreboard import Scoreboard
+
+
+class Puppet(InterpreterInstance):
+    """An instance without an interpreter: the test says what the inside says."""
+
+    def __init__(self) -> None:
+        self._shared = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
+        self.board = Scoreboard()
+        order = {"tag": "/ #1", "isolation": "shared-gil", "threads": 2, "first_row": self.board.allot(3)}
+        super().__init__(order, {**self._shared, "board": self.board.fd}, self.board)
+
+    def hears(self, event: str, **facts: Any) -> list[str]:
+        """Take in one report and return the events of it."""
+        self._inner.send(json.dumps({"event": event, **facts}).encode())
+        return [report["event"] for report in self.read_reports()]
+
+    def said(self) -> list[str]:
+        """Return the orders given so far."""
+        orders = []
+        while True:
+            try:
+                orders.append(json.loads(self._inner.recv(1000, socket.MSG_DONTWAIT))["do"])
+            except BlockingIOError:
+                return orders
+
+    def ready_connections(self) -> list[int]:
+        return [fd for fd, _ in self._epoll.poll(0)]
+
+    def close(self) -> None:
+        for fd in (self._poke, self._rouse, self.board.fd, *self._shared.values()):
+            os.close(fd)
+        self._epoll.close()
+        self._inner.close()
+        self._channel.close()
+
+
+@pytest.fixture
+def instance() -> Iterator[Puppet]:
+    instance = Puppet()
+    yield instance
+    instance.close()
+
+
+def test_an_instance_serves_once_its_app_was_loaded(instance: Puppet) -> None:
+    assert (instance.state, instance.is_loaded) == (State.BOOTING, False)
+
+    assert instance.hears("ready", boot_s=0.5, objects=1) == ["ready"]
+
+    assert (instance.state, instance.is_loaded, instance.boot_s) == (State.SERVING, True, 0.5)
+
+
+def test_an_app_that_cannot_be_loaded_leaves_its_traceback(instance: Puppet) -> None:
+    instance.hears("failed", error="ImportError: x", traceback="Traceback ...")
+    instance.hears("closed", threads=0)
+
+    assert (instance.state, instance.error, instance.traceback) == (State.FAILED, "ImportError: x", "Traceback ...")
+
+
+def test_an_interpreter_that_ends_without_a_word_has_failed(instance: Puppet) -> None:
+    instance.hears("closed", threads=2)
+
+    assert (instance.state, instance.threads_left) == (State.FAILED, 2)
+    assert "ended before the app was loaded" in instance.error
+
+
+@pytest.mark.parametrize("order", [None, "finish"])
+def test_an_interpreter_that_breaks_off_after_its_app_was_loaded_does_not_take_the_worker_with_it(
+    instance: Puppet, order: str | None
+) -> None:
+    """Its keeper then reports a failure that is none of the boot; the table knows no such event, and an exception here ends the worker."""
+    instance.hears("ready", boot_s=0.5, objects=1)
+    if order:
+        instance.finish()
+
+    instance.hears("failed", error="RuntimeError: can't start new thread", traceback="Traceback ...")
+    instance.hears("closed", threads=0)
+
+    assert (instance.state, instance.error) == (State.CLOSED, "RuntimeError: can't start new thread")
+
+
+def test_one_that_was_stopped_while_it_loaded_its_app_drains_when_that_is_done(instance: Puppet) -> None:
+    instance.finish()
+    instance.hears("ready", boot_s=0.5, objects=1)
+
+    assert (instance.state, instance.is_loaded) == (State.DRAINING, True)
+
+
+def test_a_thread_that_was_given_up_may_still_end(instance: Puppet) -> None:
+    instance.hears("ready", boot_s=0.5, objects=1)
+    instance.drain()
+    instance.abandon()
+    assert instance.state is State.STUCK
+
+    instance.hears("closed", threads=0)
+
+    assert instance.state is State.CLOSED
+
+
+def test_orders_reach_the_inside_in_order(instance: Puppet) -> None:
+    instance.hears("ready", boot_s=0.5, objects=1)
+
+    instance.reopen_logs()
+    instance.drain()
+    instance.stop()
+
+    assert instance.said() == ["reopen", "drain", "stop"]
+
+
+def test_an_order_to_an_inside_that_is_gone_is_dropped(instance: Puppet) -> None:
+    instance._inner.close()
+
+    instance.stop()
+
+
+def test_a_connection_is_given_with_the_bytes_that_it_already_has(instance: Puppet) -> None:
+    client, ours = socket.socketpair()
+    with client, ours:
+        client.sendall(b"GET")
+
+        instance.give(ours.fileno())
+
+        assert instance.ready_connections() == [ours.fileno()]
+        assert instance.ready_connections() == []  # armed for one event
+        assert ours.recv(10) == b"GET"
+
+
+def test_several_reports_may_be_read_at_once(instance: Puppet) -> None:
+    """The acceptor's set tells of the channel once for all that is in it."""
+    inner = instance._inner
+    inner.send(b'{"event": "files", "files": ["a"]}')
+    inner.send(b'{"event": "ready", "boot_s": 1, "objects": 1}')
+    poller = select.poll()
+    poller.register(instance, select.POLLIN)
+    assert poller.poll(0)
+
+    assert [report["event"] for report in instance.read_reports()] == ["files", "ready"]
+    assert not poller.poll(0)

@@ -1,0 +1,233 @@
+"""Interpreters are made, run and ended; and which kind a release gets is said in one place.
+
+What may crash the process runs in a child process.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import textwrap
+
+import pytest
+
+from isowsgi import interpreters
+from isowsgi.interpreters import OWN_GIL, SHARED_GIL
+from tests.conftest import DEADLINE_S, ROOT
+
+# Explicit own-gil is allowed where CPython has it, with a warning on some releases; see own_gil_error and own_gil_warning.
+ISOLATIONS = [SHARED_GIL] if interpreters.own_gil_error() else [SHARED_GIL, OWN_GIL]
+
+
+def in_child(code: str, *arguments: str) -> str:
+    """Run code in a process of its own and return what it printed; a crash or a traceback fails the test.
+
+    `keep(source, isolation)` there makes an interpreter, runs the source and ends it, all on one thread, as keepers do.
+    """
+    prelude = """
+        import os, sys, threading
+        from isowsgi import interpreters
+
+        def keep(source, isolation=None, destroy=True):
+            results = []
+            def life():
+                handle = interpreters.create(isolation or sys.argv[1])
+                results.append(interpreters.run(handle, source))
+                if destroy:
+                    interpreters.destroy(handle)
+            thread = threading.Thread(target=life)
+            thread.start()
+            thread.join()
+            return results[0]
+
+        interpreters.preload()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=4 * DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_interpreters_come_and_go(isolation: str) -> None:
+    """And every one starts afresh: the mark of the one before is gone."""
+    source = "import sys, threading, json; assert not hasattr(sys, 'mark'); sys.mark = 1"
+
+    assert in_child(f"for _ in range(8): assert keep({source!r}) is None\nprint('done')", isolation) == "done\n"
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_interpreters_live_side_by_side(isolation: str) -> None:
+    code = """
+        source = "import json, datetime, time; json.loads('[1]'); time.sleep(0.01)"
+        keepers = [threading.Thread(target=keep, args=(source,)) for _ in range(4)]
+        for keeper in keepers:
+            keeper.start()
+        for keeper in keepers:
+            keeper.join()
+        print("done")
+    """
+
+    assert in_child(code, isolation) == "done\n"
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_threads_may_be_started_inside_and_daemons_too(isolation: str) -> None:
+    """Error reporters and schedulers start daemon threads; they are ended before the interpreter is."""
+    source = """
+import threading
+done = threading.Event()
+def work():
+    done.wait()
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+done.set()
+thread.join()
+"""
+
+    assert in_child(f"print(keep({source!r}))", isolation) == "None\n"
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_failure_comes_back_as_text(isolation: str) -> None:
+    """It is all that the log can say about an interpreter whose own log was not set up yet."""
+    output = in_child("print(keep('def f():\\n    1 / 0\\nf()'))", isolation)
+
+    assert "ZeroDivisionError" in output
+    assert "division by zero" in output
+    assert interpreters.VERSION < (3, 13) or "in f" in output  # earlier releases tell no more than the exception
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_source_that_exits_does_not_end_the_process(isolation: str) -> None:
+    assert "SystemExit" in in_child("print(keep('raise SystemExit(3)'))", isolation)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_exit_functions_run_at_the_end(isolation: str) -> None:
+    source = "import atexit, os; atexit.register(os.write, 1, b'bye')"
+
+    assert in_child(f"keep({source!r})", isolation) == "bye"
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 13), reason="CPython does not refuse it there; see environment.refuse_fork")
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_fork_is_refused_inside_but_programs_can_be_started(isolation: str) -> None:
+    """A forked child dies on every release while interpreters exist; `subprocess` is a fork and an exec at once, and safe."""
+    source = """
+import os, subprocess
+try:
+    os.fork()
+except RuntimeError as exc:
+    os.write(1, b"refused\\n")
+subprocess.run(["true"], check=True)
+"""
+
+    assert in_child(f"print(keep({source!r}))", isolation) == "refused\nNone\n"
+
+
+def releases(*versions: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, version.split("."))) for version in versions]
+
+
+@pytest.mark.parametrize("version", releases("3.11.7", "3.12.1", "3.12.13"))
+def test_no_app_gets_a_gil_of_its_own_where_half_of_the_library_would_be_missing(
+    version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreters, "VERSION", version)
+
+    assert interpreters.best_isolation() == SHARED_GIL
+    assert interpreters.own_gil_error() == (
+        f"needs Python 3.13 or newer, gunicorn runs on Python {'.'.join(map(str, version))}; use 'shared-gil' or 'auto'"
+    )
+
+
+@pytest.mark.parametrize("version", releases("3.13.0", "3.13.7", "3.13.15", "3.14.0"))
+def test_where_an_own_gil_is_unsound_it_is_only_given_to_who_asks_for_it_and_with_a_warning(
+    version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreters, "VERSION", version)
+
+    assert interpreters.best_isolation() == SHARED_GIL
+    assert interpreters.own_gil_error() is None
+    assert ".".join(map(str, version)) in (interpreters.own_gil_warning() or "")
+
+
+@pytest.mark.parametrize("version", releases("3.13.16", "3.13.20", "3.14.1", "3.14.10", "3.15.0", "3.16.0"))
+def test_every_release_with_the_fixes_gives_an_own_gil(version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "VERSION", version)
+
+    assert interpreters.best_isolation() == OWN_GIL
+    assert interpreters.own_gil_warning() is None
+
+
+def test_this_python_can_host_interpreters() -> None:
+    assert interpreters.unusable_reason() is None
+
+
+def test_another_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Implementation:
+        name = "pypy"
+
+    monkeypatch.setattr(sys, "implementation", Implementation)
+
+    assert interpreters.unusable_reason() == "isowsgi needs CPython, this is pypy"
+
+
+def test_the_free_threaded_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+
+    assert "free-threaded" in (interpreters.unusable_reason() or "")
+
+
+def test_a_build_without_the_module_says_where_to_get_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some distributions leave it out of their 3.11 and 3.12."""
+    monkeypatch.setattr(interpreters, "_MODULE_NAME", "_no_such_module")
+
+    assert "was built without the module _no_such_module; use Python 3.13 or newer" in (interpreters.unusable_reason() or "")
+
+
+def test_preload_takes_a_python_built_without_some_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "_PRELOADED", ("no_such_module", "csv"))
+
+    interpreters.preload()
+
+    assert "csv" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("version", "isolation", "is_safe"),
+    [
+        ((3, 11, 7), SHARED_GIL, True),
+        ((3, 13, 15), OWN_GIL, False),
+        ((3, 13, 15), SHARED_GIL, True),
+        ((3, 13, 16), OWN_GIL, True),
+        ((3, 14, 7), OWN_GIL, False),
+        ((3, 14, 8), OWN_GIL, True),
+        ((3, 15, 0), OWN_GIL, True),
+    ],
+)
+def test_stacks_are_looked_at_only_where_that_cannot_crash(
+    version: tuple[int, int, int], isolation: str, is_safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreters, "VERSION", version)
+
+    assert interpreters.can_see_stacks(isolation) == is_safe
+
+
+@pytest.mark.parametrize(
+    ("version", "isolation", "keeps"),
+    [((3, 12, 1), SHARED_GIL, False), ((3, 13, 18), SHARED_GIL, False), ((3, 13, 18), OWN_GIL, True), ((3, 14, 1), OWN_GIL, False)],
+)
+def test_only_an_own_gil_of_3_13_leaves_memory_behind(
+    version: tuple[int, int, int], isolation: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreters, "VERSION", version)
+
+    assert interpreters.keeps_memory(isolation) == keeps

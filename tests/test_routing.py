@@ -1,0 +1,165 @@
+"""Routing does what one sentence says: host first, then the longest prefix by whole segments."""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isowsgi import routing
+from isowsgi.routing import Route, Router, bare_host
+from tests.conftest import examples
+
+# Few values, so that tables and requests meet; "ab" begins as "a" does, "é" is what its two bytes in UTF-8 are in WSGI text.
+SEGMENTS = ["a", "b", "ab", "é".encode().decode("latin-1"), "..", "%2F"]
+HOSTS = ["a.example", "b.example", "[::1]"]
+
+prefixes = st.lists(st.sampled_from(SEGMENTS), max_size=4).map(lambda segments: "".join(f"/{segment}" for segment in segments))
+paths = st.one_of(
+    st.lists(st.sampled_from([*SEGMENTS, ""]), max_size=6).map(lambda segments: "".join(f"/{segment}" for segment in segments)),
+    st.text(alphabet="/ab*.", max_size=8),
+    st.builds(str.__mul__, st.sampled_from(["/", "/a", "/a/", "a"]), st.integers(0, 40)),
+)
+hosts = st.sampled_from(["", "a.example", "A.Example:80", "b.example.", "B.EXAMPLE.:8080", "[::1]:1", "[::1]", "other.example", ":80", "["])
+
+
+@st.composite
+def tables(draw: Any) -> list[Route]:
+    patterns = draw(st.lists(st.tuples(st.sampled_from(["", "", *HOSTS]), prefixes), min_size=1, max_size=8, unique=True))
+    return [Route(number, host, prefix) for number, (host, prefix) in enumerate(patterns)]
+
+
+def specified(routes: list[Route], host: str, path: str) -> int | None:
+    """What the module's first sentence says, in the plainest way."""
+
+    def matches(prefix: str) -> bool:
+        segments = prefix.split("/")
+        return prefix == "" or path.split("/")[: len(segments)] == segments
+
+    matching = [route for route in routes if route.host in ("", bare_host(host)) and matches(route.prefix)]
+    if not matching:
+        return None
+    return max(matching, key=lambda route: (route.host != "", len(route.prefix))).mount
+
+
+@examples(500)
+@given(tables(), hosts, paths)
+def test_a_request_goes_to_the_longest_prefix_of_its_host_and_else_of_any_host(routes: list[Route], host: str, path: str) -> None:
+    assert Router(routes).match(host, path) == specified(routes, host, path)
+
+
+@examples(300)
+@given(tables(), st.lists(st.tuples(hosts, paths), min_size=1, max_size=8))
+def test_an_instance_that_knows_only_its_rivals_takes_its_own_requests_and_no_others(
+    routes: list[Route], requests: list[tuple[str, str]]
+) -> None:
+    """Otherwise a kept-alive connection would be served by the wrong app, or go back and forth between two owners."""
+    full = Router(routes)
+    for route in routes:
+        own = Router(full.rivals(route.mount))
+        for host, path in requests:
+            assert (own.match(host, path) == route.mount) == (full.match(host, path) == route.mount)
+
+
+def test_an_instance_does_not_keep_the_patterns_of_mounts_that_cannot_take_a_request_from_it() -> None:
+    """A thousand mounts would otherwise hold a million patterns."""
+    full = Router(Route(number, "", f"/app{number}") for number in range(1000))
+
+    assert full.rivals(7) == [Route(7, "", "/app7")]
+
+
+@pytest.mark.parametrize(
+    ("path", "mount"),
+    [
+        ("/blog", 1),
+        ("/blog/", 1),
+        ("/blog/1", 1),
+        ("/blog//new", 1),
+        ("/blogs", 0),
+        ("//blog", 0),
+        ("/Blog", 0),
+        ("/blog/new", 2),
+        ("/blog/new/", 2),
+        ("/blog/../x", 1),
+        ("*", 0),
+        ("", 0),
+    ],
+)
+def test_prefixes_match_whole_segments_of_the_path_as_it_is(path: str, mount: int) -> None:
+    router = Router([Route(0, "", ""), Route(1, "", "/blog"), Route(2, "", "/blog/new")])
+
+    assert router.match("", path) == mount
+
+
+@pytest.mark.parametrize("path", ["/", "*", "", "/blogs", "/blo"])
+def test_what_no_pattern_takes_has_no_mount(path: str) -> None:
+    assert Router([Route(0, "", "/blog")]).match("any.example", path) is None
+
+
+def test_a_pattern_with_a_host_wins_over_a_longer_one_without() -> None:
+    router = Router([Route(0, "", "/a/b/c"), Route(1, "api.example", "/a")])
+
+    assert router.match("api.example", "/a/b/c") == 1
+    assert router.match("api.example", "/b") is None
+    assert router.match("www.example", "/a/b/c") == 0
+
+
+def test_a_host_without_a_matching_prefix_falls_back_to_the_patterns_of_any_host() -> None:
+    router = Router([Route(0, "", ""), Route(1, "api.example", "/v1")])
+
+    assert router.match("api.example", "/v2") == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "bare"),
+    [
+        ("example.com", "example.com"),
+        ("Example.COM:8080", "example.com"),
+        ("example.com.", "example.com"),
+        ("example.com.:80", "example.com"),
+        ("example.com:", "example.com"),
+        ("[::1]", "[::1]"),
+        ("[FE80::1]:443", "[fe80::1]"),
+        ("[::1", ""),
+        (":80", ""),
+        ("", ""),
+        (".", ""),
+    ],
+)
+def test_a_host_is_compared_without_case_port_and_the_dot_of_the_root(host: str, bare: str) -> None:
+    assert bare_host(host) == bare
+
+
+def lines_run(function: Callable[[], object]) -> int:
+    """Count the lines of routing.py that a call runs."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != routing.__file__:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("unit", ["/", "/a", "/blog", "a", "/blog/new/"])
+def test_a_hostile_path_costs_no_more_steps_than_the_longest_pattern(unit: str) -> None:
+    """One step a segment of a path of 64 KiB would be 64 thousand steps and as many copies of it, on the acceptor's only thread."""
+    router = Router([Route(0, "", ""), Route(1, "", "/blog"), Route(2, "", "/blog/new"), Route(3, "a.example", "/x")])
+    longest = len("/blog/new")
+
+    steps = lines_run(lambda: router.match("a.example", unit * (64 * 1024 // len(unit))))
+
+    # A few lines for each of the two tables, and four for each place where the longest pattern may be cut.
+    assert steps < 30 + 2 * 4 * longest
