@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -15,8 +15,11 @@ demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHO
 test: ## run the tests (ARGS="-k routing", PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest $(ARGS)
 
+bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
+	@$(pick) && exec "$$python" -m bench $(ARGS)
+
 lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy isowsgi tools examples/demo/demo.py examples/demo/page.py
 
 clean: ## remove what the targets above made
-	rm -rf .demo .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .bench .demo .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache
