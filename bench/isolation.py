@@ -127,10 +127,9 @@ class Bench:
         """Run a server; the block is the measurement."""
         with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), config, *arguments, wait_for=wait_for) as server:
             self._wait_for_calm()
-            [pid] = server.workers()
-            began, busy, own = time.monotonic(), _busy_s(), _own_s() + Footprint.of(pid).cpu_s
+            began, busy, own = time.monotonic(), _busy_s(), _own_s() + _cpu_s(server)
             yield server
-            own = _own_s() + Footprint.of(pid).cpu_s - own
+            own = _own_s() + _cpu_s(server) - own
             self.others = max(_busy_s() - busy - own, 0.0) / (time.monotonic() - began)
 
     def _wait_for_calm(self) -> None:
@@ -345,6 +344,10 @@ def _busy_s() -> float:
     """Return how many seconds all cores together were busy since the system started; guests are in user, waiting for disks is not work."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_s(server: Server) -> float:
+    return sum(Footprint.of(pid).cpu_s for pid in server.workers())
 
 
 def _own_s() -> float:

@@ -18,6 +18,7 @@ from isowsgi import interpreters
 from tests.conftest import StartServer, eventually
 from tests.load_process import LoadProcess, Result, run_load
 from tests.pressure import (
+    Bystander,
     Footprint,
     PlainProcess,
     ask_and_read_nothing,
@@ -48,6 +49,9 @@ LEAST_GAIN = 1.5
 # A hog with a shared GIL makes one answer in a hundred of its neighbour take 20 to 120 ms. Where other processes do nearly as much,
 # nothing can be told.
 TELLING_P99_MS = 8.0
+
+# After a longer one a heartbeat may be late whoever is to blame.
+LONGEST_STOP_S = 0.5
 
 # A delay up to this much, on a machine with other work, says nothing about a neighbour.
 NOISE_MS = 5.0
@@ -212,17 +216,20 @@ def test_a_busy_loop_and_a_busy_import_leave_neighbours_answering_and_the_heartb
     )
     workers = server.workers()
     with (
+        Bystander() as bystander,
         LoadProcess(f"{server.url}/loops?{seconds}", connections=1, seconds=0) as loop,
         LoadProcess(f"{server.url}/hello", seconds=seconds) as hello,
     ):
         loop.go()
         hello.go()
-        answered = hello.result()
-        assert loop.result().statuses == {"200": 1}
+        answered, looped = hello.result(), loop.result()
+    if bystander.longest_s > LONGEST_STOP_S:
+        pytest.skip(f"the machine is too busy: nothing ran for {bystander.longest_s:.1f} s")
     server.wait_for_log(r"/imports #1: serving")
 
     assert server.workers() == workers
     assert "TIMEOUT" not in server.log()
+    assert looped.statuses == {"200": 1}
     assert answered.errors == 0
     # Two busy interpreters before each turn, of some 5 to 40 ms each; a machine with other work may double it several times.
     assert answered.max_ms < 1500, answered
