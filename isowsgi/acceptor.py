@@ -148,6 +148,7 @@ class Acceptor:
         self._epoll = select.epoll()
         self._lingering = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
+        self._wanting_room: dict[int, Callable[[], None]] = {}
         self._clients: dict[int, Client] = {}
         self._accepting = False
         self._wants_accepting = False
@@ -176,8 +177,18 @@ class Acceptor:
         self._watched[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
+    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None:
+        """Call back too whenever something can be written to a descriptor that is watched; None ends that."""
+        if callback is None:
+            if self._wanting_room.pop(fd, None) is not None:
+                self._epoll.modify(fd, select.EPOLLIN)
+        elif fd not in self._wanting_room:
+            self._wanting_room[fd] = callback
+            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+
     def unwatch(self, fd: int) -> None:
         del self._watched[fd]
+        self._wanting_room.pop(fd, None)
         self._epoll.unregister(fd)
 
     def turn(self, timeout_s: float) -> None:
@@ -186,7 +197,10 @@ class Acceptor:
         for fd, flags in self._epoll.poll(timeout_s, 256):
             self._wakeups += 1
             if fd in self._watched:
-                reports.append(self._watched[fd])
+                if flags & select.EPOLLOUT and fd in self._wanting_room:
+                    reports.append(self._wanting_room[fd])
+                if flags & ~select.EPOLLOUT:
+                    reports.append(self._watched[fd])
             elif fd in self._listeners:
                 self._accept(self._listeners[fd])
                 if self._shared and self._accepting:
@@ -219,6 +233,37 @@ class Acceptor:
             if client.phase is Phase.PARKED and client.mount == mount:
                 client.phase = Phase.PEEKING
                 self._look(client)
+
+    # Connections that a child process had: none of them is armed here.
+
+    def take_back(self, fd: int) -> None:
+        """Own a connection whose next request is to be routed."""
+        if (client := self._own(fd)) is not None:
+            self._look(client)
+
+    def take_lingering(self, fd: int) -> None:
+        """Own a connection that was answered, and close it gently."""
+        if (client := self._own(fd)) is not None:
+            self._linger(client)
+
+    def take_closed(self, fd: int) -> None:
+        """Close a connection."""
+        socket.socket(fileno=fd).close()
+        self._closed += 1
+        self.on_capacity()
+
+    def _own(self, fd: int) -> Client | None:
+        idle_s = STOP_IDLE_S if self._stopping else self._keepalive_s
+        client = self._clients[fd] = Client(socket.socket(fileno=fd), None, time.monotonic() + idle_s, None)
+        return client if self._learn_peer(client) else None
+
+    def _learn_peer(self, client: Client) -> bool:
+        try:
+            client.peer = client.sock.getpeername()
+        except OSError:  # reset meanwhile
+            self._close(client)
+            return False
+        return True
 
     def stop(self) -> None:
         """Accept what has reached the listeners' queues and close them; idle connections get little time to say something."""
@@ -334,12 +379,7 @@ class Acceptor:
         idle_s = STOP_IDLE_S if self._stopping else self._keepalive_s
         client = Client(socket.socket(fileno=fd), None, time.monotonic() + idle_s, self._epoll)
         self._clients[fd] = client
-        try:
-            client.peer = client.sock.getpeername()
-        except OSError:  # reset meanwhile
-            self._close(client)
-            return None
-        return client
+        return client if self._learn_peer(client) else None
 
     def _take_lingering(self) -> None:
         """Become the owner of connections that an instance has answered and shut down for writing."""

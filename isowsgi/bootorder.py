@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -42,53 +42,53 @@ class Orders:
             "report_files": report_files,
             "host_site": _host_site(),
             "packages": _packages(),
-            "blocked_modules": list(interpreters.BLOCKED_MODULES),
-            "needs_ticker": interpreters.NEEDS_TICKER,
             "max_int_digits": sys.get_int_max_str_digits(),
             "arm_returns": ARM_RETURN,
         }
 
-    def write(self, number: int, mount: Mount, slot: int, generation: int, first_row: int) -> dict[str, Any]:
+    def write(self, members: Sequence[tuple[int, Mount]], isolation: str, slot: int, generation: int, first_row: int) -> dict[str, Any]:
         """Return the order for one instance.
 
         Args:
-            number: the mount's.
+            members: the mounts that it serves, with their numbers; all but one's own app and warm-up is the same for all.
+            isolation: its home, one of `interpreters` or "process" or "main".
             slot: which of the mount's `instances` it is.
             first_row: of its rows on the scoreboard.
         """
+        mount = members[0][1]
         letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
-        isolation = isolation_of(mount)
+        is_process = isolation == "process"
         return {
             **self._common,
-            "tag": f"{mount.pattern} #{generation}{letter}",
-            "mount": number,
-            "pattern": mount.pattern,
+            "tag": f"{mount.group or mount.pattern} #{generation}{letter}",
+            "members": [
+                {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app), "warmup": member.warmup}
+                for number, member in members
+            ],
             "generation": generation,
             "isolation": isolation,
-            "app": attrs.asdict(mount.app),
+            "python": mount.python,
             "threads": self.threads_of(mount),
-            "multiprocess": self._cfg.workers > 1 or mount.instances > 1,
+            "multiprocess": is_process or self._cfg.workers > 1 or mount.instances > 1,
             "env": dict(mount.env),
             "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
             "venv": mount.venv,
-            "routes": self._router.rivals(number),
+            "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
             "first_row": first_row,
-            "warmup": mount.warmup,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
-            "can_see_stacks": interpreters.can_see_stacks(isolation),
+            # What an interpreter of some releases needs, and a process of its own does not.
+            "blocked_modules": [] if is_process or isolation == "main" else list(interpreters.BLOCKED_MODULES),
+            "needs_ticker": not is_process and interpreters.NEEDS_TICKER,
+            "can_see_stacks": is_process or interpreters.can_see_stacks(isolation),
         }
 
     def threads_of(self, mount: Mount) -> int:
         if mount.threads is not None:
             return mount.threads
         return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
-
-
-def isolation_of(mount: Mount) -> str:
-    return interpreters.best_isolation() if mount.isolation == "auto" else mount.isolation
 
 
 def _packages() -> dict[str, str]:

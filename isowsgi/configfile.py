@@ -1,8 +1,8 @@
 """The config file: a TOML file becomes a frozen `Config`, or a `ConfigError` that names every fault of it at once.
 
-Three steps: tomllib reads the text; cattrs builds the tables below, one check per kind of value, each fault with its place; then
-`[defaults]` and a mount's own table are laid over each other. A value is checked where it is written and before anything is merged:
-that is why a wrong default is reported once, not once per mount.
+Four steps: tomllib reads the text; cattrs builds the tables below, one check per kind of value, each fault with its place; then
+`[defaults]`, the tables of a mount's group and its own are laid over each other; and what a mount's settings mean together is checked. A value
+is checked where it is written and before anything is merged: that is why a wrong default is reported once, not once per mount.
 
 Everything imported here is pure Python outside the standard library, since the main interpreter reads the file (ARCHITECTURE.md).
 """
@@ -15,7 +15,7 @@ import keyword
 import os
 import re
 import shlex
-import sys
+import shutil
 import sysconfig
 import tomllib
 import unicodedata
@@ -28,7 +28,10 @@ from cattrs import AttributeValidationNote, Converter, ForbiddenExtraKeysError, 
 from cattrs.gen import make_dict_structure_fn
 from dotenv.parser import parse_stream
 
-ISOLATIONS = ("auto", "own-gil", "shared-gil")
+from isowsgi import groups, pythons
+
+ISOLATIONS = ("auto", "own-gil", "shared-gil", "process", "main")
+MAIN_GROUP = "main"  # of all mounts in the main interpreter: there is one
 SCRIPT_SUFFIXES = (".wsgi", ".py")  # mod_wsgi's custom, and what a path to a module looks like
 MAX_THREADS = 1024  # per instance; far above what helps, low enough to catch a slip of the keyboard
 MAX_INSTANCES = 64  # per mount: at 10 to 50 MiB each, more is a mistake
@@ -44,7 +47,7 @@ MAX_STUCK = 5  # each keeps its memory and a thread
 MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
 CRASHES = 3
 CRASH_WINDOW_S = 600.0
-CRASH_ACTIONS = ("quarantine", "serve")
+CRASH_ACTIONS = ("quarantine", "process", "serve")
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
 
@@ -86,9 +89,11 @@ class Mount:
     app: App
     pythonpath: tuple[str, ...] = ()  # absolute
     venv: str | None = None  # absolute
+    python: str | None = None  # absolute; of another Python than gunicorn's, for a process of its own
     env: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # env_file's values included
     threads: int | None = None  # None: gunicorn's --threads decides
     isolation: str = "auto"
+    group: str | None = None  # mounts with the same one share an instance, and all settings but app and warmup
     instances: int = 1
     lazy: bool = False  # start at the first request
     idle_timeout: float = 0.0  # seconds without a request after which it is ended until the next one; 0: never
@@ -102,7 +107,7 @@ class Mount:
     max_requests: int = 0  # after which an instance is replaced; 0: never
     max_requests_jitter: int = 0  # at most so many more, at random
     max_age: float = 0.0  # seconds; 0: for ever
-    on_crash: str = "quarantine"  # what becomes of a mount that keeps crashing the worker; or "serve" on
+    on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
 
 
 @attrs.frozen(kw_only=True)
@@ -140,11 +145,11 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
     absolute, data = _parse(shown)
     folder = os.path.dirname(absolute)
     try:
-        tables = _converter(folder, own_gil_error).structure(data, _File)
+        tables = _converter(folder, own_gil_error, data.get("defaults")).structure(data, _File)
+        mounts = _mounts(tables, list(data["mounts"]), folder)
     except ExceptionGroup as group:
         faults = sorted(_faults(group), key=lambda fault: _position(data, fault[0]))
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
-    mounts = tuple(_mount(pattern, table, tables.defaults, folder) for pattern, table in tables.mounts.items())
     limits = Limits(**attrs.asdict(tables.worker))
     return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits)
 
@@ -181,6 +186,8 @@ def _syntax_fault(exc: Exception) -> str:
 _Folder = NewType("_Folder", str)
 _Folders = NewType("_Folders", tuple[str, ...])
 _Venv = NewType("_Venv", str)
+_Python = NewType("_Python", str)
+_Group = NewType("_Group", str)
 _EnvName = NewType("_EnvName", str)
 _EnvValue = NewType("_EnvValue", str)
 _Env = NewType("_Env", dict[str, str])
@@ -214,10 +221,12 @@ class _Settings:
 
     pythonpath: _Folders | None = None
     venv: _Venv | None = None
+    python: _Python | None = None
     env: _Env | None = None
     env_file: _EnvFiles | None = None
     threads: _Threads | None = None
     isolation: _Isolation | None = None
+    group: _Group | None = None
     instances: _Instances | None = None
     lazy: _Switch | None = None
     idle_timeout: _LongSeconds | None = None
@@ -232,11 +241,6 @@ class _Settings:
     max_requests_jitter: _Count | None = None
     max_age: _LongSeconds | None = None
     on_crash: _OnCrash | None = None
-
-
-_PLAIN_KEYS = tuple(
-    field.name for field in attrs.fields(_Settings) if field.name not in ("pythonpath", "env", "env_file")
-)  # taken over as they are
 
 
 @attrs.frozen(kw_only=True)
@@ -269,28 +273,86 @@ class _File:
     worker: _Worker = _Worker()
 
 
-def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: str) -> Mount:
-    """Lay a mount's table over the defaults.
+def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]:
+    """Lay each mount's table over its group's and the defaults, and check what they mean together.
 
     The environment merges name by name, and all that a mount says wins over all that the defaults say: else a variable in
     `[defaults]` would beat the mount's own env_file.
+
+    Args:
+        written: the patterns as they stand in the file, in its order.
+
+    Raises:
+        ExceptionGroup: of faults, each with its place.
     """
-    both = (*attrs.asdict(defaults).items(), *attrs.asdict(table, recurse=False).items())
-    said: dict[str, Any] = {name: value for name, value in both if value is not None}
-    env = (defaults.env_file or {}) | (defaults.env or {}) | (table.env_file or {}) | (table.env or {})
-    return Mount(
-        pattern=str(pattern),
-        host=pattern.host,
-        prefix=pattern.path.encode().decode("latin-1"),
-        app=table.app,
-        pythonpath=said.get("pythonpath", (folder,)),
-        env=env,
-        **{name: said[name] for name in _PLAIN_KEYS if name in said},
-    )
+    defaults = _said(tables.defaults)
+    own = [_said(table) for table in tables.mounts.values()]
+    faults: list[Exception] = []
+    merged = _join_groups(own, defaults, written, faults)
+    mounts = []
+    for pattern, text, said, table in zip(tables.mounts, written, merged, own, strict=True):
+        values = {"pythonpath": (folder,), **defaults, **said, "env": defaults.get("env", {}) | said.get("env", {})}
+        for key, fault in _joint_faults(values):
+            faults.append(_at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
+        mounts.append(Mount(pattern=str(pattern), host=pattern.host, prefix=pattern.path.encode().decode("latin-1"), **values))
+    if faults:
+        raise ExceptionGroup("mounts", faults)
+    return tuple(mounts)
 
 
-def _converter(folder: str, own_gil_error: str | None) -> Converter:
-    """Return a converter for one reading of one file: it remembers the patterns it has seen, to find the same one twice."""
+def _said(table: _Settings) -> dict[str, Any]:
+    """Return what a table says, the variables of its files among its environment."""
+    said = {name: value for name, value in attrs.asdict(table, recurse=False).items() if value is not None}
+    env = said.pop("env_file", {}) | said.get("env", {})
+    return said | {"env": env} if env else said
+
+
+def _join_groups(
+    own: list[dict[str, Any]], defaults: dict[str, Any], written: list[str], faults: list[Exception]
+) -> list[dict[str, Any]]:
+    """Give each mount what the others of its group say; contradictions are added to `faults`."""
+    members: dict[str, list[int]] = {}
+    for number, said in enumerate(own):
+        both = defaults | said
+        name = MAIN_GROUP if both.get("isolation") == "main" else both.get("group")
+        if both.get("isolation") == "main" and "group" in both:
+            faults.append(_at(("mounts", written[number]), _Fault("mounts of the main interpreter share it anyway; remove their group")))
+        elif name is not None:
+            members.setdefault(name, []).append(number)
+    joined = list(own)
+    for name, numbers in members.items():
+        agreed, contradictions = groups.agree([own[number] for number in numbers])
+        for number, said in zip(numbers, agreed, strict=True):
+            joined[number] = said | {"group": name}
+        for found in contradictions:
+            place = ("mounts", written[numbers[found.member]], found.key, *([] if found.name is None else [found.name]))
+            other = _place(("mounts", written[numbers[found.other]]))
+            faults.append(_at(place, _Fault(f"contradicts {other}, which says {_shown(found.theirs)}: both share the group {name!r}")))
+    return joined
+
+
+def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, _Fault]]:
+    """Yield what is wrong with a mount's settings together, with the key to blame; each by itself is in order."""
+    isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
+    if python is not None and isolation not in ("auto", "process"):
+        yield "python", _Fault(f'another Python runs in a process of its own: expected isolation = "process" (or "auto"), got {isolation!r}')
+    elif venv is not None:
+        fault = _venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
+        if fault is not None:
+            yield "venv", _Fault(fault)
+    if isolation == "main":
+        if venv is not None:
+            yield "venv", _Fault('an app in the main interpreter has the packages of gunicorn\'s own environment; use isolation = "process"')
+        if values.get("instances", 1) > 1:
+            yield "instances", _Fault(f"there is one main interpreter, got {values['instances']}")
+
+
+def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Converter:
+    """Return a converter for one reading of one file: it remembers the patterns it has seen, to find the same one twice.
+
+    Args:
+        defaults: that table as it is written, checked or not.
+    """
     converter = Converter(detailed_validation=True)
     checks: dict[Any, Callable[[Any], Any]] = {
         _Pattern: partial(_new_pattern, seen={}),
@@ -299,6 +361,8 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
         _Folder: partial(_folder, folder=folder),
         _Folders: lambda value: tuple(_one_or_more(converter, value, _Folder)),
         _Venv: partial(_venv, folder=folder),
+        _Python: partial(_python, folder=folder),
+        _Group: _group,
         _EnvName: _env_name,
         _EnvValue: _env_value,
         _Env: lambda value: _mapping(converter, _typed(dict, value), _EnvName, _EnvValue),
@@ -325,21 +389,53 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
     for kind, check in checks.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
     long_form = table_check(_MountTable)  # only now: it looks its fields' checks up at once
+    given = _sound_defaults(converter, defaults)
 
     def mount_check(value: Any, kind: Any) -> Any:
         if not isinstance(value, (str, dict)):
             raise _wrong_type("an app (a string) or a table", value)
-        return _MountTable(app=_app(value, folder=folder)) if isinstance(value, str) else long_form(value, kind)
+        if isinstance(value, str):
+            return _MountTable(app=_app(value, folder=folder))
+        table = long_form(value, kind)
+        # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
+        said = _said(table)
+        faults = [_at((key,), fault) for key, fault in _joint_faults({**given, **said}) if key in said]
+        if faults:
+            raise ExceptionGroup("mount", faults)
+        return table
 
     converter.register_structure_hook(_MountTable, mount_check)
     return converter
+
+
+def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
+    """Return those of the defaults that `_joint_faults` looks at, as far as they are in order."""
+    sound = {}
+    for key, kind in (("isolation", _Isolation), ("python", _Python)):
+        if isinstance(defaults, dict) and key in defaults:
+            try:
+                sound[key] = converter.structure(defaults[key], kind)
+            except _Fault:  # is told where it stands
+                continue
+    return sound
 
 
 # Faults and their places.
 
 
 class _Fault(ValueError):
-    """A value of the file is wrong; the text says what was expected and what is there."""
+    """A value of the file is wrong; the text says what was expected and what is there.
+
+    Attributes:
+        place: where, below the place that cattrs notes for what it finds itself.
+    """
+
+    place: Place = ()
+
+
+def _at(place: Place, fault: _Fault) -> _Fault:
+    fault.place = place
+    return fault
 
 
 _KINDS: dict[type, str] = {str: "a string", bool: "a boolean", int: "a whole number", float: "a float", list: "a list", dict: "a table"}
@@ -383,7 +479,7 @@ def _faults(group: ExceptionGroup[Exception], place: Place = ()) -> Iterator[tup
             if step[0] not in suggested:  # else it is there, misspelt, and that has been said
                 yield (*place, *step), f"missing; {_MISSING[step[0]]}"
         elif isinstance(member, _Fault):
-            yield (*place, *step), str(member)
+            yield (*place, *step, *member.place), str(member)
         elif not isinstance(member, ForbiddenExtraKeysError):
             raise member  # a mistake in a check, not in the file
 
@@ -528,18 +624,52 @@ def _venv(value: Any, *, folder: str) -> str:
             text = file.read()
     except (OSError, ValueError):  # ValueError: a NUL in the path
         raise _Fault(f"expected a virtual environment (a folder with pyvenv.cfg), got {shown}") from None
-    # venv writes `version`, uv `version_info`, virtualenv both.
-    made_for = re.search(r"^\s*version(?:_info)?\s*=\s*(\d+)\.(\d+)", text, re.MULTILINE | re.IGNORECASE)
-    if made_for is None:
+    if _venv_version(text) is None:
         raise _Fault(f"expected a Python version in its pyvenv.cfg, got none in {shown}")
-    major, minor = sys.version_info[:2]
-    again = f"make it anew with python{major}.{minor} -m venv --clear {shlex.quote(path)}"
-    if (int(made_for[1]), int(made_for[2])) != (major, minor):
-        raise _Fault(f"made for Python {made_for[1]}.{made_for[2]}, but gunicorn runs on Python {major}.{minor}; {again}")
-    packages = sysconfig.get_path("purelib", "venv", vars={"base": path})
-    if not os.path.isdir(packages):
-        raise _Fault(f"expected the folder {os.path.relpath(packages, path)!r} in {shown}, got none; {again}")
     return path
+
+
+def _venv_version(text: str) -> tuple[int, int] | None:
+    # venv writes `version`, uv `version_info`, virtualenv both.
+    found = re.search(r"^\s*version(?:_info)?\s*=\s*(\d+)\.(\d+)", text, re.MULTILINE | re.IGNORECASE)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _venv_fault(venv: str, wanted: tuple[int, int], python: str | None) -> str | None:
+    """Say why a venv, checked by `_venv`, is none of the Python that runs the app, or return None."""
+    with open(os.path.join(venv, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
+        version = _venv_version(file.read())
+    again = f"make it anew with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
+    if version is not None and version != wanted:
+        runs_on = f"gunicorn runs on Python {wanted[0]}.{wanted[1]}" if python is None else f"{python!r} is Python {wanted[0]}.{wanted[1]}"
+        own = os.path.join(venv, "bin", "python")
+        if python is None and version >= pythons.oldest_version() and os.path.exists(own):
+            again += f", or set python = {_quoted(own)} to run the app on that, in a process of its own"
+        return f"made for Python {version[0]}.{version[1]}, but {runs_on}; {again}"
+    packages = f"lib/python{wanted[0]}.{wanted[1]}/site-packages"
+    if wanted == pythons.HOST:
+        packages = os.path.relpath(sysconfig.get_path("purelib", "venv", vars={"base": venv}), venv)
+    if not os.path.isdir(os.path.join(venv, packages)):
+        return f"expected the folder {packages!r} in {venv!r}, got none; {again}"
+    return None
+
+
+def _python(value: Any, *, folder: str) -> str:
+    """Return the absolute path of another Python: a path, or the name of a command."""
+    found = None if os.sep in _typed(str, value) else shutil.which(value)
+    path = os.path.abspath(found) if found else _path(value, folder)[0]
+    try:
+        return pythons.ask(path).path
+    except pythons.UnusableError as exc:
+        raise _Fault(str(exc)) from exc
+
+
+def _group(value: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", _typed(str, value)):
+        raise _Fault(f"expected a name of letters, digits, '_', '.' and '-', got {_shown(value)}")
+    if value == MAIN_GROUP:
+        raise _Fault(f'{MAIN_GROUP!r} is the group of the mounts with isolation = "main"; choose another name')
+    return _typed(str, value)
 
 
 def _env_name(value: Any) -> str:

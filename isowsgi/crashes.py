@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn.workers.workertmp import WorkerTmp
@@ -44,14 +44,14 @@ class Obituary:
     Args:
         board: the dead worker's.
         config: what it served.
-        quarantined: patterns; those of mounts that crashed too often are added.
+        verdicts: patterns of mounts that crashed too often, by what becomes of them: "quarantine" or "process"; some are added.
     """
 
-    def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, quarantined: set[str], log: Any) -> None:
+    def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, verdicts: Mapping[str, set[str]], log: Any) -> None:
         self._board = board
         self._config = config
         self._ledger = ledger
-        self._quarantined = quarantined
+        self._verdicts = verdicts
         self._log = log
 
     def write(self, pid: object) -> None:
@@ -69,11 +69,15 @@ class Obituary:
             return
         mount = self._config.mounts[mounts[0]]
         is_too_often = self._ledger.record(mount.pattern, time.monotonic())
-        if is_too_often and mount.on_crash == "quarantine":
-            self._quarantined.add(mount.pattern)
-            self._log.error(
-                "%s: has crashed %d workers and is quarantined: 503 until the next reload", mount.pattern, self._config.limits.crashes
-            )
+        if is_too_often and mount.on_crash in self._verdicts:
+            self._verdicts[mount.on_crash].add(mount.pattern)
+            self._log.error("%s: has crashed %d workers and %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
+
+
+_VERDICTS = {
+    "quarantine": "is quarantined: 503 until the next reload",
+    "process": "lives in a process of its own from now on, until the next reload",
+}
 
 
 class WatchedTmp(WorkerTmp):  # type: ignore[misc] # gunicorn is not annotated

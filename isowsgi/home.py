@@ -15,11 +15,15 @@ from typing import Any, Protocol
 
 from isowsgi.acceptor import NotServing
 from isowsgi.configfile import Mount
+from isowsgi.interpreters import MAIN
 from isowsgi.lifecycle import ENDS, SETTLED, State
 
 # Waits before a mount that failed to boot is tried again: doubled each time.
 _RETRY_FIRST_S = 1.0
 _RETRY_MOST_S = 60.0
+
+# An instance that ends unasked after so long is started again at once; sooner, with growing pauses.
+_LONG_LIFE_S = 60.0
 
 # Boots of one mount that may hang at a time. Each keeps an interpreter and a thread, and a worker's restart would not help.
 _MOST_HUNG_BOOTS = 2
@@ -34,6 +38,8 @@ class Instance(Protocol):
     is_loaded: bool
     error: str
     traceback: str
+    how_it_ended: str
+    can_be_killed: bool
     threads_left: int
     boot_s: float
     objects: int
@@ -47,6 +53,7 @@ class Instance(Protocol):
     def finish(self) -> None: ...
     def stop(self) -> None: ...
     def abandon(self) -> None: ...
+    def kill(self) -> None: ...
     def time_out_boot(self) -> None: ...
     def call_stuck(self) -> None: ...
     def requests(self) -> int: ...
@@ -58,25 +65,36 @@ class Instance(Protocol):
     def reopen_logs(self) -> None: ...
 
 
-Make = Callable[[int, int], Instance]  # slot, generation
+Make = Callable[[str, int, int], Instance]  # isolation, slot, generation
 
 
 class Home:
-    """One mount with its instances.
+    """One mount with its instances, or a group of mounts that share theirs.
 
     Args:
-        mount: what is served.
+        mount: what is served; of a group the first one, for all that matters here is the same for all.
         make: makes an instance, not started yet, for a slot and generation.
         released: called when requests that wait for the mount should be looked at again.
         log: gunicorn's logger.
         drain_s: how long a replaced instance's requests may take to end.
+        isolation: where its instances live.
         is_quarantined: whether it crashed the worker too often; it is answered 503 then.
     """
 
     def __init__(
-        self, *, mount: Mount, make: Make, released: Callable[[], None], log: Any, drain_s: float, is_quarantined: bool = False
+        self,
+        *,
+        mount: Mount,
+        make: Make,
+        released: Callable[[], None],
+        log: Any,
+        drain_s: float,
+        isolation: str,
+        is_quarantined: bool = False,
     ) -> None:
         self.mount = mount
+        self.isolation = isolation
+        self.name = mount.group or mount.pattern  # in the log
         self.generation = 0
         self.is_quarantined = is_quarantined
         self.reloads = 0
@@ -94,6 +112,8 @@ class Home:
         self._turn = 0
         self._is_ending = False  # with the worker
         self._failures = 0
+        self._crashes = 0  # one soon after the other
+        self.restart_reason = ""  # why the worker should be replaced for it
         self._traceback = ""  # of the last boot that failed
         self._retry_at: float | None = None
         self._is_reload_wanted = ""  # why, while one is under way already
@@ -149,11 +169,15 @@ class Home:
         """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
         if self.is_quarantined or self._is_ending or self.is_asleep():
             return
+        if self.isolation == MAIN and self.is_serving():
+            # What is loaded in the main interpreter stays so until the process ends.
+            self.restart_reason = f"{self.name} lives in the main interpreter and is to be loaded anew: {reason}"
+            return
         if any(instance is not None for instance in self._next):
             self._is_reload_wanted = reason  # what it was loaded from may be out of date already
             return
         if not any(instance is not None and instance.is_loaded and instance.state not in ENDS for instance in self._live):
-            self._log.info("%s: is started again: %s", self.mount.pattern, reason)
+            self._log.info("%s: is started again: %s", self.name, reason)
             for instance in self._live:
                 if instance is not None and instance.state not in ENDS:
                     self._retire(instance, now)
@@ -163,7 +187,7 @@ class Home:
         self._is_reload_wanted = ""
         self.generation += 1
         self.reloads += 1
-        self._log.info("%s: generation %d is to replace the one before: %s", self.mount.pattern, self.generation, reason)
+        self._log.info("%s: generation %d is to replace the one before: %s", self.name, self.generation, reason)
         for slot in range(self.mount.instances):
             self._next[slot] = self._boot(slot, now)
 
@@ -230,20 +254,20 @@ class Home:
 
     def on_closed(self, instance: Instance, now: float) -> None:
         """The threads of an instance have ended; it needs nothing any more."""
-        self._began.pop(instance, None)
+        began = self._began.pop(instance, now)
         if instance in self._held:
             self._held.remove(instance)
         self._quotas.pop(instance, None)
         if instance in self._retired:
             self._retired.remove(instance)
         elif instance in self._live and instance.state is State.CLOSED and not self._is_ending:
-            self._log.error("%s: its threads ended although nobody asked for it", instance.tag)
-            self._plan_retry(now)
+            self._log.error("%s: its %s although nobody asked for it", instance.tag, instance.how_it_ended or "threads ended")
+            self._plan_restart(now - began, now)
 
     def tick(self, now: float) -> None:
         """Do what time has made due; called about once a second."""
         if self._retry_at is not None and now >= self._retry_at and self._hung_boots() < _MOST_HUNG_BOOTS:
-            self._log.info("%s: is tried again", self.mount.pattern)
+            self._log.info("%s: is tried again", self.name)
             self.start(now)
         for instance in self.instances():
             self._look_at(instance, now)
@@ -259,7 +283,7 @@ class Home:
         return instance.is_loaded and instance.state not in ENDS
 
     def _boot(self, slot: int, now: float) -> Instance:
-        instance = self._make(slot, self.generation)
+        instance = self._make(self.isolation, slot, self.generation)
         self._began[instance] = now
         instance.start()
         return instance
@@ -280,7 +304,17 @@ class Home:
         wait_s = min(_RETRY_FIRST_S * 2**self._failures, _RETRY_MOST_S)
         self._failures += 1
         self._retry_at = now + wait_s
-        self._log.error("%s: answers 503; the next try is in %d s", self.mount.pattern, wait_s)
+        self._log.error("%s: answers 503; the next try is in %d s", self.name, wait_s)
+
+    def _plan_restart(self, lived_s: float, now: float) -> None:
+        """Start again what ended: at once, unless it keeps ending soon after its start."""
+        self._crashes = 0 if lived_s > _LONG_LIFE_S else self._crashes + 1
+        if self._crashes > 1:
+            wait_s = min(_RETRY_FIRST_S * 2 ** (self._crashes - 2), _RETRY_MOST_S)
+            self._log.error("%s: has ended %d times soon after its start; the next start is in %d s", self.name, self._crashes, wait_s)
+            self._retry_at = now + wait_s
+        else:
+            self.start(now)
 
     def _replace_slot(self, slot: int, now: float) -> None:
         if self._next[slot] is None and not self._is_ending:
@@ -299,8 +333,10 @@ class Home:
         elif instance in self._retired:
             if instance.state is State.DRAINING and age > self._drain_s:
                 self.stuck += 1
-                self._log.warning("%s: did not end within %d s; it is left behind", instance.tag, self._drain_s)
+                self._log.warning("%s: did not end within %d s; %s", instance.tag, self._drain_s, _fate_of(instance))
                 instance.abandon()
+            elif instance.state is State.STUCK and age > self._drain_s and instance.can_be_killed:
+                instance.kill()
         elif instance.state is State.SERVING and instance in self._live:
             quota = self._quotas.get(instance, 0)
             if quota and instance.requests() >= quota:
@@ -317,7 +353,7 @@ class Home:
     def _give_up_boot(self, instance: Instance, now: float) -> None:
         self.stuck += 1
         instance.time_out_boot()
-        self._log.error("%s: was not loaded within %g s; it is left behind", instance.tag, self.mount.boot_timeout)
+        self._log.error("%s: was not loaded within %g s; %s", instance.tag, self.mount.boot_timeout, _fate_of(instance))
         if instance in self._next:
             self._next[self._next.index(instance)] = None
             self._go_on(now)
@@ -341,8 +377,12 @@ class Home:
         if requests != self._requests or any(instance.is_busy() for instance in live):
             self._requests, self._quiet_since = requests, now
         elif now - self._quiet_since > self.mount.idle_timeout:
-            self._log.info("%s: no request for %g s; it sleeps until the next one", self.mount.pattern, self.mount.idle_timeout)
+            self._log.info("%s: no request for %g s; it sleeps until the next one", self.name, self.mount.idle_timeout)
             self.sleep(now)
+
+
+def _fate_of(instance: Instance) -> str:
+    return "it is killed" if instance.can_be_killed else "it is left behind"
 
 
 def _changed_at(path: str | None) -> int | None:

@@ -22,6 +22,8 @@ VERSION = sys.version_info[:3]
 
 OWN_GIL = "own-gil"
 SHARED_GIL = "shared-gil"
+PROCESS = "process"  # a child process; no interpreter of this one
+MAIN = "main"
 
 # `_xxsubinterpreters` became `_interpreters` in 3.13; some distributions leave the older one out of their 3.11 and 3.12.
 _MODULE_NAME = "_interpreters" if VERSION >= (3, 13) else "_xxsubinterpreters"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,10 @@ from isowsgi.acceptor import Acceptor, NotServing
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
+from isowsgi.instances.housed import HousedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.main import MainInstance
+from isowsgi.instances.process import ProcessInstance
 from isowsgi.lifecycle import ENDS, State
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 
@@ -34,6 +37,7 @@ class Supervisor:
         log: gunicorn's logger.
         drain_s: how long requests of a replaced instance may take to end.
         quarantined: patterns that crashed workers too often; they are answered 503.
+        moved: patterns that crashed workers too often and shall live in a process of their own.
         on_files: takes files that, once changed, should make the worker reload; None if nobody asked.
     """
 
@@ -46,9 +50,11 @@ class Supervisor:
         log: Any,
         drain_s: float,
         quarantined: Collection[str] = (),
+        moved: Collection[str] = (),
         on_files: Callable[[list[str]], None] | None,
     ) -> None:
         self._limits = config.limits
+        self._mounts = config.mounts
         self._orders = orders
         self._board = board
         self._log = log
@@ -59,17 +65,22 @@ class Supervisor:
         self._leaked = 0  # interpreters ended on a release that keeps their memory
         self._rss_next = 0.0
         self._rss_asked = False
-        self.homes = [
-            Home(
+        self._environ = dict(os.environ)  # before an app in the main interpreter changes it
+        self.homes: list[Home] = []
+        self._home_of: dict[int, Home] = {}  # by the mount's number; those of a group have the same one
+        for members in _groups(config.mounts):
+            mount = members[0][1]
+            home = Home(
                 mount=mount,
-                make=partial(self._make, number, mount),
-                released=partial(self._release, number),
+                make=partial(self._make, members),
+                released=partial(self._release, [number for number, _ in members]),
                 log=log,
                 drain_s=drain_s,
-                is_quarantined=mount.pattern in quarantined,
+                isolation=interpreters.PROCESS if any(member.pattern in moved for _, member in members) else _isolation_of(mount),
+                is_quarantined=any(member.pattern in quarantined for _, member in members),
             )
-            for number, mount in enumerate(config.mounts)
-        ]
+            self.homes.append(home)
+            self._home_of |= dict.fromkeys((number for number, _ in members), home)
 
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy, all side by side."""
@@ -84,11 +95,11 @@ class Supervisor:
                 home.start(now)
 
     def choose(self, mount: int) -> Instance | NotServing:
-        return self.homes[mount].choose(time.monotonic())
+        return self._home_of[mount].choose(time.monotonic())
 
     def replace(self, pattern: str, reason: str) -> bool:
-        """Replace one mount by a new generation; False if there is no such mount."""
-        homes = [home for home in self.homes if home.mount.pattern == pattern]
+        """Replace one mount, with those of its group, by a new generation; False if there is no such mount."""
+        homes = [home for number, home in self._home_of.items() if self._mounts[number].pattern == pattern]
         for home in homes:
             home.replace(reason, time.monotonic())
         return bool(homes)
@@ -105,6 +116,9 @@ class Supervisor:
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
         limits = self._limits
+        for home in self.homes:
+            if home.restart_reason:
+                return home.restart_reason
         # A boot that hangs would hang in the next worker too.
         stuck = sum(instance.state is State.STUCK and instance.is_loaded for instance in self._instances())
         if stuck > limits.max_stuck:
@@ -161,33 +175,40 @@ class Supervisor:
         """Return all instances that have not ended."""
         return [instance for home in self.homes for instance in home.instances() if instance.state not in ENDS]
 
-    def _release(self, number: int) -> None:
+    def _release(self, numbers: list[int]) -> None:
         assert self._acceptor is not None, "instances exist since start()"
-        self._acceptor.release(number)
+        for number in numbers:
+            self._acceptor.release(number)
 
     def _on_capacity(self) -> None:
         assert self._acceptor is not None, "watched since start()"
         os.eventfd_read(self._capacity)
         self._acceptor.on_capacity()
 
-    def _make(self, number: int, mount: Mount, slot: int, generation: int) -> InterpreterInstance:
-        assert self._acceptor is not None, "instances are made since start()"
-        first_row = self._board.allot(1 + self._orders.threads_of(mount))
-        order = self._orders.write(number, mount, slot, generation, first_row)
+    def _make(self, members: list[tuple[int, Mount]], isolation: str, slot: int, generation: int) -> HousedInstance:
+        acceptor = self._acceptor
+        assert acceptor is not None, "instances are made since start()"
+        first_row = self._board.allot(1 + self._orders.threads_of(members[0][1]))
+        order = self._orders.write(members, isolation, slot, generation, first_row)
         shared_fds = {
-            "returns": self._acceptor.returns_fd,
-            "lingering": self._acceptor.lingering_fd,
+            "returns": acceptor.returns_fd,
+            "lingering": acceptor.lingering_fd,
             "capacity": self._capacity,
             "board": self._board.fd,
         }
-        instance = InterpreterInstance(order, shared_fds, self._board)
-        self._acceptor.watch(instance.fileno(), partial(self._on_reports, number, instance))
+        instance: HousedInstance
+        if isolation == interpreters.PROCESS:
+            instance = ProcessInstance(order, self._board, acceptor, self._environ)
+        elif isolation == interpreters.MAIN:
+            instance = MainInstance(order, shared_fds, self._board, self._log)
+        else:
+            instance = InterpreterInstance(order, shared_fds, self._board)
+        acceptor.watch(instance.fileno(), partial(self._on_reports, self._home_of[members[0][0]], instance))
         return instance
 
     # What instances report.
 
-    def _on_reports(self, number: int, instance: InterpreterInstance) -> None:
-        home = self.homes[number]
+    def _on_reports(self, home: Home, instance: HousedInstance) -> None:
         now = time.monotonic()
         for report in instance.read_reports():
             event = report["event"]
@@ -197,10 +218,7 @@ class Supervisor:
             elif event == "failed" and instance.is_loaded:
                 self._log.error("%s: broke off: %s\n%s", instance.tag, instance.error, instance.traceback)
             elif event == "failed":
-                error = instance.error + _hint(instance.error + instance.traceback, instance.isolation)
-                details = f"\n{instance.traceback}" if home.is_news(instance) else ", as before"
-                self._log.error("%s: cannot load %r: %s%s", instance.tag, _app_text(home.mount), error, details)
-                home.on_failed(instance, now)
+                self._on_boot_failed(home, instance, now)
             elif event == "stuck":
                 self._log.error("%s: a thread is stuck in its request; the instance is replaced\n%s", instance.tag, report["stack"])
                 home.on_stuck(instance, now)
@@ -213,9 +231,17 @@ class Supervisor:
             elif event == "closed":
                 self._on_closed(home, instance, now)
 
-    def _on_closed(self, home: Home, instance: InterpreterInstance, now: float) -> None:
+    def _on_boot_failed(self, home: Home, instance: HousedInstance, now: float) -> None:
+        error = instance.error + _hint(instance.error + instance.traceback, instance.isolation)
+        details = f"\n{instance.traceback}" if home.is_news(instance) else ", as before"
+        self._log.error("%s: cannot load %r: %s%s", instance.tag, _app_text(home.mount), error, details)
+        home.on_failed(instance, now)
+
+    def _on_closed(self, home: Home, instance: HousedInstance, now: float) -> None:
         assert self._acceptor is not None, "watched since start()"
         self._acceptor.unwatch(instance.fileno())
+        if instance.state is State.FAILED and not instance.is_loaded and instance.how_it_ended:
+            self._on_boot_failed(home, instance, now)
         home.on_closed(instance, now)
         if instance.threads_left:
             self._log.warning("%s: ended, but %d threads of the app's run on; it is left behind", instance.tag, instance.threads_left)
@@ -254,6 +280,20 @@ class Supervisor:
         grown = most.objects - most.objects_at_boot
         home.replace(f"the worker has {_rss_mib()} MiB, max_rss is {self._limits.max_rss}, and it grew most: by {grown} objects", now)
         self._rss_next = now + _RSS_PAUSE_S
+
+
+def _groups(mounts: Sequence[Mount]) -> Iterable[list[tuple[int, Mount]]]:
+    """Return the mounts with their numbers, in a list those that share an instance."""
+    groups: dict[str | int, list[tuple[int, Mount]]] = {}
+    for number, mount in enumerate(mounts):
+        groups.setdefault(number if mount.group is None else mount.group, []).append((number, mount))
+    return groups.values()
+
+
+def _isolation_of(mount: Mount) -> str:
+    if mount.python is not None:
+        return interpreters.PROCESS
+    return interpreters.best_isolation() if mount.isolation == "auto" else mount.isolation
 
 
 def _rss_mib() -> int:

@@ -61,7 +61,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     _forks: ClassVar[int] = 0
     # The master's too: which mounts have crashed their workers.
     _ledger: ClassVar[Ledger | None] = None
-    _quarantine: ClassVar[set[str]] = set()
+    _crash_verdicts: ClassVar[dict[str, set[str]]] = {}
 
     reloader: Any  # gunicorn's
 
@@ -91,7 +91,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def _read(cls, path: str, cfg: Any, log: Any) -> None:
         config = configfile.load(path, own_gil_error=interpreters.own_gil_error())
         cls._config, cls._config_is_for = config, cfg
-        cls._ledger, cls._quarantine = Ledger(config.limits.crashes, config.limits.crash_window), set()
+        cls._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
+        cls._crash_verdicts = {"quarantine": set(), "process": set()}
         warning = interpreters.own_gil_warning()
         wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
         if warning and wanting:
@@ -108,7 +109,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         # Whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more (SIGTTIN).
         self._joins_others = type(self)._forks > cfg.workers
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
-        self._quarantined = frozenset(type(self)._quarantine)
+        self._quarantined, self._moved = (frozenset(type(self)._crash_verdicts.get(verdict, ())) for verdict in ("quarantine", "process"))
         self._board = Scoreboard()
         self._is_quitting = False
         self._late_reloader: Any = None
@@ -156,6 +157,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             log=self.log,
             drain_s=self.cfg.graceful_timeout,
             quarantined=self._quarantined,
+            moved=self._moved,
             on_files=self._watch_files if self._late_reloader else None,
         )
         self._acceptor = Acceptor(
@@ -280,7 +282,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def _on_reaped(self) -> None:
         """In the master, after this worker has died: say what it was doing, if it was not its own decision."""
         if self._served_config is not None and self._ledger is not None:
-            Obituary(self._board, self._served_config, self._ledger, self._quarantine, self.log).write(self.pid)
+            Obituary(self._board, self._served_config, self._ledger, self._crash_verdicts, self.log).write(self.pid)
         self._board.close()
 
     def _parts(self) -> tuple[Supervisor, Acceptor]:

@@ -307,7 +307,7 @@ def test_a_folder_that_is_no_whole_venv_is_a_fault(read: Write, folder: Path) ->
 
     no_venv = "expected a virtual environment (a folder with pyvenv.cfg), got"
     assert faults(read, text) == [
-        f"""mounts."/bare".venv: expected the folder '{SITE_PACKAGES}' in 'bare' (that is '{folder}/bare'), got none; """
+        f"""mounts."/bare".venv: expected the folder '{SITE_PACKAGES}' in '{folder}/bare', got none; """
         f"make it anew with python{PYTHON} -m venv --clear {folder}/bare",
         f"""mounts."/mute".venv: expected a Python version in its pyvenv.cfg, got none in 'mute' (that is '{folder}/mute')""",
         f"""mounts."/plain".venv: {no_venv} 'plain' (that is '{folder}/plain')""",
@@ -349,8 +349,8 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, boot_timeout, env, env_file, idle_timeout, instances, isolation, lazy, max_age, max_requests, max_requests_jitter, on_crash, "
-    "pythonpath, queue, queue_timeout, request_timeout, threads, touch, venv, warmup, watch"
+    "app, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, max_age, max_requests, max_requests_jitter, on_crash, "
+    "python, pythonpath, queue, queue_timeout, request_timeout, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
@@ -388,7 +388,7 @@ def test_a_wrong_file_is_told_so_line_by_line(read: Write, text: str, expected: 
 
 NAME = "expected a name that is not empty and holds no '=' and no NUL"
 WARMUP = "expected a path below the mount as a browser sends it, such as '/health', got"
-ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
+ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main', got"
 
 
 @pytest.mark.parametrize(
@@ -402,8 +402,7 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
         ("threads = 2026-01-31", "threads: expected a whole number, got 2026-01-31 (a date or time)"),
         (f"threads = 0x{'f' * 4000}", f"threads: must be 1 to 1024, got 0x{'f' * 18}..."),
         ("instances = 65", "instances: must be 1 to 64, got 65"),
-        ("isolation = 'main'", f"isolation: {ISOLATION} 'main'"),
-        ("isolation = 'process'", f"isolation: {ISOLATION} 'process'"),
+        ("isolation = 'thread'", f"isolation: {ISOLATION} 'thread'"),
         ("isolation = true", "isolation: expected a string, got true (a boolean)"),
         ("pythonpath = 4", "pythonpath: expected a string or a list of strings, got 4 (a whole number)"),
         ("pythonpath = ['.', 4]", "pythonpath[1]: expected a string, got 4 (a whole number)"),
@@ -430,7 +429,7 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', got"
         ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
         ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),
         ("touch = ''", "touch: expected a path, got ''"),
-        ("on_crash = 'process'", "on_crash: expected one of 'quarantine', 'serve', got 'process'"),
+        ("on_crash = 'ignore'", "on_crash: expected one of 'quarantine', 'process', 'serve', got 'ignore'"),
         ("python_path = '.'", "python_path: unknown key; did you mean 'pythonpath'?"),
         ("Threads = 1", "Threads: unknown key; did you mean 'threads'?"),
     ],
@@ -686,3 +685,136 @@ def test_reading_a_config_loads_no_c_extension_from_outside_the_standard_library
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environ)
 
     assert run.stdout == "[]\n"
+
+
+# What several keys mean together.
+
+
+def fake_python(folder: Path, version: str) -> str:
+    """An executable that answers as a Python of this version would."""
+    path = folder / f"python{version}"
+    major, minor = version.split(".")
+    path.write_text(f"#!/bin/sh\necho '[\"cpython\", {major}, {minor}, 0]'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_another_python_takes_a_venv_of_its_own_version(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", "version = 3.42.0\n")
+    (folder / "env/lib/python3.42/site-packages").mkdir(parents=True)
+    python = fake_python(folder, "3.42")
+
+    found = mount(read, f'app = "a"\npython = "{python}"\nvenv = "env"')
+
+    assert (found.python, found.venv) == (python, str(folder / "env"))
+
+
+def test_a_python_is_a_path_or_a_command(read: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = fake_python(folder, "3.42")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    assert mount(read, 'app = "a"\npython = "python3.42"').python == python
+    assert mount(read, 'app = "a"\npython = "./python3.42"').python == python
+
+
+def test_a_python_that_will_not_do_is_a_fault_that_says_why(read: Write, folder: Path) -> None:
+    (folder / "text").write_text("no program")
+    old = fake_python(folder, "3.9")
+    text = "[mounts]\n" + "".join(f'"/{n}" = {{ app = "a", python = "{p}" }}\n' for n, p in enumerate(("./none", "./text", old)))
+
+    none, no_python, too_old = faults(read, text)
+    assert none == f"mounts.\"/0\".python: expected a Python's executable, got '{folder}/none': no such file or directory"
+    assert no_python == f"mounts.\"/1\".python: expected a Python's executable, got '{folder}/text', which does not answer as one"
+    assert "expected CPython 3.10 or newer, which gunicorn" in too_old
+    assert f"got CPython 3.9.0 ('{old}')" in too_old
+
+
+def test_another_python_needs_a_process(read: Write, folder: Path) -> None:
+    python = fake_python(folder, "3.42")
+
+    assert faults(read, f'[mounts."/"]\napp = "a"\npython = "{python}"\nisolation = "main"\n') == [
+        'mounts."/".python: another Python runs in a process of its own: expected isolation = "process" (or "auto"), got \'main\''
+    ]
+
+
+def test_a_venv_of_another_version_names_its_own_python_if_that_could_run_the_app(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", "version = 3.42.0\n")
+    (folder / "env/bin").mkdir()
+    (folder / "env/bin/python").symlink_to(fake_python(folder, "3.42"))
+
+    [fault] = faults(read, '[mounts."/"]\napp = "a"\nvenv = "env"\n')
+
+    assert fault.endswith(f', or set python = "{folder}/env/bin/python" to run the app on that, in a process of its own')
+
+
+def test_faults_of_keys_together_are_told_with_the_others(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", f"version = {PYTHON}.1\n")
+    text = """
+        [mounts]
+        "/a" = { app = "a", isolation = "main", venv = "env", instances = 2 }
+        "/b" = { app = "b", threads = 0 }
+    """
+
+    assert faults(read, text) == [
+        'mounts."/a".venv: an app in the main interpreter has the packages of gunicorn\'s own environment; use isolation = "process"',
+        'mounts."/a".instances: there is one main interpreter, got 2',
+        'mounts."/b".threads: must be 1 to 1024, got 0',
+    ]
+
+
+def test_what_the_defaults_bring_about_is_a_fault_of_theirs(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", f"version = {PYTHON}.1\n")
+
+    [fault] = faults(read, '[defaults]\nvenv = "env"\n[mounts."/a"]\napp = "a"\nisolation = "main"\n')
+
+    assert fault.startswith("defaults.venv: an app in the main interpreter")
+
+
+# Groups.
+
+
+def test_members_of_a_group_share_what_one_of_them_says(read: Write, folder: Path) -> None:
+    for name in ("x", "y"):
+        (folder / name).mkdir()
+    a, b, c = read(
+        """
+        [defaults]
+        threads = 2
+        env = { A = "default", B = "default" }
+        [mounts]
+        "/a" = { app = "a", group = "g", threads = 8, pythonpath = "x", env = { A = "1" }, warmup = "/a" }
+        "/b" = { app = "b", group = "g", pythonpath = "y", env = { C = "3" } }
+        "/c" = "c"
+        """
+    ).mounts
+
+    assert (a.threads, b.threads, c.threads) == (8, 8, 2)
+    assert a.pythonpath == b.pythonpath == (str(folder / "x"), str(folder / "y"))
+    assert a.env == b.env == {"A": "1", "B": "default", "C": "3"}
+    assert (a.warmup, b.warmup, c.group) == ("/a", None, None)
+
+
+def test_contradictions_within_a_group_are_faults(read: Write) -> None:
+    text = """
+        [mounts]
+        "/a" = { app = "a", group = "g", threads = 8, env = { A = "1" } }
+        "/b" = { app = "b", group = "g", threads = 4, env = { A = "2" } }
+        "/c" = { app = "c", group = "h", threads = 4 }
+    """
+
+    assert faults(read, text) == [
+        'mounts."/b".threads: contradicts mounts."/a", which says 8: both share the group \'g\'',
+        "mounts.\"/b\".env.A: contradicts mounts.\"/a\", which says '1': both share the group 'g'",
+    ]
+
+
+def test_all_mounts_of_the_main_interpreter_are_one_group(read: Write) -> None:
+    a, b = read('[mounts]\n"/a" = { app = "a", isolation = "main", threads = 3 }\n"/b" = { app = "b", isolation = "main" }\n').mounts
+
+    assert (a.group, b.group, b.threads) == ("main", "main", 3)
+    assert faults(read, '[mounts."/"]\napp = "a"\ngroup = "main"\n') == [
+        'mounts."/".group: \'main\' is the group of the mounts with isolation = "main"; choose another name'
+    ]
+    assert faults(read, '[mounts."/"]\napp = "a"\ngroup = "g"\nisolation = "main"\n') == [
+        'mounts."/": mounts of the main interpreter share it anyway; remove their group'
+    ]

@@ -36,6 +36,9 @@ class FakeInstance:
         self.served = 0
         self.busy = False
         self.holds_gil = False
+        self.can_be_killed = False
+        self.how_it_ended = ""
+        self.killed = False
 
     def start(self) -> None:
         self.started = True
@@ -54,6 +57,9 @@ class FakeInstance:
 
     def abandon(self) -> None:
         self.happens(Event.DRAIN_TIMEOUT)
+
+    def kill(self) -> None:
+        self.killed = True
 
     def time_out_boot(self) -> None:
         self.happens(Event.BOOT_TIMEOUT)
@@ -94,9 +100,9 @@ class Site:
         self.releases = 0
         self.now = 100.0
         mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
-        self.home = Home(mount=mount, make=self._make, released=self._release, log=LOG, drain_s=30)
+        self.home = Home(mount=mount, make=self._make, released=self._release, log=LOG, drain_s=30, isolation="own-gil")
 
-    def _make(self, slot: int, generation: int) -> FakeInstance:
+    def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
         self.made.append(FakeInstance(slot, generation))
         return self.made[-1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from isowsgi.handover import ARM_EDGE, ARM_ONCE
+from isowsgi.handover import ARM_EDGE, ARM_ONCE, Port, SameProcess
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
@@ -59,9 +59,11 @@ class Place:
             "threads": 1,
             "first_row": 1,
         }
-        gateway = Gateway(self._app, CFG, QuietLog(), "/a", {}, lambda: None)
+        gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
         peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
-        self.service = Service(order, gateway, QuietLog(), peeker, self.board, lambda: None)
+        ports = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
+        exchange = SameProcess(*ports, self.board.row(0).words, lambda: None)
+        self.service = Service(order, {0: gateway}, QuietLog(), peeker, self.board, exchange)
         self.service.enter_thread(0)
         self.client, served = socket.socketpair()
         self.client.settimeout(DEADLINE_S)

@@ -1,7 +1,8 @@
-"""Life of an instance from the inside: prepare the interpreter, load the app, serve, end.
+"""Life of an instance from the inside: prepare its home, load its apps, serve, end.
 
-`run` is called once, on the keeper's thread, which was born in the main interpreter. App code never runs there: extensions that use
-PyGILState would find the main interpreter (3.11). The app is loaded, called and ended in threads born here.
+`run` is called once: in a subinterpreter on the keeper's thread, which was born in the main interpreter; in a child process on its main
+thread; for the main interpreter on a thread of it. App code never runs there: extensions that use PyGILState would find the main interpreter
+(3.11). Apps are loaded, called and ended in threads born here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from gunicorn import util
 
+from isowsgi.handover import Exchange, Mail, Port, SameProcess
 from isowsgi.inside import environment
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
@@ -49,28 +51,48 @@ _EXIT_FUNCTIONS_S = 5.0
 _THREAD_GONE_S = 0.5
 
 
-def run(order: dict[str, Any]) -> None:
-    """Be an instance, until the supervisor stops it; returns with as few threads left inside as the app allows."""
+def run(order: dict[str, Any], logger: Any = None) -> None:
+    """Be an instance, until the supervisor stops it; returns with as few threads left inside as the apps allow.
+
+    Args:
+        order: the boot order, see `bootorder`.
+        logger: gunicorn's, where there is one already: in the main interpreter.
+    """
     cfg = Settings(order["settings"])
-    log = Log(cfg, order["tag"])
-    environment.set_environ(order["env"])
-    environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
-    environment.refuse_fork()
-    sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
-    environment.set_signals(log.info)
-    out, err = log.capture_streams()
-    app = order["app"]
-    sys.argv[:] = [app["target"]]
+    log = Log(cfg, order["tag"], logger)
+    prepare(order, log)
 
     def end_lines() -> None:
         out.end_lines()
         err.end_lines()
 
+    before = sys.stdout, sys.stderr
+    out, err = log.capture_streams()
     has_ended = Instance(order, cfg, log, err, end_lines).run()
     end_lines()
-    if has_ended:
+    if order["isolation"] == "main":
+        if sys.stdout is out:  # else another instance has come since
+            sys.stdout, sys.stderr = before
+    elif has_ended:
         out.close()
         err.close()
+
+
+def prepare(order: dict[str, Any], log: Log) -> None:
+    """Give an app's home its own path, variables, arguments and signals."""
+    isolation = order["isolation"]
+    if isolation == "process":
+        os.environ.update(order["env"])
+    else:
+        environment.set_environ(order["env"])
+        environment.refuse_fork()
+    if isolation == "main":
+        environment.extend_path(order["pythonpath"])
+    else:
+        environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
+    sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
+    environment.set_signals(log.info)
+    sys.argv[:] = [order["members"][0]["app"]["target"]]
 
 
 class WarmUpError(Exception):
@@ -78,7 +100,7 @@ class WarmUpError(Exception):
 
 
 class Instance:
-    """Wires an app's service, its runner and its control thread together."""
+    """Wires the service of one app, or of a group of them, its runner and its control thread together."""
 
     def __init__(self, order: dict[str, Any], cfg: Any, log: Log, errors: Any, end_lines: Callable[[], None]) -> None:
         self._order = order
@@ -104,6 +126,7 @@ class Instance:
                 "drain": self._drain,
                 "last": self._last,
                 "stop": self._stop,
+                "lost": lambda order: self._lose_worker(),
                 "reopen": lambda order: log.reopen_files(),
                 "measure": lambda order: self._control.report("measured", objects=len(gc.get_objects())),
             },
@@ -121,10 +144,12 @@ class Instance:
         first.join()
         for thread in self._threads:
             thread.join()
-        closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
-        closing.start()
-        closing.join(_EXIT_FUNCTIONS_S)
-        left = _threads_left()
+        is_main = self._order["isolation"] == "main"
+        if not is_main:  # else they are the worker's own, and run when it exits
+            closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
+            closing.start()
+            closing.join(_EXIT_FUNCTIONS_S)
+        left = 0 if is_main else _threads_left()
         if not left:
             self._control.end()
             control.join()
@@ -137,7 +162,7 @@ class Instance:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
         try:
-            service = self._make_service(load(self._order["app"]))
+            service = self._make_service()
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
             self._control.report("failed", error=_one_line(exc), traceback=_traceback())
@@ -163,26 +188,14 @@ class Instance:
         service.enter_thread(number)
         self._runner.work(service)
 
-    def _make_service(self, app: Application) -> Service:
+    def _make_service(self) -> Service:
         order = self._order
         routes = [Route(*route) for route in order["routes"]]
-        prefix = next(route.prefix for route in routes if route.mount == order["mount"])
-        extra = {
-            "wsgi.errors": self._errors,
-            "wsgi.multithread": order["threads"] > 1,
-            "wsgi.multiprocess": order["multiprocess"],
-            "isowsgi.mount": order["pattern"],
-            "isowsgi.generation": order["generation"],
-            "isowsgi.isolation": order["isolation"],
-        }
-        gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines)
-        if order["warmup"]:
-            listeners = order["listeners"]
-            status = gateway.warm_up(order["warmup"], tuple(listeners[0]) if listeners else None)
-            if not "100" <= status[:3] < "500":
-                raise WarmUpError(f"the warm-up request {order['warmup']!r} was answered {status!r}")
+        gateways = {member["mount"]: self._make_gateway(member, routes) for member in order["members"]}
+        for member in order["members"]:
+            self._warm_up(gateways[member["mount"]], member["warmup"])
         peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
-        service = Service(order, gateway, self._log, peeker, self._board, lambda: os.eventfd_write(self._fds["capacity"], 1))
+        service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
         self._admission = Admission(self._runner, service, order["queue"], order["queue_timeout_s"])
         self._watcher = Watcher(
             service.jobs,
@@ -196,6 +209,41 @@ class Instance:
         service.draining = self._is_draining
         service.last = self._is_last
         return service
+
+    def _make_gateway(self, member: dict[str, Any], routes: list[Route]) -> Gateway:
+        """Load one member's app."""
+        order = self._order
+        extra = {
+            "wsgi.errors": self._errors,
+            "wsgi.multithread": order["threads"] > 1,
+            "wsgi.multiprocess": order["multiprocess"],
+            "isowsgi.mount": member["pattern"],
+            "isowsgi.generation": order["generation"],
+            "isowsgi.isolation": order["isolation"],
+        }
+        prefix = next(route.prefix for route in routes if route.mount == member["mount"])
+        try:
+            app = load(member["app"], member["mount"])
+        except BaseException as exc:
+            if len(order["members"]) > 1:
+                _note(exc, f"(the app of {member['pattern']})")
+            raise
+        return Gateway(member["mount"], app, self._cfg, self._log, prefix, extra, self._end_lines)
+
+    def _warm_up(self, gateway: Gateway, path: str | None) -> None:
+        if path is None:
+            return
+        listeners = self._order["listeners"]
+        status = gateway.warm_up(path, tuple(listeners[0]) if listeners else None)
+        if not "100" <= status[:3] < "500":
+            raise WarmUpError(f"the warm-up request {path!r} was answered {status!r}")
+
+    def _make_exchange(self) -> Exchange:
+        fds = self._fds
+        if "mail" in fds:
+            return Mail(socket.socket(fileno=os.dup(fds["mail"])))
+        ports = (Port.open(fds[name], self._order["arm_returns"]) for name in ("returns", "lingering"))
+        return SameProcess(*ports, self._board.row(0).words, lambda: os.eventfd_write(fds["capacity"], 1))
 
     def _look_after(self, now: float) -> bool:
         """Do what is due on the control thread; see `control.Duty`."""
@@ -233,32 +281,44 @@ class Instance:
         self._runner.stopping = True
         self._poke()
 
+    def _lose_worker(self) -> None:
+        if self._order["isolation"] == "process":
+            os._exit(1)
+
     def _poke(self) -> None:
         os.eventfd_write(self._fds["poke"], 1)
 
 
-def load(app: dict[str, str]) -> Application:
+def load(app: dict[str, str], mount: int) -> Application:
     """Import an app as gunicorn's `import_app` does, or run a script as mod_wsgi does and take its callable.
 
     Args:
         app: kind "module" with a dotted name as target, or "script" with a path; and the attribute or factory call.
+        mount: the mount's number; scripts of one interpreter are modules of different names.
     """
     target = app["target"]
     if app["kind"] == "script":
-        loader = SourceFileLoader(_SCRIPT_MODULE, target)
-        spec = importlib.util.spec_from_file_location(_SCRIPT_MODULE, target, loader=loader)
+        name = _SCRIPT_MODULE if _SCRIPT_MODULE not in sys.modules else f"{_SCRIPT_MODULE}_{mount}"
+        loader = SourceFileLoader(name, target)
+        spec = importlib.util.spec_from_file_location(name, target, loader=loader)
         assert spec is not None, "a loader was given"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[_SCRIPT_MODULE] = module
+        sys.modules[name] = module
         loader.exec_module(module)
-        target = _SCRIPT_MODULE
+        target = name
     loaded: Application = util.import_app(f"{target}:{app['call']}")
     return loaded
 
 
+def _note(exc: BaseException, text: str) -> None:
+    if hasattr(exc, "add_note"):  # 3.11+; a child process may run an older Python
+        exc.add_note(text)
+
+
 def _one_line(exc: BaseException) -> str:
-    lines = traceback.format_exception_only(exc)
-    return lines[-1].strip()
+    notes = getattr(exc, "__notes__", ())
+    lines = [line.strip() for line in traceback.format_exception_only(exc)]
+    return " ".join([next(line for line in reversed(lines) if line not in notes), *notes])
 
 
 def _traceback() -> str:

@@ -1,4 +1,4 @@
-"""First code in a new interpreter, run as its `__main__`: pin the server's packages, then boot.
+"""First code in a new interpreter or child process, run as its `__main__`: pin the server's packages, then boot.
 
 An app's venv may hold another gunicorn, or none. So the two packages that serve it always come from the host's folders, and nothing
 else does. `BOOT`, the boot order as JSON, is put before this source by the keeper.
@@ -30,6 +30,11 @@ for blocked in order["blocked_modules"]:
     sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
 sys.meta_path.insert(0, PinnedFinder(order["packages"]))
 
-from isowsgi.inside import boot  # noqa: E402
+if order["isolation"] == "process":
+    from isowsgi.inside import child
 
-boot.run(order)
+    child.run(order)
+else:
+    from isowsgi.inside import boot
+
+    boot.run(order)

@@ -50,7 +50,7 @@ class Control:
         runner: whose monitor this is.
         rouse_fd: an eventfd that `rouse` writes to.
         needs_ticker: whether other interpreters starve without a thread that gives up the GIL again and again.
-        orders: what to do for each order, by its name.
+        orders: what to do for each order, by its name; "lost" is for the end of the channel.
         duty: see `Duty`; called some times a second while there is something to look after.
     """
 
@@ -105,6 +105,7 @@ class Control:
                     os.eventfd_read(self._rouse_fd)
                 elif not self._obey():
                     poller.unregister(self._channel)
+                    self._orders["lost"]({})
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + _LOOK_S

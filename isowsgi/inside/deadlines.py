@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, HEAD_SENT, REQUESTS, Row
+from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQUESTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -62,7 +62,8 @@ class Job:
         words[HEAD_SENT] = 0
         row.set_line(data)
         words[REQUESTS] += 1
-        words[BUSY_FD] = connection.fd + 1
+        words[MOUNT] = connection.gateway.mount + 1
+        words[BUSY_FD] = connection.worker_fd + 1
         self.connection = connection
 
     def end(self) -> None:

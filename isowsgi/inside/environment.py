@@ -145,6 +145,12 @@ def set_signals(log: Callable[[str], None]) -> None:
     signal.signal, signal.getsignal, signal.alarm, signal.setitimer = ignore, current, alarm, setitimer
 
 
+def extend_path(pythonpath: Iterable[str]) -> None:
+    """Put folders in front of `sys.path`; for the main interpreter, whose path is gunicorn's too."""
+    sys.path[:] = list(dict.fromkeys([*pythonpath, *sys.path]))
+    sys.path_importer_cache.clear()
+
+
 def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[str]) -> None:
     """Build `sys.path` anew: the mount's folders, the standard library, then its venv's site-packages or the host's.
 

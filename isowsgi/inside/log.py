@@ -27,12 +27,22 @@ class _KeptLogger(logging.Logger):
 
 
 class Log:
-    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced."""
+    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced.
 
-    def __init__(self, cfg: Any, tag: str) -> None:
+    Args:
+        logger: gunicorn's, where this interpreter has one already; None makes one.
+    """
+
+    def __init__(self, cfg: Any, tag: str, logger: Any = None) -> None:
         self._tag = tag
         self._busy = threading.local()
         self._terminal = sys.stderr
+        self.logger: Any = logger or self._make_logger(cfg)
+        for each in (self.logger.error_log, self.logger.access_log):
+            if type(each) is logging.Logger:  # a logger_class of the user's may have others
+                each.__class__ = _KeptLogger
+
+    def _make_logger(self, cfg: Any) -> Any:
         try:
             logger_class = util.load_class(cfg.logger_class, default="gunicorn.glogging.Logger", section="gunicorn.loggers")
         except Exception as exc:  # whatever a module of the user's raises when it is imported
@@ -40,12 +50,11 @@ class Log:
             problem: Exception | None = exc
         else:
             problem = None
-        self.logger: Any = logger_class(cfg)
-        for logger in (self.logger.error_log, self.logger.access_log):
-            if type(logger) is logging.Logger:  # a logger_class of the user's may have others
-                logger.__class__ = _KeptLogger
+        logger = logger_class(cfg)
         if problem is not None:
-            self.warning("logger_class %r does not load in this interpreter, gunicorn's own is used: %s", cfg.logger_class, problem)
+            text = "%s: logger_class %r does not load in this interpreter, gunicorn's own is used: %s"
+            logger.warning(text, self._tag, cfg.logger_class, problem)
+        return logger
 
     # gunicorn's code calls these names.
     def debug(self, message: str, *args: Any, **kwargs: Any) -> None:

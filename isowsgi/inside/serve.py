@@ -12,16 +12,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from gunicorn.http.errors import ParseException
 
-from isowsgi.handover import ARM_ONCE, Port
+from isowsgi.handover import ARM_ONCE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, MOUNT, STOPPING, Row, Scoreboard
+from isowsgi.scoreboard import AT_CAPACITY, STOPPING, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
@@ -43,40 +43,42 @@ class Service:
     """Serves the connections handed over to this instance; `poll` and `serve` are the runner's.
 
     Args:
-        order: the boot order, see `instances.interpreter`.
-        gateway: calls the app.
-        peeker: knows which requests are this mount's.
+        order: the boot order, see `bootorder`.
+        gateways: call the apps, by their mounts' numbers.
+        peeker: knows which requests are whose.
         board: the worker's scoreboard; `first_row` and the following are this instance's, one for each thread.
-        notify_capacity: tells the acceptor that a connection was closed while the worker had as many as it may.
+        exchange: by which connections come and go.
     """
 
     def __init__(
         self,
         order: dict[str, Any],
-        gateway: Gateway,
+        gateways: Mapping[int, Gateway],
         log: Any,
         peeker: Peeker,
         board: Scoreboard,
-        notify_capacity: Callable[[], None],
+        exchange: Exchange,
     ) -> None:
-        self._mount = order["mount"]
         self._keepalive_s = order["keepalive_s"]
         self._listeners = [tuple(address) for address in order["listeners"]]
-        self._gateway = gateway
+        self._gateways = gateways
+        self._first_gateway = next(iter(gateways.values()))
         self._log = log
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
-        self._returns = Port.open(order["fds"]["returns"], order["arm_returns"])
-        self._lingering = Port.open(order["fds"]["lingering"], order["arm_returns"])
+        self._exchange = exchange
         self._acceptor_words = board.row(0).words
         self.jobs = [Job(number, board.row(order["first_row"] + 1 + number)) for number in range(order["threads"])]
         self._own = threading.local()
-        self._notify_capacity = notify_capacity
         self._connections: dict[int, Connection] = {}
         self._returned: deque[Connection] = deque()
         self._next_sweep = 0.0
         self._poke = order["fds"]["poke"]
+        self._mail_fd = exchange.mail_fd
+        self._calls = frozenset((self._poke, self._mail_fd))  # what is no connection
         self._epoll.register(self._poke, select.EPOLLIN)
+        if self._mail_fd >= 0:
+            self._epoll.register(self._mail_fd, select.EPOLLIN)
         self.draining = False  # give connections back instead of keeping them; set before a poke
         self.last = False  # say `Connection: close` in every response; set before a poke
 
@@ -84,7 +86,6 @@ class Service:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
         job = self._own.job = self.jobs[number]
         job.ident = threading.get_ident()
-        job.row.words[MOUNT] = self._mount + 1
 
     def open_connections(self) -> int:
         return len(self._connections)
@@ -107,7 +108,7 @@ class Service:
             return
         try:
             data = _peek(connection.sock)
-            if data and self._look(data, connection).mount == self._mount:
+            if data and self._look(data, connection).mount in self._gateways:
                 connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
                 self._linger(connection)
             elif data:
@@ -122,20 +123,36 @@ class Service:
     def poll(self, wait: bool) -> list[int]:
         """Return connections that have something to say; each is disarmed and the caller's."""
         events = self._epoll.poll(self._poll_timeout() if wait else 0, _MAX_EVENTS)
-        ready = [fd for fd, _ in events if fd != self._poke]
-        if len(ready) != len(events):
-            os.eventfd_read(self._poke)
-            while self._returned:
-                self.keep(self._returned.popleft())
+        calls = self._calls
+        ready = [fd for fd, _ in events if fd not in calls]
+        is_called = len(ready) != len(events)
+        if is_called:
+            self._answer_calls([fd for fd, _ in events if fd in calls], ready)
         for fd in ready:
             # Before another thread may poll: it must not take a connection for idle whose request is on its way to be served.
             if (connection := self._connections.get(fd)) is not None:
                 connection.idle_since = 0.0
-        if self.draining and len(ready) != len(events):
+        if self.draining and is_called:
             self._give_back_idle()
         if self._connections and time.monotonic() >= self._next_sweep:
             self._close_expired()
         return ready
+
+    def _answer_calls(self, calls: list[int], ready: list[int]) -> None:
+        """Deal with a poke and with mail.
+
+        Args:
+            ready: what has come by mail and has something to say is added.
+        """
+        if self._poke in calls:
+            os.eventfd_read(self._poke)
+            while self._returned:
+                self.keep(self._returned.popleft())
+        if self._mail_fd in calls:
+            for fd in self._exchange.receive():
+                self._epoll.register(fd, ARM_ONCE)
+            # At once: an instance that ends polls without waiting, and must not take what it was just given for idle.
+            ready += [fd for fd, _ in self._epoll.poll(0, _MAX_EVENTS) if fd not in self._calls]
 
     def serve(self, fd: int) -> Connection | None:
         """Serve the next request of a connection that `poll` returned; what can go wrong ends that connection only.
@@ -185,14 +202,17 @@ class Service:
             self._close(connection)
             return False
         look = self._look(data, connection)
-        if look.mount != self._mount or not look.length:
+        gateway = self._gateways.get(look.mount) if look.length else None  # type: ignore[arg-type] # None is no mount's number
+        if gateway is None:
             self._give_back(connection)
             return False
+        if connection.gateway is not gateway:
+            connection.enter(gateway)
         job.begin(connection, data, time.monotonic())
         _consume(connection.sock, look.length)
         words = self._acceptor_words
         last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
-        fate = self._gateway.serve(connection, data, look, last, job.row.words)
+        fate = gateway.serve(connection, data, look, last, job.row.words)
         job.end()  # before anybody else may own the connection
         if fate is Fate.KEEP:
             return True
@@ -217,10 +237,9 @@ class Service:
             peer = sock.getpeername()
             server = self._listener_of(sock.getsockname())
         except OSError:  # reset before we looked
-            sock.close()
-            self._count_closed()
+            self._part(sock, fd)
             return None
-        connection = self._connections[fd] = Connection(sock, peer, server, self._gateway)
+        connection = self._connections[fd] = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway)
         return connection
 
     def _listener_of(self, own_name: Any) -> Any:
@@ -235,7 +254,7 @@ class Service:
     def _give_back(self, connection: Connection) -> None:
         """Return a connection to the acceptor, which routes its next request."""
         self._forget(connection)
-        self._returns.give(connection.fd)
+        self._exchange.give_back(connection.fd)
 
     def _linger(self, connection: Connection) -> None:
         """Say that nothing more is sent, and let the acceptor read away what the client still sends (RFC 9112 section 9.6)."""
@@ -245,7 +264,7 @@ class Service:
             self._close(connection)
             return
         self._forget(connection)
-        self._lingering.give(connection.fd)
+        self._exchange.linger(connection.fd)
 
     def _forget(self, connection: Connection) -> None:
         self._epoll.unregister(connection.fd)
@@ -254,13 +273,16 @@ class Service:
 
     def _close(self, connection: Connection) -> None:
         self._connections.pop(connection.fd, None)
-        connection.sock.close()
-        self._count_closed()
+        self._part(connection.sock, connection.fd)
 
-    def _count_closed(self) -> None:
-        self._own.job.row.words[CLOSED] += 1
-        if self._acceptor_words[AT_CAPACITY]:
-            self._notify_capacity()
+    def _part(self, sock: socket.socket, fd: int) -> None:
+        if self._mail_fd >= 0:
+            # What the worker has lent stays open there, and so would stay armed here, under a number that the next one may get.
+            try:
+                self._epoll.unregister(fd)
+            except OSError:  # it was closed as idle, or by the app
+                pass
+        self._exchange.close(sock, fd, self._own.job.row.words)
 
     # Idle connections; only under the runner's baton.
 

@@ -39,25 +39,36 @@ class Connection:
 
     Args:
         sock: blocking, with time limits of its own.
+        fd: its descriptor.
+        worker_fd: the descriptor by which the worker knows it.
         peer: the client's address as `accept` gives it; "" on a Unix socket.
         server: the listener's address as `getsockname` gives it.
-        gateway: of the app that its requests are for.
+        gateway: of the app that its first request is for.
     """
 
-    __slots__ = ("_parser", "cfg", "fd", "idle_since", "in_app", "peer", "plain", "reader", "response", "server", "sock")
+    __slots__ = (
+        "_parser", "cfg", "fd", "gateway", "idle_since", "in_app", "peer", "plain", "reader", "response", "server", "sock", "worker_fd"
+    )  # fmt: skip
 
-    def __init__(self, sock: Any, peer: Any, server: Any, gateway: Gateway) -> None:
+    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway) -> None:
         self.sock = sock
-        self.fd: int = sock.fileno()
+        self.fd = fd
+        self.worker_fd = worker_fd
         self.peer = peer
         self.server = server
         self.cfg = gateway.cfg
         self.reader = ExactReader(sock)
-        self.plain = PlainReader(gateway.base_environ(sock, peer, server), gateway.cfg, self.reader, peer, gateway.prefix)
+        self.enter(gateway)
         self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
         self.response: Response | None = None  # to the current request, or the last one
         self.in_app = False  # whether the thread that serves it runs the app's code
         self._parser: RequestParser | None = None
+
+    def enter(self, gateway: Gateway) -> None:
+        """Let the connection's next request be for another app of the instance."""
+        self.gateway = gateway
+        base = gateway.base_environ(self.sock, self.peer, self.server)
+        self.plain = PlainReader(base, self.cfg, self.reader, self.peer, gateway.prefix)
 
     def progress(self) -> tuple[int, int]:
         """Return what changes with every byte from the client or to it, within one request."""
@@ -75,6 +86,7 @@ class Gateway:
     """Calls one app.
 
     Args:
+        mount: the mount's number.
         app: the WSGI application.
         cfg: gunicorn's settings.
         log: the instance's log.
@@ -83,7 +95,10 @@ class Gateway:
         end_lines: called at a request's end, so that what the app printed without a line end reaches the log.
     """
 
-    def __init__(self, app: Application, cfg: Any, log: Any, prefix: str, extra: Mapping[str, Any], end_lines: Callable[[], None]) -> None:
+    def __init__(
+        self, mount: int, app: Application, cfg: Any, log: Any, prefix: str, extra: Mapping[str, Any], end_lines: Callable[[], None]
+    ) -> None:
+        self.mount = mount
         self.cfg = cfg
         self.prefix = prefix
         self._app = app

@@ -1,0 +1,60 @@
+"""An instance in a child process of the worker: what comes before and after `boot.run` there.
+
+The process is this instance's alone, so much of what an interpreter must be given is the process' own here: environment, fork, exit. What
+an app finds otherwise, signals among it, is the same as in an interpreter, so that it can move between the two.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import select
+import signal
+import sys
+from typing import Any
+
+from isowsgi.inside import boot
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides what becomes of its instances.
+_WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
+
+
+def run(order: dict[str, Any]) -> None:
+    """Be an instance until it is stopped, then end the process; never returns."""
+    for name in _WORKERS_SIGNALS:
+        # A handler and not SIG_IGN, which the app's own child processes would inherit.
+        signal.signal(getattr(signal, name), _leave_to_worker)
+    _die_with(order["worker_pid"])
+    # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
+    faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
+    connections = select.epoll()
+    order["fds"] |= {
+        "connections": connections.fileno(),
+        "poke": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+        "rouse": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+    }
+    for fd in order["fds"].values():
+        os.set_inheritable(fd, False)  # they came through exec, but are not for the app's child processes
+    boot.run(order)
+    logging.shutdown()
+    # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
+    os._exit(0)
+
+
+def _leave_to_worker(number: int, frame: Any) -> None:
+    return
+
+
+def _die_with(worker: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, which is when the worker does, whatever killed it."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):  # then it ends when it reads its channel, unless C code holds the GIL
+        pass
+    if os.getppid() != worker:
+        os._exit(1)

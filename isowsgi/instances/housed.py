@@ -1,0 +1,196 @@
+"""What the worker's side of an instance is in every home: its state, its rows on the scoreboard, orders to it and reports from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from isowsgi.lifecycle import Event, State, step
+from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, REQUESTS, Scoreboard
+
+# A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
+_LOST_BEAT_MS = 2000
+
+
+class HousedInstance:
+    """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
+
+    Args:
+        order: the boot order; the home adds the descriptors to it.
+        board: the worker's scoreboard, with this instance's rows as the order has them.
+    """
+
+    can_be_killed = False  # whether a thread that does not end can be ended with its home
+
+    def __init__(self, order: Mapping[str, Any], board: Scoreboard) -> None:
+        self.state = State.BOOTING
+        self.tag: str = order["tag"]
+        self.is_loaded = False  # whether its app ever was
+        self.boot_s = 0.0
+        self.error = ""  # one line, once FAILED
+        self.traceback = ""
+        self.how_it_ended = ""  # if its home ended although nobody asked for it
+        self.threads_left = 0  # that the app left behind, once it ended
+        self.objects = 0  # that its garbage collector knew when last asked
+        self.objects_at_boot = 0
+        self.isolation: str = order["isolation"]
+        self.first_row: int = order["first_row"]
+        self.rows: int = 1 + order["threads"]
+        self._control_words = board.row(self.first_row).words
+        self._thread_rows = [board.row(self.first_row + 1 + number) for number in range(order["threads"])]
+        self._board = board
+        self._requests_before = self._all_requests()
+        self._channel, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `read_reports` has something to read."""
+        return self._channel.fileno()
+
+    def read_reports(self) -> list[dict[str, Any]]:
+        """Take in what the instance said since the last call; its state changes accordingly.
+
+        Returns:
+            the reports, for whoever logs them: "ready", "failed", "files", "closed".
+        """
+        reports: list[dict[str, Any]] = []
+        while True:
+            try:
+                packet = self._channel.recv(256 * 1024)
+            except BlockingIOError:
+                return reports
+            report = json.loads(packet)
+            self._take_in(report)
+            reports.append(report)
+
+    def drain(self) -> None:
+        """Let requests in flight end, and have every idle connection given back to the acceptor."""
+        self._move(Event.DRAIN)
+        self._say("drain")
+
+    def finish(self) -> None:
+        """As `drain`, and say `Connection: close` in every response from now on: the worker is stopping."""
+        self._move(Event.DRAIN)
+        self._say("last")
+
+    def stop(self) -> None:
+        """End the serving threads once their requests are done, then run the app's exit functions."""
+        self._say("stop")
+
+    def abandon(self) -> None:
+        """Give up waiting for a thread that does not end."""
+        self._move(Event.DRAIN_TIMEOUT)
+
+    def time_out_boot(self) -> None:
+        """Give up waiting for its app to be loaded."""
+        self._move(Event.BOOT_TIMEOUT)
+
+    def call_stuck(self) -> None:
+        """Note that a thread does not come out of its request."""
+        self._move(Event.THREAD_STUCK)
+
+    def reopen_logs(self) -> None:
+        self._say("reopen")
+
+    def measure(self) -> None:
+        """Ask for the report "measured"."""
+        self._say("measure")
+
+    def requests(self) -> int:
+        """Return how many requests it has begun to serve."""
+        return self._all_requests() - self._requests_before
+
+    def is_busy(self) -> bool:
+        return any(row.words[BUSY_FD] for row in self._thread_rows)
+
+    def has_free_thread(self) -> bool:
+        return not all(row.words[BUSY_FD] for row in self._thread_rows)
+
+    def requests_in_flight(self) -> list[str]:
+        """Return the request lines that its threads are serving."""
+        return [row.line() for row in self._thread_rows if row.words[BUSY_FD]]
+
+    def kill(self) -> None:
+        """End its home at once, if that can be done; without effect on interpreters, whose threads cannot be killed."""
+
+    def cut_off(self, older_than_s: float, now: float) -> bool:
+        """Answer, from outside, requests that last too long while the control thread inside does not run either.
+
+        It does not because C code holds the GIL in there. So nobody in there touches these connections meanwhile.
+
+        Returns:
+            whether that is so.
+        """
+        now_ms = int(now * 1000)
+        if now_ms - self._control_words[BEAT] < _LOST_BEAT_MS:
+            return False
+        limit_ms = int(older_than_s * 1000) + _LOST_BEAT_MS
+        overdue = [row for row in self._thread_rows if row.words[BUSY_FD] and now_ms - row.words[BUSY_SINCE] > limit_ms]
+        for row in overdue:
+            is_answered, row.words[HEAD_SENT] = row.words[HEAD_SENT], 1
+            cut(row.words[BUSY_FD] - 1, b"" if is_answered else TIMED_OUT)
+        if overdue:
+            self._cut_waiting()
+        return bool(overdue)
+
+    def _cut_waiting(self) -> None:
+        """Answer those who wait for a thread in there, if they can be reached."""
+
+    def _say(self, order: str) -> None:
+        try:
+            self._channel.send(json.dumps({"do": order}).encode())
+        except OSError:  # it ended by itself
+            return
+
+    def _take_in(self, report: Mapping[str, Any]) -> None:
+        if report["event"] == "ready":
+            self.is_loaded, self.boot_s, self.objects_at_boot = True, report["boot_s"], report["objects"]
+            self._move(Event.READY)
+        elif report["event"] == "failed":
+            self.error, self.traceback = report["error"], report["traceback"]
+            if not self.is_loaded:  # else it broke off later, and "closed" follows
+                self._move(Event.BOOT_FAILED)
+        elif report["event"] == "measured":
+            self.objects = report["objects"]
+        elif report["event"] == "closed":
+            self.threads_left = report["threads"]
+            if self.state is State.BOOTING:
+                self.error = self.error or "the interpreter ended before the app was loaded"
+                self._move(Event.BOOT_FAILED)
+            elif self.state is not State.CLOSED:
+                self._move(Event.ENDED)
+
+    def _move(self, event: Event) -> None:
+        self.state = step(self.state, event)
+
+    def _all_requests(self) -> int:
+        return self._board.total(REQUESTS, self.first_row, self.rows)
+
+    def _report_from_keeper(self, event: str, **facts: Any) -> None:
+        self._inner.send(json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def cut(fd: int, answer: bytes) -> None:
+    """Answer a client whose connection belongs to somebody who cannot run, and shut the connection down."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            if answer:
+                sock.send(answer, socket.MSG_DONTWAIT)
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the client is gone
+            return
+
+
+NOT_SERVED = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
+    b"Content-Type: text/plain\r\nContent-Length: 24\r\n\r\n503 Service Unavailable\n"
+)
+TIMED_OUT = (
+    b"HTTP/1.1 504 Gateway Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n504 Gateway Timeout\n"
+)
+BROKEN_OFF = (
+    b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n502 Bad Gateway\n"
+)

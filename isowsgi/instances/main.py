@@ -1,0 +1,37 @@
+"""An instance in the worker's main interpreter, as mod_wsgi's application group %{GLOBAL}: for what works nowhere else in a process.
+
+It is what an interpreter is, minus the interpreter: the same code (`inside/`) in threads of the main one. There is one such instance, with
+all mounts that ask for it. It shares modules, GIL and exit functions with the worker itself, and cannot be loaded anew without that.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.scoreboard import Scoreboard
+
+
+class MainInstance(InterpreterInstance):
+    """The apps of the main interpreter.
+
+    Args:
+        log: gunicorn's logger.
+    """
+
+    def __init__(self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard, log: Any) -> None:
+        super().__init__(order, shared_fds, board)
+        self._log = log
+
+    def _keep(self) -> None:
+        # Late: the main interpreter needs none of this while no mount lives there.
+        from isowsgi.inside import boot
+
+        try:
+            boot.run(self._order, self._log)
+        except Exception:
+            self._report_failure(traceback.format_exc(), threads_left=1)
+        if self._disposal.get():
+            self._close_all()

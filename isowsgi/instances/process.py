@@ -1,0 +1,193 @@
+"""An instance in a child process of the worker: the worker's side of it.
+
+The child runs the same code as an interpreter does (`inside/`), writes to the same scoreboard, and takes and gives the same packets. Only
+the connections come by mail (`handover.Loans`). It may be of another Python version. A keeper thread starts it and waits for its end; if it
+ends by a crash, only the requests that it was serving are lost, and these are answered 502.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from isowsgi.handover import LINGERING, RETURNED, Loans
+from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
+from isowsgi.instances.interpreter import boot_source
+from isowsgi.lifecycle import State
+from isowsgi.scoreboard import BUSY_FD, HEAD_SENT, Scoreboard
+
+# What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
+_START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
+
+
+class Owner(Protocol):
+    """Who owns connections that no instance has: the acceptor."""
+
+    def take_back(self, fd: int) -> None:
+        """Own a connection whose next request is to be routed."""
+
+    def take_lingering(self, fd: int) -> None:
+        """Own one that was answered and shut down for writing."""
+
+    def take_closed(self, fd: int) -> None:
+        """Close one."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
+    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+    def unwatch(self, fd: int) -> None: ...
+
+
+class ProcessInstance(HousedInstance):
+    """One live copy in a process of its own.
+
+    Args:
+        owner: of the connections that come back.
+        environ: the environment of the worker, without what apps in it have changed.
+    """
+
+    can_be_killed = True
+
+    def __init__(self, order: Mapping[str, Any], board: Scoreboard, owner: Owner, environ: Mapping[str, str]) -> None:
+        super().__init__(order, board)
+        self._owner = owner
+        self._python: str = order["python"] or sys.executable
+        # Of the host's Python; another one would look for its standard library there.
+        self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not order["python"]}
+        self._mail, self._inner_mail = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._mail.setblocking(False)
+        self._loans = Loans(self._mail, self._want_to_send)
+        fds = {"board": board.fd, "channel": self._inner.fileno(), "mail": self._inner_mail.fileno()}
+        self._order = {**order, "fds": fds, "worker_pid": os.getpid()}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_killed = False
+        self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
+        owner.watch(self._mail.fileno(), self._read_mail)
+
+    @property
+    def pid(self) -> int | None:
+        """Return the child's process id, once it was started."""
+        return None if self._child is None else self._child.pid
+
+    def start(self) -> None:
+        """Start the child and have it load the app, in the background."""
+        self._keeper.start()
+
+    def give(self, fd: int) -> None:
+        """Hand a connection to this instance; the caller must not touch `fd` again until it comes back.
+
+        Args:
+            fd: a connected stream socket whose next bytes start a request; nothing of it has been consumed.
+        """
+        self._loans.give(fd)
+
+    def drain(self) -> None:
+        super().drain()
+        for fd in self._loans.take_back_waiting():
+            self._owner.take_back(fd)
+
+    def abandon(self) -> None:
+        super().abandon()
+        self.kill()
+
+    def time_out_boot(self) -> None:
+        super().time_out_boot()
+        self.kill()
+
+    def kill(self) -> None:
+        self._is_killed = True
+        if self._child is not None:
+            self._child.kill()
+
+    def read_reports(self) -> list[dict[str, Any]]:
+        reports = super().read_reports()
+        # That the inside has ended says nothing yet: the end of the process does, and brings the connections back.
+        return [report for report in reports if report["event"] != "closed" or "status" in report]
+
+    def dispose(self, destroy: bool) -> None:
+        """Close what this side has; the child is dead."""
+        self._owner.unwatch(self._mail.fileno())
+        self._mail.close()
+        self._inner.close()
+
+    def _take_in(self, report: Mapping[str, Any]) -> None:
+        if report["event"] == "closed":
+            if "status" not in report:
+                return
+            if not self._is_killed and (report["status"] or self.state in (State.BOOTING, State.SERVING)):
+                self.how_it_ended = _ended_by(report["status"])
+                if requests := self.requests_in_flight():
+                    self.how_it_ended += f" while it served {'; '.join(requests)}"
+            self._settle()
+            if self.state is State.BOOTING:
+                self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
+        super()._take_in(report)
+
+    def _settle(self) -> None:
+        """Take every connection of the dead child back; only those whose requests it was serving are lost."""
+        self._read_mail()
+        begun = {row.words[BUSY_FD] - 1: row for row in self._thread_rows if row.words[BUSY_FD]}
+        for fd in self._loans.take_back_all():
+            row = begun.get(fd)
+            if row is None:
+                self._owner.take_back(fd)
+            elif row.words[HEAD_SENT]:
+                self._owner.take_closed(fd)
+            else:
+                with socket.socket(fileno=os.dup(fd)) as sock:
+                    try:
+                        sock.send(BROKEN_OFF, socket.MSG_DONTWAIT)
+                    except OSError:
+                        pass  # the client is gone
+                self._owner.take_lingering(fd)
+        for row in begun.values():
+            row.words[BUSY_FD] = 0
+
+    def _read_mail(self) -> None:
+        for fate, fd in self._loans.read_fates():
+            if fate == RETURNED:
+                self._owner.take_back(fd)
+            elif fate == LINGERING:
+                self._owner.take_lingering(fd)
+            else:
+                self._owner.take_closed(fd)
+
+    def _want_to_send(self, wants: bool) -> None:
+        self._owner.watch_room(self._mail.fileno(), self._loans.send_waiting if wants else None)
+
+    def _keep(self) -> None:
+        """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""
+        try:
+            with open(os.memfd_create("isowsgi-boot"), "wb+") as source:
+                source.write(boot_source(self._order).encode())
+                source.seek(0)
+                self._child = subprocess.Popen(
+                    [self._python, "-c", _START, "isowsgi", self.tag],  # the last two are for people who read `ps`
+                    stdin=source,
+                    env=self._environ,
+                    pass_fds=list(self._order["fds"].values()),
+                )
+        except (OSError, ValueError) as exc:
+            self._report_from_keeper("failed", error=f"cannot start {self._python!r}: {exc}", traceback="")
+            status = 0
+        else:
+            self._inner_mail.close()
+            if self._is_killed:
+                self._child.kill()
+            status = self._child.wait()
+        self._report_from_keeper("closed", threads=0, status=status)
+
+
+def _ended_by(status: int) -> str:
+    if status >= 0:
+        return f"process exited with status {status}"
+    try:
+        return f"process was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"process was ended by signal {-status}"

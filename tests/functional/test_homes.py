@@ -1,0 +1,321 @@
+"""Where a mount may live: a process of its own, the main interpreter, an instance that it shares with others of its group."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from isowsgi import interpreters
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
+
+def facts(server: Server, path: str, **options: object) -> dict[str, object]:
+    answer = server.get(path, **options)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# A process of its own.
+
+
+def test_a_mount_in_a_process_of_its_own_is_served_like_any_other(serve: StartServer) -> None:
+    server = serve(
+        """
+        [mounts]
+        "/" = "housed"
+        "/own" = { app = "housed", isolation = "process", env = { PLACE = "own" } }
+        """,
+        wait_for=2,
+    )
+    [worker] = server.workers()
+
+    with requests.Session() as session:
+        url = server.url
+        own = session.post(url + "/own/x", data="sent", timeout=DEADLINE_S).json()
+        root = session.get(url + "/", timeout=DEADLINE_S).json()
+        again = session.get(url + "/own", timeout=DEADLINE_S).json()
+
+    assert (own["mount"], own["isolation"], own["script"], own["env"], own["body"]) == ("/own", "process", "/own", "own", "sent")
+    assert own["parent"] == worker == root["pid"] != own["pid"]
+    assert (again["pid"], again["seen"], root["env"]) == (own["pid"], 2, None)
+
+
+def test_what_a_process_prints_is_in_the_log_with_its_mount(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+
+    server.wait_for_log(r"/own #1: loaded as housed")
+    assert server.get("/own/raise").status_code == 500
+    server.wait_for_log(r"/own #1: Error handling request")
+
+
+@pytest.mark.parametrize(("path", "said"), [("/crash", "was ended by SIGSEGV"), ("/leave", "exited with status 7")])
+def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartServer, tmp_path: Path, path: str, said: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    server = serve(
+        '[mounts]\n"/" = "housed"\n"/own" = { app = "housed", isolation = "process" }', wait_for=2
+    )
+    workers = server.workers()
+    first = facts(server, "/own")
+    with requests.Session() as idle:
+        idle.get(server.url + "/own", timeout=DEADLINE_S)
+        waiting = server.ask(f"/own/wait?{fifo}")
+        neighbour = server.ask(f"/wait?{fifo}")
+        server.wait_for_log(r"/own #1: waits")
+        server.wait_for_log(r"/ #1: waits")
+
+        assert server.get("/own" + path).status_code == 502
+        # A kept connection of the dead process is the acceptor's again, and serves on.
+        second = idle.get(server.url + "/own", timeout=DEADLINE_S)
+
+    assert second.status_code == 200
+    assert second.json()["pid"] != first["pid"]
+    assert b"502 Bad Gateway" in receive_all(waiting)
+    with open(fifo, "w"):
+        pass  # its end is what the request waits for
+    assert b"200 OK" in receive_all(neighbour)
+    server.wait_for_log(rf"/own #1: its process {said} while it served .*GET /own{path}")
+    assert server.workers() == workers
+
+
+def test_a_response_that_had_begun_is_cut_off_when_its_process_ends(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+
+    answer = receive_all(server.ask("/own/stream"))
+
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b"a" * 100)
+    assert b"502" not in answer
+
+
+def test_a_process_that_keeps_ending_is_started_again_with_growing_pauses(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+
+    assert server.get("/own/crash").status_code == 502
+    facts(server, "/own")  # at once
+    assert server.get("/own/crash").status_code == 502
+
+    server.wait_for_log(r"/own: has ended 2 times soon after its start; the next start is in 1 s")
+    assert server.get("/own").status_code == 503
+    server.wait_for_log(r"/own #3: serving")
+    facts(server, "/own")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT])
+def test_a_process_ends_with_its_worker_whatever_ends_that(serve: StartServer, number: int) -> None:
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+    child, [worker] = int(str(facts(server, "/own")["pid"])), server.workers()
+    assert children_of(worker) == [child]
+
+    os.kill(worker, number)
+
+    eventually(lambda: not is_alive(child), "the end of the child")
+
+
+def test_a_process_leaves_signals_to_its_worker(serve: StartServer) -> None:
+    """systemd and a terminal signal every process; the children must answer what they have, and end when they are told."""
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+    pid = int(str(facts(server, "/own")["pid"]))
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        os.kill(pid, number)
+
+    assert facts(server, "/own")["pid"] == pid
+
+
+def test_a_request_without_progress_ends_in_a_process_as_in_an_interpreter_and_c_code_is_killed(serve: StartServer, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    server = serve(
+        f"""
+        [mounts]
+        "/spin" = {{ app = "housed", isolation = "process", request_timeout = 0.5 }}
+        "/hold" = {{ app = "holds_gil", isolation = "process", request_timeout = 0.5, env = {{ GATE = "{gate}" }} }}
+        """,
+        "--graceful-timeout",
+        "2",
+        wait_for=2,
+    )
+
+    assert server.get("/spin/spin").status_code == 504
+    assert facts(server, "/spin")["generation"] == 1
+    holding = server.ask("/hold")
+    with open(gate, "w"):
+        assert b"504 Gateway Timeout" in receive_all(holding)
+        server.wait_for_log(r"/hold #1: C code holds")
+        server.wait_for_log(r"/hold #2: serving")
+        server.wait_for_log(r"/hold #1: ended")  # killed; an interpreter would be left behind
+
+
+def test_a_process_is_replaced_without_losing_a_request(serve: StartServer, tmp_path: Path) -> None:
+    touched, fifo = tmp_path / "touched", tmp_path / "fifo"
+    touched.touch()
+    os.mkfifo(fifo)
+    server = serve(
+        f'[mounts]\n"/own" = {{ app = "housed", isolation = "process", touch = "{touched}" }}'
+    )
+    first = facts(server, "/own")
+    with requests.Session() as idle:
+        idle.get(server.url + "/own", timeout=DEADLINE_S)
+        waiting = server.ask(f"/own/wait?{fifo}")
+        server.wait_for_log(r"/own #1: waits")
+
+        os.utime(touched, (1, 1))
+        server.wait_for_log(r"/own #2: serving")
+        second = idle.get(server.url + "/own", timeout=DEADLINE_S).json()
+
+        assert (second["generation"], second["pid"] != first["pid"]) == (2, True)
+    with open(fifo, "w"):
+        pass
+    assert b"200 OK" in receive_all(waiting)
+    server.wait_for_log(r"/own #1: ended")
+    eventually(lambda: not is_alive(int(str(first["pid"]))), "the end of the replaced process")
+
+
+def test_more_connections_at_once_than_the_mail_has_room_for_are_all_served(serve: StartServer) -> None:
+    """The socket to the child takes some 280 packets; the rest waits in the worker and must not be lost, nor turned away."""
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", queue = 1000, threads = 2 }')
+    pid = int(str(facts(server, "/own")["pid"]))
+    os.kill(pid, signal.SIGSTOP)
+    socks = [server.ask("/own") for _ in range(600)]
+    os.kill(pid, signal.SIGCONT)
+
+    assert all(b"200 OK" in receive_all(sock) for sock in socks)
+
+
+def other_pythons() -> list[str]:
+    pyenv = Path(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")))
+    folders = [*pyenv.glob("versions/*/bin"), Path("/usr/bin"), *Path("/opt").glob("*/usr/bin")]
+    names = {f"python3.{minor}" for minor in range(10, 16)} - {f"python3.{sys.version_info[1]}"}
+    return sorted(str(folder / name) for folder in folders for name in names if (folder / name).exists())
+
+
+@pytest.mark.parametrize("python", other_pythons())
+def test_a_process_may_run_another_python_than_gunicorns(serve: StartServer, python: str) -> None:
+    server = serve(
+        f'[mounts]\n"/" = "housed"\n"/other" = {{ app = "housed", isolation = "process", python = "{python}" }}',
+        wait_for=2,
+    )
+
+    version = facts(server, "/other")["version"]
+
+    assert f"python{version[0]}.{version[1]}" == Path(python).name  # type: ignore[index]
+    assert facts(server, "/")["version"] == list(sys.version_info[:3])
+
+
+def test_a_python_that_gunicorn_does_not_support_is_a_fault(serve: StartServer, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho \'["cpython", 3, 9, 18]\'\n')
+    python.chmod(0o755)
+    server = serve(f'[mounts]\n"/" = {{ app = "housed", python = "{python}" }}', wait_for=0)
+
+    assert server.process.wait(DEADLINE_S) == 1
+    assert "expected CPython 3.10 or newer, which gunicorn" in server.output()
+    assert "got CPython 3.9.18" in server.output()
+
+
+# The main interpreter.
+
+
+def test_mounts_of_the_main_interpreter_share_it_with_each_other_and_the_worker(serve: StartServer) -> None:
+    server = serve(
+        """
+        [mounts]
+        "/a" = { app = "housed", isolation = "main" }
+        "/b" = { app = "housed", isolation = "main" }
+        "/c" = "housed"
+        """,
+        wait_for=2,
+    )
+
+    a, b, c = facts(server, "/a"), facts(server, "/b/x"), facts(server, "/c")
+
+    assert (a["mount"], a["script"], b["mount"], b["script"]) == ("/a", "/a", "/b", "/b")
+    assert (a["isolation"], b["isolation"]) == ("main", "main")
+    assert (a["module"], a["seen"], b["seen"], c["seen"]) == (b["module"], 1, 2, 1)
+    assert a["pid"] == c["pid"] == server.workers()[0]
+    assert server.stop() == 0
+    assert "Traceback" not in server.log() + server.output()
+
+
+def test_what_lives_in_the_main_interpreter_is_loaded_anew_by_a_new_worker(serve: StartServer, tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    touched.touch()
+    server = serve(f'[mounts]\n"/" = {{ app = "housed", isolation = "main", touch = "{touched}" }}')
+    before = facts(server, "/")["pid"]
+
+    os.utime(touched, (1, 1))
+
+    server.wait_for_log("lives in the main interpreter and is to be loaded anew")
+    server.wait_for_log("main #1: serving", 2)
+    assert facts(server, "/")["pid"] != before
+
+
+# Groups.
+
+
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_mounts_of_a_group_share_one_instance(serve: StartServer, isolation: str) -> None:
+    server = serve(
+        f"""
+        [mounts]
+        "/a" = {{ app = "housed", group = "g", isolation = "{isolation}" }}
+        "/b" = {{ app = "housed", group = "g", env = {{ PLACE = "g" }} }}
+        "/a/c" = "housed"
+        """,
+        wait_for=2,
+    )
+    with requests.Session() as session:
+        a, b, c, again = (session.get(server.url + path, timeout=DEADLINE_S).json() for path in ("/a", "/b", "/a/c", "/a/cd"))
+
+    assert [found["mount"] for found in (a, b, c, again)] == ["/a", "/b", "/a/c", "/a"]
+    assert [found["script"] for found in (a, b, c, again)] == ["/a", "/b", "/a/c", "/a"]
+    assert (a["module"], a["env"], again["seen"]) == (b["module"], "g", 3)
+    assert (c["seen"], c["env"]) == (1, None)
+    assert re.findall(r"(\S+) #1: serving", server.log()).count("g") == 1
+
+
+def test_the_log_names_the_member_of_a_group_that_cannot_be_loaded(serve: StartServer) -> None:
+    server = serve(
+        '[mounts]\n"/a" = { app = "housed", group = "g" }\n"/b" = { app = "crashes_on_import", group = "g" }\n"/" = "housed"',
+    )
+
+    server.wait_for_log(r"g #1: cannot load .*\(the app of /b\)")
+    assert [server.get(path).status_code for path in ("/a", "/b", "/")] == [503, 503, 200]
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
+def test_all_homes_serve_over_a_unix_socket(serve: StartServer, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    server = serve(
+        '[mounts]\n"/p" = { app = "housed", isolation = "process" }\n"/m" = { app = "housed", isolation = "main" }\n"/" = "housed"',
+        wait_for=3,
+        bind=f"unix:{path}",
+    )
+    assert server.port == 0
+    for mount, isolation in (("/p", "process"), ("/m", "main"), ("/", interpreters.best_isolation())):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(f"GET {mount} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert f'"isolation": "{isolation}"'.encode() in receive_all(sock)
