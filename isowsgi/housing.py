@@ -117,7 +117,7 @@ class _Decision:
         told = self._outcomes.get(PROCESS, outcome) if not outcome.traceback else outcome
         return Verdict(
             isolation=None,
-            reason=f"no home: {outcome.error}",
+            reason=f"no home: {outcome.failure.line}",
             extensions=self._stamps(),
             error=outcome.error,
             traceback=told.traceback or told.output,
@@ -138,7 +138,7 @@ def _why_not(outcome: Outcome) -> str:
     if failure.is_refusal:
         return f"it {failure.kind}: {failure.line}"
     if outcome.failed_copy > 1:
-        return f"{where}: loads once per process: {outcome.error}"
+        return f"{where}: loads once per process: {failure.line}"
     if outcome.has_died or outcome.timed_out:
-        return f"{where}: {outcome.error}, and not in a process"
-    return f"{where}: {outcome.error}"
+        return f"{where}: {outcome.error}; not in a process"
+    return f"{where}: {failure.line}"

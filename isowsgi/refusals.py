@@ -92,7 +92,8 @@ def classify(error: str, traceback: str = "") -> Failure:
             line = found[0].strip()
             named = _REFUSED_MODULE.search(line)
             return Failure(kind, named[1] if named else "", line)
-    return Failure(BROKEN if _BROKEN_ERRORS.match(error) else UNCLEAR, "", error)
+    first = next((line.strip() for line in error.splitlines() if line.strip()), "")
+    return Failure(BROKEN if _BROKEN_ERRORS.match(error) else UNCLEAR, "", first)
 
 
 def is_refusal(text: str) -> bool:
