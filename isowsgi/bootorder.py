@@ -46,7 +46,15 @@ class Orders:
             "arm_returns": ARM_RETURN,
         }
 
-    def write(self, members: Sequence[tuple[int, Mount]], isolation: str, slot: int, generation: int, first_row: int) -> dict[str, Any]:
+    def write(
+        self,
+        members: Sequence[tuple[int, Mount]],
+        isolation: str,
+        slot: int,
+        generation: int,
+        first_row: int,
+        extensions: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, Any]:
         """Return the order for one instance.
 
         Args:
@@ -54,6 +62,7 @@ class Orders:
             isolation: its home, one of `interpreters` or "process" or "main".
             slot: which of the mount's `instances` it is.
             first_row: of its rows on the scoreboard.
+            extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
         """
         mount = members[0][1]
         letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
@@ -75,6 +84,7 @@ class Orders:
             "venv": mount.venv,
             "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
             "first_row": first_row,
+            "extensions": extensions,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
             "queue": mount.queue,

@@ -24,7 +24,7 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.handover import Exchange, Mail, Port, SameProcess
-from isowsgi.inside import environment
+from isowsgi.inside import environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Watcher
@@ -43,6 +43,9 @@ _SCRIPT_MODULE = "isowsgi_script"
 
 # Longest traceback that is sent to the supervisor; a packet's limit is the socket's send buffer, 208 KiB by default.
 _MAX_TRACEBACK_CHARS = 32 * 1024
+
+# Names and paths of extension modules in one packet: some 40 KiB, beside a traceback.
+_EXTENSIONS_PER_PACKET = 200
 
 # How long exit functions of the app may take before the instance counts as ended all the same.
 _EXIT_FUNCTIONS_S = 5.0
@@ -89,7 +92,11 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     if isolation == "main":
         environment.extend_path(order["pythonpath"])
     else:
-        environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
+        extensions.install(order["extensions"])
+        try:
+            environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
+        except extensions.UnknownExtension:  # a .pth file imports it; the boot reports it
+            pass
     sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
     environment.set_signals(log.info)
     sys.argv[:] = [order["members"][0]["app"]["target"]]
@@ -161,19 +168,25 @@ class Instance:
     def _boot(self) -> None:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
+        record = extensions.current
         try:
+            record.check()
             service = self._make_service()
+            record.check()
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
-            self._control.report("failed", error=_one_line(exc), traceback=_traceback())
+            facts = {"unknown_extension": record.unknown, "refused": record.refused, "extensions": self._report_extensions()}
+            self._control.report("failed", error=_one_line(exc), traceback=_traceback(), **facts)
             return
+        record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
         self._end_lines()
         for number in range(1, self._order["threads"]):
             thread = threading.Thread(target=self._work, args=(service, number), name=f"isowsgi-{number}")
             self._threads.append(thread)
             thread.start()
         self._report_files(set(module_files()))
-        self._control.report("ready", boot_s=round(time.monotonic() - started, 3), objects=len(gc.get_objects()))
+        facts = {"refused": record.refused, "extensions": self._report_extensions()}
+        self._control.report("ready", boot_s=round(time.monotonic() - started, 3), objects=len(gc.get_objects()), **facts)
         if self._files is not None:
             self._control.rouse()  # from now on it has something to look after
         self._work(service, 0)
@@ -183,6 +196,14 @@ class Instance:
         names = sorted(file for file in files if os.path.isabs(file)) if self._order["report_files"] else []
         for start in range(0, len(names), 200):
             self._control.report("files", files=names[start : start + 200])
+
+    def _report_extensions(self) -> list[tuple[str, str]]:
+        """Say which extension modules were loaded, but for the last of them, which are returned: they are too many for one packet."""
+        loaded = list(extensions.current.loaded)
+        rest = max(len(loaded) - 1, 0) // _EXTENSIONS_PER_PACKET * _EXTENSIONS_PER_PACKET
+        for start in range(0, rest, _EXTENSIONS_PER_PACKET):
+            self._control.report("extensions", extensions=loaded[start : start + _EXTENSIONS_PER_PACKET])
+        return loaded[rest:]
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)

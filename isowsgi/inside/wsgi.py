@@ -165,7 +165,7 @@ class Gateway:
             server: a TCP listener's address, for SERVER_NAME; None: there is none.
         """
         path, _, query = path.partition("?")
-        environ = self.base_environ(None, "127.0.0.1", server)
+        environ = self.base_environ(None, "127.0.0.1", server or ())
         environ |= {
             "REQUEST_METHOD": "GET",
             "PATH_INFO": unquote_to_wsgi_str(path),

@@ -32,6 +32,9 @@ class HousedInstance:
         self.boot_s = 0.0
         self.error = ""  # one line, once FAILED
         self.traceback = ""
+        self.extensions: list[tuple[str, str]] = []  # name and path of each that was loaded until then
+        self.refused: list[tuple[str, str, str]] = []  # name, path and error of each that refused until then
+        self.unknown_extension: str | None = None  # the file that `order["extensions"]` did not have, so the boot was stopped
         self.how_it_ended = ""  # if its home ended although nobody asked for it
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
@@ -54,7 +57,7 @@ class HousedInstance:
         """Take in what the instance said since the last call; its state changes accordingly.
 
         Returns:
-            the reports, for whoever logs them: "ready", "failed", "files", "closed".
+            the reports, for whoever logs them: "ready", "failed", "extensions", "refused", "files", "closed".
         """
         reports: list[dict[str, Any]] = []
         while True:
@@ -146,6 +149,10 @@ class HousedInstance:
             return
 
     def _take_in(self, report: Mapping[str, Any]) -> None:
+        if report["event"] in ("ready", "failed", "extensions"):
+            self.extensions += [(name, path) for name, path in report.get("extensions", ())]
+            self.refused = [(name, path, error) for name, path, error in report.get("refused", ())]
+            self.unknown_extension = report.get("unknown_extension")
         if report["event"] == "ready":
             self.is_loaded, self.boot_s, self.objects_at_boot = True, report["boot_s"], report["objects"]
             self._move(Event.READY)

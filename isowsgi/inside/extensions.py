@@ -1,0 +1,138 @@
+"""Extension modules of an app: which files get loaded in this interpreter, which refuse it, and, while the app boots, which may.
+
+From CPython 3.13 on the init function of a single-phase module runs in the process' main interpreter first, and a module that loads once
+per process is used up by the attempt. So a file that nobody has tried in a process to throw away must not be opened in a worker: the guard
+stops the boot before that. It ends with the boot, since from then on a request would pay for it; what loads later is only recorded.
+
+Extension modules of the standard library are neither guarded nor recorded: `interpreters.preload` has them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ExtensionFileLoader
+from typing import Any
+
+# What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
+_MAX_REFUSED = 50
+_MAX_ERROR_CHARS = 500
+
+
+class UnknownExtension(BaseException):
+    """An extension file that is not on the list of those tried was to be loaded; it was not opened.
+
+    Not an Exception: packages with a fallback in Python catch ImportError, and some catch Exception.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class Extensions:
+    """What this interpreter's imports met; any thread of it may import.
+
+    Attributes:
+        loaded: name and path of each extension module that was loaded, in order.
+        refused: name, path and error of each that refused this interpreter.
+        unknown: the file that stopped the boot; kept, for code may catch everything and go on without it.
+    """
+
+    def __init__(self, allowed: Mapping[str, Sequence[int]] | None) -> None:
+        self._allowed = allowed
+        self._on_refusal: Callable[[str, str, str], None] | None = None
+        self.loaded: list[tuple[str, str]] = []
+        self.refused: list[tuple[str, str, str]] = []
+        self.unknown: str | None = None
+
+    def check(self) -> None:
+        """Raise UnknownExtension if the guard stopped an import, whoever caught that."""
+        if self.unknown is not None:
+            raise UnknownExtension(self.unknown)
+
+    def end_guard(self, on_refusal: Callable[[str, str, str], None]) -> None:
+        """Let everything load from now on, and call `on_refusal` with name, path and error of what refuses; on the importing thread."""
+        self._allowed = None
+        self._on_refusal = on_refusal
+
+    def before(self, path: str) -> None:
+        """Take note that a file is to be loaded.
+
+        Raises:
+            UnknownExtension: it may not be.
+        """
+        if self._allowed is None:
+            return
+        stamp = self._allowed.get(path)
+        if stamp is None or list(stamp) != stamp_of(path):
+            self.unknown = self.unknown or path
+            raise UnknownExtension(path)
+
+    def after(self, name: str, path: str, error: ImportError | TypeError | None) -> None:
+        """Take note of how it went."""
+        if error is None:
+            self.loaded.append((name, path))
+            return
+        from isowsgi import refusals  # only here, for most apps never need it
+
+        text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
+        is_news = len(self.refused) < _MAX_REFUSED and path not in [known for _, known, _ in self.refused]
+        if is_news and refusals.is_refusal(text):
+            self.refused.append((name, path, text))
+            if self._on_refusal is not None:
+                self._on_refusal(name, path, text)
+
+
+def stamp_of(path: str) -> list[int] | None:
+    """Return what tells one content of a file from another, as JSON has it; None if it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def install(allowed: Mapping[str, Sequence[int]] | None) -> Extensions:
+    """Watch the extension modules of this interpreter from now on; call it once, before code that is not ours runs.
+
+    Args:
+        allowed: files that were tried, with their stamps; all others stop the boot. None: no guard.
+    """
+    global current
+    record = current = Extensions(allowed)
+    # As sys.path has it at the start of an interpreter, whatever the layout of the installation.
+    own = tuple(folder + os.sep for folder in sys.path if os.path.basename(folder) == "lib-dynload")
+    create, execute = ExtensionFileLoader.create_module, ExtensionFileLoader.exec_module
+
+    def create_module(self: Any, spec: Any) -> Any:
+        path = os.path.abspath(str(spec.origin))
+        if path.startswith(own):
+            return create(self, spec)
+        record.before(path)
+        try:
+            return create(self, spec)
+        except (ImportError, TypeError) as exc:  # TypeError: what is left of another interpreter's classes (rpds)
+            record.after(spec.name, path, exc)
+            raise
+
+    def exec_module(self: Any, module: Any) -> None:
+        path = os.path.abspath(str(self.path))
+        if path.startswith(own):
+            execute(self, module)
+            return
+        try:
+            execute(self, module)
+        except (ImportError, TypeError) as exc:  # PyO3 and numpy refuse here
+            record.after(self.name, path, exc)
+            raise
+        record.after(self.name, path, None)
+
+    ExtensionFileLoader.create_module = create_module  # type: ignore[method-assign]
+    ExtensionFileLoader.exec_module = exec_module  # type: ignore[method-assign]
+    return record
+
+
+# This interpreter's; guards nothing until `install`.
+current = Extensions(None)

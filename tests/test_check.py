@@ -1,0 +1,219 @@
+"""`isowsgi check` says which home each mount gets; what an app does to it is a finding, not the end of the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isowsgi import interpreters
+from tests.conftest import DEADLINE_S, ROOT
+from tests.orders import WSGI, copy_extension
+
+BEST = interpreters.best_isolation()
+needs_own_gil = pytest.mark.skipif(BEST != "own-gil", reason="needs an own GIL")
+
+APPS = {
+    "sound": "import json" + WSGI,
+    "flasks": "import flask\napplication = flask.Flask('x')",
+    "djangos": (
+        "import django, django.conf\n"
+        "django.conf.settings.configure(DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}})\n"
+        "django.setup()\nfrom django.core.wsgi import get_wsgi_application\nfrom django.db import connection\n"
+        "connection.ensure_connection()\napplication = get_wsgi_application()"
+    ),
+    "segfaults": "import ctypes\nctypes.string_at(0)",
+    "hangs": "import time\ntime.sleep(1000)",
+    "leaves": "import os\nos._exit(7)",
+    "prints": "for number in range(10_000):\n    print('x' * 1000)" + WSGI,
+    "broken": "def (",
+    "refused": "import xxlimited_35" + WSGI,
+    "once": "import _curses" + WSGI,
+    "falls_back": "try:\n    import xxlimited_35\nexcept ImportError:\n    pass" + WSGI,
+}
+
+
+class Checked:
+    """What the command said."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code = done.returncode
+        self.output = done.stdout
+        self.errors = done.stderr
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.output)
+        return value
+
+    def mount(self, pattern: str) -> dict[str, Any]:
+        [found] = [mount for mount in self.json["mounts"] if mount["pattern"] == pattern]
+        return found
+
+
+class Command:
+    """The command, in a folder with apps to check and a memory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, code in APPS.items():
+            (folder / f"{name}.py").write_text(code)
+
+    def __call__(self, mounts: str, *arguments: str) -> Checked:
+        (self.folder / "isowsgi.toml").write_text(mounts)
+        done = subprocess.run(
+            [sys.executable, "-m", "isowsgi", "check", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "ISOWSGI_CACHE_DIR": str(self.folder / "cache"), "NO_COLOR": ""},
+            capture_output=True,
+            text=True,
+            timeout=4 * DEADLINE_S,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Checked(done)
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def mounts(*names: str) -> str:
+    return "[mounts]\n" + "\n".join(f'"/{name}" = "{name}"' for name in names)
+
+
+@pytest.fixture(scope="module")
+def loading(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """One run over apps that load somewhere, for machines."""
+    check = Command(tmp_path_factory.mktemp("loading"))
+    copy_extension("xxlimited_35", check.folder)
+    return check(mounts("sound", "prints", "flasks", "djangos", "refused", "falls_back"), "--json")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """One run over a sound app and those that load nowhere, for people."""
+    return Command(tmp_path_factory.mktemp("failing"))(mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "2")
+
+
+def test_a_sound_app_has_a_home(loading: Checked) -> None:
+    mount = loading.mount("/sound")
+
+    assert (loading.code, loading.json["is_fine"], mount["home"], mount["error"]) == (0, True, BEST, "")
+    assert all(home["loaded"] and home["memory_mib"] > 1 for home in mount["homes"].values())
+    assert {"shared-gil", "process"} <= set(mount["homes"])
+
+
+@pytest.mark.parametrize("app", ["flasks", "djangos"])
+def test_flask_and_django_with_sqlite_load_in_an_interpreter(loading: Checked, app: str) -> None:
+    assert loading.mount(f"/{app}")["home"] == BEST
+
+
+def test_ten_megabytes_of_output_are_not_shown(loading: Checked) -> None:
+    assert loading.mount("/prints")["home"] == BEST
+    assert len(json.dumps(loading.mount("/prints"))) < 100_000
+
+
+@needs_own_gil
+def test_it_names_what_refuses_what_that_said_and_what_it_declares(loading: Checked) -> None:
+    mount = loading.mount("/refused")
+
+    assert (mount["home"], mount["reason"]) == ("shared-gil", "xxlimited_35 refuses an own GIL")
+    [extension] = mount["extensions"]
+    assert (extension["name"], extension["interpreters"]) == ("xxlimited_35", "shared GIL")
+    assert "does not support loading in subinterpreters" in extension["refused"]
+
+
+@needs_own_gil
+def test_a_silent_fallback_is_said(loading: Checked) -> None:
+    mount = loading.mount("/falls_back")
+
+    assert (mount["home"], mount["fallbacks"]) == ("own-gil", ["xxlimited_35"])
+
+
+@pytest.mark.parametrize(
+    ("app", "line", "place"),
+    [
+        ("segfaults", "it crashed the process by SIGSEGV", 'segfaults.py", line 2'),
+        ("leaves", "it ended the process with exit code 7", ""),
+        ("hangs", "it was not loaded within 2 s", 'hangs.py", line 2'),
+        ("broken", "SyntaxError: invalid syntax", 'broken.py", line 1'),
+    ],
+)
+def test_what_an_app_does_is_a_line_and_exit_code_1(failing: Checked, app: str, line: str, place: str) -> None:
+    assert failing.code == 1
+    assert f"/{app}: no home: {line}" in failing.output
+    assert place in failing.output
+
+
+def test_the_others_are_checked_all_the_same(failing: Checked) -> None:
+    assert "/sound: own GIL: loads" in failing.output or "/sound: shared GIL: loads" in failing.output
+
+
+def test_a_pipe_gets_no_colour_and_no_progress(failing: Checked) -> None:
+    assert "\x1b" not in failing.output
+    assert failing.errors == ""
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 14), reason="_curses loads once per process from 3.14 on")
+def test_two_mounts_that_want_the_only_slot_of_a_file_clash(check: Command) -> None:
+    copy_extension("_curses", check.folder)
+    config = (
+        '[defaults]\nisolation = "shared-gil"\n' + mounts("once") + '\n"/twice" = "once"\n"/other" = { app = "once", isolation = "auto" }'
+    )
+
+    checked = check(config)
+
+    assert checked.code == 1
+    assert "clash: /once, /twice: _curses loads once per process" in checked.output
+    assert "warning: _curses loads once per process, so this mount can have one instance only" in checked.output
+    assert "/other: _curses loads once per process" in checked.output
+
+
+@needs_own_gil
+def test_a_home_that_was_asked_for_and_is_refused_is_no_home(check: Command) -> None:
+    copy_extension("xxlimited_35", check.folder)
+
+    checked = check('[mounts]\n"/" = { app = "refused", isolation = "own-gil" }')
+
+    assert checked.code == 1
+    assert "does not load with isolation = 'own-gil'" in checked.output
+    assert 'set isolation = "shared-gil" for this mount' in checked.output
+
+
+def test_it_says_which_patterns_take_requests_from_others(check: Command) -> None:
+    checked = check(mounts("sound") + '\n"/sound/inner" = "sound"\n"example.com/" = "sound"', "--mount", "/sound")
+
+    assert "note: /sound: what begins with /sound/inner goes there" in checked.output
+    assert "note: /sound: not reached at the hosts of example.com/" in checked.output
+    assert "\n/sound/inner" not in checked.output
+
+
+def test_a_faulty_config_file_is_exit_code_2(check: Command) -> None:
+    checked = check('[mounts]\n"/" = 1\nx = 2')
+    assert checked.code == 2
+    assert "isowsgi.toml: mounts" in checked.errors
+    assert checked.output == ""
+
+    checked = check('[mounts]\n"/" = 1', "--json")
+    assert checked.code == 2
+    assert len(checked.json["faults"]) == 1
+
+
+def test_a_mount_that_is_not_there_is_bad_usage(check: Command) -> None:
+    checked = check(mounts("sound"), "--mount", "/soud")
+
+    assert checked.code == 2
+    assert "did you mean '/sound'?" in checked.errors
+
+
+def test_the_next_start_knows_what_was_found(check: Command) -> None:
+    check(mounts("sound", "broken"))
+
+    assert len(list((check.folder / "cache").iterdir())) == 1

@@ -1,0 +1,183 @@
+"""The home of an app is the best one that it loads in, and the reason says why it is no better one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isowsgi import housing, interpreters
+from isowsgi.housing import Verdict
+from isowsgi.trial import PROCESS, Outcome
+from tests.conftest import DEADLINE_S
+from tests.orders import copy_extension, order_for
+
+OWN, SHARED = "own-gil", "shared-gil"
+REFUSED = "ImportError: module x._c does not support loading in subinterpreters"
+ONCE = "ImportError: cannot load module more than once per process"
+HAS_OWN_GIL = interpreters.best_isolation() == OWN
+needs_own_gil = pytest.mark.skipif(not HAS_OWN_GIL, reason="needs an own GIL")
+
+
+class FakeTrials:
+    """Trials with outcomes that the test knows; remembers which were run."""
+
+    def __init__(self, **outcomes: Any) -> None:
+        self._outcomes = {name.replace("_", "-"): outcome for name, outcome in outcomes.items()}
+        self.ran: list[tuple[str, int]] = []
+
+    def __call__(self, order: Mapping[str, Any], isolation: str, *, copies: int, timeout_s: float) -> Outcome:
+        self.ran.append((isolation, copies))
+        facts = self._outcomes[isolation]
+        if facts is True:
+            return Outcome(isolation=isolation, loaded=True)
+        facts = {"error": facts} if isinstance(facts, str) else facts
+        return Outcome(isolation=isolation, loaded=False, **{"failed_copy": 1, **facts})
+
+
+def decide(trials: FakeTrials, **order: Any) -> Verdict:
+    return housing.decide(order, timeout_s=1, run=trials)
+
+
+@pytest.fixture(autouse=True)
+def newest_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules are the same everywhere; where an own GIL is sound, it comes first."""
+    if "tmp_path" not in request.fixturenames:
+        monkeypatch.setattr(interpreters, "best_isolation", lambda: OWN)
+
+
+def test_an_own_gil_is_the_best_home() -> None:
+    trials = FakeTrials(own_gil=True)
+
+    verdict = decide(trials)
+
+    assert (verdict.isolation, verdict.reason) == (OWN, "own GIL: loads")
+    assert trials.ran == [(OWN, 1)]
+
+
+def test_where_it_is_not_sound_a_shared_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "best_isolation", lambda: SHARED)
+    trials = FakeTrials(shared_gil=True)
+
+    assert decide(trials).isolation == SHARED
+    assert trials.ran == [(SHARED, 2)]
+
+
+def test_a_refusal_moves_on_to_a_shared_gil() -> None:
+    verdict = decide(FakeTrials(own_gil=REFUSED, shared_gil=True))
+
+    assert (verdict.isolation, verdict.reason) == (SHARED, "x._c refuses an own GIL")
+
+
+def test_what_loads_once_per_process_gets_a_process() -> None:
+    refused = [("numpy._core", "/x.so", ONCE)]
+    verdict = decide(FakeTrials(own_gil=REFUSED, shared_gil={"error": ONCE, "failed_copy": 2, "refused": refused}, process=True))
+
+    assert (verdict.isolation, verdict.reason) == (PROCESS, "numpy._core loads once per process")
+
+
+def test_so_does_what_fails_the_second_time_in_words_that_nobody_knows() -> None:
+    trials = FakeTrials(own_gil=REFUSED, shared_gil={"error": "KeyError: 1", "failed_copy": 2}, process=True)
+
+    assert decide(trials).reason == "shared GIL: loads once per process: KeyError: 1"
+
+
+def test_a_broken_app_is_not_tried_elsewhere() -> None:
+    trials = FakeTrials(own_gil={"error": "SyntaxError: invalid syntax", "traceback": "the app's own"})
+
+    verdict = decide(trials)
+
+    assert (verdict.isolation, verdict.error, verdict.traceback) == (None, "SyntaxError: invalid syntax", "the app's own")
+    assert trials.ran == [(OWN, 1)]
+
+
+def test_an_unclear_failure_is_settled_in_a_process() -> None:
+    trials = FakeTrials(own_gil="KeyError: 'DATABASE'", process="KeyError: 'DATABASE'")
+
+    assert decide(trials).error == "KeyError: 'DATABASE'"
+    assert trials.ran == [(OWN, 1), (PROCESS, 1)]
+
+
+def test_what_a_process_loads_was_refused() -> None:
+    trials = FakeTrials(own_gil="KeyError: 1", shared_gil=True, process=True)
+
+    verdict = decide(trials)
+
+    assert (verdict.isolation, verdict.reason) == (SHARED, "own GIL: KeyError: 1")
+    assert trials.ran == [(OWN, 1), (PROCESS, 1), (SHARED, 2)]
+
+
+def test_a_crash_in_interpreters_alone_leads_to_a_process() -> None:
+    died = {"error": "it crashed the process by SIGSEGV when it was loaded", "signal": "SIGSEGV"}
+    trials = FakeTrials(own_gil=died, shared_gil=died, process=True)
+
+    verdict = decide(trials)
+
+    assert verdict.isolation == PROCESS
+    assert "SIGSEGV" in verdict.reason
+    assert trials.ran == [(OWN, 1), (PROCESS, 1), (SHARED, 2)]
+
+
+def test_a_crash_everywhere_is_the_apps() -> None:
+    died = {"error": "it crashed", "signal": "SIGSEGV", "output": "Fatal Python error"}
+    verdict = decide(FakeTrials(own_gil=died, process=died))
+
+    assert (verdict.isolation, verdict.error, verdict.traceback) == (None, "it crashed", "Fatal Python error")
+
+
+def test_an_address_or_a_number_makes_no_other_failure() -> None:
+    trials = FakeTrials(own_gil="ValueError: <object at 0x7f01> 12", process="ValueError: <object at 0x7f02> 13")
+
+    assert decide(trials).isolation is None
+    assert trials.ran == [(OWN, 1), (PROCESS, 1)]
+
+
+def test_an_app_that_each_home_refuses_for_another_reason_has_none() -> None:
+    verdict = decide(FakeTrials(own_gil=REFUSED, shared_gil=ONCE, process="OSError: no database"))
+
+    assert (verdict.isolation, verdict.error) == (None, "OSError: no database")
+
+
+def test_a_mount_with_a_python_of_its_own_is_tried_in_a_process_only() -> None:
+    trials = FakeTrials(process=True)
+
+    assert decide(trials, python="/opt/python").isolation == PROCESS
+    assert trials.ran == [(PROCESS, 1)]
+
+
+# With real trials.
+
+
+def test_a_pure_app_gets_an_interpreter(tmp_path: Path) -> None:
+    verdict = housing.decide(order_for(tmp_path, "import json"), timeout_s=DEADLINE_S)
+
+    assert verdict.isolation == interpreters.best_isolation()
+
+
+@needs_own_gil
+def test_a_verdict_rests_on_the_files_that_loaded_and_refused(tmp_path: Path) -> None:
+    paths = [copy_extension("xxlimited", tmp_path), copy_extension("xxlimited_35", tmp_path)]
+
+    verdict = housing.decide(order_for(tmp_path, "import xxlimited, xxlimited_35"), timeout_s=DEADLINE_S)
+
+    assert (verdict.isolation, verdict.reason) == (SHARED, "xxlimited_35 refuses an own GIL")
+    assert verdict.extensions == {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 14), reason="_curses loads once per process from 3.14 on")
+def test_an_extension_that_loads_once_leads_to_a_process(tmp_path: Path) -> None:
+    copy_extension("_curses", tmp_path)
+
+    verdict = housing.decide(order_for(tmp_path, "import _curses"), timeout_s=DEADLINE_S)
+
+    assert (verdict.isolation, verdict.reason) == (PROCESS, "_curses loads once per process")
+
+
+def test_an_app_that_forks_gets_a_process(tmp_path: Path) -> None:
+    code = "import os\nif (child := os.fork()) == 0:\n    os._exit(0)\nos.waitpid(child, 0)"
+
+    verdict = housing.decide(order_for(tmp_path, code), timeout_s=DEADLINE_S)
+
+    assert (verdict.isolation, verdict.reason[:9]) == (PROCESS, "it forks:")

@@ -1,0 +1,189 @@
+"""A trial says how an app loads, whatever the app does, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isowsgi import interpreters, trial
+from isowsgi.trial import PROCESS
+from tests.conftest import DEADLINE_S, ROOT, eventually
+from tests.orders import copy_extension, order_for, with_member
+
+BEST = interpreters.best_isolation()
+HOMES = [(BEST, 1), (PROCESS, 1)]
+EACH_HOME = pytest.mark.parametrize(("isolation", "copies"), HOMES)
+
+
+@pytest.mark.parametrize(("isolation", "copies"), [*HOMES, ("shared-gil", 2)])
+def test_a_sound_app_loads_and_is_measured(tmp_path: Path, isolation: str, copies: int) -> None:
+    outcome = trial.run(order_for(tmp_path, "import json"), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.error, outcome.failed_copy) == (True, "", 0)
+    assert outcome.python == interpreters.version_text()
+    assert 1 < outcome.memory_mib < 200
+
+
+@EACH_HOME
+def test_it_finds_its_environment(tmp_path: Path, isolation: str, copies: int) -> None:
+    code = """
+        import os, sys
+        assert os.environ["COLOUR"] == "red"
+        assert sys.argv == ["tried"]
+        assert sys.stdin.read() == ""
+        assert not [folder for folder in sys.path if folder.endswith("isowsgi")], sys.path
+    """
+    order = order_for(tmp_path, code, env={"COLOUR": "red"})
+
+    assert trial.run(order, isolation, copies=copies, timeout_s=DEADLINE_S).error == ""
+
+
+@EACH_HOME
+def test_a_broken_app_brings_its_own_traceback(tmp_path: Path, isolation: str, copies: int) -> None:
+    outcome = trial.run(order_for(tmp_path, "import nothing_of_that_name"), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert outcome.error == "ModuleNotFoundError: No module named 'nothing_of_that_name'"
+    assert 'tried.py", line 1' in outcome.traceback
+    assert not outcome.has_died
+
+
+@EACH_HOME
+def test_a_crash_is_a_finding(tmp_path: Path, isolation: str, copies: int) -> None:
+    outcome = trial.run(order_for(tmp_path, "import ctypes\nctypes.string_at(0)"), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.signal) == (False, "SIGSEGV")
+    assert "Segmentation fault" in outcome.output
+    assert not list(Path.cwd().glob("core*"))
+
+
+@EACH_HOME
+def test_an_exit_is_a_finding(tmp_path: Path, isolation: str, copies: int) -> None:
+    outcome = trial.run(order_for(tmp_path, "import os\nos._exit(7)"), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.exit_code) == (False, 7)
+
+
+def test_an_exit_of_zero_is_one_too(tmp_path: Path) -> None:
+    outcome = trial.run(order_for(tmp_path, "import os\nos._exit(0)"), PROCESS, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.exit_code) == (False, 0)
+
+
+@EACH_HOME
+def test_an_app_that_hangs_is_given_up_in_time(tmp_path: Path, isolation: str, copies: int) -> None:
+    outcome = trial.run(order_for(tmp_path, "import time\ntime.sleep(1000)"), isolation, copies=copies, timeout_s=0.5)
+
+    assert (outcome.loaded, outcome.timed_out, outcome.has_died) == (False, True, False)
+    assert "0.5 s" in outcome.error
+    if isolation == PROCESS:
+        assert "time.sleep(1000)" in outcome.traceback
+
+
+def test_so_is_one_that_never_gives_up_the_gil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own process cannot say a word."""
+    monkeypatch.setattr(trial, "_MARGIN_S", 0.5)
+    code = "import re\nre.match('(a*)*b', 'a' * 40)"
+
+    outcome = trial.run(order_for(tmp_path, code), PROCESS, timeout_s=0.5)
+
+    assert (outcome.loaded, outcome.timed_out) == (False, True)
+
+
+@EACH_HOME
+def test_of_ten_megabytes_the_end_is_kept(tmp_path: Path, isolation: str, copies: int) -> None:
+    code = "for number in range(10_000):\n    print('x' * 1000)\nimport os\nos.write(1, b'y' * 1_000_000 + b'the end')"
+
+    outcome = trial.run(order_for(tmp_path, code), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert outcome.loaded
+    assert len(outcome.output) <= 16 * 1024
+    assert "the end" in outcome.output
+
+
+def test_the_warm_up_request_is_part_of_it(tmp_path: Path) -> None:
+    """Also where no listener has a TCP address; that was a TypeError once."""
+    outcome = trial.run(order_for(tmp_path, "", warmup="/tried/"), BEST, timeout_s=DEADLINE_S)
+    assert outcome.loaded
+
+    code = "def application(environ, start_response):\n    raise ValueError\nfailing = application"
+    order = order_for(tmp_path, code, warmup="/tried/")
+    failed = trial.run(with_member(order, call="failing"), BEST, timeout_s=DEADLINE_S)
+    assert failed.error == "ValueError"
+
+
+def test_it_names_the_extension_modules(tmp_path: Path) -> None:
+    path = copy_extension("xxlimited", tmp_path)
+
+    outcome = trial.run(order_for(tmp_path, "import xxlimited, sqlite3"), PROCESS, timeout_s=DEADLINE_S)
+
+    assert outcome.extensions == (("xxlimited", str(path)),)
+
+
+@pytest.mark.skipif(interpreters.own_gil_error() is not None, reason="needs an own GIL")
+def test_and_the_one_that_refuses(tmp_path: Path) -> None:
+    path = copy_extension("xxlimited_35", tmp_path)
+
+    outcome = trial.run(order_for(tmp_path, "import xxlimited_35"), "own-gil", timeout_s=DEADLINE_S)
+
+    [(name, refused, error)] = outcome.refused
+    assert (name, refused) == ("xxlimited_35", str(path))
+    assert "does not support loading in subinterpreters" in error
+    assert outcome.failure.module == "xxlimited_35"
+
+
+def test_a_python_that_does_not_start_is_a_finding(tmp_path: Path) -> None:
+    outcome = trial.run(order_for(tmp_path, "", python=str(tmp_path / "python")), PROCESS, timeout_s=DEADLINE_S)
+
+    assert "cannot run" in outcome.error
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """No descriptor, no zombie, and no process that the app started."""
+    code = f"import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))"
+    order = order_for(tmp_path, code)
+    trial.run(order, PROCESS, timeout_s=DEADLINE_S)
+    before = os.listdir("/proc/self/fd")
+
+    for isolation in (BEST, PROCESS):
+        assert trial.run(order, isolation, timeout_s=DEADLINE_S).loaded
+        left = int((tmp_path / "pid").read_text())
+        eventually(lambda left=left: not is_running(left), "the app's child is gone")
+
+    assert os.listdir("/proc/self/fd") == before
+    assert children_of(os.getpid()) == []
+
+
+def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:
+    """Also while the app holds the GIL for ever."""
+    order_for(tmp_path, f"import os, re\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nre.match('(a*)*b', 'a' * 60)")
+    code = f"""
+from pathlib import Path
+from isowsgi import trial
+from tests.orders import order_for
+folder = Path({str(tmp_path)!r})
+order = order_for(folder, (folder / "tried.py").read_text())
+trial.run(order, "process", timeout_s=600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    pid = int(str(eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the app is being loaded")))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    eventually(lambda: not is_running(pid), "the trial is gone")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped, by whoever, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

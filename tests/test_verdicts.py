@@ -1,0 +1,180 @@
+"""What was found out once is not tried again, unless what it rests on has changed; and nothing of it is ever an error."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from isowsgi import verdicts
+from isowsgi.housing import Verdict
+from isowsgi.inside.extensions import stamp_of
+from isowsgi.verdicts import Verdicts, key_of
+from tests.orders import order_for, with_member
+
+
+def verdict_on(*paths: Path) -> Verdict:
+    stamps = {str(path): tuple(stamp_of(str(path)) or ()) for path in paths}
+    return Verdict(isolation="shared-gil", reason="x refuses an own GIL", extensions=stamps)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def extension(tmp_path: Path) -> Path:
+    (tmp_path / "x.so").write_text("code")
+    return tmp_path / "x.so"
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Verdicts:
+    return Verdicts(str(tmp_path / "cache"))
+
+
+def test_it_is_remembered(memory: Verdicts, extension: Path, tmp_path: Path) -> None:
+    assert memory.recall("a") is None
+
+    assert memory.remember("a", verdict_on(extension))
+
+    assert Verdicts(str(tmp_path / "cache")).recall("a") == verdict_on(extension)
+    assert memory.recall("b") is None
+
+
+def test_only_its_user_may_see_it(memory: Verdicts, extension: Path, tmp_path: Path) -> None:
+    memory.remember("a", verdict_on(extension))
+
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "cache", *(tmp_path / "cache").iterdir())]
+    assert modes == [0o700, 0o600]
+
+
+@pytest.mark.parametrize("change", ["touched", "rewritten", "gone"])
+def test_a_changed_extension_file_ends_it(memory: Verdicts, extension: Path, change: str) -> None:
+    memory.remember("a", verdict_on(extension))
+    if change == "touched":
+        os.utime(extension, ns=(1, 1))
+    elif change == "rewritten":
+        extension.write_text("more code")
+    else:
+        extension.unlink()
+
+    assert memory.recall("a") is None
+
+
+def test_an_app_without_a_home_is_tried_again(memory: Verdicts) -> None:
+    assert not memory.remember("a", Verdict(isolation=None, reason="no home"))
+    assert memory.recall("a") is None
+
+
+def test_it_can_be_forgotten(memory: Verdicts, extension: Path) -> None:
+    memory.remember("a", verdict_on(extension))
+    memory.forget("a")
+    memory.forget("a")
+
+    assert memory.recall("a") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"isolation": 1}', '{"isolation": "a", "reason": "b", "extensions": {"/x": 1}}'])
+def test_a_damaged_file_is_no_verdict(memory: Verdicts, extension: Path, tmp_path: Path, content: str) -> None:
+    memory.remember("a", verdict_on(extension))
+    [file] = (tmp_path / "cache").iterdir()
+    file.write_text(content)
+
+    assert memory.recall("a") is None
+    assert memory.remember("a", verdict_on(extension))
+    assert memory.recall("a") == verdict_on(extension)
+
+
+@pytest.mark.parametrize("folder", ["/proc/none/such", "/dev/null/x", "/dev/null"])
+def test_it_goes_without_a_folder_it_cannot_have(folder: str, extension: Path) -> None:
+    memory = Verdicts(folder)
+
+    assert not memory.remember("a", verdict_on(extension))
+    assert memory.recall("a") is None
+
+
+def test_it_trusts_no_folder_that_others_may_write_to(memory: Verdicts, extension: Path, tmp_path: Path) -> None:
+    memory.remember("a", verdict_on(extension))
+    (tmp_path / "cache").chmod(0o777)
+
+    assert memory.recall("a") is None
+    assert not memory.remember("b", verdict_on(extension))
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch, extension: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(verdicts.FOLDER_VARIABLE, raising=False)
+    Verdicts().remember("a", verdict_on(extension))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    Verdicts().remember("a", verdict_on(extension))
+    monkeypatch.setenv(verdicts.FOLDER_VARIABLE, str(tmp_path / "named"))
+    Verdicts().remember("a", verdict_on(extension))
+
+    for folder in ("home/.cache/isowsgi", "xdg/isowsgi", "named"):
+        assert os.listdir(tmp_path / folder) == ["a.verdict"]
+
+
+def test_it_does_not_grow_for_ever(memory: Verdicts, extension: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "_MAX_FILES", 10)
+    for number in range(100):
+        memory.remember(f"{number}", verdict_on(extension))
+
+    assert len(os.listdir(tmp_path / "cache")) <= 10
+    assert memory.recall("99") is not None
+
+
+def test_what_is_too_long_is_not_remembered(memory: Verdicts) -> None:
+    stamps = {f"/{number}" * 100: (1, 1) for number in range(10_000)}
+
+    assert not memory.remember("a", Verdict(isolation="process", reason="", extensions=stamps))
+
+
+def write_often(folder: str, extension: Path) -> None:
+    for _ in range(200):
+        assert Verdicts(folder).remember("a", verdict_on(extension))
+
+
+def test_several_processes_may_write_while_others_read(memory: Verdicts, extension: Path, tmp_path: Path) -> None:
+    memory.remember("a", verdict_on(extension))
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_often, args=(str(tmp_path / "cache"), extension)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert memory.recall("a") is not None
+    for writer in writers:
+        writer.join()
+
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert os.listdir(tmp_path / "cache") == ["a.verdict"]
+
+
+def test_five_hundred_are_read_in_a_moment(memory: Verdicts, extension: Path) -> None:
+    for number in range(500):
+        memory.remember(str(number), verdict_on(extension))
+    started = time.perf_counter()
+
+    assert all(memory.recall(str(number)) for number in range(500))
+
+    assert time.perf_counter() - started < 2  # 0.03 s where nothing else runs
+
+
+def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = order_for(tmp_path, "")
+    changes = [
+        {"pythonpath": ["/other"]},
+        {"venv": "/other"},
+        {"python": "/other"},
+        {"env": {"A": "1"}},
+        with_member(order, target="other"),
+        with_member(order, warmup="/"),
+        {"members": order["members"] * 2},
+    ]
+    keys = {key_of(order), *(key_of({**order, **change}) for change in changes)}
+    assert len(keys) == 1 + len(changes)
+
+    assert key_of({**json.loads(json.dumps(order)), "generation": 7, "threads": 9, "tag": "x"}) == key_of(order)
+    monkeypatch.setattr("isowsgi.__version__", "0")
+    assert key_of(order) not in keys
