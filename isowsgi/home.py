@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from isowsgi.acceptor import NotServing
 from isowsgi.configfile import Mount
-from isowsgi.interpreters import MAIN
+from isowsgi.interpreters import MAIN, PROCESS
 from isowsgi.lifecycle import ENDS, SETTLED, State
 
 # Waits before a mount that failed to boot is tried again: doubled each time.
@@ -77,7 +77,7 @@ class Home:
         released: called when requests that wait for the mount should be looked at again.
         log: gunicorn's logger.
         drain_s: how long a replaced instance's requests may take to end.
-        isolation: where its instances live.
+        isolation: where its instances live; for "auto" the first that is tried.
         is_quarantined: whether it crashed the worker too often; it is answered 503 then.
     """
 
@@ -94,6 +94,11 @@ class Home:
     ) -> None:
         self.mount = mount
         self.isolation = isolation
+        self.reason = ""  # why there, if it was found out
+        self.is_auto = mount.isolation == "auto" and isolation not in (PROCESS, MAIN)  # whether a better home may be found for it
+        self.extensions: Mapping[str, Sequence[int]] | None = {} if self.is_auto else None  # that its boots may load; None: all
+        self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
+        self._is_on_trial = False
         self.name = mount.group or mount.pattern  # in the log
         self.generation = 0
         self.is_quarantined = is_quarantined
@@ -131,7 +136,9 @@ class Home:
         if serving:
             self._turn += 1
             return serving[self._turn % len(serving)]
-        if any(instance is not None and instance.state in (State.BOOTING, State.DRAINING) for instance in (*self._live, *self._next)):
+        if self._is_on_trial or any(
+            instance is not None and instance.state in (State.BOOTING, State.DRAINING) for instance in (*self._live, *self._next)
+        ):
             return NotServing.BOOTING
         if self.is_asleep():
             self.start(now)
@@ -144,10 +151,11 @@ class Home:
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because nobody asked for one."""
-        return not self.is_quarantined and self._retry_at is None and all(instance is None for instance in (*self._live, *self._next))
+        is_left_alone = not self.is_quarantined and self._retry_at is None and not self._is_on_trial
+        return is_left_alone and all(instance is None for instance in (*self._live, *self._next))
 
     def is_settled(self) -> bool:
-        return all(instance is None or instance.state in SETTLED for instance in self._live)
+        return not self._is_on_trial and all(instance is None or instance.state in SETTLED for instance in self._live)
 
     def is_serving(self) -> bool:
         return any(instance is not None and instance.state is State.SERVING for instance in self._live)
@@ -156,7 +164,7 @@ class Home:
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none."""
-        if self.is_quarantined:
+        if self.is_quarantined or self._is_on_trial:
             return
         self._retry_at = None
         self.generation += 1
@@ -173,7 +181,7 @@ class Home:
             # What is loaded in the main interpreter stays so until the process ends.
             self.restart_reason = f"{self.name} lives in the main interpreter and is to be loaded anew: {reason}"
             return
-        if any(instance is not None for instance in self._next):
+        if self._is_on_trial or any(instance is not None for instance in self._next):
             self._is_reload_wanted = reason  # what it was loaded from may be out of date already
             return
         if not any(instance is not None and instance.is_loaded and instance.state not in ENDS for instance in self._live):
@@ -229,10 +237,10 @@ class Home:
         self._released()
         self._go_on(now)
 
-    def is_news(self, instance: Instance) -> bool:
-        """Whether an instance's boot failed in another way than the one before: the same traceback need not be read every minute."""
-        before, self._traceback = self._traceback, instance.traceback
-        return before != instance.traceback
+    def is_news(self, traceback: str) -> bool:
+        """Whether a boot failed in another way than the one before: the same traceback need not be read every minute."""
+        before, self._traceback = self._traceback, traceback
+        return before != traceback
 
     def on_failed(self, instance: Instance, now: float) -> None:
         """An instance could not be booted."""
@@ -241,6 +249,47 @@ class Home:
             self._log.error("%s: the generation before goes on", instance.tag)
             self._go_on(now)
         elif instance in self._live:
+            self._plan_retry(now)
+        self._released()
+
+    def begin_trial(self, instance: Instance | None) -> bool:
+        """Wait for a verdict on where it can live; what serves goes on.
+
+        Args:
+            instance: that could not be booted where it was; None: all serve.
+
+        Returns:
+            whether a trial is to be made; False if one is being made already.
+        """
+        for slots in (self._live, self._next):
+            if instance in slots:
+                slots[slots.index(instance)] = None
+        is_new, self._is_on_trial = not self._is_on_trial, True
+        return is_new
+
+    def settle(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]]) -> None:
+        """Take note of where it can live; for its instances from now on."""
+        self.isolation, self.reason = isolation, reason
+        self.extensions = None if isolation == PROCESS else extensions
+
+    def move(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]], now: float) -> None:
+        """Live where a trial found that it can."""
+        self._is_on_trial = False
+        self.settle(isolation, reason, extensions)
+        if self._is_ending:
+            return
+        if self.is_serving():
+            self.replace(self._is_reload_wanted or f"its home is {isolation} from now on: {reason}", now)
+        else:
+            self.start(now)
+
+    def stay_away(self, now: float) -> None:
+        """Take note that a trial found no home."""
+        self._is_on_trial = False
+        if self.is_serving():
+            self._log.error("%s: the generation before goes on", self.name)
+            self._go_on(now)
+        else:
             self._plan_retry(now)
         self._released()
 

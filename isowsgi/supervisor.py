@@ -11,16 +11,18 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from isowsgi import interpreters
+from isowsgi import interpreters, refusals
 from isowsgi.acceptor import Acceptor, NotServing
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
+from isowsgi.housing import Verdict
 from isowsgi.instances.housed import HousedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.main import MainInstance
 from isowsgi.instances.process import ProcessInstance
 from isowsgi.lifecycle import ENDS, State
+from isowsgi.placement import Placement
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 
 # How long a replaced mount's memory may take to be given back before the next look at the whole.
@@ -66,7 +68,9 @@ class Supervisor:
         self._rss_next = 0.0
         self._rss_asked = False
         self._environ = dict(os.environ)  # before an app in the main interpreter changes it
+        self._placement = Placement(orders, self._on_verdict)
         self.homes: list[Home] = []
+        self._members_of: dict[Home, list[tuple[int, Mount]]] = {}
         self._home_of: dict[int, Home] = {}  # by the mount's number; those of a group have the same one
         for members in _groups(config.mounts):
             mount = members[0][1]
@@ -80,12 +84,14 @@ class Supervisor:
                 is_quarantined=any(member.pattern in quarantined for _, member in members),
             )
             self.homes.append(home)
+            self._members_of[home] = members
             self._home_of |= dict.fromkeys((number for number, _ in members), home)
 
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy, all side by side."""
         self._acceptor = acceptor
         acceptor.watch(self._capacity, self._on_capacity)
+        acceptor.watch(self._placement.fileno(), self._placement.read_verdicts)
         interpreters.preload()
         now = time.monotonic()
         for home in self.homes:
@@ -188,8 +194,12 @@ class Supervisor:
     def _make(self, members: list[tuple[int, Mount]], isolation: str, slot: int, generation: int) -> HousedInstance:
         acceptor = self._acceptor
         assert acceptor is not None, "instances are made since start()"
+        home = self._home_of[members[0][0]]
+        if home.is_auto and not home.reason and (verdict := self._placement.recall(members)) is not None and verdict.isolation is not None:
+            home.settle(verdict.isolation, verdict.reason, verdict.extensions)
+            isolation = home.isolation
         first_row = self._board.allot(1 + self._orders.threads_of(members[0][1]))
-        order = self._orders.write(members, isolation, slot, generation, first_row)
+        order = self._orders.write(members, isolation, slot, generation, first_row, home.extensions)
         shared_fds = {
             "returns": acceptor.returns_fd,
             "lingering": acceptor.lingering_fd,
@@ -203,7 +213,7 @@ class Supervisor:
             instance = MainInstance(order, shared_fds, self._board, self._log)
         else:
             instance = InterpreterInstance(order, shared_fds, self._board)
-        acceptor.watch(instance.fileno(), partial(self._on_reports, self._home_of[members[0][0]], instance))
+        acceptor.watch(instance.fileno(), partial(self._on_reports, home, instance))
         return instance
 
     # What instances report.
@@ -213,7 +223,8 @@ class Supervisor:
         for report in instance.read_reports():
             event = report["event"]
             if event == "ready":
-                self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, instance.isolation)
+                where = instance.isolation + (f": {home.reason}" if home.reason and instance.isolation != interpreters.best_isolation() else "")
+                self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, where)
                 home.on_ready(instance, now)
             elif event == "failed" and instance.is_loaded:
                 self._log.error("%s: broke off: %s\n%s", instance.tag, instance.error, instance.traceback)
@@ -222,6 +233,8 @@ class Supervisor:
             elif event == "stuck":
                 self._log.error("%s: a thread is stuck in its request; the instance is replaced\n%s", instance.tag, report["stack"])
                 home.on_stuck(instance, now)
+            elif event == "refused":
+                self._on_refused(home, instance, report["name"], report["error"])
             elif event == "changed":
                 home.replace(f"{report['file']} has changed", now)
             elif event == "measured":
@@ -232,10 +245,40 @@ class Supervisor:
                 self._on_closed(home, instance, now)
 
     def _on_boot_failed(self, home: Home, instance: HousedInstance, now: float) -> None:
-        error = instance.error + _hint(instance.error + instance.traceback, instance.isolation)
-        details = f"\n{instance.traceback}" if home.is_news(instance) else ", as before"
-        self._log.error("%s: cannot load %r: %s%s", instance.tag, _app_text(home.mount), error, details)
+        if home.is_auto and instance.isolation == home.isolation != interpreters.PROCESS and _is_for_trial(instance):
+            if home.begin_trial(instance):
+                what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
+                self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
+                self._placement.try_out(home, self._members_of[home], home.late_imports)
+            return
+        hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
+        self._say_boot_failed(instance.tag, home, instance.error + hint, instance.traceback)
         home.on_failed(instance, now)
+
+    def _say_boot_failed(self, tag: str, home: Home, error: str, traceback: str) -> None:
+        details = f"\n{traceback}" if home.is_news(traceback) else ", as before"
+        self._log.error("%s: cannot load %r: %s%s", tag, _app_text(home.mount), error, details)
+
+    def _on_verdict(self, home: Home, verdict: Verdict) -> None:
+        now = time.monotonic()
+        if verdict.isolation is None:
+            self._say_boot_failed(f"{home.name} #{home.generation}", home, verdict.error, verdict.traceback)
+            home.stay_away(now)
+        else:
+            self._log.info("%s: its home is %s (%s)", home.name, verdict.isolation, verdict.reason)
+            home.move(verdict.isolation, verdict.reason, verdict.extensions, now)
+
+    def _on_refused(self, home: Home, instance: HousedInstance, module: str, error: str) -> None:
+        """Find another home for a mount whose request has just failed because it imported what cannot be loaded there."""
+        if module in home.late_imports or instance.state is not State.SERVING:
+            return
+        home.late_imports.append(module)
+        hint = refusals.hint(error, instance.isolation)
+        if not home.is_auto:
+            self._log.error("%s: a request imported %s, which is refused here: %s%s", instance.tag, module, error, hint)
+        elif home.begin_trial(None):
+            self._log.error("%s: a request imported %s, which is refused here: %s; another home is looked for", instance.tag, module, error)
+            self._placement.try_out(home, self._members_of[home], home.late_imports)
 
     def _on_closed(self, home: Home, instance: HousedInstance, now: float) -> None:
         assert self._acceptor is not None, "watched since start()"
@@ -305,20 +348,9 @@ def _app_text(mount: Mount) -> str:
     return f"{mount.app.target}:{mount.app.call}"
 
 
-# What numpy, PyO3, and Cython and mypyc say when another interpreter of the process has loaded the same file of theirs.
-_ONCE = ("cannot load module more than once per process", "PyO3 modules do not yet support subinterpreters", "Interpreter change detected")
-
-
-def _hint(failure: str, isolation: str) -> str:
-    """Return what to do about a refused extension module, to go behind the error.
-
-    Args:
-        failure: the error with its traceback, as packages often wrap the refusal in an error of their own.
-    """
-    if "failed to import from subinterpreter due to exception" in failure:
-        return "; an extension module of this app works in no subinterpreter; run the app in a gunicorn of its own"
-    if "does not support loading in subinterpreters" in failure and isolation == interpreters.OWN_GIL:
-        return '; set isolation = "shared-gil" for this mount'
-    if any(text in failure for text in _ONCE):
-        return "; one installed copy of it serves one interpreter only: give this mount a venv of its own, and one instance"
-    return ""
+def _is_for_trial(instance: HousedInstance) -> bool:
+    """Whether a boot's failure may be due to the home, and not to the app."""
+    if instance.unknown_extension is not None:
+        return True
+    failure = refusals.classify(instance.error, instance.traceback)
+    return failure.kind != refusals.BROKEN or bool(instance.refused)

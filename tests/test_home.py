@@ -280,10 +280,10 @@ def test_the_same_failure_is_told_in_full_once() -> None:
     site.home.start(site.now)
     site.made[0].traceback = "a"
 
-    assert site.home.is_news(site.made[0])
-    assert not site.home.is_news(site.made[0])
+    assert site.home.is_news(site.made[0].traceback)
+    assert not site.home.is_news(site.made[0].traceback)
     site.made[0].traceback = "b"
-    assert site.home.is_news(site.made[0])
+    assert site.home.is_news(site.made[0].traceback)
 
 
 def test_a_boot_that_ends_after_it_was_given_up_does_not_serve() -> None:

@@ -172,6 +172,8 @@ class Instance:
         try:
             record.check()
             service = self._make_service()
+            for name in self._order.get("imports", ()):
+                importlib.import_module(name)
             record.check()
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
