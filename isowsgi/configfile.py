@@ -117,6 +117,14 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class Control:
+    """`[control]`: the socket by which `isowsgi status` and the like reach a worker."""
+
+    enabled: bool = True
+    folder: str | None = None  # absolute; None: see operate.places
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -124,6 +132,7 @@ class Config:
     mounts: tuple[Mount, ...]  # in the order of the file
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
+    control: Control = Control()
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
@@ -146,7 +155,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
     mounts = tuple(_mount(pattern, table, tables.defaults, folder) for pattern, table in tables.mounts.items())
     limits = Limits(**attrs.asdict(tables.worker))
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits)
+    control = Control(**attrs.asdict(tables.control))
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control)
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -195,6 +205,8 @@ _Switch = NewType("_Switch", bool)
 _Count = NewType("_Count", int)
 _AtLeastOne = NewType("_AtLeastOne", int)
 _Path = NewType("_Path", str)
+_NewFile = NewType("_NewFile", str)
+_NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
 _OnCrash = NewType("_OnCrash", str)
 
@@ -258,6 +270,12 @@ class _Worker:
     crash_window: _LongSeconds = _LongSeconds(CRASH_WINDOW_S)
 
 
+@attrs.frozen(kw_only=True)
+class _Control:
+    enabled: _Switch = _Switch(True)
+    folder: _NewFolder | None = None
+
+
 _Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
 
 
@@ -267,6 +285,7 @@ class _File:
     defaults: _Settings = _Settings()
     acceptor: _Acceptor = _Acceptor()
     worker: _Worker = _Worker()
+    control: _Control = _Control()
 
 
 def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: str) -> Mount:
@@ -313,6 +332,8 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
         _Count: partial(_whole_number, least=0, most=MAX_COUNT),
         _AtLeastOne: partial(_whole_number, most=MAX_COUNT),
         _Path: partial(_new_path, folder=folder),
+        _NewFile: partial(_new_file, folder=folder),
+        _NewFolder: partial(_new_folder, folder=folder),
         _UrlPath: _url_path,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
     }
@@ -497,6 +518,26 @@ def _url_path(value: Any) -> str:
 
 def _new_path(value: Any, *, folder: str) -> str:
     return _path(value, folder)[0]
+
+
+def _new_file(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    if os.path.isdir(path):
+        raise _Fault(f"expected a file, got the folder {shown}")
+    return _in_existing_folder(path, shown)
+
+
+def _new_folder(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise _Fault(f"expected a folder, got the file {shown}")
+    return _in_existing_folder(path, shown)
+
+
+def _in_existing_folder(path: str, shown: str) -> str:
+    if "\0" in path or not os.path.isdir(os.path.dirname(path)):
+        raise _Fault(f"expected a path in an existing folder, got {shown}")
+    return path
 
 
 def _isolation(value: Any, *, own_gil_error: str | None) -> str:

@@ -30,6 +30,7 @@ class Instance(Protocol):
 
     state: State
     tag: str
+    generation: int
     isolation: str
     is_loaded: bool
     error: str
@@ -53,6 +54,8 @@ class Instance(Protocol):
     def is_busy(self) -> bool: ...
     def has_free_thread(self) -> bool: ...
     def requests_in_flight(self) -> list[str]: ...
+    def in_flight(self, now: float) -> list[tuple[str, float]]: ...
+    def ask_stacks(self, ask: int) -> None: ...
     def cut_off(self, older_than_s: float, now: float) -> bool: ...
     def measure(self) -> None: ...
     def reopen_logs(self) -> None: ...
@@ -79,6 +82,7 @@ class Home:
         self.mount = mount
         self.generation = 0
         self.is_quarantined = is_quarantined
+        self.is_stopped = False  # by the operator
         self.reloads = 0
         self.stuck = 0  # instances left behind so far, in this worker
         self._make = make
@@ -105,7 +109,7 @@ class Home:
 
     def choose(self, now: float) -> Instance | NotServing:
         """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
-        if self.is_quarantined:
+        if self.is_quarantined or self.is_stopped:
             return NotServing.FAILED
         serving = [instance for instance in self._live if instance is not None and self._can_serve(instance)]
         if serving:
@@ -124,7 +128,8 @@ class Home:
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because nobody asked for one."""
-        return not self.is_quarantined and self._retry_at is None and all(instance is None for instance in (*self._live, *self._next))
+        is_held_back = self.is_quarantined or self.is_stopped or self._retry_at is not None
+        return not is_held_back and all(instance is None for instance in (*self._live, *self._next))
 
     def is_settled(self) -> bool:
         return all(instance is None or instance.state in SETTLED for instance in self._live)
@@ -132,11 +137,63 @@ class Home:
     def is_serving(self) -> bool:
         return any(instance is not None and instance.state is State.SERVING for instance in self._live)
 
+    def serving(self) -> list[Instance]:
+        return [instance for instance in self._live if instance is not None and instance.state is State.SERVING]
+
+    def has_arrived(self, generation: int) -> bool:
+        """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
+        serving = self.serving()
+        is_whole = len(serving) == len(self._live) and all(instance.generation >= generation for instance in serving)
+        return is_whole and not self._is_reload_wanted and not any(instance is not None for instance in self._next)
+
+    def is_under_way(self) -> bool:
+        """Whether some instance is being loaded, or will be at once."""
+        is_booting = any(instance is not None and instance.state is State.BOOTING for instance in (*self._next, *self._live))
+        return is_booting or bool(self._is_reload_wanted)
+
+    def retry_in_s(self, now: float) -> float | None:
+        """Return after how many seconds it is tried again, if its last boot failed."""
+        return None if self._retry_at is None else max(round(self._retry_at - now, 1), 0.0)
+
+    def summary(self) -> str:
+        """Return in a word how the mount is."""
+        if self.is_quarantined or self.is_stopped:
+            return "quarantined" if self.is_quarantined else "stopped"
+        if self.is_asleep():
+            return "asleep"
+        states = {instance.state for instance in self._live if instance is not None}
+        if State.STUCK in states:
+            return "stuck"
+        if self.is_serving():
+            return "reloading" if any(instance is not None for instance in self._next) else "serving"
+        return "booting" if State.BOOTING in states else "failed"
+
     # What is to be done.
+
+    def halt(self, now: float) -> None:
+        """End its instances and answer 503 until `resume`."""
+        if self.is_stopped:
+            return
+        self._log.info("%s: is stopped by the operator; it answers 503", self.mount.pattern)
+        self.is_stopped = True
+        self._retry_at, self._is_reload_wanted = None, ""
+        under_way = [instance for instance in (*self._next, *self._live) if instance is not None]
+        self._live, self._next = [None] * self.mount.instances, [None] * self.mount.instances
+        for instance in under_way:
+            self._retire(instance, now)
+        if under_way:
+            self._released()
+
+    def resume(self, now: float) -> None:
+        """Start it again after `halt`, or now if it sleeps or waits for its next try."""
+        if self.is_stopped:
+            self._log.info("%s: is started by the operator", self.mount.pattern)
+        self.is_stopped = False
+        self.start(now)
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none."""
-        if self.is_quarantined:
+        if self.is_quarantined or self.is_stopped:
             return
         self._retry_at = None
         self.generation += 1
@@ -147,7 +204,7 @@ class Home:
 
     def replace(self, reason: str, now: float) -> None:
         """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
-        if self.is_quarantined or self._is_ending or self.is_asleep():
+        if self.is_quarantined or self.is_stopped or self._is_ending or self.is_asleep():
             return
         if any(instance is not None for instance in self._next):
             self._is_reload_wanted = reason  # what it was loaded from may be out of date already

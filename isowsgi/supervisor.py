@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from isowsgi.acceptor import Acceptor, NotServing
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
+from isowsgi.incidents import Incidents, incident
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.lifecycle import ENDS, State
 from isowsgi.scoreboard import REQUESTS, Scoreboard
@@ -59,6 +60,8 @@ class Supervisor:
         self._leaked = 0  # interpreters ended on a release that keeps their memory
         self._rss_next = 0.0
         self._rss_asked = False
+        self.incidents = [Incidents() for _ in config.mounts]
+        self.on_stacks: Callable[[Instance, Mapping[str, Any]], None] | None = None  # takes the answers to `Instance.ask_stacks`
         self.homes = [
             Home(
                 mount=mount,
@@ -81,7 +84,7 @@ class Supervisor:
             if home.is_quarantined:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", home.mount.pattern)
             elif not home.mount.lazy:
-                home.start(now)
+                home.start(now)  # without effect if the operator has stopped it
 
     def choose(self, mount: int) -> Instance | NotServing:
         return self.homes[mount].choose(time.monotonic())
@@ -111,7 +114,7 @@ class Supervisor:
             return f"{stuck} instances are stuck, max_stuck is {limits.max_stuck}"
         if self._leaked > limits.max_leaked:
             return f"{self._leaked} interpreters were ended on a Python that keeps their memory, max_leaked is {limits.max_leaked}"
-        if self._rss_asked and time.monotonic() > self._rss_next and (rss := _rss_mib()) > limits.max_rss:
+        if self._rss_asked and time.monotonic() > self._rss_next and (rss := rss_mib()) > limits.max_rss:
             return f"it has {rss} MiB, max_rss is {limits.max_rss}, also after the mount that grew most was replaced"
         return None
 
@@ -120,7 +123,7 @@ class Supervisor:
         return all(home.is_settled() for home in self.homes)
 
     def nothing_serves(self) -> bool:
-        return not any(home.is_serving() or home.is_asleep() for home in self.homes)
+        return not any(home.is_serving() or home.is_asleep() or home.is_stopped for home in self.homes)
 
     def requests(self) -> int:
         """Return how many requests the instances have begun to serve."""
@@ -197,13 +200,20 @@ class Supervisor:
             elif event == "failed" and instance.is_loaded:
                 self._log.error("%s: broke off: %s\n%s", instance.tag, instance.error, instance.traceback)
             elif event == "failed":
+                self._note(number, instance, "boot", instance.error, instance.traceback)
                 error = instance.error + _hint(instance.error + instance.traceback, instance.isolation)
                 details = f"\n{instance.traceback}" if home.is_news(instance) else ", as before"
                 self._log.error("%s: cannot load %r: %s%s", instance.tag, _app_text(home.mount), error, details)
                 home.on_failed(instance, now)
             elif event == "stuck":
                 self._log.error("%s: a thread is stuck in its request; the instance is replaced\n%s", instance.tag, report["stack"])
+                line, _, stack = report["stack"].partition("\n")
+                self._note(number, instance, "stuck", "a thread does not come out of its request", stack, line)
                 home.on_stuck(instance, now)
+            elif event == "exception":
+                self._note(number, instance, event, report["error"], report["traceback"], report["request"])
+            elif event == "stacks" and self.on_stacks is not None:
+                self.on_stacks(instance, report)
             elif event == "changed":
                 home.replace(f"{report['file']} has changed", now)
             elif event == "measured":
@@ -212,6 +222,9 @@ class Supervisor:
                 self._on_files(report["files"])
             elif event == "closed":
                 self._on_closed(home, instance, now)
+
+    def _note(self, number: int, instance: Instance, kind: str, error: str, details: str, request: str = "") -> None:
+        self.incidents[number].add(incident(time.time(), kind, instance.tag, instance.generation, error, details, request))
 
     def _on_closed(self, home: Home, instance: InterpreterInstance, now: float) -> None:
         assert self._acceptor is not None, "watched since start()"
@@ -233,7 +246,7 @@ class Supervisor:
         """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
         if not self._limits.max_rss or now < self._rss_next:
             return
-        if _rss_mib() <= self._limits.max_rss:
+        if rss_mib() <= self._limits.max_rss:
             self._rss_asked = False
         elif not self._rss_asked:
             self._rss_asked = True
@@ -252,11 +265,12 @@ class Supervisor:
             return
         home, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
         grown = most.objects - most.objects_at_boot
-        home.replace(f"the worker has {_rss_mib()} MiB, max_rss is {self._limits.max_rss}, and it grew most: by {grown} objects", now)
+        home.replace(f"the worker has {rss_mib()} MiB, max_rss is {self._limits.max_rss}, and it grew most: by {grown} objects", now)
         self._rss_next = now + _RSS_PAUSE_S
 
 
-def _rss_mib() -> int:
+def rss_mib() -> int:
+    """Return this process's resident memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
 

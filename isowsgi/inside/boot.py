@@ -25,7 +25,7 @@ from gunicorn import util
 from isowsgi.inside import environment
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
-from isowsgi.inside.deadlines import Watcher
+from isowsgi.inside.deadlines import Watcher, stacks
 from isowsgi.inside.files import FileWatch, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
@@ -47,6 +47,10 @@ _EXIT_FUNCTIONS_S = 5.0
 
 # How long a thread that was joined may still be counted: its state goes away a little later (3.11, 3.12).
 _THREAD_GONE_S = 0.5
+
+
+# How long after an exception of a request the next one is passed on; all are in the log, and the supervisor keeps the latest few.
+_EXCEPTION_PAUSE_S = 0.1
 
 
 def run(order: dict[str, Any]) -> None:
@@ -105,11 +109,13 @@ class Instance:
                 "last": self._last,
                 "stop": self._stop,
                 "reopen": lambda order: log.reopen_files(),
+                "stacks": self._tell_stacks,
                 "measure": lambda order: self._control.report("measured", objects=len(gc.get_objects())),
             },
             duty=self._look_after,
         )
         self._threads: list[threading.Thread] = []
+        self._next_exception = 0.0
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
@@ -175,7 +181,7 @@ class Instance:
             "isowsgi.generation": order["generation"],
             "isowsgi.isolation": order["isolation"],
         }
-        gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines)
+        gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
         if order["warmup"]:
             listeners = order["listeners"]
             status = gateway.warm_up(order["warmup"], tuple(listeners[0]) if listeners else None)
@@ -228,6 +234,24 @@ class Instance:
         if self._service is not None:
             self._service.last = True
         self._drain(order)
+
+    def _tell_stacks(self, order: dict[str, Any]) -> None:
+        """Say where all threads are, also while the app is being loaded."""
+        jobs = self._service.jobs if self._service is not None else []
+        text = stacks(jobs, self._order["can_see_stacks"])
+        while True:
+            part, text = text[:_MAX_TRACEBACK_CHARS], text[_MAX_TRACEBACK_CHARS:]
+            self._control.report("stacks", ask=order["ask"], text=part, is_last=not text)
+            if not text:
+                return
+
+    def _tell_exception(self, request: str, exc: BaseException) -> None:
+        """Pass on what a request raised; on a serving thread, so it must not wait, nor be many."""
+        now = time.monotonic()
+        if now < self._next_exception:
+            return
+        self._next_exception = now + _EXCEPTION_PAUSE_S
+        self._control.report_if_room("exception", request=request[:500], error=_one_line(exc)[:1000], traceback=_traceback()[-8192:])
 
     def _stop(self, order: dict[str, Any]) -> None:
         self._runner.stopping = True

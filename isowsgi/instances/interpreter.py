@@ -39,6 +39,7 @@ class InterpreterInstance:
     def __init__(self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard) -> None:
         self.state = State.BOOTING
         self.tag: str = order["tag"]
+        self.generation: int = order["generation"]
         self.is_loaded = False  # whether its app ever was
         self.boot_s = 0.0
         self.error = ""  # one line, once FAILED
@@ -133,6 +134,10 @@ class InterpreterInstance:
     def reopen_logs(self) -> None:
         self._say("reopen")
 
+    def ask_stacks(self, ask: int) -> None:
+        """Ask for its threads' stacks: one or more reports "stacks" with this number."""
+        self._say("stacks", ask=ask)
+
     def measure(self) -> None:
         """Ask for the report "measured"."""
         self._say("measure")
@@ -150,6 +155,11 @@ class InterpreterInstance:
     def requests_in_flight(self) -> list[str]:
         """Return the request lines that its threads are serving."""
         return [row.line() for row in self._thread_rows if row.words[BUSY_FD]]
+
+    def in_flight(self, now: float) -> list[tuple[str, float]]:
+        """Return the request lines that its threads are serving, and for how many seconds."""
+        busy = [row for row in self._thread_rows if row.words[BUSY_FD]]
+        return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
         """Answer, from outside, requests that last too long while the control thread inside does not run either.
@@ -188,9 +198,9 @@ class InterpreterInstance:
         """
         self._disposal.put(destroy and self.threads_left == 0)
 
-    def _say(self, order: str) -> None:
+    def _say(self, order: str, **facts: int) -> None:
         try:
-            self._channel.send(json.dumps({"do": order}).encode())
+            self._channel.send(json.dumps({"do": order, **facts}).encode())
         except OSError:  # it ended by itself
             return
 

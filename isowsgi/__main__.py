@@ -1,0 +1,5 @@
+"""`python -m isowsgi` is the command `isowsgi`."""
+
+from isowsgi.cli import main
+
+main(prog_name="isowsgi")
