@@ -76,6 +76,8 @@ class Orders:
             "warmup": mount.warmup,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
+            "log": mount.log,
+            "slow_request_s": mount.slow_request,
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
             "can_see_stacks": interpreters.can_see_stacks(isolation),

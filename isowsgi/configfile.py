@@ -102,6 +102,8 @@ class Mount:
     max_requests: int = 0  # after which an instance is replaced; 0: never
     max_requests_jitter: int = 0  # at most so many more, at random
     max_age: float = 0.0  # seconds; 0: for ever
+    log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
+    slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
     on_crash: str = "quarantine"  # what becomes of a mount that keeps crashing the worker; or "serve" on
 
 
@@ -243,6 +245,8 @@ class _Settings:
     max_requests: _Count | None = None
     max_requests_jitter: _Count | None = None
     max_age: _LongSeconds | None = None
+    log: _NewFile | None = None
+    slow_request: _LongSeconds | None = None
     on_crash: _OnCrash | None = None
 
 

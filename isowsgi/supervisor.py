@@ -60,6 +60,7 @@ class Supervisor:
         self._leaked = 0  # interpreters ended on a release that keeps their memory
         self._rss_next = 0.0
         self._rss_asked = False
+        self.rss_at_start = 0  # MiB, before the first mount was loaded
         self.incidents = [Incidents() for _ in config.mounts]
         self.on_stacks: Callable[[Instance, Mapping[str, Any]], None] | None = None  # takes the answers to `Instance.ask_stacks`
         self.homes = [
@@ -79,6 +80,7 @@ class Supervisor:
         self._acceptor = acceptor
         acceptor.watch(self._capacity, self._on_capacity)
         interpreters.preload()
+        self.rss_at_start = rss_mib()
         now = time.monotonic()
         for home in self.homes:
             if home.is_quarantined:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
-from isowsgi import configfile, interpreters
+from isowsgi import configfile, interpreters, startup
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
 from isowsgi.bootorder import Orders
@@ -112,6 +112,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
         self._quarantined = frozenset(type(self)._quarantine)
         self._board = Scoreboard()
+        self._is_first = type(self)._forks == 1
         self._is_quitting = False
         self._late_reloader: Any = None
         self._exit_code = 0
@@ -151,9 +152,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
+        self._orders = Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None)
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
-            orders=Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None),
+            orders=self._orders,
             board=self._board,
             log=self.log,
             drain_s=self.cfg.graceful_timeout,
@@ -223,8 +225,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             if now >= next_beat:
                 next_beat = now + beat_s
                 self._beat()
-            if not settled and (settled := supervisor.is_settled()) and supervisor.nothing_serves():
-                self._give_up()
+            if not settled and (settled := supervisor.is_settled()):
+                self._on_settled()
             if self._late_reloader and not self._late_reloader.is_alive() and (settled or now >= watch_from):
                 self._late_reloader.start()
             if not is_accepting and (settled or now >= boot_deadline):
@@ -233,6 +235,13 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             acceptor.turn(max(min(next_beat - now, self._desk.wait_s()), 0))
             self._desk.tick()
         self._stop_gracefully()
+
+    def _on_settled(self) -> None:
+        supervisor, _ = self._parts()
+        if supervisor.nothing_serves():
+            self._give_up()
+        elif self._is_first:  # the others serve the same
+            startup.report(supervisor, self._orders, self.log)
 
     def _beat(self) -> None:
         self.notify()

@@ -56,7 +56,7 @@ _EXCEPTION_PAUSE_S = 0.1
 def run(order: dict[str, Any]) -> None:
     """Be an instance, until the supervisor stops it; returns with as few threads left inside as the app allows."""
     cfg = Settings(order["settings"])
-    log = Log(cfg, order["tag"])
+    log = Log(cfg, order["tag"], order["log"])
     environment.set_environ(order["env"])
     environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
     environment.refuse_fork()
@@ -196,6 +196,7 @@ class Instance:
             self._log,
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
+            slow_s=order["slow_request_s"],
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service

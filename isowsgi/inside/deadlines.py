@@ -45,7 +45,7 @@ class Job:
     Written by its thread, but for what the watcher notes of it.
     """
 
-    __slots__ = ("_lock", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "since")
+    __slots__ = ("_lock", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "since", "slow")
 
     def __init__(self, number: int, row: Row) -> None:
         self.number = number
@@ -58,6 +58,7 @@ class Job:
         self.mark: Any = None  # changes with every sign of progress
         self.since = 0.0  # monotonic seconds when it last did
         self.cut = False  # whether its client was answered by the watcher
+        self.slow = 0  # number of the thread's request that was last logged as slow
         self.reported = False  # whether the supervisor knows that it is stuck
 
     def begin(self, connection: Any, data: bytes, now: float) -> None:
@@ -96,14 +97,24 @@ class Watcher:
         log: the instance's log.
         report_stuck: takes the stack of a thread that did not end.
         can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
+        slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
     """
 
-    def __init__(self, jobs: list[Job], timeout_s: float, log: Any, report_stuck: Callable[[str], None], can_see_stacks: bool) -> None:
+    def __init__(
+        self,
+        jobs: list[Job],
+        timeout_s: float,
+        log: Any,
+        report_stuck: Callable[[str], None],
+        can_see_stacks: bool,
+        slow_s: float = 0.0,
+    ) -> None:
         self._jobs = jobs
         self._timeout_s = timeout_s
         self._log = log
         self._report_stuck = report_stuck
         self._can_see_stacks = can_see_stacks
+        self._slow_s = slow_s
 
     def is_anyone_busy(self) -> bool:
         return any(job.connection is not None for job in self._jobs)
@@ -123,6 +134,15 @@ class Watcher:
                 job.mark, job.since, job.cut = mark, now, False
             elif connection is not None and self._timeout_s and now - job.since >= self._timeout_s:
                 self._act(job, connection, now - job.since)
+            if connection is not None and self._slow_s:
+                self._look_for_slow(job, now)
+
+    def _look_for_slow(self, job: Job, now: float) -> None:
+        words = job.row.words
+        number, lasted_s = words[REQUESTS], now - words[BUSY_SINCE] / 1000
+        if lasted_s >= self._slow_s and number != job.slow:
+            job.slow = number
+            self._log.warning("slow request, %.1f s so far: %s\n%s", lasted_s, job.row.line(), self._stack_of(job))
 
     def stacks(self) -> str:
         return stacks(self._jobs, self._can_see_stacks)

@@ -27,9 +27,14 @@ class _KeptLogger(logging.Logger):
 
 
 class Log:
-    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced."""
+    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced.
 
-    def __init__(self, cfg: Any, tag: str) -> None:
+    Args:
+        tag: mount and generation; every line begins with it.
+        path: a file for all that would go to the error log; None: it goes there.
+    """
+
+    def __init__(self, cfg: Any, tag: str, path: str | None = None) -> None:
         self._tag = tag
         self._busy = threading.local()
         self._terminal = sys.stderr
@@ -46,6 +51,21 @@ class Log:
                 logger.__class__ = _KeptLogger
         if problem is not None:
             self.warning("logger_class %r does not load in this interpreter, gunicorn's own is used: %s", cfg.logger_class, problem)
+
+        if path is not None:
+            self._write_to(path)
+
+    def _write_to(self, path: str) -> None:
+        error_log = self.logger.error_log
+        try:
+            handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as exc:  # an app must not stay away for want of a log
+            self.error("cannot write to its log %r, so its lines are here: %s", path, exc.strerror)
+            return
+        formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]
+        handler.setFormatter(formatters[0] if formatters else logging.Formatter(glogging.Logger.error_fmt, glogging.Logger.datefmt))
+        error_log.handlers[:] = [handler]
+        error_log.propagate = False
 
     # gunicorn's code calls these names.
     def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
