@@ -13,7 +13,7 @@ import gunicorn
 
 import isowsgi
 from isowsgi import interpreters
-from isowsgi.configfile import Mount
+from isowsgi.configfile import HOOKS, Mount
 from isowsgi.handover import ARM_RETURN
 from isowsgi.routing import Router
 
@@ -77,6 +77,7 @@ class Orders:
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
             "log": mount.log,
+            "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             "slow_request_s": mount.slow_request,
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,

@@ -44,6 +44,7 @@ MAX_STUCK = 5  # each keeps its memory and a thread
 MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
 CRASHES = 3
 CRASH_WINDOW_S = 600.0
+HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
 CRASH_ACTIONS = ("quarantine", "serve")
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
@@ -104,6 +105,10 @@ class Mount:
     max_age: float = 0.0  # seconds; 0: for ever
     log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
     slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
+    on_boot: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
+    on_drain: str | None = None
+    on_request_start: str | None = None
+    on_request_end: str | None = None
     on_crash: str = "quarantine"  # what becomes of a mount that keeps crashing the worker; or "serve" on
 
 
@@ -210,6 +215,7 @@ _Path = NewType("_Path", str)
 _NewFile = NewType("_NewFile", str)
 _NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
+_Hook = NewType("_Hook", str)
 _OnCrash = NewType("_OnCrash", str)
 
 
@@ -247,6 +253,10 @@ class _Settings:
     max_age: _LongSeconds | None = None
     log: _NewFile | None = None
     slow_request: _LongSeconds | None = None
+    on_boot: _Hook | None = None
+    on_drain: _Hook | None = None
+    on_request_start: _Hook | None = None
+    on_request_end: _Hook | None = None
     on_crash: _OnCrash | None = None
 
 
@@ -339,6 +349,7 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
         _NewFile: partial(_new_file, folder=folder),
         _NewFolder: partial(_new_folder, folder=folder),
         _UrlPath: _url_path,
+        _Hook: _hook,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
     }
 
@@ -705,6 +716,14 @@ def _app(value: Any, *, folder: str) -> App:
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in target.split(".")):
         raise _Fault(f"expected a dotted module name, got {_shown(target)}; a path to a script holds a slash")
     return App(kind="module", target=target, call=call)
+
+
+def _hook(value: Any) -> str:
+    """Check an import string of a function."""
+    module, _, function = _typed(str, value).partition(":")
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in (*module.split("."), function)):
+        raise _Fault(f"expected 'module:function', got {_shown(value)}")
+    return _typed(str, value)
 
 
 def _call(call: str, app: str) -> str:

@@ -349,8 +349,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, boot_timeout, env, env_file, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, max_requests_jitter, on_crash, "
-    "pythonpath, queue, queue_timeout, request_timeout, slow_request, threads, touch, venv, warmup, watch"
+    "app, boot_timeout, env, env_file, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, max_requests_jitter, on_boot, "
+    "on_crash, on_drain, on_request_end, on_request_start, pythonpath, "
+    "queue, queue_timeout, request_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'

@@ -36,6 +36,10 @@ from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
 from isowsgi.scoreboard import BEAT, Scoreboard
 
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from isowsgi.inside.hooks import Hooks
+
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
 
@@ -116,6 +120,7 @@ class Instance:
         )
         self._threads: list[threading.Thread] = []
         self._next_exception = 0.0
+        self._hooks: Hooks | None = None
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
@@ -127,6 +132,8 @@ class Instance:
         first.join()
         for thread in self._threads:
             thread.join()
+        if self._hooks is not None:
+            self._hooks.join()
         closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
         closing.start()
         closing.join(_EXIT_FUNCTIONS_S)
@@ -181,7 +188,8 @@ class Instance:
             "isowsgi.generation": order["generation"],
             "isowsgi.isolation": order["isolation"],
         }
-        gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
+        parts = (app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
+        gateway = self._make_hooked_gateway(*parts) if order["hooks"] else Gateway(*parts)
         if order["warmup"]:
             listeners = order["listeners"]
             status = gateway.warm_up(order["warmup"], tuple(listeners[0]) if listeners else None)
@@ -203,6 +211,24 @@ class Instance:
         service.draining = self._is_draining
         service.last = self._is_last
         return service
+
+    def _make_hooked_gateway(self, *parts: Any) -> Gateway:
+        """Load the mount's hooks and call the first of them."""
+        # Late: most mounts have none, and need not pay for it.
+        from isowsgi.inside.hooks import HookedGateway, Hooks
+
+        order = self._order
+        info = {name: order[name] for name in ("generation", "isolation", "threads")} | {"mount": order["pattern"]}
+        hooks = Hooks(order["hooks"], info, self._log)
+        hooks.boot()
+        self._hooks = hooks  # whichever comes last, this or the order to drain, finds the other
+        if self._is_draining:
+            hooks.drain()
+        if not hooks.for_requests:
+            return Gateway(*parts)
+        gateway = HookedGateway(*parts)
+        gateway.hooks = hooks
+        return gateway
 
     def _look_after(self, now: float) -> bool:
         """Do what is due on the control thread; see `control.Duty`."""
@@ -226,6 +252,8 @@ class Instance:
 
     def _drain(self, order: dict[str, Any]) -> None:
         self._is_draining = True
+        if self._hooks is not None:
+            self._hooks.drain()
         if self._service is not None:
             self._service.draining = True
             self._poke()
@@ -282,8 +310,9 @@ def load(app: dict[str, str]) -> Application:
 
 
 def _one_line(exc: BaseException) -> str:
+    notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
     lines = traceback.format_exception_only(exc)
-    return lines[-1].strip()
+    return lines[-1 - notes].strip()
 
 
 def _traceback() -> str:
