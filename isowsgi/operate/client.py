@@ -60,10 +60,11 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
         return wanted
     others = sorted({f"{answer.message['config']} (gunicorn {answer.place.master})" for answer in ask(found, {"do": "errors"}, 2.0)
                      if isinstance(answer.message.get("config"), str)})  # fmt: skip
+    me = "" if os.geteuid() == 0 else f" as uid {os.geteuid()}; ask as the user of its workers, or as root"
     if others:
-        raise NobodyServes(f"no running gunicorn serves {path}; running: {', '.join(others)}")
-    missing = "" if os.path.exists(path) else " (there is no such file; name it with --config)"
-    raise NobodyServes(f"no running gunicorn serves {path}{missing}")
+        raise NobodyServes(f"no running gunicorn serves {path}{me}; running: {', '.join(others)}")
+    missing = "; there is no such file, name it with --config" if not os.path.exists(path) else ""
+    raise NobodyServes(f"no running gunicorn serves {path}{me}{missing}")
 
 
 def ask(workers: Iterable[Place], request: Mapping[str, Any], timeout_s: float) -> list[Answer]:

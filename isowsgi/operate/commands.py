@@ -20,7 +20,7 @@ from isowsgi.operate.client import Answer
 from isowsgi.operate.places import Place
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,35 +52,46 @@ _timeout = click.option("--timeout", type=click.FloatRange(min=0.1), default=120
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
 
 
-@click.command()
+@click.command(short_help="Show every mount with its state.")
 @_where
 @_as_json
 @click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) -> None:
     """Show every mount with its state in all workers."""
-    if not watch:
-        answers = client.ask(_find(config, pidfile), {"do": "status"}, _TIMEOUT_S)
-        if as_json:
-            _print_json(answers)
-        else:
-            _console().print(_status_table(answers), *_silent(answers), sep="\n")
-        sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+    workers = _find(config, pidfile)
+    if watch:
+        _watch(config, pidfile, as_json)
+        return
+    answers = client.ask(workers, {"do": "status"}, _TIMEOUT_S)
+    if as_json:
+        _print_json(answers)
+    else:
+        _console().print(_status_view(answers))
+    sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+
+
+def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
+    """Show the state anew every second; workers come and go meanwhile, and so may the server."""
     from rich.live import Live
 
-    try:
-        with Live(console=_console(), auto_refresh=False) as live:
+    with Live(console=_console(), auto_refresh=False) as live:
+        try:
             while True:
-                answers = client.ask(_find(config, pidfile), {"do": "status"}, _TIMEOUT_S)
-                if as_json:
-                    _print_json(answers)
+                try:
+                    answers = client.ask(client.find(config, pidfile), {"do": "status"}, _TIMEOUT_S)
+                except client.NobodyServes as exc:
+                    live.update(str(exc), refresh=True)
                 else:
-                    live.update(_status_table(answers), refresh=True)
+                    if as_json:
+                        _print_json(answers)
+                    else:
+                        live.update(_status_view(answers), refresh=True)
                 time.sleep(1)
-    except KeyboardInterrupt:
-        return
+        except KeyboardInterrupt:
+            return
 
 
-@click.command()
+@click.command(short_help="Replace one app without losing a request.")
 @_one_mount
 @_timeout
 def reload(pattern: str, workers: list[Place], timeout: float) -> None:
@@ -91,7 +102,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
     _do(workers, {"do": "reload", "mount": pattern}, timeout)
 
 
-@click.command()
+@click.command(short_help="Take one app out of service.")
 @_one_mount
 @_timeout
 def stop(pattern: str, workers: list[Place], timeout: float) -> None:
@@ -99,7 +110,7 @@ def stop(pattern: str, workers: list[Place], timeout: float) -> None:
     _do(workers, {"do": "stop", "mount": pattern}, timeout)
 
 
-@click.command()
+@click.command(short_help="Bring one app back.")
 @_one_mount
 @_timeout
 def start(pattern: str, workers: list[Place], timeout: float) -> None:
@@ -107,7 +118,7 @@ def start(pattern: str, workers: list[Place], timeout: float) -> None:
     _do(workers, {"do": "start", "mount": pattern}, timeout)
 
 
-@click.command()
+@click.command(short_help="Show where the threads of one app are.")
 @_one_mount
 @_as_json
 def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
@@ -122,7 +133,7 @@ def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
     sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
 
 
-@click.command()
+@click.command(short_help="Show the latest errors of one app.")
 @_one_mount
 @_as_json
 def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
@@ -155,7 +166,7 @@ def _do(workers: list[Place], request: Mapping[str, Any], timeout_s: float) -> N
     _fail_on_bad_input(answers)
     for answer in answers:
         if answer.is_ok:
-            text = f"{request['mount']} #{answer.message.get('generation')}: {answer.message.get('text')}"
+            text = f"{answer.message.get('mount')} #{answer.message.get('generation')}: {answer.message.get('text')}"
             click.echo(f"{_who(answer)}: {_plain(text)}")
         else:
             click.echo(f"{_who(answer)}: {_plain(answer.error.get('text'))}", err=True)
@@ -207,44 +218,47 @@ def _silent(answers: list[Answer]) -> list[str]:
 _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
 
 
-def _status_table(answers: list[Answer]) -> Table:
-    """Draw a row for each mount, over all workers that answered."""
-    from rich.box import SIMPLE_HEAD
+def _status_view(answers: list[Answer]) -> Group:
+    """Draw a row for each mount, over all workers that answered; below it what went wrong last, and who did not answer."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     told = [answer.message for answer in answers if answer.is_ok]
-    masters = sorted({answer.place.master for answer in answers})
+    masters = ", ".join(str(master) for master in sorted({answer.place.master for answer in answers}))
     memory = ", ".join(f"{message['worker']}: {message['rss_mib']} MiB" for message in told)
-    title = f"{len(told)} of {len(answers)} workers of gunicorn {', '.join(map(str, masters))} ({memory})"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("mount", "state", "isolation"):
+    # The first column yields when the terminal is narrow: half a number is worth less than a folded pattern.
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("mount", overflow="fold")
+    for column in ("state", "isolation"):
         table.add_column(column, no_wrap=True)
-    for column in ("generation", "busy", "requests", "reloads", "stuck"):
-        table.add_column(column, justify="right")
-    table.add_column("last error", overflow="fold")
+    for column in ("gen", "busy", "requests", "reloads", "stuck"):
+        table.add_column(column, justify="right", no_wrap=True)
     by_mount: dict[str, list[dict[str, Any]]] = {}
     for message in told:
         for mount in message["mounts"]:
             by_mount.setdefault(mount["mount"], []).append(mount)
+    errors = []
     for pattern, mounts in by_mount.items():
         states = Counter(mount["state"] for mount in mounts)
         state = next(iter(states)) if len(states) == 1 else ", ".join(f"{number} {name}" for name, number in states.most_common())
         instances = [instance for mount in mounts for instance in mount["instances"]]
         generations = sorted({mount["generation"] for mount in mounts})
-        last = max((mount["last_error"] for mount in mounts if mount["last_error"]), key=lambda error: error["at"], default=None)
         table.add_row(
             Text(_plain(pattern)),
             Text(state, style=_STYLES.get(state, "bold red")),
             ", ".join(sorted({mount["isolation"] for mount in mounts})),
-            str(generations[0]) if len(generations) == 1 else f"{generations[0]} to {generations[-1]}",
+            str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
             f"{sum(len(instance['in_flight']) for instance in instances)}/{sum(instance['threads'] for instance in instances)}",
             str(sum(instance["requests"] for instance in instances)),
             str(sum(mount["reloads"] for mount in mounts)),
             str(sum(mount["stuck"] for mount in mounts)),
-            Text("" if last is None else f"{_when(last['at'])} {_plain(last['error'])}"),
         )
-    return table
+        if last := max((mount["last_error"] for mount in mounts if mount["last_error"]), key=lambda error: error["at"], default=None):
+            errors.append(Text(f"{_when(last['at'])} {_plain(pattern)}: {_plain(last['error'])}"))
+    title = Text(f"{len(told)} of {len(answers)} workers of gunicorn {masters} ({memory})")
+    below = [Text("\nlast errors:"), *errors] if errors else []
+    return Group(title, Text(), table, *below, *map(Text, _silent(answers)))
 
 
 def _print_stacks(answer: Answer) -> None:

@@ -89,7 +89,7 @@ class Errands:
         if home.is_stopped:
             raise Refusal("stopped", f"{home.mount.pattern} is stopped; start it")
         if home.is_asleep():
-            return {"outcome": "asleep", "text": "it is asleep, and is loaded at its next request", "generation": home.generation}
+            return _outcome(home, "asleep", "it is asleep, and is loaded at its next request")
         before = home.generation
         home.replace("the operator asked for it", time.monotonic())
         # Unchanged: a replacement is under way, and is followed by the one that was asked for.
@@ -100,7 +100,7 @@ class Errands:
         home = self._home(request)
         self._refuse_quarantined(home)
         if home.is_serving():
-            return {"outcome": "serving", "text": "it serves already", "generation": home.generation}
+            return _outcome(home, "serving", "it serves already")
         before = home.generation
         home.resume(time.monotonic())
         self._mark(home)
@@ -115,7 +115,7 @@ class Errands:
             yield
         left = home.instances()
         text = f"stopped, but {len(left)} stuck instances of it are left behind until the worker is replaced" if left else "stopped"
-        return {"outcome": "stopped", "text": text, "generation": home.generation}
+        return _outcome(home, "stopped", text)
 
     def _stacks(self, request: Mapping[str, Any]) -> Errand:
         home = self._home(request)
@@ -182,9 +182,9 @@ class Errands:
                 )
             if home.has_arrived(generation):
                 boot_s = max((instance.boot_s for instance in home.serving()), default=0.0)
-                return {"outcome": "serving", "text": f"loaded in {boot_s:.2f} s", "generation": home.generation, "boot_s": boot_s}
+                return _outcome(home, "serving", f"loaded in {boot_s:.2f} s") | {"boot_s": boot_s}
             if home.is_asleep():
-                return {"outcome": "asleep", "text": "it went to sleep meanwhile", "generation": home.generation}
+                return _outcome(home, "asleep", "it went to sleep meanwhile")
             if not home.is_under_way():
                 raise Refusal("failed", f"{pattern}: was not loaded in time; the error log says more", generation=home.generation)
             yield
@@ -224,6 +224,10 @@ class Errands:
                 "cannot be read"
             )
         return answer
+
+
+def _outcome(home: Home, outcome: str, text: str) -> dict[str, Any]:
+    return {"mount": home.mount.pattern, "outcome": outcome, "text": text, "generation": home.generation}
 
 
 def _instance_status(instance: Instance, now: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import stat
+import struct
 import time
 import tomllib
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def listen(folder_fd: int, name: str) -> socket.socket:
         sock.bind(unfinished)
         os.chmod(unfinished, 0o600)
         sock.setblocking(False)
-        sock.listen(16)
+        sock.listen(64)
         os.rename(unfinished, final)  # from here on it answers, so nobody takes it for one that was left over
     except OSError:
         sock.close()
@@ -167,12 +168,20 @@ def connect(folder_fd: int, name: str, timeout_s: float) -> socket.socket:
     """Return a connection to a socket in a folder.
 
     Raises:
-        OSError: nobody listens there (ConnectionRefusedError), or it is gone.
+        OSError: nobody listens there (ConnectionRefusedError), it is gone, or its queue is full for so long (TimeoutError).
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout_s)
+        if timeout_s:
+            # A blocking connect with a limit of the kernel's: one that does not block fails at once when the listener's queue is full.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1_000_000)))
+        else:
+            sock.setblocking(False)
         sock.connect(_reached(folder_fd, name))
+        sock.settimeout(timeout_s)
+    except BlockingIOError as exc:
+        sock.close()
+        raise TimeoutError(f"no connection within {timeout_s:g} s") from exc
     except OSError:
         sock.close()
         raise

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,11 @@ def control_socket(server: Server) -> Path:
 
 
 def connect(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(DEADLINE_S)
     folder_fd = os.open(path.parent, os.O_RDONLY)
     try:
-        sock.connect(f"/proc/self/fd/{folder_fd}/{path.name}")
+        return places.connect(folder_fd, path.name, DEADLINE_S)
     finally:
         os.close(folder_fd)
-    return sock
 
 
 def told(path: Path, data: bytes) -> dict[str, Any]:
@@ -298,17 +296,16 @@ def test_another_user_is_refused_even_if_the_folder_lets_him_in(serve: StartServ
     path.parent.chmod(0o755)
     folder_fd = os.open(path.parent, os.O_RDONLY)
     source = f"""if True:
-        import socket
+        import os, socket
+        os.chdir({str(path.parent)!r})
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect("/proc/self/fd/{folder_fd}/{path.name}")
+        sock.connect({path.name!r})
         print(sock.recv(65536)[4:].decode())
     """
-    try:
-        refused = subprocess.run(
-            [sys.executable, "-c", source], user=65534, pass_fds=[folder_fd], cwd="/", capture_output=True, check=False
-        )
-    finally:
-        os.close(folder_fd)
+    refused = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=DEADLINE_S, check=False)
 
     assert json.loads(refused.stdout)["error"] == {
         "kind": "forbidden", "text": "only uid 0 and root may use this socket, got uid 65534",
@@ -369,6 +366,26 @@ def test_garbage_never_hurts_the_worker(serve: StartServer) -> None:
     assert server.get("/a").status_code == 200
     assert [answer["pid"] for answer in status(server)] == [worker]
     assert "mistake" not in server.log()
+
+
+def test_a_connection_waits_while_the_queue_is_full(tmp_path: Path) -> None:
+    """A client that does not block would be refused at once, and take a busy worker for a missing one."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "full"))
+    listener.listen(0)
+    first = places.connect(fd, "full", DEADLINE_S)
+    try:
+        with pytest.raises(TimeoutError):
+            places.connect(fd, "full", 0.1)
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(places.connect, fd, "full", DEADLINE_S)
+            listener.accept()[0].close()
+            second.result().close()
+    finally:
+        first.close()
+        listener.close()
+        os.close(fd)
 
 
 def test_clients_that_say_nothing_are_bounded_and_closed(serve: StartServer) -> None:
