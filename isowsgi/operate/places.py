@@ -189,9 +189,9 @@ def connect(folder_fd: int, name: str, timeout_s: float) -> socket.socket:
 
 
 def places(folder: str, folder_fd: int) -> Iterator[Place]:
-    """Yield the sockets in a folder, those left over included."""
+    """Yield the sockets in a folder, those left over included; no links, as root asks in the folders of others."""
     for name in sorted(os.listdir(folder_fd)):
-        if found := _NAME.fullmatch(name):
+        if (found := _NAME.fullmatch(name)) and _is_socket(folder_fd, name):
             yield Place(folder, name, found["config"], int(found["master"]), int(found["worker"]))
 
 
@@ -221,6 +221,13 @@ def clean_up(folder: str, folder_fd: int) -> None:
                     remove(folder_fd, name)
             except OSError:
                 continue
+
+
+def _is_socket(folder_fd: int, name: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode)
+    except OSError:  # it has just ended
+        return False
 
 
 def _reached(folder_fd: int, name: str) -> str:

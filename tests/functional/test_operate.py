@@ -95,6 +95,27 @@ def test_status_shows_every_mount_of_every_worker(serve: StartServer) -> None:
     assert any("/a" in line and "serving" in line and best_isolation() in line for line in table.splitlines())
 
 
+def test_status_is_watched_until_ctrl_c(serve: StartServer) -> None:
+    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
+    master, terminal = os.openpty()
+    command = [sys.executable, "-m", "isowsgi", "status", "--watch"]
+    watch = subprocess.Popen(command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}, stdout=terminal)
+    os.close(terminal)
+    shown = b""
+    while shown.count(b"1 of 1 workers") < 2:
+        shown += os.read(master, 65536)
+    assert b"\x1b[32mserving" in shown
+    watch.send_signal(signal.SIGINT)
+    while True:
+        try:
+            os.read(master, 65536)
+        except OSError:  # its end of the terminal is closed
+            break
+    os.close(master)
+
+    assert watch.wait(DEADLINE_S) == 0
+
+
 def test_reload_waits_until_the_new_generation_serves_in_every_worker(serve: StartServer) -> None:
     server = serve(TWO, "--workers", "2", files={"code.py": "import time\ntime.sleep(0.5)\n" + GOOD}, wait_for=4)
 
@@ -294,7 +315,6 @@ def test_another_user_is_refused_even_if_the_folder_lets_him_in(serve: StartServ
     path = control_socket(server)
     path.chmod(0o666)
     path.parent.chmod(0o755)
-    folder_fd = os.open(path.parent, os.O_RDONLY)
     source = f"""if True:
         import os, socket
         os.chdir({str(path.parent)!r})
@@ -419,6 +439,7 @@ def test_names_of_sockets_are_told_apart_from_what_else_is_there(tmp_path: Path)
     fd = places.open_folder(str(tmp_path))
     name = places.socket_name("/srv/isowsgi.toml", 10, 11)
     (tmp_path / "README").touch()
+    (tmp_path / f"{'0' * 16}.1.2.sock").symlink_to("/run/somebody-elses.sock")
     listener = places.listen(fd, name)
     try:
         assert [(place.config, place.master, place.worker) for place in places.places(str(tmp_path), fd)] == [
@@ -428,7 +449,7 @@ def test_names_of_sockets_are_told_apart_from_what_else_is_there(tmp_path: Path)
         assert (tmp_path / name).exists()
         listener.close()
         places.clean_up(str(tmp_path), fd)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["README"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"{'0' * 16}.1.2.sock", "README"]
     finally:
         listener.close()
         os.close(fd)
