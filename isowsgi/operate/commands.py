@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a worker said that it failed, or did not answer; 2 bad inp
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -26,6 +27,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # How long a worker may take for an answer that it has at hand.
 _TIMEOUT_S = 10.0
+
+# The same for `status --watch`, which obeys Ctrl-C only in between.
+_WATCH_TIMEOUT_S = 2.0
 
 # Refusals that are the fault of who asked.
 _BAD_INPUT = ("unknown-mount", "mount")
@@ -74,21 +78,21 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
     """Show the state anew every second; workers come and go meanwhile, and so may the server."""
     from rich.live import Live
 
+    # Taken where we wait, so that it comes between two pictures, and also if a shell started us in the background, with SIGINT ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with Live(console=_console(), auto_refresh=False) as live:
-        try:
-            while True:
-                try:
-                    answers = client.ask(client.find(config, pidfile), {"do": "status"}, _TIMEOUT_S)
-                except client.NobodyServes as exc:
-                    live.update(str(exc), refresh=True)
+        while True:
+            try:
+                answers = client.ask(client.find(config, pidfile), {"do": "status"}, _WATCH_TIMEOUT_S)
+            except client.NobodyServes as exc:
+                live.update(str(exc), refresh=True)
+            else:
+                if as_json:
+                    _print_json(answers)
                 else:
-                    if as_json:
-                        _print_json(answers)
-                    else:
-                        live.update(_status_view(answers), refresh=True)
-                time.sleep(1)
-        except KeyboardInterrupt:
-            return
+                    live.update(_status_view(answers), refresh=True)
+            if signal.sigtimedwait({signal.SIGINT}, 1.0) is not None:
+                return
 
 
 @click.command(short_help="Replace one app without losing a request.")

@@ -35,6 +35,7 @@ class Errands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._incidents = dict(zip(supervisor.homes, supervisor.incidents, strict=True))
         self._marks: StopMarks | None = None
         self._began_at = time.time()
         self._asked = 0
@@ -93,19 +94,19 @@ class Errands:
         before = home.generation
         home.replace("the operator asked for it", time.monotonic())
         # Unchanged: a replacement is under way, and is followed by the one that was asked for.
-        answer = yield from self._follow(home, home.generation if home.generation > before else before + 1)
-        return answer
+        return (yield from self._follow(home, home.generation if home.generation > before else before + 1))
 
     def _start(self, request: Mapping[str, Any]) -> Errand:
         home = self._home(request)
         self._refuse_quarantined(home)
         if home.is_serving():
             return _outcome(home, "serving", "it serves already")
-        before = home.generation
-        home.resume(time.monotonic())
-        self._mark(home)
-        answer = yield from self._follow(home, max(home.generation, before))
-        return answer
+        if home.summary() == "stuck" and not home.is_under_way():
+            return (yield from self._reload(request))  # its slots are taken
+        if not home.is_under_way():
+            home.resume(time.monotonic())
+            self._mark(home)
+        return (yield from self._follow(home, home.generation))
 
     def _stop(self, request: Mapping[str, Any]) -> Errand:
         home = self._home(request)
@@ -139,7 +140,7 @@ class Errands:
 
     def _errors(self, request: Mapping[str, Any]) -> Errand:
         home = self._home(request)
-        return {"mount": home.mount.pattern, **self._supervisor.incidents[self._number(home)].snapshot()}
+        return {"mount": home.mount.pattern, **self._incidents[home].snapshot()}
         yield  # never reached, as above
 
     # What they share.
@@ -164,12 +165,9 @@ class Errands:
         if home.is_quarantined:
             raise Refusal("quarantined", f"{home.mount.pattern} crashed its worker too often and is quarantined until the next SIGHUP")
 
-    def _number(self, home: Home) -> int:
-        return self._supervisor.homes.index(home)
-
     def _follow(self, home: Home, generation: int) -> Errand:
         """Wait until a generation, or a later one, serves in all slots, or has failed."""
-        incidents = self._supervisor.incidents[self._number(home)]
+        incidents = self._incidents[home]
         pattern = home.mount.pattern
         while True:
             if home.is_stopped:
@@ -191,7 +189,7 @@ class Errands:
 
     def _status_of(self, home: Home, now: float) -> dict[str, Any]:
         mount = home.mount
-        incident = self._supervisor.incidents[self._number(home)].latest()
+        incident = self._incidents[home].latest()
         return {
             "mount": mount.pattern,
             "app": f"{mount.app.target}:{mount.app.call}",

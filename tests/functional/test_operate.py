@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -101,19 +102,25 @@ def test_status_is_watched_until_ctrl_c(serve: StartServer) -> None:
     command = [sys.executable, "-m", "isowsgi", "status", "--watch"]
     watch = subprocess.Popen(command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}, stdout=terminal)
     os.close(terminal)
-    shown = b""
-    while shown.count(b"1 of 1 workers") < 2:
-        shown += os.read(master, 65536)
-    assert b"\x1b[32mserving" in shown
-    watch.send_signal(signal.SIGINT)
-    while True:
-        try:
-            os.read(master, 65536)
-        except OSError:  # its end of the terminal is closed
-            break
-    os.close(master)
 
-    assert watch.wait(DEADLINE_S) == 0
+    def read() -> bytes:
+        assert select.select([master], [], [], DEADLINE_S)[0], "nothing is shown"
+        try:
+            return os.read(master, 65536)
+        except OSError:  # its end of the terminal is closed
+            return b""
+
+    try:
+        shown = b""
+        while shown.count(b"1 of 1 workers") < 2:
+            shown += read()
+        assert b"\x1b[32mserving" in shown
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(DEADLINE_S) == 0
+    finally:
+        watch.kill()
+        watch.wait()
+        os.close(master)
 
 
 def test_reload_waits_until_the_new_generation_serves_in_every_worker(serve: StartServer) -> None:
@@ -168,6 +175,20 @@ def test_a_stopped_mount_answers_503_until_it_is_started(serve: StartServer) -> 
 
     assert isowsgi(server, "start", "/b").returncode == 0
     assert server.get("/b").status_code == 200
+
+
+def test_start_waits_for_a_mount_that_is_being_loaded_and_tries_one_that_failed_at_once(serve: StartServer) -> None:
+    server = serve(TWO, files={"code.py": "import time\ntime.sleep(1.5)\nimport nowhere\n"})
+
+    loading = isowsgi(server, "start", "/b")
+    assert loading.returncode == 1
+    assert "/b #1: ModuleNotFoundError: No module named 'nowhere'; it answers 503 until a later try succeeds" in loading.stderr
+
+    (server.folder / "code.py").write_text(GOOD)
+    assert isowsgi(server, "start", "/b").returncode == 0
+    assert server.get("/b").status_code == 200
+    again = isowsgi(server, "start", "/b")
+    assert (again.returncode, "it serves already" in again.stdout) == (0, True)
 
 
 def test_a_stopped_mount_stays_so_in_the_next_worker(serve: StartServer) -> None:
