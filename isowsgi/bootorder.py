@@ -13,7 +13,7 @@ import gunicorn
 
 import isowsgi
 from isowsgi import interpreters
-from isowsgi.configfile import Mount
+from isowsgi.configfile import HOOKS, Mount
 from isowsgi.handover import ARM_RETURN
 from isowsgi.routing import Router
 
@@ -69,7 +69,8 @@ class Orders:
         is_process = isolation == "process"
         return {
             **self._common,
-            "tag": f"{mount.group or mount.pattern} #{generation}{letter}",
+            "name": name_of(mount),
+            "tag": f"{name_of(mount)} #{generation}{letter}",
             "members": [
                 {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app), "warmup": member.warmup}
                 for number, member in members
@@ -87,6 +88,9 @@ class Orders:
             "extensions": extensions,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
+            "log": mount.log,
+            "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
+            "slow_request_s": mount.slow_request,
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
             # What an interpreter of some releases needs, and a process of its own does not.
@@ -99,6 +103,11 @@ class Orders:
         if mount.threads is not None:
             return mount.threads
         return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+
+def name_of(mount: Mount) -> str:
+    """Return what the log calls a mount, or all of a group: a pattern has a slash in it, a group's name has none."""
+    return mount.group or mount.pattern
 
 
 def _packages() -> dict[str, str]:

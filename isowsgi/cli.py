@@ -13,12 +13,17 @@ import click
 
 import isowsgi
 from isowsgi import configfile, interpreters
+from isowsgi.operate.commands import COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(isowsgi.__version__, prog_name="isowsgi")
 def main() -> None:
-    """Look after many WSGI apps in one gunicorn worker."""
+    """Look after the apps that a gunicorn with isowsgi's worker serves."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

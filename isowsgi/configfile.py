@@ -47,6 +47,7 @@ MAX_STUCK = 5  # each keeps its memory and a thread
 MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
 CRASHES = 3
 CRASH_WINDOW_S = 600.0
+HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
 CRASH_ACTIONS = ("quarantine", "process", "serve")
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
@@ -107,6 +108,12 @@ class Mount:
     max_requests: int = 0  # after which an instance is replaced; 0: never
     max_requests_jitter: int = 0  # at most so many more, at random
     max_age: float = 0.0  # seconds; 0: for ever
+    log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
+    slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
+    on_boot: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
+    on_drain: str | None = None
+    on_request_start: str | None = None
+    on_request_end: str | None = None
     on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
 
 
@@ -122,6 +129,14 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class Control:
+    """`[control]`: the socket by which `isowsgi status` and the like reach a worker."""
+
+    enabled: bool = True
+    folder: str | None = None  # absolute; None: see operate.places
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -129,6 +144,7 @@ class Config:
     mounts: tuple[Mount, ...]  # in the order of the file
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
+    control: Control = Control()
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
@@ -151,7 +167,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
         faults = sorted(_faults(group), key=lambda fault: _position(data, fault[0]))
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
     limits = Limits(**attrs.asdict(tables.worker))
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits)
+    control = Control(**attrs.asdict(tables.control))
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control)
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -202,7 +219,10 @@ _Switch = NewType("_Switch", bool)
 _Count = NewType("_Count", int)
 _AtLeastOne = NewType("_AtLeastOne", int)
 _Path = NewType("_Path", str)
+_NewFile = NewType("_NewFile", str)
+_NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
+_Hook = NewType("_Hook", str)
 _OnCrash = NewType("_OnCrash", str)
 
 
@@ -240,6 +260,12 @@ class _Settings:
     max_requests: _Count | None = None
     max_requests_jitter: _Count | None = None
     max_age: _LongSeconds | None = None
+    log: _NewFile | None = None
+    slow_request: _LongSeconds | None = None
+    on_boot: _Hook | None = None
+    on_drain: _Hook | None = None
+    on_request_start: _Hook | None = None
+    on_request_end: _Hook | None = None
     on_crash: _OnCrash | None = None
 
 
@@ -262,6 +288,12 @@ class _Worker:
     crash_window: _LongSeconds = _LongSeconds(CRASH_WINDOW_S)
 
 
+@attrs.frozen(kw_only=True)
+class _Control:
+    enabled: _Switch = _Switch(True)
+    folder: _NewFolder | None = None
+
+
 _Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
 
 
@@ -271,6 +303,7 @@ class _File:
     defaults: _Settings = _Settings()
     acceptor: _Acceptor = _Acceptor()
     worker: _Worker = _Worker()
+    control: _Control = _Control()
 
 
 def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]:
@@ -377,7 +410,10 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         _Count: partial(_whole_number, least=0, most=MAX_COUNT),
         _AtLeastOne: partial(_whole_number, most=MAX_COUNT),
         _Path: partial(_new_path, folder=folder),
+        _NewFile: partial(_new_file, folder=folder),
+        _NewFolder: partial(_new_folder, folder=folder),
         _UrlPath: _url_path,
+        _Hook: _hook,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
     }
 
@@ -595,6 +631,26 @@ def _new_path(value: Any, *, folder: str) -> str:
     return _path(value, folder)[0]
 
 
+def _new_file(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    if os.path.isdir(path):
+        raise _Fault(f"expected a file, got the folder {shown}")
+    return _in_existing_folder(path, shown)
+
+
+def _new_folder(value: Any, *, folder: str) -> str:
+    path, shown = _path(value, folder)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise _Fault(f"expected a folder, got the file {shown}")
+    return _in_existing_folder(path, shown)
+
+
+def _in_existing_folder(path: str, shown: str) -> str:
+    if "\0" in path or not os.path.isdir(os.path.dirname(path)):
+        raise _Fault(f"expected a path in an existing folder, got {shown}")
+    return path
+
+
 def _isolation(value: Any, *, own_gil_error: str | None) -> str:
     _one_of(value, names=ISOLATIONS)
     if value == "own-gil" and own_gil_error is not None:
@@ -790,6 +846,14 @@ def _app(value: Any, *, folder: str) -> App:
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in target.split(".")):
         raise _Fault(f"expected a dotted module name, got {_shown(target)}; a path to a script holds a slash")
     return App(kind="module", target=target, call=call)
+
+
+def _hook(value: Any) -> str:
+    """Check an import string of a function."""
+    module, _, function = _typed(str, value).partition(":")
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in (*module.split("."), function)):
+        raise _Fault(f"expected 'module:function', got {_shown(value)}")
+    return _typed(str, value)
 
 
 def _call(call: str, app: str) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from isowsgi.acceptor import NotServing
+from isowsgi.bootorder import name_of
 from isowsgi.configfile import Mount
-from isowsgi.interpreters import MAIN, PROCESS
+from isowsgi.interpreters import MAIN, OWN_GIL, PROCESS, best_isolation, version_text
 from isowsgi.lifecycle import ENDS, SETTLED, State
 
 # Waits before a mount that failed to boot is tried again: doubled each time.
@@ -34,6 +35,7 @@ class Instance(Protocol):
 
     state: State
     tag: str
+    generation: int
     isolation: str
     is_loaded: bool
     error: str
@@ -60,6 +62,8 @@ class Instance(Protocol):
     def is_busy(self) -> bool: ...
     def has_free_thread(self) -> bool: ...
     def requests_in_flight(self) -> list[str]: ...
+    def in_flight(self, now: float) -> list[tuple[str, float]]: ...
+    def ask_stacks(self, ask: int) -> None: ...
     def cut_off(self, older_than_s: float, now: float) -> bool: ...
     def measure(self) -> None: ...
     def reopen_logs(self) -> None: ...
@@ -72,7 +76,7 @@ class Home:
     """One mount with its instances, or a group of mounts that share theirs.
 
     Args:
-        mount: what is served; of a group the first one, for all that matters here is the same for all.
+        members: what is served: one mount, or those of a group, for which all that matters here is the same.
         make: makes an instance, not started yet, for a slot and generation.
         released: called when requests that wait for the mount should be looked at again.
         log: gunicorn's logger.
@@ -84,7 +88,7 @@ class Home:
     def __init__(
         self,
         *,
-        mount: Mount,
+        members: Sequence[Mount],
         make: Make,
         released: Callable[[], None],
         log: Any,
@@ -92,16 +96,18 @@ class Home:
         isolation: str,
         is_quarantined: bool = False,
     ) -> None:
-        self.mount = mount
+        self.members = tuple(members)
+        self.mount = mount = members[0]
         self.isolation = isolation
         self.reason = ""  # why there, if it was found out
         self.is_auto = mount.isolation == "auto" and isolation not in (PROCESS, MAIN)  # whether a better home may be found for it
         self.extensions: Mapping[str, Sequence[int]] | None = {} if self.is_auto else None  # that its boots may load; None: all
         self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
         self._is_on_trial = False
-        self.name = mount.group or mount.pattern  # in the log
+        self.name = name_of(mount)
         self.generation = 0
         self.is_quarantined = is_quarantined
+        self.is_stopped = False  # by the operator
         self.reloads = 0
         self.stuck = 0  # instances left behind so far, in this worker
         self._make = make
@@ -130,7 +136,7 @@ class Home:
 
     def choose(self, now: float) -> Instance | NotServing:
         """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
-        if self.is_quarantined:
+        if self.is_quarantined or self.is_stopped:
             return NotServing.FAILED
         serving = [instance for instance in self._live if instance is not None and self._can_serve(instance)]
         if serving:
@@ -151,8 +157,22 @@ class Home:
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because nobody asked for one."""
-        is_left_alone = not self.is_quarantined and self._retry_at is None and not self._is_on_trial
-        return is_left_alone and all(instance is None for instance in (*self._live, *self._next))
+        is_held_back = self.is_quarantined or self.is_stopped or self._is_on_trial or self._retry_at is not None
+        return not is_held_back and all(instance is None for instance in (*self._live, *self._next))
+
+    def why(self) -> str:
+        """Say in a line why it lives where it does."""
+        if self.reason:
+            return self.reason
+        if self.mount.isolation != "auto":
+            return "configured"
+        if self.mount.python is not None:
+            return "it has a Python of its own"
+        if self.isolation == PROCESS:
+            return "it kept crashing the worker"
+        if best_isolation() == OWN_GIL:
+            return "auto"
+        return f"auto: an own GIL is not sound on Python {version_text()}"
 
     def is_settled(self) -> bool:
         return not self._is_on_trial and all(instance is None or instance.state in SETTLED for instance in self._live)
@@ -160,11 +180,63 @@ class Home:
     def is_serving(self) -> bool:
         return any(instance is not None and instance.state is State.SERVING for instance in self._live)
 
+    def serving(self) -> list[Instance]:
+        return [instance for instance in self._live if instance is not None and instance.state is State.SERVING]
+
+    def has_arrived(self, generation: int) -> bool:
+        """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
+        serving = self.serving()
+        is_whole = len(serving) == len(self._live) and all(instance.generation >= generation for instance in serving)
+        return is_whole and not self._is_reload_wanted and not any(instance is not None for instance in self._next)
+
+    def is_under_way(self) -> bool:
+        """Whether some instance is being loaded, or will be at once."""
+        is_booting = self._is_on_trial or any(instance is not None and instance.state is State.BOOTING for instance in (*self._next, *self._live))
+        return is_booting or bool(self._is_reload_wanted)
+
+    def retry_in_s(self, now: float) -> float | None:
+        """Return after how many seconds it is tried again, if its last boot failed."""
+        return None if self._retry_at is None else max(round(self._retry_at - now, 1), 0.0)
+
+    def summary(self) -> str:
+        """Return in a word how the mount is."""
+        if self.is_quarantined or self.is_stopped:
+            return "quarantined" if self.is_quarantined else "stopped"
+        if self.is_asleep():
+            return "asleep"
+        states = {instance.state for instance in self._live if instance is not None}
+        if State.STUCK in states:
+            return "stuck"
+        if self.is_serving():
+            return "reloading" if any(instance is not None for instance in self._next) else "serving"
+        return "booting" if State.BOOTING in states or self._is_on_trial else "failed"
+
     # What is to be done.
+
+    def halt(self, now: float) -> None:
+        """End its instances and answer 503 until `resume`."""
+        if self.is_stopped:
+            return
+        self._log.info("%s: is stopped by the operator; it answers 503", self.name)
+        self.is_stopped = True
+        self._retry_at, self._is_reload_wanted = None, ""
+        under_way = [instance for instance in (*self._next, *self._live) if instance is not None]
+        self._live, self._next = [None] * self.mount.instances, [None] * self.mount.instances
+        for instance in under_way:
+            self._retire(instance, now)
+        if under_way:
+            self._released()
+
+    def resume(self, now: float) -> None:
+        """Start it again after `halt`, or now if it sleeps or waits for its next try."""
+        if self.is_stopped:
+            self._log.info("%s: is started by the operator", self.name)
+        self.is_stopped = False
+        self.start(now)
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none."""
-        if self.is_quarantined or self._is_on_trial:
+        if self.is_quarantined or self.is_stopped or self._is_on_trial:
             return
         self._retry_at = None
         self.generation += 1
@@ -175,7 +247,7 @@ class Home:
 
     def replace(self, reason: str, now: float) -> None:
         """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
-        if self.is_quarantined or self._is_ending or self.is_asleep():
+        if self.is_quarantined or self.is_stopped or self._is_ending or self.is_asleep():
             return
         if self.isolation == MAIN and self.is_serving():
             # What is loaded in the main interpreter stays so until the process ends.
@@ -276,7 +348,7 @@ class Home:
         """Live where a trial found that it can."""
         self._is_on_trial = False
         self.settle(isolation, reason, extensions)
-        if self._is_ending:
+        if self._is_ending or self.is_stopped:
             return
         if self.is_serving():
             self.replace(self._is_reload_wanted or f"its home is {isolation} from now on: {reason}", now)
@@ -286,6 +358,8 @@ class Home:
     def stay_away(self, now: float) -> None:
         """Take note that a trial found no home."""
         self._is_on_trial = False
+        if self._is_ending or self.is_stopped:
+            return
         if self.is_serving():
             self._log.error("%s: the generation before goes on", self.name)
             self._go_on(now)

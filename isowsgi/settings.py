@@ -77,7 +77,7 @@ _IMPORTS_APP = "works with isowsgi.toml and with 'isowsgi:config(\"path\")'; gun
 _LOG = "obeyed by the logger of every interpreter"
 _LOG_FILE = "one file for all mounts, opened for appending by every interpreter and opened anew on USR1"
 _LOG_CONFIG = "applied in every interpreter, so a file that rotates itself would be rotated by all of them: rotate from outside, with USR1"
-_CONTROL = "the control socket belongs to gunicorn's master, which knows workers and not mounts"
+_CONTROL = "the control socket belongs to gunicorn's master, which knows workers and not mounts; for these there is isowsgi status"
 
 # Grouped and ordered as in gunicorn's own list; the comments are its sections.
 SETTINGS: Mapping[str, Verdict] = MappingProxyType(

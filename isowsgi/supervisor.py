@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
 from isowsgi.housing import Verdict
+from isowsgi.incidents import Incidents, incident
 from isowsgi.instances.housed import HousedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.main import MainInstance
@@ -67,6 +68,9 @@ class Supervisor:
         self._leaked = 0  # interpreters ended on a release that keeps their memory
         self._rss_next = 0.0
         self._rss_asked = False
+        self.rss_at_start = 0  # MiB, before the first mount was loaded
+        self.on_stacks: Callable[[Instance, Mapping[str, Any]], None] | None = None  # takes the answers to `Instance.ask_stacks`
+        self.incidents: dict[Home, Incidents] = {}
         self._environ = dict(os.environ)  # before an app in the main interpreter changes it
         self._placement = Placement(orders, self._on_verdict)
         self.homes: list[Home] = []
@@ -75,7 +79,7 @@ class Supervisor:
         for members in _groups(config.mounts):
             mount = members[0][1]
             home = Home(
-                mount=mount,
+                members=[member for _, member in members],
                 make=partial(self._make, members),
                 released=partial(self._release, [number for number, _ in members]),
                 log=log,
@@ -85,6 +89,7 @@ class Supervisor:
             )
             self.homes.append(home)
             self._members_of[home] = members
+            self.incidents[home] = Incidents()
             self._home_of |= dict.fromkeys((number for number, _ in members), home)
 
     def start(self, acceptor: Acceptor) -> None:
@@ -93,12 +98,13 @@ class Supervisor:
         acceptor.watch(self._capacity, self._on_capacity)
         acceptor.watch(self._placement.fileno(), self._placement.read_verdicts)
         interpreters.preload()
+        self.rss_at_start = rss_mib()
         now = time.monotonic()
         for home in self.homes:
             if home.is_quarantined:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", home.mount.pattern)
             elif not home.mount.lazy:
-                home.start(now)
+                home.start(now)  # without effect if the operator has stopped it
 
     def choose(self, mount: int) -> Instance | NotServing:
         return self._home_of[mount].choose(time.monotonic())
@@ -131,7 +137,7 @@ class Supervisor:
             return f"{stuck} instances are stuck, max_stuck is {limits.max_stuck}"
         if self._leaked > limits.max_leaked:
             return f"{self._leaked} interpreters were ended on a Python that keeps their memory, max_leaked is {limits.max_leaked}"
-        if self._rss_asked and time.monotonic() > self._rss_next and (rss := _rss_mib()) > limits.max_rss:
+        if self._rss_asked and time.monotonic() > self._rss_next and (rss := rss_mib()) > limits.max_rss:
             return f"it has {rss} MiB, max_rss is {limits.max_rss}, also after the mount that grew most was replaced"
         return None
 
@@ -140,7 +146,7 @@ class Supervisor:
         return all(home.is_settled() for home in self.homes)
 
     def nothing_serves(self) -> bool:
-        return not any(home.is_serving() or home.is_asleep() for home in self.homes)
+        return not any(home.is_serving() or home.is_asleep() or home.is_stopped for home in self.homes)
 
     def requests(self) -> int:
         """Return how many requests the instances have begun to serve."""
@@ -232,9 +238,15 @@ class Supervisor:
                 self._on_boot_failed(home, instance, now)
             elif event == "stuck":
                 self._log.error("%s: a thread is stuck in its request; the instance is replaced\n%s", instance.tag, report["stack"])
+                line, _, stack = report["stack"].partition("\n")
+                self._note(home, instance, "stuck", "a thread does not come out of its request", stack, line)
                 home.on_stuck(instance, now)
             elif event == "refused":
                 self._on_refused(home, instance, report["name"], report["error"])
+            elif event == "exception":
+                self._note(home, instance, event, report["error"], report["traceback"], report["request"])
+            elif event == "stacks" and self.on_stacks is not None:
+                self.on_stacks(instance, report)
             elif event == "changed":
                 home.replace(f"{report['file']} has changed", now)
             elif event == "measured":
@@ -252,17 +264,18 @@ class Supervisor:
                 self._placement.try_out(home, self._members_of[home], home.late_imports)
             return
         hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
-        self._say_boot_failed(instance.tag, home, instance.error + hint, instance.traceback)
+        self._say_boot_failed(home, instance.tag, instance.generation, instance.error, hint, instance.traceback)
         home.on_failed(instance, now)
 
-    def _say_boot_failed(self, tag: str, home: Home, error: str, traceback: str) -> None:
+    def _say_boot_failed(self, home: Home, tag: str, generation: int, error: str, hint: str, traceback: str) -> None:
+        self.incidents[home].add(incident(time.time(), "boot", tag, generation, error, traceback, ""))
         details = f"\n{traceback}" if home.is_news(traceback) else ", as before"
-        self._log.error("%s: cannot load %r: %s%s", tag, _app_text(home.mount), error, details)
+        self._log.error("%s: cannot load %r: %s%s%s", tag, _app_text(home.mount), error, hint, details)
 
     def _on_verdict(self, home: Home, verdict: Verdict) -> None:
         now = time.monotonic()
         if verdict.isolation is None:
-            self._say_boot_failed(f"{home.name} #{home.generation}", home, verdict.error, verdict.traceback)
+            self._say_boot_failed(home, f"{home.name} #{home.generation}", home.generation, verdict.error, "", verdict.traceback)
             home.stay_away(now)
         else:
             self._log.info("%s: its home is %s (%s)", home.name, verdict.isolation, verdict.reason)
@@ -279,6 +292,9 @@ class Supervisor:
         elif home.begin_trial(None):
             self._log.error("%s: a request imported %s, which is refused here: %s; another home is looked for", instance.tag, module, error)
             self._placement.try_out(home, self._members_of[home], home.late_imports)
+
+    def _note(self, home: Home, instance: Instance, kind: str, error: str, details: str, request: str = "") -> None:
+        self.incidents[home].add(incident(time.time(), kind, instance.tag, instance.generation, error, details, request))
 
     def _on_closed(self, home: Home, instance: HousedInstance, now: float) -> None:
         assert self._acceptor is not None, "watched since start()"
@@ -302,7 +318,7 @@ class Supervisor:
         """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
         if not self._limits.max_rss or now < self._rss_next:
             return
-        if _rss_mib() <= self._limits.max_rss:
+        if rss_mib() <= self._limits.max_rss:
             self._rss_asked = False
         elif not self._rss_asked:
             self._rss_asked = True
@@ -321,7 +337,7 @@ class Supervisor:
             return
         home, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
         grown = most.objects - most.objects_at_boot
-        home.replace(f"the worker has {_rss_mib()} MiB, max_rss is {self._limits.max_rss}, and it grew most: by {grown} objects", now)
+        home.replace(f"the worker has {rss_mib()} MiB, max_rss is {self._limits.max_rss}, and it grew most: by {grown} objects", now)
         self._rss_next = now + _RSS_PAUSE_S
 
 
@@ -339,7 +355,8 @@ def _isolation_of(mount: Mount) -> str:
     return interpreters.best_isolation() if mount.isolation == "auto" else mount.isolation
 
 
-def _rss_mib() -> int:
+def rss_mib() -> int:
+    """Return this process's resident memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
 

@@ -19,13 +19,15 @@ from typing import Any, ClassVar
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
-from isowsgi import configfile, interpreters
+from isowsgi import configfile, interpreters, startup
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
 from isowsgi.bootorder import Orders
 from isowsgi.crashes import Ledger, Obituary, WatchedTmp
 from isowsgi.errorpage import PageSocket
 from isowsgi.inside.settings import Settings
+from isowsgi.operate import errands, places
+from isowsgi.operate.desk import Desk
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
 from isowsgi.scoreboard import CLEAN_EXIT, Scoreboard
@@ -111,6 +113,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
         self._quarantined, self._moved = (frozenset(type(self)._crash_verdicts.get(verdict, ())) for verdict in ("quarantine", "process"))
         self._board = Scoreboard()
+        self._is_first = type(self)._forks == 1
         self._is_quitting = False
         self._late_reloader: Any = None
         self._exit_code = 0
@@ -150,9 +153,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
+        self._orders = Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None)
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
-            orders=Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None),
+            orders=self._orders,
             board=self._board,
             log=self.log,
             drain_s=self.cfg.graceful_timeout,
@@ -173,10 +177,20 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             shared=self.cfg.workers > 1 and not self.cfg.reuse_port,
         )
         self._acceptor.watch(self.PIPE[0], self._empty_pipe)
+        self._errands = errands.Errands(supervisor)
+        self._desk = Desk(self._errands.begin, errands.facts(self._served_config.path, self.age), self.log)
+        self._acceptor.watch(self._desk.fileno(), self._desk.turn)
         # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. Last registered,
         # first called: gunicorn has said "Worker exiting" and called its hooks by then.
         atexit.register(self._exit_hard)
+        self._open_desk()
         supervisor.start(self._acceptor)
+
+    def _open_desk(self) -> None:
+        assert self._served_config is not None, "load_wsgi saw to it"
+        control, path = self._served_config.control, self._served_config.path
+        if control.enabled and self._desk.open(places.own_folders(control.folder), places.socket_name(path, os.getppid(), os.getpid())):
+            self._errands.remember_stops(places.StopMarks(self._desk.folder_fd, path, os.getppid()))
 
     def _watch_files(self, files: list[str]) -> None:
         assert self._served_config is not None, "load_wsgi saw to it"
@@ -213,15 +227,23 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             if now >= next_beat:
                 next_beat = now + beat_s
                 self._beat()
-            if not settled and (settled := supervisor.is_settled()) and supervisor.nothing_serves():
-                self._give_up()
+            if not settled and (settled := supervisor.is_settled()):
+                self._on_settled()
             if self._late_reloader and not self._late_reloader.is_alive() and (settled or now >= watch_from):
                 self._late_reloader.start()
             if not is_accepting and (settled or now >= boot_deadline):
                 is_accepting = True
                 acceptor.start_accepting()
-            acceptor.turn(max(next_beat - now, 0))
+            acceptor.turn(max(min(next_beat - now, self._desk.wait_s()), 0))
+            self._desk.tick()
         self._stop_gracefully()
+
+    def _on_settled(self) -> None:
+        supervisor, _ = self._parts()
+        if supervisor.nothing_serves():
+            self._give_up()
+        elif self._is_first:  # the others serve the same
+            startup.report(supervisor, self._orders, self.log)
 
     def _beat(self) -> None:
         self.notify()
@@ -248,6 +270,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         """Answer all that was accepted, then let the apps end, within graceful_timeout."""
         supervisor, acceptor = self._parts()
         self._board.row(0).words[CLEAN_EXIT] = 1  # whatever the master does to it from here on is no crash
+        self._desk.close()
         grace_s = max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
         deadline = time.monotonic() + grace_s
         answers_due = deadline - min(_EXIT_FUNCTIONS_S, grace_s / 2)
@@ -260,6 +283,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _end_instances(self, deadline: float) -> None:
         supervisor, acceptor = self._parts()
+        self._desk.close()
         supervisor.stop()
         while not supervisor.has_ended() and time.monotonic() < deadline:
             self.notify()

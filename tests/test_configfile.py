@@ -349,8 +349,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, max_age, max_requests, max_requests_jitter, on_crash, "
-    "python, pythonpath, queue, queue_timeout, request_timeout, threads, touch, venv, warmup, watch"
+    "app, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, max_requests_jitter, "
+    "on_boot, on_crash, on_drain, on_request_end, on_request_start, python, pythonpath, "
+    "queue, queue_timeout, request_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
@@ -363,8 +364,8 @@ MAIN = '[mounts]\n"/" = "a"\n'
         ("[mounts]\n", [f"mounts: {ONE_MOUNT}"]),
         ("mounts = []\n", ["mounts: expected a table, got a list"]),
         ('[mount]\n"/" = "a"\n', ["mount: unknown key; did you mean 'mounts'?"]),
-        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, defaults, mounts, worker"]),
-        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, defaults, mounts, worker']),
+        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, control, defaults, mounts, worker"]),
+        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, control, defaults, mounts, worker']),
         ("defaults = 1\n" + MAIN, ["defaults: expected a table, got 1 (a whole number)"]),
         (MAIN + '[defaults]\napp = "a"\n', ["defaults.app: unknown key; each mount names its own app"]),
         (MAIN + "[defaults]\nthread = 1\n", ["defaults.thread: unknown key; did you mean 'threads'?"]),

@@ -100,7 +100,7 @@ class Site:
         self.releases = 0
         self.now = 100.0
         mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
-        self.home = Home(mount=mount, make=self._make, released=self._release, log=LOG, drain_s=30, isolation="own-gil")
+        self.home = Home(members=[mount], make=self._make, released=self._release, log=LOG, drain_s=30, isolation="own-gil")
 
     def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
         self.made.append(FakeInstance(slot, generation))
@@ -401,6 +401,43 @@ def test_a_quarantined_mount_is_never_started() -> None:
     assert site.chosen() is NotServing.FAILED
 
 
+def test_what_the_operator_stopped_is_not_started_by_anything_else(tmp_path: Any) -> None:
+    file = tmp_path / "touched"
+    site = up(touch=str(file), lazy=True)
+    site.home.replace("test", site.now)
+
+    site.home.halt(site.now)
+    assert [instance.stopped for instance in site.made] == [True, True]
+    assert site.releases > 0, "who waits for the one that was being loaded is answered"
+    file.write_text("")
+    site.ready(site.made[1])
+    site.wait(100)
+    site.home.replace("test", site.now)
+    assert site.chosen() is NotServing.FAILED
+    assert site.home.summary() == "stopped"
+    assert len(site.made) == 2
+
+    site.home.resume(site.now)
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+    assert site.home.summary() == "serving"
+
+
+def test_a_mount_has_arrived_once_every_slot_serves_what_was_asked_for() -> None:
+    site = up(instances=2)
+    assert site.home.has_arrived(1)
+
+    site.home.replace("test", site.now)
+    assert site.home.summary() == "reloading"
+    site.ready(site.made[2])
+    assert not site.home.has_arrived(2)
+    assert site.home.is_under_way()
+    site.ready(site.made[3])
+
+    assert site.home.has_arrived(2)
+    assert not site.home.is_under_way()
+
+
 class AnyOrder(RuleBasedStateMachine):
     """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
 
@@ -448,6 +485,19 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(reason=st.just("asked"))
     def is_replaced(self, reason: str) -> None:
         self.site.home.replace(reason, self.site.now)
+
+    @precondition(lambda self: not self.is_stopping)
+    @rule()
+    def operator_stops_it(self) -> None:
+        self.site.home.halt(self.site.now)
+        assert self.site.chosen() is NotServing.FAILED
+        assert not any(instance.state in (State.BOOTING, State.SERVING) for instance in self.site.made)
+
+    @precondition(lambda self: not self.is_stopping)
+    @rule()
+    def operator_starts_it(self) -> None:
+        self.site.home.resume(self.site.now)
+        assert not self.site.home.is_asleep()
 
     @rule()
     def worker_stops(self) -> None:

@@ -147,7 +147,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     code = f"import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))"
     order = order_for(tmp_path, code)
     trial.run(order, PROCESS, timeout_s=DEADLINE_S)
-    before = os.listdir("/proc/self/fd")
+    before, children = os.listdir("/proc/self/fd"), children_of(os.getpid())
 
     for isolation in (BEST, PROCESS):
         assert trial.run(order, isolation, timeout_s=DEADLINE_S).loaded
@@ -155,7 +155,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         eventually(lambda left=left: not is_running(left), "the app's child is gone")
 
     assert os.listdir("/proc/self/fd") == before
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == children
 
 
 def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:

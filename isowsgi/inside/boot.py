@@ -27,7 +27,7 @@ from isowsgi.handover import Exchange, Mail, Port, SameProcess
 from isowsgi.inside import environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
-from isowsgi.inside.deadlines import Watcher
+from isowsgi.inside.deadlines import Watcher, stacks
 from isowsgi.inside.files import FileWatch, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
@@ -37,6 +37,10 @@ from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
 from isowsgi.scoreboard import BEAT, Scoreboard
+
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from isowsgi.inside.hooks import Hooks
 
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
@@ -54,6 +58,10 @@ _EXIT_FUNCTIONS_S = 5.0
 _THREAD_GONE_S = 0.5
 
 
+# How long after an exception of a request the next one is passed on; all are in the log, and the supervisor keeps the latest few.
+_EXCEPTION_PAUSE_S = 0.1
+
+
 def run(order: dict[str, Any], logger: Any = None) -> None:
     """Be an instance, until the supervisor stops it; returns with as few threads left inside as the apps allow.
 
@@ -62,7 +70,7 @@ def run(order: dict[str, Any], logger: Any = None) -> None:
         logger: gunicorn's, where there is one already: in the main interpreter.
     """
     cfg = Settings(order["settings"])
-    log = Log(cfg, order["tag"], logger)
+    log = Log(cfg, order["tag"], order["log"], logger)
     prepare(order, log)
 
     def end_lines() -> None:
@@ -135,11 +143,14 @@ class Instance:
                 "stop": self._stop,
                 "lost": lambda order: self._lose_worker(),
                 "reopen": lambda order: log.reopen_files(),
+                "stacks": self._tell_stacks,
                 "measure": lambda order: self._control.report("measured", objects=len(gc.get_objects())),
             },
             duty=self._look_after,
         )
         self._threads: list[threading.Thread] = []
+        self._next_exception = 0.0
+        self._hooks: Hooks | None = None
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
@@ -151,6 +162,8 @@ class Instance:
         first.join()
         for thread in self._threads:
             thread.join()
+        if self._hooks is not None:
+            self._hooks.join()
         is_main = self._order["isolation"] == "main"
         if not is_main:  # else they are the worker's own, and run when it exits
             closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
@@ -214,7 +227,12 @@ class Instance:
     def _make_service(self) -> Service:
         order = self._order
         routes = [Route(*route) for route in order["routes"]]
-        gateways = {member["mount"]: self._make_gateway(member, routes) for member in order["members"]}
+        apps = [self._load_app(member) for member in order["members"]]
+        if order["hooks"]:
+            self._load_hooks()
+        gateways = {
+            member["mount"]: self._make_gateway(member, app, routes) for member, app in zip(order["members"], apps, strict=True)
+        }
         for member in order["members"]:
             self._warm_up(gateways[member["mount"]], member["warmup"])
         peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
@@ -226,6 +244,7 @@ class Instance:
             self._log,
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
+            slow_s=order["slow_request_s"],
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
@@ -233,8 +252,15 @@ class Instance:
         service.last = self._is_last
         return service
 
-    def _make_gateway(self, member: dict[str, Any], routes: list[Route]) -> Gateway:
-        """Load one member's app."""
+    def _load_app(self, member: dict[str, Any]) -> Application:
+        try:
+            return load(member["app"], member["mount"])
+        except BaseException as exc:
+            if len(self._order["members"]) > 1:
+                _note(exc, f"(the app of {member['pattern']})")
+            raise
+
+    def _make_gateway(self, member: dict[str, Any], app: Application, routes: list[Route]) -> Gateway:
         order = self._order
         extra = {
             "wsgi.errors": self._errors,
@@ -245,13 +271,27 @@ class Instance:
             "isowsgi.isolation": order["isolation"],
         }
         prefix = next(route.prefix for route in routes if route.mount == member["mount"])
-        try:
-            app = load(member["app"], member["mount"])
-        except BaseException as exc:
-            if len(order["members"]) > 1:
-                _note(exc, f"(the app of {member['pattern']})")
-            raise
-        return Gateway(member["mount"], app, self._cfg, self._log, prefix, extra, self._end_lines)
+        parts = (member["mount"], app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
+        if self._hooks is None or not self._hooks.for_requests:
+            return Gateway(*parts)
+        from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks
+
+        gateway = HookedGateway(*parts)
+        gateway.hooks = self._hooks
+        return gateway
+
+    def _load_hooks(self) -> None:
+        """Load the mount's hooks and call the first of them."""
+        # Late: most mounts have none, and need not pay for it.
+        from isowsgi.inside.hooks import Hooks
+
+        order = self._order
+        info = {name: order[name] for name in ("generation", "isolation", "threads")} | {"mount": order["name"]}
+        hooks = Hooks(order["hooks"], info, self._log)
+        hooks.boot()
+        self._hooks = hooks  # whichever comes last, this or the order to drain, finds the other
+        if self._is_draining:
+            hooks.drain()
 
     def _warm_up(self, gateway: Gateway, path: str | None) -> None:
         if path is None:
@@ -290,6 +330,8 @@ class Instance:
 
     def _drain(self, order: dict[str, Any]) -> None:
         self._is_draining = True
+        if self._hooks is not None:
+            self._hooks.drain()
         if self._service is not None:
             self._service.draining = True
             self._poke()
@@ -299,6 +341,24 @@ class Instance:
         if self._service is not None:
             self._service.last = True
         self._drain(order)
+
+    def _tell_stacks(self, order: dict[str, Any]) -> None:
+        """Say where all threads are, also while the app is being loaded."""
+        jobs = self._service.jobs if self._service is not None else []
+        text = stacks(jobs, self._order["can_see_stacks"])
+        while True:
+            part, text = text[:_MAX_TRACEBACK_CHARS], text[_MAX_TRACEBACK_CHARS:]
+            self._control.report("stacks", ask=order["ask"], text=part, is_last=not text)
+            if not text:
+                return
+
+    def _tell_exception(self, request: str, exc: BaseException) -> None:
+        """Pass on what a request raised; on a serving thread, so it must not wait, nor be many."""
+        now = time.monotonic()
+        if now < self._next_exception:
+            return
+        self._next_exception = now + _EXCEPTION_PAUSE_S
+        self._control.report_if_room("exception", request=request[:500], error=_one_line(exc)[:1000], traceback=_traceback()[-8192:])
 
     def _stop(self, order: dict[str, Any]) -> None:
         self._runner.stopping = True
@@ -339,9 +399,9 @@ def _note(exc: BaseException, text: str) -> None:
 
 
 def _one_line(exc: BaseException) -> str:
-    notes = getattr(exc, "__notes__", ())
-    lines = [line.strip() for line in traceback.format_exception_only(exc)]
-    return " ".join([next(line for line in reversed(lines) if line not in notes), *notes])
+    notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
+    lines = traceback.format_exception_only(exc)
+    return lines[-1 - notes].strip()
 
 
 def _traceback() -> str:

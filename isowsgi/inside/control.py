@@ -74,11 +74,18 @@ class Control:
 
     def report(self, event: str, **facts: Any) -> None:
         """Tell the supervisor; texts must be short enough for a packet."""
+        self._send(0, event, facts)
+
+    def report_if_room(self, event: str, **facts: Any) -> None:
+        """Tell the supervisor, unless it has so much to read yet that the caller would have to wait; from any thread."""
+        self._send(socket.MSG_DONTWAIT, event, facts)
+
+    def _send(self, flags: int, event: str, facts: dict[str, Any]) -> None:
         # Not escaped: six or twelve bytes for a letter are too many for a long traceback. A surrogate stands for a byte of a file's name.
         packet = json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass")
         try:
-            self._channel.send(packet)
-        except OSError:  # the worker is on its way out
+            self._channel.send(packet, flags)
+        except OSError:  # the worker is on its way out, or there is no room
             return
 
     def rouse(self) -> None:

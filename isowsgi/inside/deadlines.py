@@ -14,6 +14,7 @@ third from outside, by the scoreboard.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -25,6 +26,10 @@ from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQUESTS, 
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
+
+# What lies under an app's frames on every stack: this package, and the thread's beginning.
+_OWN_FILES = os.path.dirname(__file__) + os.sep
+_OWN_NAMES = (threading.__file__, "<script>", "<string>")
 
 
 class RequestTimeout(BaseException):
@@ -40,7 +45,7 @@ class Job:
     Written by its thread, but for what the watcher notes of it.
     """
 
-    __slots__ = ("_lock", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "since")
+    __slots__ = ("_lock", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "since", "slow")
 
     def __init__(self, number: int, row: Row) -> None:
         self.number = number
@@ -53,6 +58,7 @@ class Job:
         self.mark: Any = None  # changes with every sign of progress
         self.since = 0.0  # monotonic seconds when it last did
         self.cut = False  # whether its client was answered by the watcher
+        self.slow = 0  # number of the thread's request that was last logged as slow
         self.reported = False  # whether the supervisor knows that it is stuck
 
     def begin(self, connection: Any, data: bytes, now: float) -> None:
@@ -92,14 +98,24 @@ class Watcher:
         log: the instance's log.
         report_stuck: takes the stack of a thread that did not end.
         can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
+        slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
     """
 
-    def __init__(self, jobs: list[Job], timeout_s: float, log: Any, report_stuck: Callable[[str], None], can_see_stacks: bool) -> None:
+    def __init__(
+        self,
+        jobs: list[Job],
+        timeout_s: float,
+        log: Any,
+        report_stuck: Callable[[str], None],
+        can_see_stacks: bool,
+        slow_s: float = 0.0,
+    ) -> None:
         self._jobs = jobs
         self._timeout_s = timeout_s
         self._log = log
         self._report_stuck = report_stuck
         self._can_see_stacks = can_see_stacks
+        self._slow_s = slow_s
 
     def is_anyone_busy(self) -> bool:
         return any(job.connection is not None for job in self._jobs)
@@ -119,16 +135,18 @@ class Watcher:
                 job.mark, job.since, job.cut = mark, now, False
             elif connection is not None and self._timeout_s and now - job.since >= self._timeout_s:
                 self._act(job, connection, now - job.since)
+            if connection is not None and self._slow_s:
+                self._look_for_slow(job, now)
+
+    def _look_for_slow(self, job: Job, now: float) -> None:
+        words = job.row.words
+        number, lasted_s = words[REQUESTS], now - words[BUSY_SINCE] / 1000
+        if lasted_s >= self._slow_s and number != job.slow:
+            job.slow = number
+            self._log.warning("slow request, %.1f s so far: %s\n%s", lasted_s, job.row.line(), self._stack_of(job))
 
     def stacks(self) -> str:
-        """Return the Python stacks of this interpreter's threads, those that serve first."""
-        if not self._can_see_stacks:
-            return "(stacks cannot be read safely on this release of CPython)"
-        frames = sys._current_frames()
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        busy = {job.ident: job.row.line() for job in self._jobs if job.connection is not None}
-        order = sorted(names, key=lambda ident: (ident not in busy, names[ident]))
-        return "\n".join(_stack(names[ident], busy.get(ident, ""), frames[ident]) for ident in order if ident in frames)
+        return stacks(self._jobs, self._can_see_stacks)
 
     def _act(self, job: Job, connection: Any, waited_s: float) -> None:
         if not job.cut:
@@ -145,7 +163,28 @@ class Watcher:
         if not self._can_see_stacks:
             return self.stacks()
         frame = sys._current_frames().get(job.ident)
-        return "" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
+        return "" if frame is None else _stack(frame)
+
+
+def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
+    """Return the Python stacks of this interpreter's threads, those that serve first; of those that wait only the names."""
+    if not can_see_stacks:
+        return "(stacks cannot be read safely on this release of CPython)"
+    frames = sys._current_frames()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    busy = {job.ident: job.row.line() for job in jobs if job.connection is not None}
+    texts, waiting = [], []
+    for ident in sorted(frames, key=lambda ident: (ident not in busy, names.get(ident, ""))):
+        name = names.get(ident, f"thread {ident}")
+        if ident in busy:
+            texts.append(f"{name}: {busy[ident]}\n{_stack(frames[ident])}")
+        elif stack := _stack(frames[ident], or_all=False):
+            texts.append(f"{name}\n{stack}")
+        elif name.startswith("isowsgi-") and ident != threading.get_ident():
+            waiting.append(name)
+    if waiting:
+        texts.append(f"waiting: {', '.join(waiting)}")
+    return "\n".join(texts)
 
 
 def _answer(connection: Any) -> None:
@@ -164,9 +203,18 @@ def _answer(connection: Any) -> None:
         pass
 
 
-def _stack(name: str, line: str, frame: Any) -> str:
-    title = f"{name}: {line}" if line else name
-    return f"{title}\n{''.join(traceback.format_stack(frame)).rstrip()}"
+def _stack(frame: Any, or_all: bool = True) -> str:
+    """Return a thread's stack from the app's first frame on.
+
+    Args:
+        or_all: whether to return the whole if the app has none.
+    """
+    entries = list(traceback.extract_stack(frame))
+    own = 0
+    while own < len(entries) and (entries[own].filename.startswith(_OWN_FILES) or entries[own].filename in _OWN_NAMES):
+        own += 1
+    entries = entries[own:] or (entries if or_all else [])
+    return "".join(traceback.format_list(entries)).rstrip()
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:

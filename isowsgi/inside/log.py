@@ -30,10 +30,12 @@ class Log:
     """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced.
 
     Args:
+        tag: mount and generation; every line begins with it.
+        path: a file for all that would go to the error log; None: it goes there.
         logger: gunicorn's, where this interpreter has one already; None makes one.
     """
 
-    def __init__(self, cfg: Any, tag: str, logger: Any = None) -> None:
+    def __init__(self, cfg: Any, tag: str, path: str | None = None, logger: Any = None) -> None:
         self._tag = tag
         self._busy = threading.local()
         self._terminal = sys.stderr
@@ -41,6 +43,8 @@ class Log:
         for each in (self.logger.error_log, self.logger.access_log):
             if type(each) is logging.Logger:  # a logger_class of the user's may have others
                 each.__class__ = _KeptLogger
+        if path is not None:
+            self._write_to(path)
 
     def _make_logger(self, cfg: Any) -> Any:
         try:
@@ -55,6 +59,18 @@ class Log:
             text = "%s: logger_class %r does not load in this interpreter, gunicorn's own is used: %s"
             logger.warning(text, self._tag, cfg.logger_class, problem)
         return logger
+
+    def _write_to(self, path: str) -> None:
+        error_log = self.logger.error_log
+        try:
+            handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as exc:  # an app must not stay away for want of a log
+            self.error("cannot write to its log %r, so its lines are here: %s", path, exc.strerror)
+            return
+        formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]
+        handler.setFormatter(formatters[0] if formatters else logging.Formatter(glogging.Logger.error_fmt, glogging.Logger.datefmt))
+        error_log.handlers[:] = [handler]
+        error_log.propagate = False
 
     # gunicorn's code calls these names.
     def debug(self, message: str, *args: Any, **kwargs: Any) -> None:

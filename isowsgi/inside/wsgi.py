@@ -93,10 +93,19 @@ class Gateway:
         prefix: the mount's, as SCRIPT_NAME gets it.
         extra: environ entries that are the same for every request.
         end_lines: called at a request's end, so that what the app printed without a line end reaches the log.
+        on_exception: takes the request's method and target, and what the app raised; called while that is handled.
     """
 
     def __init__(
-        self, mount: int, app: Application, cfg: Any, log: Any, prefix: str, extra: Mapping[str, Any], end_lines: Callable[[], None]
+        self,
+        mount: int,
+        app: Application,
+        cfg: Any,
+        log: Any,
+        prefix: str,
+        extra: Mapping[str, Any],
+        end_lines: Callable[[], None],
+        on_exception: Callable[[str, BaseException], None] = lambda request, exc: None,
     ) -> None:
         self.mount = mount
         self.cfg = cfg
@@ -105,6 +114,7 @@ class Gateway:
         self._log = log
         self._extra = dict(extra)
         self._end_lines = end_lines
+        self._on_exception = on_exception
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
@@ -255,6 +265,8 @@ class Gateway:
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
+        if response is not None and not isinstance(exc, ParseException):
+            self._on_exception(f"{request.method} {request.uri}", exc)
         if response is not None and response.headers_sent:
             # The client has a status already; all that can still be said is that the response is not whole.
             self._log.exception("Error handling request %s %s after its response had begun", request.method, request.uri)

@@ -28,6 +28,7 @@ class HousedInstance:
     def __init__(self, order: Mapping[str, Any], board: Scoreboard) -> None:
         self.state = State.BOOTING
         self.tag: str = order["tag"]
+        self.generation: int = order["generation"]
         self.is_loaded = False  # whether its app ever was
         self.boot_s = 0.0
         self.error = ""  # one line, once FAILED
@@ -98,6 +99,10 @@ class HousedInstance:
     def reopen_logs(self) -> None:
         self._say("reopen")
 
+    def ask_stacks(self, ask: int) -> None:
+        """Ask for its threads' stacks: one or more reports "stacks" with this number."""
+        self._say("stacks", ask=ask)
+
     def measure(self) -> None:
         """Ask for the report "measured"."""
         self._say("measure")
@@ -115,6 +120,11 @@ class HousedInstance:
     def requests_in_flight(self) -> list[str]:
         """Return the request lines that its threads are serving."""
         return [row.line() for row in self._thread_rows if row.words[BUSY_FD]]
+
+    def in_flight(self, now: float) -> list[tuple[str, float]]:
+        """Return the request lines that its threads are serving, and for how many seconds."""
+        busy = [row for row in self._thread_rows if row.words[BUSY_FD]]
+        return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def kill(self) -> None:
         """End its home at once, if that can be done; without effect on interpreters, whose threads cannot be killed."""
@@ -142,9 +152,9 @@ class HousedInstance:
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
 
-    def _say(self, order: str) -> None:
+    def _say(self, order: str, **facts: int) -> None:
         try:
-            self._channel.send(json.dumps({"do": order}).encode())
+            self._channel.send(json.dumps({"do": order, **facts}).encode())
         except OSError:  # it ended by itself
             return
 

@@ -1,0 +1,126 @@
+"""What the logs say of each mount: whole lines, in the right file, slow requests with their stack, a table at the start."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from isowsgi.interpreters import best_isolation, can_see_stacks
+from tests.apps.chatters import LINES, THREADS
+from tests.conftest import StartServer, eventually, receive_all
+
+
+def lines_of(text: str, tag: str) -> list[str]:
+    """Return what is behind a tag, in the order of the log."""
+    return re.findall(rf"^\[.*?\] \[\d+\] \[\w+\] {re.escape(tag)}: (.*)$", text, re.MULTILINE)
+
+
+def test_lines_of_eight_threads_in_two_mounts_stay_whole(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = "chatters"\n"/b" = "chatters"', wait_for=2)
+    with ThreadPoolExecutor(2) as pool:
+        assert [answer.status_code for answer in pool.map(server.get, ["/a", "/b"])] == [200, 200]
+
+    log = server.log()
+    for tag in ("/a #1", "/b #1"):
+        said = sorted(line.removeprefix("WARNING:root:") for line in lines_of(log, tag) if "line " in line)
+        assert said == sorted(f"line {number}.{line} {str(number) * 300}" for number in range(THREADS) for line in range(LINES))
+
+
+def test_the_access_log_can_name_the_mount(serve: StartServer) -> None:
+    server = serve(
+        '[mounts]\n"/a" = "hello"\n"api.example.com/v1" = "hello"\n"/e" = "operated"',
+        "--access-logfile", "access.log", "--access-logformat", "%({isowsgi.mount}e)s %({isowsgi.generation}e)s %(s)s %(r)s",
+        wait_for=3,
+    )  # fmt: skip
+    server.get("/a/x")
+    server.get("/v1/y", headers={"Host": "api.example.com"})
+    server.get("/e/raise")
+    server.get("/nobody")
+
+    access = server.folder / "access.log"
+    eventually(lambda: len(access.read_text().splitlines()) == 4, "four lines in the access log")
+    assert sorted(line.removesuffix(" HTTP/1.1") for line in access.read_text().splitlines()) == [
+        "- - 404 GET /nobody",
+        "/a 1 200 GET /a/x",
+        "/e 1 500 GET /e/raise",
+        "api.example.com/v1 1 200 GET /v1/y",
+    ]
+
+
+def test_a_mount_may_have_a_log_of_its_own(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = { app = "operated", log = "a.log" }\n"/b" = "operated"', wait_for=2)
+    server.get("/a/raise")
+    server.get("/b/raise")
+
+    own = (server.folder / "a.log").read_text()
+    assert "/a #1: Error handling request GET /a/raise" in own
+    assert "LookupError" in own
+    assert "/b" not in own
+    assert "/b #1: Error handling request GET /b/raise" in server.log()
+    assert "/a #1: Error" not in server.log()
+    assert "/a #1: serving" in server.log(), "what the worker says of a mount stays where all of it is"
+
+
+def test_usr1_opens_a_mounts_own_log_anew(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = { app = "chatters", log = "a.log" }')
+    log = server.folder / "a.log"
+    log.rename(server.folder / "a.log.1")
+
+    server.send_signal(signal.SIGUSR1)
+    eventually(log.exists, "a new file")
+    server.get("/a")
+
+    assert len(lines_of(log.read_text(), "/a #1")) == THREADS * LINES
+    assert (server.folder / "a.log.1").read_text() == ""
+
+
+def test_a_mounts_log_that_cannot_be_opened_leaves_its_lines_where_they_were(serve: StartServer, tmp_path: Path) -> None:
+    """By a link to nowhere: root is not kept from anything by a file's mode."""
+    (tmp_path / "a.log").symlink_to(tmp_path / "gone" / "a.log")
+    server = serve(f'[mounts]\n"/a" = {{ app = "operated", log = "{tmp_path}/a.log" }}')
+    server.get("/a/raise")
+
+    assert "/a #1: cannot write to its log" in server.log()
+    assert "/a #1: Error handling request GET /a/raise" in server.log()
+
+
+@pytest.mark.parametrize("path", ["/spin", "/sleep"])
+def test_a_slow_request_is_logged_once_with_its_stack_while_it_runs(serve: StartServer, path: str) -> None:
+    server = serve('[mounts]\n"/a" = { app = "operated", slow_request = 0.5, env = { GATE = "gate" } }')
+    server.get("/a")
+    with server.ask(f"/a{path}") as slow:
+        server.wait_for_log(rf"/a #1: slow request, \d\.\d s so far: GET /a{path} HTTP/1.1")
+        # A second would come within a quarter of a second of the first: three looks of the thread that watches.
+        end = time.monotonic() + 0.8
+        eventually(lambda: time.monotonic() > end)
+        (server.folder / "gate").touch()
+        assert receive_all(slow).endswith(b"ok")
+
+    assert server.log().count("slow request") == 1
+    assert "operated.py" in server.log() or not can_see_stacks(best_isolation())
+
+
+def test_a_table_at_the_start_says_what_serves_where(serve: StartServer) -> None:
+    config = """
+        [mounts]
+        "/a" = "hello"
+        "/long/er" = { app = "hello:environ", threads = 2, instances = 2, isolation = "shared-gil" }
+        "/lazy" = { app = "hello", lazy = true }
+        "/bad" = "crashes_on_import"
+    """
+    server = serve(config, "--workers", "2", wait_for=6)
+    server.wait_for_log("the worker grew by")
+
+    lines = [line for line in server.log().splitlines() if re.search(r"\[INFO\] (mount|/\S+) +\S+ +(state|serving|lazy|failed) ", line)]
+    table = [line.partition("[INFO] ")[2] for line in lines]
+    assert [line.split()[0] for line in table] == ["mount", "/a", "/long/er", "/lazy", "/bad"], "once, not once for each worker"
+    assert len({line.index(word) for line, word in zip(table, ["app", "hello:", "hello:", "hello:", "crashes"], strict=True)}) == 1
+    assert re.fullmatch(rf"/a +hello:application +serving +{best_isolation()} +auto.* +4 +\d\.\d\d s +\d+ MiB", table[1])
+    assert re.fullmatch(r"/long/er +hello:environ +serving +shared-gil +configured +2 x 2 +\d\.\d\d s +\d+ MiB", table[2])
+    assert re.fullmatch(rf"/lazy +hello:application +lazy +{best_isolation()} +auto.* +4 +- +-", table[3])
+    assert re.fullmatch(rf"/bad +crashes_on_import:application +failed +{best_isolation()} +auto.* +4 +- +-", table[4])

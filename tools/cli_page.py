@@ -1,0 +1,63 @@
+"""Write docs/reference/cli.md from the commands' own help; with --check, only tell whether it is stale."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reference" / "cli.md"
+
+# Run from a checkout, the page is drawn from that checkout, whichever isowsgi is installed.
+sys.path.insert(0, str(ROOT))
+
+from isowsgi.cli import main as group  # noqa: E402 -- see the line above
+
+HEAD = """\
+<!-- Written by tools/cli_page.py from the commands' own help; do not edit here. -->
+
+# The command isowsgi
+
+`python -m isowsgi` is the same. [How to use it](../howto/operate.md).
+
+| exit code | means |
+|---|---|
+| 0 | done |
+| 1 | it was tried and failed, in at least one worker, or a worker did not answer |
+| 2 | bad input, an unknown mount, or no running gunicorn serves that config file |
+"""
+
+# As wide as a terminal; click would ask the one that this is run in.
+WIDTH = 80
+
+
+def page() -> str:
+    parts = [HEAD, _block(group, "isowsgi")]
+    for name in sorted(group.commands):
+        parts += [f"\n## isowsgi {name}\n", _block(group.commands[name], f"isowsgi {name}")]
+    return "".join(parts)
+
+
+def _block(command: click.Command, name: str) -> str:
+    context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH, **command.context_settings)
+    return f"\n```text\n{command.get_help(context)}\n```\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
+    wanted = page()
+    shown = PAGE.relative_to(ROOT)
+    if parser.parse_args().check:
+        if PAGE.exists() and PAGE.read_text() == wanted:
+            return 0
+        print(f"{shown} is stale; write it anew with python tools/cli_page.py", file=sys.stderr)
+        return 1
+    PAGE.write_text(wanted)
+    print(f"wrote {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
