@@ -191,6 +191,10 @@ class InterpreterInstance:
         """
         self._disposal.put(destroy and self.threads_left == 0)
 
+    def join(self) -> None:
+        """Wait for the keeper's end after `dispose`; for a trial, as it blocks."""
+        self._keeper.join()
+
     def _say(self, order: str) -> None:
         try:
             self._channel.send(json.dumps({"do": order}).encode())
