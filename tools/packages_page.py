@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,9 +90,10 @@ little: it is no proof of more. Each is the newest version that had a wheel. You
 [ask for your own app](../howto/isolation.md).
 
 - **own GIL**: an interpreter with its own GIL. On 3.12 and 3.11 there is none that is sound, so the best is a shared one.
-- **own GIL, without its C part**: it refuses there, and the package has a fallback in Python, mostly a slower one.
 - **shared GIL**: an interpreter that shares the GIL with gunicorn. It loads there twice, so it can be replaced.
-- **process**: a process of its own, as some part of it loads once per process, or in the main interpreter only.
+- **process**: a process of its own, as some part of it loads once per process, loads in the main interpreter only, or
+  crashes an interpreter's successor.
+- **without its C part**: that is refused there, or in the copy that would replace it, and the package goes on in slower Python.
 
 """
 
@@ -137,7 +139,7 @@ def measure(python: str) -> tuple[str, dict[str, Any]]:
         mount["pattern"].removeprefix("/"): {
             "version": installed[mount["pattern"].removeprefix("/")],
             "home": mount["home"],
-            "reason": mount["reason"],
+            "reason": re.sub(r" \(/[^)]*\)", "", mount["reason"]),  # a path of this machine
             "fallbacks": mount["fallbacks"],
         }
         for mount in report["mounts"]
