@@ -30,6 +30,7 @@ ALTERNATIVES = (
     ),
     Alternative("MySQLdb", "PyMySQL is pure Python and loads with an own GIL", "https://pymysql.readthedocs.io/en/latest/"),
     Alternative("ujson", "the standard library's json loads with an own GIL", "https://docs.python.org/3/library/json.html"),
+    Alternative("orjson", "the standard library's json loads with an own GIL", "https://docs.python.org/3/library/json.html"),
     Alternative("zstandard", "from Python 3.14 on compression.zstd does the same", "https://docs.python.org/3/library/compression.zstd.html"),
     Alternative("numpy", "none known; its modules say that they serve one interpreter", "https://github.com/numpy/numpy/issues/24755"),
     Alternative("cryptography", "none known, until PyO3 supports subinterpreters", _PYO3),

@@ -113,7 +113,8 @@ class _MountCheck:
 
     def make(self) -> MountReport:
         for isolation in self._homes():
-            self._try(self._order, isolation, copies=COPIES[isolation], timeout_s=self._timeout_s)
+            if not self._hangs_everywhere():
+                self._try(self._order, isolation, copies=COPIES[isolation], timeout_s=self._timeout_s)
         warnings: list[str] = []
         verdict = self._decide() if self._mount.isolation == "auto" else self._as_configured(warnings)
         refused = self._refused_before(verdict.isolation)
@@ -132,6 +133,12 @@ class _MountCheck:
             warnings=tuple(warnings),
             advice=tuple(alternatives.advice_for(refused)),
         )
+
+    def _hangs_everywhere(self) -> bool:
+        """Whether there is nothing to learn from a third wait for the whole of the time limit."""
+        if not any(outcome.timed_out for outcome in self._outcomes.values()):
+            return False
+        return self._try(self._order, PROCESS, copies=1, timeout_s=self._timeout_s).timed_out
 
     def _homes(self) -> tuple[str, ...]:
         if self._order["python"]:
@@ -174,10 +181,10 @@ class _MountCheck:
     def _refused_before(self, home: str | None) -> dict[str, str]:
         """Return what was said by the modules that refused the homes that are better than the mount's, by name."""
         refused: dict[str, str] = {}
-        for isolation, outcome in self._outcomes.items():
+        for isolation in COPIES:  # the best first
             if isolation == home:
                 break
-            for name, _, error in outcome.refused:
+            for name, _, error in self._outcomes[isolation].refused if isolation in self._outcomes else ():
                 refused.setdefault(name, error)
         return refused
 
@@ -279,4 +286,4 @@ def kind_of(outcome: Outcome) -> str:
     failure = outcome.failure
     if failure.is_refusal:
         return failure.kind
-    return "loads once per process" if outcome.failed_copy > 1 else "fails"
+    return "cannot be replaced" if outcome.failed_copy > 1 else "fails"

@@ -103,6 +103,7 @@ class Home:
         self.is_auto = mount.isolation == "auto" and isolation not in (PROCESS, MAIN)  # whether a better home may be found for it
         self.extensions: Mapping[str, Sequence[int]] | None = {} if self.is_auto else None  # that its boots may load; None: all
         self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
+        self.trials = 0  # so far, in this worker
         self._is_on_trial = False
         self.name = name_of(mount)
         self.generation = 0
@@ -337,6 +338,7 @@ class Home:
             if instance in slots:
                 slots[slots.index(instance)] = None
         is_new, self._is_on_trial = not self._is_on_trial, True
+        self.trials += is_new
         return is_new
 
     def settle(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]]) -> None:

@@ -137,8 +137,8 @@ def _why_not(outcome: Outcome) -> str:
         return f"{failure.module or 'an extension module'} {failure.kind}"
     if failure.is_refusal:
         return f"it {failure.kind}: {failure.line}"
-    if outcome.failed_copy > 1:
-        return f"{where}: loads once per process: {failure.line}"
     if outcome.has_died or outcome.timed_out:
-        return f"{where}: {outcome.error}; not in a process"
+        return f"{where}: {outcome.error}"
+    if outcome.failed_copy > 1:
+        return f"{where}: it cannot be replaced there: {failure.line}"
     return f"{where}: {failure.line}"

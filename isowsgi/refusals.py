@@ -13,18 +13,17 @@ import re
 
 OWN_GIL = "own-gil"  # the isolation, as in `interpreters`, which apps' interpreters do not import
 
-# Kinds of failure. The first seven are refusals.
+# Kinds of failure. All but the last two are refusals. A crash is none of them: it has no error, and `housing` settles it elsewhere.
 REFUSES_OWN_GIL = "refuses an own GIL"
 ONCE = "loads once per process"
 MAIN_ONLY = "loads in the main interpreter only"
 NO_FORK = "forks"
 NO_DAEMON = "starts daemon threads"
 NO_STDLIB = "needs a part of the standard library that refuses an own GIL"
-CRASH = "crashes"
 BROKEN = "broken"
 UNCLEAR = "unclear"
 
-REFUSALS = frozenset({REFUSES_OWN_GIL, ONCE, MAIN_ONLY, NO_FORK, NO_DAEMON, NO_STDLIB, CRASH})
+REFUSALS = frozenset({REFUSES_OWN_GIL, ONCE, MAIN_ONLY, NO_FORK, NO_DAEMON, NO_STDLIB})
 
 # What is said where a refusal is, in the words of those who say it. The earlier one wins where a chain of exceptions has several.
 _SIGNS: tuple[tuple[str, str], ...] = (

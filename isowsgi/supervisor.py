@@ -26,6 +26,9 @@ from isowsgi.lifecycle import ENDS, State
 from isowsgi.placement import Placement
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 
+# Trials of a mount that loads other extension modules each time, before it goes to a process of its own.
+_MOST_TRIALS = 3
+
 # How long a replaced mount's memory may take to be given back before the next look at the whole.
 _RSS_PAUSE_S = 15.0
 
@@ -258,7 +261,10 @@ class Supervisor:
 
     def _on_boot_failed(self, home: Home, instance: HousedInstance, now: float) -> None:
         if home.is_auto and instance.isolation == home.isolation != interpreters.PROCESS and _is_for_trial(instance):
-            if home.begin_trial(instance):
+            if instance.unknown_extension and home.trials > _MOST_TRIALS:
+                home.begin_trial(instance)
+                home.move(interpreters.PROCESS, f"it loads {instance.unknown_extension}, which it did not when it was tried", {}, now)
+            elif home.begin_trial(instance):
                 what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
                 self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
                 self._placement.try_out(home, self._members_of[home], home.late_imports)

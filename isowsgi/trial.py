@@ -31,8 +31,9 @@ _RESULT_BYTES = 4 * 1024 * 1024
 # Reads of a pipe after the child's end: more than a pipe holds (64 KiB, or 1 MiB at most for other users than root).
 _PIPE_READS = 20
 
-# How long the child may take to start and to say how it went, beside the time limit for loading, which it keeps by itself if it can.
-_MARGIN_S = 5.0
+# How much longer than a load may take the child may say nothing: it keeps that limit by itself if it can, takes a moment to start, and
+# ending a copy takes 10 s at most.
+_MARGIN_S = 12.0
 
 _CHILD = str(Path(__file__).with_name("trialchild.py"))
 
@@ -77,8 +78,15 @@ class Outcome:
     @property
     def failure(self) -> refusals.Failure:
         """What its error comes to; only for one that was not loaded."""
-        said = "\n".join(error for _, _, error in self.refused)
-        failure = refusals.classify(self.error, f"{said}\n{self.traceback}")
+        failure = refusals.classify(self.error, self.traceback)
+        if not self.refused:
+            return failure
+        if failure.kind == refusals.BROKEN:
+            # A missing module may be what a package turns to when its extension module was refused; other faults are the app's own.
+            is_certain = "ModuleNotFoundError" not in self.error
+            return failure if is_certain else refusals.Failure(refusals.UNCLEAR, "", failure.line)
+        if failure.kind == refusals.UNCLEAR:
+            failure = refusals.classify("\n".join(error for _, _, error in self.refused))
         # By the name it is imported by: CPython's messages have the last part of it only.
         names = [name for name, _, error in self.refused if refusals.classify(error).kind == failure.kind]
         return refusals.Failure(failure.kind, names[0], failure.line) if names else failure
@@ -90,8 +98,9 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
     Args:
         order: a boot order as `bootorder.Orders` writes it. Where it has a "python", that one runs the child of a "process" trial.
         isolation: "own-gil", "shared-gil" or "process".
-        copies: how many to load in one process, one after the other, all of them staying alive.
-        timeout_s: how long each of them may take.
+        copies: how many to load in one process, one after the other, all of them staying alive. Interpreters are then ended and others
+            loaded, as when mounts are replaced and when they sleep: an extension module may crash only then.
+        timeout_s: how long each load may take.
 
     Returns:
         the outcome; never raises for what the app does, nor for a Python that does not start.
@@ -122,7 +131,7 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
             os.close(result_end)
             os.close(output_end)
         try:
-            result, output, is_over = _follow(child.pid, result_fd, output_fd, copies * timeout_s + _MARGIN_S)
+            result, output, is_over = _follow(child.pid, result_fd, output_fd, timeout_s + _MARGIN_S)
         finally:
             # Before it is reaped, so that its number cannot be another's by then.
             os.killpg(child.pid, signal.SIGKILL)
@@ -130,6 +139,9 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
     finally:
         for fd in (lifeline, held, result_fd, output_fd, stdin):
             os.close(fd)
+    if not result and is_over:
+        error = f"{executable!r} does not run isowsgi: it ended with exit code {code}"
+        return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, output=output.decode("utf-8", "replace"))
     return _outcome(isolation, result, output.decode("utf-8", "replace"), code if is_over else None, timeout_s)
 
 
@@ -142,6 +154,10 @@ def _trial_order(order: Mapping[str, Any], isolation: str) -> dict[str, Any]:
         "tag": order["members"][0]["pattern"],
         "report_files": False,
         "watch": False,
+        "log": None,
+        # What hooks do is meant for an app that serves; only what their modules load counts.
+        "hooks": {},
+        "imports": [*order.get("imports", ()), *(text.partition(":")[0] for text in order["hooks"].values())],
         "extensions": None,
         "can_see_stacks": is_interpreter and interpreters.can_see_stacks(isolation),
         "blocked_modules": order["blocked_modules"] if is_interpreter else [],
@@ -151,6 +167,9 @@ def _trial_order(order: Mapping[str, Any], isolation: str) -> dict[str, Any]:
 
 def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[bytes, bytes, bool]:
     """Read what a child has to say until it says how it went, ends, or has had its time.
+
+    Args:
+        limit_s: how long it may give no sign.
 
     Returns:
         the result, the end of its output, and whether it ended by itself.
@@ -167,7 +186,12 @@ def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[b
             for fd, _ in poller.poll(left * 1000):
                 if fd == process:
                     is_over = True  # what it left in the pipes is read below
-                elif not (_take(fd, result, _RESULT_BYTES) if fd == result_fd else _take(fd, output, _OUTPUT_BYTES)):
+                elif fd == output_fd:
+                    if not _take(fd, output, _OUTPUT_BYTES):
+                        poller.unregister(fd)
+                elif _take(fd, result, _RESULT_BYTES):
+                    deadline = time.monotonic() + limit_s
+                else:
                     poller.unregister(fd)
                 is_told = result.endswith(b"\n")
     finally:
@@ -192,17 +216,30 @@ def _take(fd: int, into: bytearray, most: int) -> bool:
 
 
 def _outcome(isolation: str, result: bytes, output: str, code: int | None, timeout_s: float) -> Outcome:
-    if result.endswith(b"\n"):
-        facts = json.loads(result)
-        facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
-        facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
-        return Outcome(isolation=isolation, output=output, **facts)
+    facts = result.lstrip(b".e")
+    signs = result[: len(result) - len(facts)]
+    failed: dict[str, Any] = {"isolation": isolation, "loaded": False, "failed_copy": signs.count(b"."), "output": output}
+    if facts.endswith(b"\n"):
+        try:
+            return _read(isolation, json.loads(facts), output)
+        except (ValueError, TypeError, KeyError):
+            # Another release of isowsgi was installed while this one runs, or the app wrote into a descriptor that is not its own.
+            return Outcome(**failed, error="its trial gave an answer that cannot be read")
+    when = "it was loaded"
+    if b"e" in signs:
+        when = "a copy of it was ended" if signs.endswith(b"e") else "it was loaded after a copy had been ended"
+    elif failed["failed_copy"] > 1:
+        when = "a second copy was loaded"
     if code is None:
-        error = f"it was not loaded within {timeout_s:g} s"
-        return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, timed_out=True, output=output)
+        error = f"it hangs when {when}" if failed["failed_copy"] > 1 or b"e" in signs else f"it was not loaded within {timeout_s:g} s"
+        return Outcome(**failed, timed_out=True, error=error)
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-        error = f"it crashed the process by {name} when it was loaded"
-        return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, signal=name, output=output)
-    error = f"it ended the process with exit code {code} when it was loaded"
-    return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, exit_code=code, output=output)
+        return Outcome(**failed, signal=name, error=f"it crashed the process by {name} when {when}")
+    return Outcome(**failed, exit_code=code, error=f"it ended the process with exit code {code} when {when}")
+
+
+def _read(isolation: str, facts: dict[str, Any], output: str) -> Outcome:
+    facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
+    facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
+    return Outcome(isolation=isolation, output=output, **facts)

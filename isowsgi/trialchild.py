@@ -1,7 +1,8 @@
 """The child process of a trial, run as a script: `trialchild.py RESULT_FD LIFELINE_FD`, with the task as JSON on its standard input.
 
-Prints one line of JSON, the fields of `trial.Outcome`, into RESULT_FD and leaves. For a "process" trial it may be run by another CPython
-than the host's, whose folders have neither isowsgi nor gunicorn: both come from the host's.
+Writes into RESULT_FD signs of what it is about to do, then one line of JSON, the fields of `trial.Outcome`, and leaves. For a
+"process" trial it may be run by another CPython than the host's, whose folders have neither isowsgi nor gunicorn: both come from the
+host's.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import sys
 import time
 from importlib.machinery import PathFinder
 
+# How long an instance that serves nobody may take to end; its exit functions have 5 s of that.
+_END_S = 10.0
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -35,7 +40,7 @@ def main() -> None:
     for name, folder in task["order"]["packages"].items():
         _import_from(name, folder)
     _say_where_it_crashes()
-    outcome = _try(task["order"], task["copies"], task["timeout_s"])
+    outcome = _try(task["order"], task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
     with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(json.dumps(outcome) + "\n")
     os._exit(0)
@@ -74,40 +79,89 @@ def _say_where_it_crashes() -> None:
         faulthandler.enable()
 
 
-def _try(order: dict[str, Any], copies: int, timeout_s: float) -> dict[str, Any]:
-    """Load the copies one after the other, and return how it went."""
+class Unloadable(Exception):
+    """A copy was not loaded; carries what is known of it, as fields of `trial.Outcome`."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.facts = facts
+
+
+def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> dict[str, Any]:
+    """Load copies one after the other, let them live and die as a worker does, and return how it went.
+
+    Args:
+        mark: tells the parent what comes next: a copy is loaded ("."), one is ended ("e"). It is all that is left of a crash.
+    """
     from isowsgi import interpreters
     from isowsgi.instances.interpreter import InterpreterInstance
     from isowsgi.lifecycle import State
     from isowsgi.scoreboard import Scoreboard
 
     is_process = order["isolation"] == "process"
+    kind = _plain_instance() if is_process else InterpreterInstance
     if not is_process:
         interpreters.preload()
     board = Scoreboard()
-    returns, lingering = select.epoll(), select.epoll()
-    shared = {"returns": returns.fileno(), "lingering": lingering.fileno(), "board": board.fd, "capacity": os.eventfd(0, os.EFD_CLOEXEC)}
+    sets = [select.epoll(), select.epoll()]
+    shared = {"returns": sets[0].fileno(), "lingering": sets[1].fileno(), "board": board.fd, "capacity": os.eventfd(0, os.EFD_CLOEXEC)}
     outcome: dict[str, Any] = {"loaded": False, "python": interpreters.version_text()}
-    kept: list[Any] = [returns, lingering]  # all stay alive
-    for copy in range(1, copies + 1):
-        before = 0.0 if is_process else _memory_mib()
+    loads = 0
+
+    def load() -> Any:
+        nonlocal loads
+        loads += 1
+        mark(b".")
         order["first_row"] = board.allot(1 + order["threads"])
-        instance = (_plain_instance() if is_process else InterpreterInstance)(order, shared, board)
-        kept.append(instance)
+        instance = kind(order, shared, board)
         instance.start()
-        deadline = time.monotonic() + timeout_s
-        while instance.state is State.BOOTING and (left := deadline - time.monotonic()) > 0:
-            if select.select([instance], [], [], left)[0]:
-                instance.read_reports()
-        outcome |= {"extensions": instance.extensions, "refused": instance.refused, "boot_s": instance.boot_s}
+        _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)
+        if loads <= copies or instance.state is not State.SERVING:
+            outcome.update(extensions=instance.extensions, refused=instance.refused, boot_s=instance.boot_s)
+        if instance.state is State.BOOTING:
+            error = f"it was not loaded within {timeout_s:g} s"
+            raise Unloadable({"timed_out": True, "error": error, "traceback": _stack_of_boot(), "failed_copy": loads})
         if instance.state is not State.SERVING:
-            if instance.state is State.BOOTING:
-                outcome |= {"timed_out": True, "error": f"it was not loaded within {timeout_s:g} s", "traceback": _stack_of_boot()}
-            else:
-                outcome |= {"error": instance.error, "traceback": instance.traceback}
-            return {**outcome, "failed_copy": copy}
-        outcome["memory_mib"] = round(_memory_mib() - before, 1)
+            raise Unloadable({"error": instance.error, "traceback": instance.traceback, "failed_copy": loads})
+        return instance
+
+    def end(instance: Any) -> bool:
+        """End an instance and its interpreter; False if a thread of the app's does not let it."""
+        mark(b"e")
+        instance.drain()
+        instance.stop()
+        _follow(instance, _END_S, lambda: instance.state in (State.CLOSED, State.FAILED))
+        if instance.state is not State.CLOSED or instance.threads_left:
+            return False  # a worker leaves such a one behind
+        instance.dispose(destroy=True)
+        instance.join()
+        return True
+
+    alive = []
+    try:
+        for _ in range(copies):
+            before = 0.0 if is_process else _memory_mib()
+            alive.append(load())
+            outcome["memory_mib"] = round(_memory_mib() - before, 1)
+        # What keeps objects of one interpreter in C variables, and hands them to the next, shows when the first is gone. One replaces
+        # another, then all are gone and one comes anew, as after `idle_timeout`.
+        if not is_process:
+            for _ in range(copies - 1):
+                if not end(alive.pop(0)):
+                    return {**outcome, "loaded": True}
+                alive.append(load())
+            if all(end(instance) for instance in alive):
+                load()
+    except Unloadable as exc:
+        return {**outcome, **exc.facts}
     return {**outcome, "loaded": True}
+
+
+def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_over() and (left := deadline - time.monotonic()) > 0:
+        if select.select([instance], [], [], left)[0]:
+            instance.read_reports()
 
 
 def _plain_instance() -> Any:

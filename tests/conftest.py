@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 # Longer than anything here takes on a busy machine; a wait ends as soon as its condition holds.
 DEADLINE_S = 30.0
+
+# Where the servers of a test run remember the homes of apps: not in the user's own memory, and an app that many tests serve is tried once.
+VERDICTS = tempfile.TemporaryDirectory(prefix="isowsgi-tests-")
 
 
 # How many times as many examples of each property to try: `ISOWSGI_EXAMPLES=20 python -m pytest tests/test_peek.py`.
@@ -71,7 +75,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **env},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name, **env},
                 stdout=stdout,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

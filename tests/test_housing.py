@@ -81,7 +81,7 @@ def test_what_loads_once_per_process_gets_a_process() -> None:
 def test_so_does_what_fails_the_second_time_in_words_that_nobody_knows() -> None:
     trials = FakeTrials(own_gil=REFUSED, shared_gil={"error": "KeyError: 1", "failed_copy": 2}, process=True)
 
-    assert decide(trials).reason == "shared GIL: loads once per process: KeyError: 1"
+    assert decide(trials).reason == "shared GIL: it cannot be replaced there: KeyError: 1"
 
 
 def test_a_broken_app_is_not_tried_elsewhere() -> None:
@@ -91,6 +91,25 @@ def test_a_broken_app_is_not_tried_elsewhere() -> None:
 
     assert (verdict.isolation, verdict.error, verdict.traceback) == (None, "SyntaxError: invalid syntax", "the app's own")
     assert trials.ran == [(OWN, 1)]
+
+
+def test_a_harmless_fallback_does_not_make_a_broken_app_a_refused_one() -> None:
+    refused = [("yaml._yaml", "/y.so", REFUSED)]
+    trials = FakeTrials(own_gil={"error": "SyntaxError: invalid syntax", "refused": refused})
+    assert decide(trials).isolation is None
+    assert trials.ran == [(OWN, 1)]
+
+    missing = "ModuleNotFoundError: No module named 'x'"
+    trials = FakeTrials(own_gil={"error": missing, "refused": refused}, process=missing)
+    assert decide(trials).error == missing
+    assert trials.ran == [(OWN, 1), (PROCESS, 1)]
+
+
+def test_a_refusal_that_the_app_swallowed_is_the_reason_for_what_came_of_it() -> None:
+    refused = [("numpy._core", "/n.so", REFUSED)]
+    failed = "isowsgi.inside.boot.WarmUpError: the warm-up request '/' was answered '500'"
+
+    assert decide(FakeTrials(own_gil={"error": failed, "refused": refused}, shared_gil=True)).reason == "numpy._core refuses an own GIL"
 
 
 def test_an_unclear_failure_is_settled_in_a_process() -> None:

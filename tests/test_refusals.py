@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from isowsgi import refusals
 from isowsgi.refusals import BROKEN, MAIN_ONLY, NO_DAEMON, NO_FORK, NO_STDLIB, ONCE, REFUSES_OWN_GIL, UNCLEAR, classify, hint
 
 WRAPPED = """Traceback (most recent call last):
@@ -78,8 +77,3 @@ def test_the_hint_says_what_to_do(kind: str, advice: str) -> None:
 
 def test_no_one_with_a_shared_gil_is_told_to_share_it() -> None:
     assert hint("ImportError: module x does not support loading in subinterpreters", "shared-gil") == ""
-
-
-def test_crashes_are_refusals_and_broken_apps_are_not() -> None:
-    assert refusals.CRASH in refusals.REFUSALS
-    assert not {BROKEN, UNCLEAR} & refusals.REFUSALS

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -246,3 +247,11 @@ def test_the_failure_of_a_command_comes_with_what_it_wrote(tmp_path, capsys):
     assert raised.value.code == 1
     err = capsys.readouterr().err.splitlines()
     assert err == ["    no module venv", "make_venv: venv: installing nothing: python3.14 ended with status 1"]
+
+
+def test_the_page_of_packages_is_what_its_tool_writes() -> None:
+    script = [sys.executable, str(TOOLS / "packages_page.py"), "--check"]
+
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr

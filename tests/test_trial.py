@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,17 @@ from tests.orders import copy_extension, order_for, with_member
 BEST = interpreters.best_isolation()
 HOMES = [(BEST, 1), (PROCESS, 1)]
 EACH_HOME = pytest.mark.parametrize(("isolation", "copies"), HOMES)
+
+
+def other_python() -> str | None:
+    """Return a Python of another version that runs here; a name on the path may be a shim for one that does not."""
+    for version in ("3.11", "3.12", "3.13", "3.14", "3.15"):
+        path = shutil.which(f"python{version}")
+        if path and version != "{}.{}".format(*sys.version_info[:2]):
+            done = subprocess.run([path, "-c", ""], capture_output=True, check=False)
+            if done.returncode == 0:
+                return path
+    return None
 
 
 @pytest.mark.parametrize(("isolation", "copies"), [*HOMES, ("shared-gil", 2)])
@@ -66,6 +78,33 @@ def test_an_exit_is_a_finding(tmp_path: Path, isolation: str, copies: int) -> No
     outcome = trial.run(order_for(tmp_path, "import os\nos._exit(7)"), isolation, copies=copies, timeout_s=DEADLINE_S)
 
     assert (outcome.loaded, outcome.exit_code) == (False, 7)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "copies", "crash_at", "when"),
+    [
+        (BEST, 1, 2, "it was loaded after a copy had been ended"),
+        ("shared-gil", 2, 2, "a second copy was loaded"),
+        ("shared-gil", 2, 3, "it was loaded after a copy had been ended"),
+        ("shared-gil", 2, 4, "it was loaded after a copy had been ended"),
+    ],
+)
+def test_a_crash_that_comes_with_a_later_copy_is_found(tmp_path: Path, isolation: str, copies: int, crash_at: int, when: str) -> None:
+    """So does orjson: it keeps objects of its first interpreter, and the next one to load it after that has ended crashes the process."""
+    loads = tmp_path / "loads"
+    code = f"import ctypes\nwith open({str(loads)!r}, 'a') as file:\n    file.write('x')\n    if file.tell() == {crash_at}:\n"
+    code += "        ctypes.string_at(0)"
+
+    outcome = trial.run(order_for(tmp_path, code), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert (outcome.error, outcome.failed_copy) == (f"it crashed the process by SIGSEGV when {when}", crash_at)
+
+
+def test_a_copy_that_does_not_end_is_left_alone(tmp_path: Path) -> None:
+    """As a worker leaves it: an interpreter with a thread inside must not be destroyed."""
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()"
+
+    assert trial.run(order_for(tmp_path, code), BEST, timeout_s=DEADLINE_S).loaded
 
 
 def test_an_exit_of_zero_is_one_too(tmp_path: Path) -> None:
@@ -142,12 +181,32 @@ def test_a_python_that_does_not_start_is_a_finding(tmp_path: Path) -> None:
     assert "cannot run" in outcome.error
 
 
+def test_so_is_one_that_does_not_know_isowsgi(tmp_path: Path) -> None:
+    outcome = trial.run(order_for(tmp_path, "", python="/bin/false"), PROCESS, timeout_s=DEADLINE_S)
+
+    assert outcome.error == "'/bin/false' does not run isowsgi: it ended with exit code 1"
+    assert not outcome.has_died
+
+
+def test_a_process_may_have_another_python(tmp_path: Path) -> None:
+    other = other_python()
+    if other is None:
+        pytest.skip("needs another Python")
+    order = order_for(tmp_path, "import sys\nassert 'isowsgi' not in str(sys.path[1:])", python=other, warmup="/tried/")
+
+    outcome = trial.run({**order, "pythonpath": [str(tmp_path)]}, PROCESS, timeout_s=DEADLINE_S)
+
+    assert (outcome.error, outcome.loaded) == ("", True)
+    assert outcome.python != interpreters.version_text()
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """No descriptor, no zombie, and no process that the app started."""
     code = f"import subprocess\nchild = subprocess.Popen(['sleep', '600'])\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))"
     order = order_for(tmp_path, code)
     trial.run(order, PROCESS, timeout_s=DEADLINE_S)
-    before, children = os.listdir("/proc/self/fd"), children_of(os.getpid())
+    before = os.listdir("/proc/self/fd")
+    children_before = children_of(os.getpid())  # of other tests, such as multiprocessing's resource tracker
 
     for isolation in (BEST, PROCESS):
         assert trial.run(order, isolation, timeout_s=DEADLINE_S).loaded
@@ -155,7 +214,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         eventually(lambda left=left: not is_running(left), "the app's child is gone")
 
     assert os.listdir("/proc/self/fd") == before
-    assert children_of(os.getpid()) == children
+    assert children_of(os.getpid()) == children_before
 
 
 def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ class Instance:
             },
             duty=self._look_after,
         )
+        self._whose = ""  # app could not be loaded, in a group
         self._threads: list[threading.Thread] = []
         self._next_exception = 0.0
         self._hooks: Hooks | None = None
@@ -191,7 +192,7 @@ class Instance:
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
             facts = {"unknown_extension": record.unknown, "refused": record.refused, "extensions": self._report_extensions()}
-            self._control.report("failed", error=_one_line(exc), traceback=_traceback(), **facts)
+            self._control.report("failed", error=_one_line(exc) + self._whose, traceback=_traceback(), **facts)
             return
         record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
         self._end_lines()
@@ -255,9 +256,9 @@ class Instance:
     def _load_app(self, member: dict[str, Any]) -> Application:
         try:
             return load(member["app"], member["mount"])
-        except BaseException as exc:
+        except BaseException:
             if len(self._order["members"]) > 1:
-                _note(exc, f"(the app of {member['pattern']})")
+                self._whose = f" (the app of {member['pattern']})"
             raise
 
     def _make_gateway(self, member: dict[str, Any], app: Application, routes: list[Route]) -> Gateway:
@@ -391,11 +392,6 @@ def load(app: dict[str, str], mount: int) -> Application:
         target = name
     loaded: Application = util.import_app(f"{target}:{app['call']}")
     return loaded
-
-
-def _note(exc: BaseException, text: str) -> None:
-    if hasattr(exc, "add_note"):  # 3.11+; a child process may run an older Python
-        exc.add_note(text)
 
 
 def _one_line(exc: BaseException) -> str:

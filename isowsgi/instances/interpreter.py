@@ -83,6 +83,10 @@ class InterpreterInstance(HousedInstance):
         """
         self._disposal.put(destroy and self.threads_left == 0)
 
+    def join(self) -> None:
+        """Wait for the keeper's end after `dispose`; for a trial, as it blocks."""
+        self._keeper.join()
+
     def _keep(self) -> None:
         """The keeper's whole life: one interpreter, from its creation to its end."""
         handle = None
