@@ -13,7 +13,7 @@ import gunicorn
 
 import isowsgi
 from isowsgi import interpreters
-from isowsgi.configfile import Mount
+from isowsgi.configfile import App, Mount
 from isowsgi.handover import ARM_RETURN
 from isowsgi.routing import Router
 
@@ -30,11 +30,23 @@ class Orders:
         cfg: gunicorn's own settings.
         listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.
+        region: the worker's on the scoreboard.
+        status: what the status page is told of who may see it, see `configfile.Status`.
     """
 
-    def __init__(self, router: Router, settings: Mapping[str, Any], cfg: Any, listeners: list[Any], report_files: bool) -> None:
+    def __init__(
+        self,
+        router: Router,
+        settings: Mapping[str, Any],
+        cfg: Any,
+        listeners: list[Any],
+        report_files: bool,
+        region: int = 0,
+        status: Mapping[str, Any] | None = None,
+    ) -> None:
         self._router = router
         self._cfg = cfg
+        self._status = status or {}
         self._common: dict[str, Any] = {
             "settings": settings,
             "keepalive_s": cfg.keepalive,
@@ -46,6 +58,7 @@ class Orders:
             "needs_ticker": interpreters.NEEDS_TICKER,
             "max_int_digits": sys.get_int_max_str_digits(),
             "arm_returns": ARM_RETURN,
+            "region": region,
         }
 
     def write(self, number: int, mount: Mount, slot: int, generation: int, first_row: int) -> dict[str, Any]:
@@ -79,12 +92,24 @@ class Orders:
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
             "can_see_stacks": interpreters.can_see_stacks(isolation),
+            # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
+            "status": {**self._status, "host": mount.host} if is_status(mount.app) else None,
         }
 
     def threads_of(self, mount: Mount) -> int:
         if mount.threads is not None:
             return mount.threads
         return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+
+def generation_of(tag: str) -> int:
+    """Return the generation that is part of an instance's tag."""
+    return int(tag.rpartition("#")[2].rstrip("abcdefghijklmnopqrstuvwxyz"))
+
+
+def is_status(app: App) -> bool:
+    """Whether it is the status page."""
+    return app.kind == "module" and app.target == "isowsgi.status"
 
 
 def isolation_of(mount: Mount) -> str:

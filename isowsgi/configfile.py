@@ -117,6 +117,14 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class Status:
+    """`[status]`: who may see the status page and the metrics, besides those who ask from this machine by itself."""
+
+    allow: tuple[str, ...] = ()  # networks, "10.0.0.0/8"; and "unix": clients of a Unix socket
+    hosts: tuple[str, ...] = ()  # names that the page is asked for under, besides addresses and "localhost"; lower case
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -124,6 +132,7 @@ class Config:
     mounts: tuple[Mount, ...]  # in the order of the file
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
+    status: Status = Status()
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
@@ -146,7 +155,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
     mounts = tuple(_mount(pattern, table, tables.defaults, folder) for pattern, table in tables.mounts.items())
     limits = Limits(**attrs.asdict(tables.worker))
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits)
+    status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, status=status)
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -197,6 +207,10 @@ _AtLeastOne = NewType("_AtLeastOne", int)
 _Path = NewType("_Path", str)
 _UrlPath = NewType("_UrlPath", str)
 _OnCrash = NewType("_OnCrash", str)
+_Network = NewType("_Network", str)
+_Networks = NewType("_Networks", tuple[str, ...])
+_HostName = NewType("_HostName", str)
+_HostNames = NewType("_HostNames", tuple[str, ...])
 
 
 @attrs.frozen
@@ -258,6 +272,12 @@ class _Worker:
     crash_window: _LongSeconds = _LongSeconds(CRASH_WINDOW_S)
 
 
+@attrs.frozen(kw_only=True)
+class _Status:
+    allow: _Networks = _Networks(())
+    hosts: _HostNames = _HostNames(())
+
+
 _Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
 
 
@@ -267,6 +287,7 @@ class _File:
     defaults: _Settings = _Settings()
     acceptor: _Acceptor = _Acceptor()
     worker: _Worker = _Worker()
+    status: _Status = _Status()
 
 
 def _mount(pattern: _Pattern, table: _MountTable, defaults: _Settings, folder: str) -> Mount:
@@ -315,6 +336,10 @@ def _converter(folder: str, own_gil_error: str | None) -> Converter:
         _Path: partial(_new_path, folder=folder),
         _UrlPath: _url_path,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
+        _Network: _network,
+        _Networks: lambda value: tuple(_one_or_more(converter, value, _Network)),
+        _HostName: _host_name,
+        _HostNames: lambda value: tuple(_one_or_more(converter, value, _HostName)),
     }
 
     def table_check(kind: type) -> Callable[[Any, Any], Any]:
@@ -493,6 +518,22 @@ def _url_path(value: Any) -> str:
     if not _typed(str, value).startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
         raise _Fault(f"expected a path below the mount as a browser sends it, such as '/health', got {_shown(value)}")
     return _typed(str, value)
+
+
+def _network(value: Any) -> str:
+    if _typed(str, value) == "unix":
+        return "unix"
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as exc:
+        text = "its address has bits below the prefix; " if "host bits" in str(exc) else ""
+        raise _Fault(f"{text}expected an address, a network such as '10.0.0.0/8', or 'unix', got {_shown(value)}") from None
+
+
+def _host_name(value: Any) -> str:
+    if not _typed(str, value):
+        raise _Fault("expected a host name, got ''")
+    return _host(value, value + "/")
 
 
 def _new_path(value: Any, *, folder: str) -> str:

@@ -54,19 +54,20 @@ class Obituary:
         self._quarantined = quarantined
         self._log = log
 
-    def write(self, pid: object) -> None:
+    def write(self, pid: object) -> str | None:
+        """Return the pattern of the mount that is blamed, "" if none is, or None if it was no crash."""
         if self._board.row(0).words[CLEAN_EXIT]:
-            return
+            return None
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})
         if not in_flight:
             self._log.error("worker %s died with no request in flight", pid)
-            return
+            return ""
         requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
         self._log.error("worker %s died while it served %s", pid, requests)
         if len(mounts) > 1:
             self._log.error("worker %s: %d mounts had requests in flight, so none of them is blamed", pid, len(mounts))
-            return
+            return ""
         mount = self._config.mounts[mounts[0]]
         is_too_often = self._ledger.record(mount.pattern, time.monotonic())
         if is_too_often and mount.on_crash == "quarantine":
@@ -74,6 +75,7 @@ class Obituary:
             self._log.error(
                 "%s: has crashed %d workers and is quarantined: 503 until the next reload", mount.pattern, self._config.limits.crashes
             )
+        return mount.pattern
 
 
 class WatchedTmp(WorkerTmp):  # type: ignore[misc] # gunicorn is not annotated

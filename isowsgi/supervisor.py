@@ -13,11 +13,12 @@ from typing import Any
 
 from isowsgi import interpreters
 from isowsgi.acceptor import Acceptor, NotServing
-from isowsgi.bootorder import Orders
+from isowsgi.bootorder import Orders, isolation_of
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.lifecycle import ENDS, State
+from isowsgi.report import Reporter, rss_bytes
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 
 # How long a replaced mount's memory may take to be given back before the next look at the whole.
@@ -54,6 +55,7 @@ class Supervisor:
         self._log = log
         self._on_files = on_files
         self._acceptor: Acceptor | None = None
+        self._reporter: Reporter | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_stopping = False
         self._leaked = 0  # interpreters ended on a release that keeps their memory
@@ -74,6 +76,7 @@ class Supervisor:
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy, all side by side."""
         self._acceptor = acceptor
+        self._reporter = Reporter(self._board, self.homes, self._orders, acceptor)
         acceptor.watch(self._capacity, self._on_capacity)
         interpreters.preload()
         now = time.monotonic()
@@ -82,6 +85,7 @@ class Supervisor:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", home.mount.pattern)
             elif not home.mount.lazy:
                 home.start(now)
+        self._reporter.publish(now)
 
     def choose(self, mount: int) -> Instance | NotServing:
         return self.homes[mount].choose(time.monotonic())
@@ -101,6 +105,8 @@ class Supervisor:
         for home in self.homes:
             home.tick(now)
         self._look_at_memory(now)
+        if self._reporter is not None:
+            self._reporter.publish(now)
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
@@ -135,6 +141,8 @@ class Supervisor:
         self._is_stopping = True
         for home in self.homes:
             home.finish()
+        if self._reporter is not None:
+            self._reporter.stop(time.monotonic())
 
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions."""
@@ -172,7 +180,7 @@ class Supervisor:
 
     def _make(self, number: int, mount: Mount, slot: int, generation: int) -> InterpreterInstance:
         assert self._acceptor is not None, "instances are made since start()"
-        first_row = self._board.allot(1 + self._orders.threads_of(mount))
+        first_row = self._board.allot(self._orders.threads_of(mount), [number], isolation_of(mount))
         order = self._orders.write(number, mount, slot, generation, first_row)
         shared_fds = {
             "returns": self._acceptor.returns_fd,
@@ -212,6 +220,10 @@ class Supervisor:
                 self._on_files(report["files"])
             elif event == "closed":
                 self._on_closed(home, instance, now)
+            if self._reporter is not None:
+                self._reporter.note(number, instance, report)
+        if self._reporter is not None:
+            self._reporter.publish_soon(now)
 
     def _on_closed(self, home: Home, instance: InterpreterInstance, now: float) -> None:
         assert self._acceptor is not None, "watched since start()"
@@ -220,7 +232,7 @@ class Supervisor:
         if instance.threads_left:
             self._log.warning("%s: ended, but %d threads of the app's run on; it is left behind", instance.tag, instance.threads_left)
         else:
-            self._board.give_back(instance.first_row, instance.rows)
+            self._board.give_back(instance.first_row)
             if not self._is_stopping:
                 self._log.info("%s: ended", instance.tag)
                 self._leaked += interpreters.keeps_memory(instance.isolation)
@@ -257,8 +269,7 @@ class Supervisor:
 
 
 def _rss_mib() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
+    return rss_bytes() // (1024 * 1024)
 
 
 def _app_text(mount: Mount) -> str:

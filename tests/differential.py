@@ -339,7 +339,7 @@ class IsowsgiSide:
         left = look.length
         while left:
             left -= len(self._wire.recv(left))
-        return self._gateway.serve(self._connection, data, look, last=False, board=None) is Fate.KEEP
+        return self._gateway.serve(self._connection, data, look, last=False, row=None) is Fate.KEEP
 
 
 class _PlainSpokenGateway(Gateway):

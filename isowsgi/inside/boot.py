@@ -34,7 +34,7 @@ from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import BEAT, Scoreboard
+from isowsgi.scoreboard import BEAT, QUEUED, Scoreboard
 
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
@@ -87,7 +87,7 @@ class Instance:
         self._errors = errors
         self._end_lines = end_lines
         self._fds = order["fds"]
-        self._board = Scoreboard(self._fds["board"])
+        self._board = Scoreboard(self._fds["board"], order["region"])
         self._control_row = self._board.row(order["first_row"])
         self._service: Service | None = None
         self._watcher: Watcher | None = None
@@ -175,6 +175,8 @@ class Instance:
             "isowsgi.generation": order["generation"],
             "isowsgi.isolation": order["isolation"],
         }
+        if order["status"] is not None:
+            extra["isowsgi.status"] = {**order["status"], "board": self._fds["board"]}
         gateway = Gateway(app, self._cfg, self._log, prefix, extra, self._end_lines)
         if order["warmup"]:
             listeners = order["listeners"]
@@ -190,6 +192,7 @@ class Instance:
             self._log,
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
+            self._control_row,
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
@@ -208,6 +211,7 @@ class Instance:
             is_busy = watcher.is_anyone_busy()
             if is_busy:
                 admission.look(give_back=service.draining)
+            self._control_row.words[QUEUED] = admission.waiting if is_busy else 0
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
             if changed is not None:

@@ -21,7 +21,7 @@ from isowsgi.handover import ARM_ONCE, Port
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, MOUNT, STOPPING, Row, Scoreboard
+from isowsgi.scoreboard import AT_CAPACITY, CLOSED, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
@@ -83,8 +83,7 @@ class Service:
     def enter_thread(self, number: int) -> None:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
         job = self._own.job = self.jobs[number]
-        job.ident = threading.get_ident()
-        job.row.words[MOUNT] = self._mount + 1
+        job.enter()
 
     def open_connections(self) -> int:
         return len(self._connections)
@@ -108,6 +107,9 @@ class Service:
         try:
             data = _peek(connection.sock)
             if data and self._look(data, connection).mount == self._mount:
+                words = self._own.job.row.words
+                words[TURNED_AWAY] += 1
+                words[RESPONSES + 5] += 1
                 connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
                 self._linger(connection)
             elif data:
@@ -188,11 +190,11 @@ class Service:
         if look.mount != self._mount or not look.length:
             self._give_back(connection)
             return False
-        job.begin(connection, data, time.monotonic())
+        job.begin(connection, data, time.monotonic_ns())
         _consume(connection.sock, look.length)
         words = self._acceptor_words
         last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
-        fate = self._gateway.serve(connection, data, look, last, job.row.words)
+        fate = self._gateway.serve(connection, data, look, last, job.row)
         job.end()  # before anybody else may own the connection
         if fate is Fate.KEEP:
             return True

@@ -19,7 +19,7 @@ from typing import Any
 from isowsgi import interpreters
 from isowsgi.handover import ARM_ONCE, Port
 from isowsgi.lifecycle import Event, State, step
-from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, REQUESTS, Scoreboard
+from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -166,6 +166,10 @@ class InterpreterInstance:
         overdue = [row for row in self._thread_rows if row.words[BUSY_FD] and now_ms - row.words[BUSY_SINCE] > limit_ms]
         for row in overdue:
             is_answered, row.words[HEAD_SENT] = row.words[HEAD_SENT], 1
+            if not is_answered:
+                words = self._board.mount_row(row.words[MOUNT] - 1).words
+                words[TIMEOUTS] += 1
+                words[RESPONSES + 5] += 1
             _cut(row.words[BUSY_FD] - 1, b"" if is_answered else _TIMED_OUT)
         if overdue:
             self._cut_waiting()

@@ -1,0 +1,184 @@
+"""What a worker says of itself on the scoreboard, beside the counters: states, generations, reasons, stacks, sizes.
+
+Published as one JSON text, about once a second and when something happened. The main interpreter counts here too what only it sees:
+boots, reloads, instances left behind; in the mounts' own rows.
+
+On the acceptor's thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import isowsgi
+from isowsgi import interpreters
+from isowsgi.acceptor import Acceptor
+from isowsgi.bootorder import Orders, generation_of, isolation_of
+from isowsgi.configfile import Mount
+from isowsgi.home import Home, Instance
+from isowsgi.lifecycle import ENDS, State
+from isowsgi.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, RELOADS, STUCK, Scoreboard
+
+# Part of the text, so that a reader of another release can tell; readers ignore what they do not know.
+VERSION = 1
+
+# Most of a stack or an error that is published: the log has it whole.
+_MAX_STACK_CHARS = 8 * 1024
+_MAX_ERROR_CHARS = 500
+
+# Share of the acceptor's time that may go into texts published because something happened; what is left out comes with the next tick.
+_MOST_OF_TIME = 0.05
+
+# Shown if nothing else fits.
+_TOO_LONG = "the report is too long for the scoreboard"
+
+
+class Reporter:
+    """Publishes one worker's report.
+
+    Args:
+        board: the worker's.
+        homes: of all mounts, by number.
+        orders: knows what the mounts are given.
+        acceptor: of whose connections it tells.
+    """
+
+    def __init__(self, board: Scoreboard, homes: Sequence[Home], orders: Orders, acceptor: Acceptor) -> None:
+        self._board = board
+        self._homes = homes
+        self._orders = orders
+        self._acceptor = acceptor
+        self._started = time.time()
+        self._stacks: dict[Instance, str] = {}
+        self._stuck_since: dict[Instance, float] = {}
+        self._errors: dict[int, tuple[float, str]] = {}  # by mount: when, and what kept it from booting
+        self._next = 0.0
+        self._is_stopping = False
+
+    def note(self, mount: int, instance: Instance, event: Mapping[str, Any]) -> None:
+        """Take in what an instance reported, after its state has changed accordingly."""
+        words = self._board.mount_row(mount).words
+        kind = event["event"]
+        if kind == "ready":
+            words[BOOTS] += 1
+            words[BOOT_NS] += int(instance.boot_s * 1e9)
+        elif kind == "failed":
+            words[BOOT_FAILURES] += not instance.is_loaded
+            self._errors[mount] = (time.time(), f"{instance.tag}: {instance.error}"[:_MAX_ERROR_CHARS])
+        elif kind == "stuck":
+            self._stacks[instance] = event["stack"][-_MAX_STACK_CHARS:]
+        elif kind == "closed":
+            self._stacks.pop(instance, None)
+            self._stuck_since.pop(instance, None)
+
+    def stop(self, now: float) -> None:
+        """Say from now on that the worker stops."""
+        self._is_stopping = True
+        self.publish(now)
+
+    def publish_soon(self, now: float) -> None:
+        """Publish, unless that was done a moment ago; something has happened."""
+        if now >= self._next:
+            self.publish(now)
+
+    def publish(self, now: float) -> None:
+        """Publish.
+
+        Args:
+            now: monotonic seconds.
+        """
+        for number, home in enumerate(self._homes):
+            words = self._board.mount_row(number).words
+            words[RELOADS], words[STUCK] = home.reloads, home.stuck
+        report = self._worker()
+        try:
+            self._board.publish({**report, "mounts": [self._mount(number, home) for number, home in enumerate(self._homes)]})
+        except ValueError:
+            self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
+        took_s = time.monotonic() - now
+        self._next = now + took_s / _MOST_OF_TIME
+
+    def _worker(self) -> dict[str, Any]:
+        connections = self._acceptor.statistics()
+        return {
+            "version": VERSION,
+            "isowsgi": isowsgi.__version__,
+            "python": interpreters.version_text(),
+            "pid": os.getpid(),
+            "started": round(self._started, 3),
+            "updated": round(time.time(), 3),
+            "is_accepting": self._acceptor.is_accepting,
+            "is_stopping": self._is_stopping,
+            "rss_bytes": rss_bytes(),
+            "cpu_s": round(time.process_time(), 3),
+            "objects_allocated": sys.getallocatedblocks(),  # the whole process' in some releases, the main interpreter's in others
+            "connections": {"open": connections.open, "reading_head": connections.peeking, "lingering": connections.lingering},
+        }
+
+    def _mount(self, number: int, home: Home) -> dict[str, Any]:
+        mount = home.mount
+        isolation = isolation_of(mount)
+        error = self._errors.get(number)
+        return {
+            "pattern": mount.pattern,
+            "app": f"{mount.app.target}:{mount.app.call}",
+            "isolation": isolation,
+            "reason": reason(mount, isolation),
+            "state": state_of(home),
+            "generation": home.generation,
+            "threads": self._orders.threads_of(mount),
+            "reloads": home.reloads,
+            "stuck": home.stuck,
+            "parked": self._acceptor.parked()[number],
+            "boot_error": None if error is None else {"at": round(error[0], 3), "text": error[1]},
+            "instances": [self._instance(instance) for instance in home.instances() if instance.state not in ENDS],
+        }
+
+    def _instance(self, instance: Instance) -> dict[str, Any]:
+        is_stuck = instance.state is State.STUCK
+        if is_stuck:
+            self._stuck_since.setdefault(instance, time.time())
+        return {
+            "tag": instance.tag,
+            "generation": generation_of(instance.tag),
+            "isolation": instance.isolation,
+            "state": instance.state.value,
+            "is_loaded": instance.is_loaded,
+            "boot_s": instance.boot_s,
+            "requests": instance.requests(),
+            "objects": max(instance.objects, 0) or instance.objects_at_boot,
+            "first_row": instance.first_row,
+            "rows": instance.rows,
+            "stuck_since": self._stuck_since.get(instance) if is_stuck else None,
+            "stack": self._stacks.get(instance) if is_stuck else None,
+        }
+
+
+def state_of(home: Home) -> str:
+    """Return what a request would find: "serving", "booting", "asleep", "failed" or "quarantined"."""
+    if home.is_quarantined:
+        return "quarantined"
+    if home.is_serving():
+        return "serving"
+    if home.is_asleep():
+        return "asleep"
+    return "booting" if any(instance.state is State.BOOTING for instance in home.instances()) else "failed"
+
+
+def reason(mount: Mount, isolation: str) -> str:
+    """Say why a mount has the isolation that it has."""
+    if mount.isolation != "auto":
+        return "the config file says so"
+    if isolation == interpreters.OWN_GIL:
+        return f"auto: an own GIL is sound on Python {interpreters.version_text()}"
+    return f"auto: {interpreters.own_gil_warning() or 'an own GIL needs Python 3.13 or newer'}"
+
+
+def rss_bytes() -> int:
+    """Return the memory that this process has."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
