@@ -83,7 +83,7 @@ class Orders:
             "multiprocess": self._cfg.workers > 1 or mount.instances > 1,
             "env": dict(mount.env),
             "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
-            "venv": mount.venv,
+            "venv": None if is_status(mount.app) else mount.venv,  # it needs the packages that came with isowsgi
             "routes": self._router.rivals(number),
             "first_row": first_row,
             "warmup": mount.warmup,

@@ -70,7 +70,7 @@ class Reporter:
             words[BOOT_FAILURES] += not instance.is_loaded
             self._errors[mount] = (time.time(), f"{instance.tag}: {instance.error}"[:_MAX_ERROR_CHARS])
         elif kind == "stuck":
-            self._stacks[instance] = event["stack"][-_MAX_STACK_CHARS:]
+            self._stacks[instance] = from_app(event["stack"])[-_MAX_STACK_CHARS:]
         elif kind == "closed":
             self._stacks.pop(instance, None)
             self._stuck_since.pop(instance, None)
@@ -167,6 +167,14 @@ def state_of(home: Home) -> str:
     if home.is_asleep():
         return "asleep"
     return "booting" if any(instance.state is State.BOOTING for instance in home.instances()) else "failed"
+
+
+def from_app(stack: str) -> str:
+    """Return a stack from the app's first frame on, with the request line that is above it."""
+    lines = stack.splitlines()
+    ours = [place for place, line in enumerate(lines) if f"{os.sep}isowsgi{os.sep}inside{os.sep}" in line and line.startswith("  File ")]
+    after = next((place for place in range(ours[-1] + 1, len(lines)) if lines[place].startswith("  File ")), None) if ours else None
+    return stack if after is None else "\n".join([*(line for line in lines[:1] if not line.startswith("  File ")), *lines[after:]])
 
 
 def reason(mount: Mount, isolation: str) -> str:
