@@ -150,7 +150,12 @@ function notes(mount, now) {
     const since = instance.stuck_since ? ` for ${ago(now - instance.stuck_since)}` : "";
     const next = mount.is_ready ? "a new instance serves" : "nobody serves yet";
     const what = instance.is_loaded ? "is stuck" : "does not come out of loading its app";
-    made.push(note("bad", `${instance.tag} ${what}${since}; ${next}`, "", instance.stack || "no stack: C code holds the interpreter"));
+    const lines = mount.requests_in_flight
+      .filter((request) => request.worker === instance.worker && request.instance === instance.tag)
+      .map((request) => `${request.line}\n`);
+    const noStack = "(no stack: C code holds the interpreter, or it did not end when it was asked to)";
+    const stack = instance.stack || (instance.is_loaded ? lines.join("") + noStack : "");
+    made.push(note("bad", `${instance.tag} ${what}${since}; ${next}`, "", stack));
   }
   const slow = mount.requests_in_flight.filter((request) => !request.is_stuck && request.age_s >= SLOW_S);
   for (const request of slow.slice(0, 4)) made.push(note("warn", `in flight for ${duration(request.age_s)}`, request.line));
