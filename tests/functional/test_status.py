@@ -101,7 +101,7 @@ def test_metrics_are_the_clients_own_count_over_three_workers_a_reload_and_a_res
         eventually(lambda: len(server.workers()) == 3, "the end of the old workers")
 
     samples = scrape(server)
-    assert a.failures == b.failures == scraper.fallen == []
+    assert a.failures == b.failures == scraper.fallen == [], server.log()
     assert value(samples, "isowsgi_requests_total", mount="/a") == a.answered
     assert value(samples, "isowsgi_requests_total", mount="/b") == b.answered
     assert value(samples, "isowsgi_responses_total", mount="/a", code="2xx") == a.answered
