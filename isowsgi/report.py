@@ -102,8 +102,8 @@ class Reporter:
         self._next = now + took_s / _MOST_OF_TIME
 
     def _worker(self) -> dict[str, Any]:
-        # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them allocates or
-        # ends (CPython 3.14.10 and 3.15.2, within seconds of three threads that create, fill and destroy one over and over).
+        # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them
+        # allocates or ends (CPython 3.14.10 and 3.15.2, within seconds of three threads that create, fill and destroy one each).
         connections = self._acceptor.statistics()
         return {
             "version": VERSION,
