@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from isowsgi import scoreboard
 from isowsgi.scoreboard import BUCKET_LIMITS_S, ZERO, Board, Counters, Reading
-from isowsgi.snapshot import mounts_of, patterns, responses, unready, whole_of
+from isowsgi.snapshot import mounts_of, patterns, responses, unready, wholes
 
 _MOUNT = ("mount",)
 _BOTH = ("mount", "isolation")
@@ -75,11 +75,11 @@ def families(reading: Reading) -> Iterator[Metric]:
     """Return all metrics of one reading."""
     # A mount's own rows have no isolation; threads' rows always do.
     served = {key: counters for key, counters in reading.totals.items() if key[0] and key[1]}
-    wholes = {pattern: whole_of(reading, pattern) for pattern in dict.fromkeys(pattern for pattern, _ in reading.totals) if pattern}
+    by_mount = wholes(reading)
     yield from (_counter(family, _BOTH, served) for family in _BY_BOTH)
     yield _durations(served)
-    yield _responses(wholes)
-    yield from (_counter(family, _MOUNT, {(pattern,): counters for pattern, counters in wholes.items()}) for family in _BY_MOUNT)
+    yield _responses(by_mount)
+    yield from (_counter(family, _MOUNT, {(pattern,): counters for pattern, counters in by_mount.items()}) for family in _BY_MOUNT)
     yield from _mounts(reading)
     yield from _workers(reading)
 
@@ -104,10 +104,10 @@ def _durations(served: dict[tuple[str, str], Counters]) -> Metric:
     return metric
 
 
-def _responses(wholes: dict[str, Counters]) -> Metric:
+def _responses(by_mount: dict[str, Counters]) -> Metric:
     text = "Responses that were begun, by the class of their status; those that isowsgi gives in a mount's place too."
     metric = CounterMetricFamily("isowsgi_responses_total", text, labels=("mount", "code"))
-    for pattern, counters in wholes.items():
+    for pattern, counters in by_mount.items():
         for code, count in responses(counters).items():
             metric.add_metric((pattern, code), count)
     return metric

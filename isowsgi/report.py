@@ -94,8 +94,11 @@ class Reporter:
             words = self._board.mount_row(number).words
             words[RELOADS], words[STUCK] = home.reloads, home.stuck
         report = self._worker()
+        parked = self._acceptor.parked()
         try:
-            self._board.publish({**report, "mounts": [self._mount(number, home) for number, home in enumerate(self._homes)]})
+            self._board.publish(
+                {**report, "mounts": [self._mount(number, home, parked[number]) for number, home in enumerate(self._homes)]}
+            )
         except ValueError:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
         took_s = time.monotonic() - now
@@ -119,7 +122,7 @@ class Reporter:
             "connections": {"open": connections.open, "reading_head": connections.peeking, "lingering": connections.lingering},
         }
 
-    def _mount(self, number: int, home: Home) -> dict[str, Any]:
+    def _mount(self, number: int, home: Home, parked: int) -> dict[str, Any]:
         mount = home.mount
         isolation = isolation_of(mount)
         error = self._errors.get(number)
@@ -133,7 +136,7 @@ class Reporter:
             "threads": self._orders.threads_of(mount),
             "reloads": home.reloads,
             "stuck": home.stuck,
-            "parked": self._acceptor.parked()[number],
+            "parked": parked,
             "boot_error": None if error is None else {"at": round(error[0], 3), "text": error[1]},
             "instances": [self._instance(instance) for instance in home.instances() if instance.state not in ENDS],
         }

@@ -7,6 +7,7 @@ living ones'.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,9 @@ _COUNTERS = {
 }
 _SECONDS = {"busy_s": scoreboard.BUSY_NS, "cpu_s": scoreboard.CPU_NS, "boot_s": scoreboard.BOOT_NS}
 
+_Said = tuple[RegionReading, dict[str, Any]]  # a worker, and what it says of a mount
+_Request = tuple[RegionReading, Busy]
+
 # Most requests in flight that are listed for a mount, the longest first.
 _MOST_LISTED = 20
 
@@ -43,13 +47,13 @@ def responses(counters: Counters) -> dict[str, int]:
     return {f"{place}xx": counters.get(RESPONSES + place) for place in range(1, 6)}
 
 
-def whole_of(reading: Reading, pattern: str) -> Counters:
-    """Return a mount's counters over all isolations it ever had."""
-    whole = ZERO
-    for (of, _), counters in reading.totals.items():
-        if of == pattern:
-            whole = whole.plus(counters)
-    return whole
+def wholes(reading: Reading) -> dict[str, Counters]:
+    """Return each mount's counters over all isolations it ever had, by pattern."""
+    found: dict[str, Counters] = {}
+    for (pattern, _), counters in reading.totals.items():
+        if pattern:
+            found[pattern] = found[pattern].plus(counters) if pattern in found else counters
+    return found
 
 
 def mounts_of(region: RegionReading) -> list[dict[str, Any]]:
@@ -87,6 +91,18 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
         now: seconds since the epoch.
     """
     acceptor = reading.totals.get(("", ""), ZERO)
+    # Each looked through once: with a thousand mounts a search for each would take longer than the page's second.
+    counted = wholes(reading)
+    said: dict[str, list[_Said]] = defaultdict(list)
+    busy: dict[str, list[_Request]] = defaultdict(list)
+    errors: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for region in reading.regions:
+        for mount in mounts_of(region):
+            said[mount["pattern"]].append((region, mount))
+        for request in region.busy:
+            busy[request.pattern].append((region, request))
+        for error in region.errors:
+            errors[error.pattern].append({"at": error.at, "text": error.text})
     return {
         "now": round(now, 3),
         "bucket_limits_s": BUCKET_LIMITS_S,
@@ -97,7 +113,10 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
             "responses": responses(acceptor),
             "worker_crashes": acceptor.get(scoreboard.CRASHES),
         },
-        "mounts": [_mount(reading, pattern, now_ms) for pattern in patterns(reading)],
+        "mounts": [
+            _mount(pattern, said[pattern], busy[pattern], errors[pattern], counted.get(pattern, ZERO), now_ms)
+            for pattern in patterns(reading)
+        ],
     }
 
 
@@ -106,12 +125,11 @@ def _worker(region: RegionReading) -> dict[str, Any]:
     return {**report, "worker": region.number}
 
 
-def _mount(reading: Reading, pattern: str, now_ms: int) -> dict[str, Any]:
-    said = [(region, mount) for region in reading.regions for mount in mounts_of(region) if mount["pattern"] == pattern]
+def _mount(
+    pattern: str, said: list[_Said], busy: list[_Request], errors: list[dict[str, Any]], counters: Counters, now_ms: int
+) -> dict[str, Any]:
     newest = max(said, key=lambda pair: pair[0].report["started"] if pair[0].report else 0)[1]
     instances = [{**instance, "worker": region.number} for region, mount in said for instance in mount["instances"]]
-    busy = [(region, request) for region in reading.regions for request in region.busy if request.pattern == pattern]
-    counters = whole_of(reading, pattern)
     states = [mount["state"] for _, mount in said]
     stuck = [instance for instance in instances if instance["state"] == "stuck"]
     return {
@@ -123,14 +141,15 @@ def _mount(reading: Reading, pattern: str, now_ms: int) -> dict[str, Any]:
         "generation": newest["generation"],
         "threads": sum(mount["threads"] * _live(mount["instances"]) for _, mount in said),
         "in_flight": len(busy),
-        "queued": sum(region.queued.get(pattern, 0) for region in reading.regions),
+        "queued": sum(region.queued.get(pattern, 0) for region, _ in said),
         "parked": sum(mount["parked"] for _, mount in said),
         "requests": counters.requests,
         "responses": responses(counters),
         **{name: counters.get(word) for name, word in _COUNTERS.items()},
         **{name: round(counters.get(word) / 1e9, 6) for name, word in _SECONDS.items()},
         "buckets": counters.buckets(),
-        "last_error": _last_error(reading, pattern, said),
+        # What went wrong last, in a request or at a boot.
+        "last_error": max([*errors, *(mount["boot_error"] for _, mount in said if mount["boot_error"])], key=_at, default=None),
         "instances": instances,
         "requests_in_flight": _listed(busy, instances, now_ms),
     }
@@ -140,16 +159,12 @@ def _live(instances: Iterable[dict[str, Any]]) -> int:
     return sum(instance["state"] == "serving" for instance in instances)
 
 
-def _last_error(reading: Reading, pattern: str, said: list[tuple[RegionReading, dict[str, Any]]]) -> dict[str, Any] | None:
-    """Return what went wrong last: in a request, or at a boot."""
-    errors: list[dict[str, Any]] = [
-        {"at": error.at, "text": error.text} for region in reading.regions for error in region.errors if error.pattern == pattern
-    ]
-    errors += [mount["boot_error"] for _, mount in said if mount["boot_error"]]
-    return max(errors, key=lambda error: error["at"], default=None)
+def _at(error: dict[str, Any]) -> float:
+    at: float = error["at"]
+    return at
 
 
-def _listed(busy: list[tuple[RegionReading, Busy]], instances: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
+def _listed(busy: list[_Request], instances: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
     listed = []
     for region, request in sorted(busy, key=lambda pair: pair[1].since_ms)[:_MOST_LISTED]:
         owner: dict[str, Any] = next((one for one in instances if one["worker"] == region.number and _owns(one, request)), {})

@@ -128,6 +128,19 @@ def test_a_killed_worker_takes_no_count_with_it(serve: StartServer) -> None:
     assert load.answered <= counted <= load.sent
 
 
+def test_a_crash_is_counted_at_the_door_of_the_app_that_did_it(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/t" = "troubles"\n"/b" = "hello"\n' + STATUS, wait_for=3)
+    server.get("/b/")
+    server.exchange(b"GET /t/crash HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    server.wait_for_log(r"/-/isowsgi #1: serving", 2)
+
+    samples = scrape(server)
+
+    assert value(samples, "isowsgi_worker_crashes_total") == value(samples, "isowsgi_crashes_total", mount="/t") == 1
+    assert value(samples, "isowsgi_crashes_total", mount="/b") == 0
+    assert [value(samples, "isowsgi_requests_total", mount=pattern) for pattern in ("/t", "/b")] == [1, 1]
+
+
 def test_what_goes_wrong_is_counted_at_the_mount_it_goes_wrong_at(serve: StartServer) -> None:
     server = serve('[mounts]\n"/t" = { app = "troubles", request_timeout = 1 }\n"/x" = "crashes_on_import"\n' + STATUS, wait_for=2)
     server.wait_for_log(r"/x: answers 503")
