@@ -138,7 +138,7 @@ def _mount(
         "state": min([*states, *(["stuck"] if stuck else [])], key=STATES.index),
         "states": {state: states.count(state) for state in STATES if state in states},
         "is_ready": all(state in _READY for state in states),
-        "generation": newest["generation"],
+        "generation": max(mount["generation"] for _, mount in said),
         "threads": sum(mount["threads"] * _live(mount["instances"]) for _, mount in said),
         "in_flight": len(busy),
         "queued": sum(region.queued.get(pattern, 0) for region, _ in said),
