@@ -345,7 +345,7 @@ class IsowsgiSide:
 class _PlainSpokenGateway(Gateway):
     """Raises what is answered by an error page otherwise."""
 
-    def _answer_error(self, connection: Any, request: Any, response: Any, exc: BaseException) -> None:
+    def _answer_error(self, connection: Any, request: Any, response: Any, exc: BaseException, row: Any) -> None:
         raise exc
 
 
