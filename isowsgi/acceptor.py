@@ -17,6 +17,7 @@ import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +29,7 @@ from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, STOPPING, Scoreboard
+from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
 # How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
 # client_body_timeout and send_timeout. Set as SO_RCVTIMEO and SO_SNDTIMEO, so the threads need no poll of their own.
@@ -287,6 +288,15 @@ class Acceptor:
         """Return how many connections this worker has, here and in its instances."""
         return self._accepted - self._closed - self._board.total(CLOSED)
 
+    @property
+    def is_accepting(self) -> bool:
+        """Whether it takes connections, or would if there were not as many as there may be."""
+        return self._wants_accepting
+
+    def parked(self) -> Counter[int]:
+        """Return how many requests wait for each mount to boot."""
+        return Counter(client.mount for client in self._clients.values() if client.phase is Phase.PARKED)
+
     def statistics(self) -> Statistics:
         phases = [client.phase for client in self._clients.values()]
         return Statistics(
@@ -353,6 +363,7 @@ class Acceptor:
                 self._set_accepting(False)
                 return
             self._accepted += 1
+            self._words[ACCEPTED] += 1
             if sock.family == socket.AF_UNIX:
                 set_stall_limit(sock)  # a TCP connection inherits it from its listener
             client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
@@ -437,7 +448,7 @@ class Acceptor:
             client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf  # the home sets a limit to its boots
             self._arm(client)
         elif home is NotServing.FAILED:
-            self._answer(client, data, "503 Service Unavailable", "the app at this address is not available")
+            self._answer(client, data, "503 Service Unavailable", "the app at this address is not available", mount)
         else:
             assert not isinstance(home, NotServing), "both kinds are dealt with"
             self._disarm(client)
@@ -457,7 +468,9 @@ class Acceptor:
 
     # Answers of the acceptor's own.
 
-    def _answer(self, client: Client, data: bytes, status: str, message: str) -> None:
+    def _answer(self, client: Client, data: bytes, status: str, message: str, mount: int | None = None) -> None:
+        words = self._words if mount is None else self._board.mount_row(mount).words
+        words[RESPONSES + int(status[0])] += 1
         reason = status.partition(" ")[2]
         page = f"<!doctype html>\n<title>{status}</title>\n<h1>{reason}</h1>\n<p>{html.escape(message)}</p>\n".encode()
         fields = [

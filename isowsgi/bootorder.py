@@ -13,7 +13,7 @@ import gunicorn
 
 import isowsgi
 from isowsgi import interpreters
-from isowsgi.configfile import HOOKS, Mount
+from isowsgi.configfile import HOOKS, App, Mount
 from isowsgi.handover import ARM_RETURN
 from isowsgi.routing import Router
 
@@ -30,11 +30,23 @@ class Orders:
         cfg: gunicorn's own settings.
         listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.
+        region: the worker's on the scoreboard.
+        status: what the status page is told of who may see it, see `configfile.Status`.
     """
 
-    def __init__(self, router: Router, settings: Mapping[str, Any], cfg: Any, listeners: list[Any], report_files: bool) -> None:
+    def __init__(
+        self,
+        router: Router,
+        settings: Mapping[str, Any],
+        cfg: Any,
+        listeners: list[Any],
+        report_files: bool,
+        region: int = 0,
+        status: Mapping[str, Any] | None = None,
+    ) -> None:
         self._router = router
         self._cfg = cfg
+        self._status = status or {}
         self._common: dict[str, Any] = {
             "settings": settings,
             "keepalive_s": cfg.keepalive,
@@ -44,6 +56,7 @@ class Orders:
             "packages": _packages(),
             "max_int_digits": sys.get_int_max_str_digits(),
             "arm_returns": ARM_RETURN,
+            "region": region,
         }
 
     def write(
@@ -82,7 +95,7 @@ class Orders:
             "multiprocess": is_process or self._cfg.workers > 1 or mount.instances > 1,
             "env": dict(mount.env),
             "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
-            "venv": mount.venv,
+            "venv": None if is_status(mount.app) else mount.venv,  # it needs the packages that came with isowsgi
             "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
             "first_row": first_row,
             "extensions": extensions,
@@ -97,6 +110,8 @@ class Orders:
             "blocked_modules": [] if is_process or isolation == "main" else list(interpreters.BLOCKED_MODULES),
             "needs_ticker": not is_process and interpreters.NEEDS_TICKER,
             "can_see_stacks": is_process or interpreters.can_see_stacks(isolation),
+            # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
+            "status": {**self._status, "host": mount.host} if is_status(mount.app) else None,
         }
 
     def threads_of(self, mount: Mount) -> int:
@@ -108,6 +123,11 @@ class Orders:
 def name_of(mount: Mount) -> str:
     """Return what the log calls a mount, or all of a group: a pattern has a slash in it, a group's name has none."""
     return mount.group or mount.pattern
+
+
+def is_status(app: App) -> bool:
+    """Whether it is the status page."""
+    return app.kind == "module" and app.target == "isowsgi.status"
 
 
 def _packages() -> dict[str, str]:

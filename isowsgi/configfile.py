@@ -137,6 +137,14 @@ class Control:
 
 
 @attrs.frozen(kw_only=True)
+class Status:
+    """`[status]`: who may see the status page and the metrics, besides those who ask from this machine by itself."""
+
+    allow: tuple[str, ...] = ()  # networks, "10.0.0.0/8"; and "unix": clients of a Unix socket
+    hosts: tuple[str, ...] = ()  # names that the page is asked for under, besides addresses and "localhost"; lower case
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -145,6 +153,7 @@ class Config:
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
     control: Control = Control()
+    status: Status = Status()
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
@@ -168,7 +177,10 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
         raise ConfigError(tuple(f"{shown}: {_place(place)}: {text}" for place, text in faults)) from None  # all is said
     limits = Limits(**attrs.asdict(tables.worker))
     control = Control(**attrs.asdict(tables.control))
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control)
+    status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
+    return Config(
+        path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status
+    )
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -224,6 +236,10 @@ _NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
 _Hook = NewType("_Hook", str)
 _OnCrash = NewType("_OnCrash", str)
+_Network = NewType("_Network", str)
+_Networks = NewType("_Networks", tuple[str, ...])
+_HostName = NewType("_HostName", str)
+_HostNames = NewType("_HostNames", tuple[str, ...])
 
 
 @attrs.frozen
@@ -294,6 +310,12 @@ class _Control:
     folder: _NewFolder | None = None
 
 
+@attrs.frozen(kw_only=True)
+class _Status:
+    allow: _Networks = _Networks(())
+    hosts: _HostNames = _HostNames(())
+
+
 _Mounts = NewType("_Mounts", dict[_Pattern, _MountTable])
 
 
@@ -304,6 +326,7 @@ class _File:
     acceptor: _Acceptor = _Acceptor()
     worker: _Worker = _Worker()
     control: _Control = _Control()
+    status: _Status = _Status()
 
 
 def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]:
@@ -415,6 +438,10 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         _UrlPath: _url_path,
         _Hook: _hook,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
+        _Network: _network,
+        _Networks: lambda value: tuple(_one_or_more(converter, value, _Network)),
+        _HostName: _host_name,
+        _HostNames: lambda value: tuple(_one_or_more(converter, value, _HostName)),
     }
 
     def table_check(kind: type) -> Callable[[Any, Any], Any]:
@@ -625,6 +652,22 @@ def _url_path(value: Any) -> str:
     if not _typed(str, value).startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
         raise _Fault(f"expected a path below the mount as a browser sends it, such as '/health', got {_shown(value)}")
     return _typed(str, value)
+
+
+def _network(value: Any) -> str:
+    if _typed(str, value) == "unix":
+        return "unix"
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as exc:
+        text = "its address has bits below the prefix; " if "host bits" in str(exc) else ""
+        raise _Fault(f"{text}expected an address, a network such as '10.0.0.0/8', or 'unix', got {_shown(value)}") from None
+
+
+def _host_name(value: Any) -> str:
+    if not _typed(str, value):
+        raise _Fault("expected a host name, got ''")
+    return _host(value, value + "/")
 
 
 def _new_path(value: Any, *, folder: str) -> str:

@@ -54,24 +54,26 @@ class Obituary:
         self._verdicts = verdicts
         self._log = log
 
-    def write(self, pid: object) -> None:
+    def write(self, pid: object) -> str | None:
+        """Return the pattern of the mount that is blamed, "" if none is, or None if it was no crash."""
         if self._board.row(0).words[CLEAN_EXIT]:
-            return
+            return None
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})
         if not in_flight:
             self._log.error("worker %s died with no request in flight", pid)
-            return
+            return ""
         requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
         self._log.error("worker %s died while it served %s", pid, requests)
         if len(mounts) > 1:
             self._log.error("worker %s: %d mounts had requests in flight, so none of them is blamed", pid, len(mounts))
-            return
+            return ""
         mount = self._config.mounts[mounts[0]]
         is_too_often = self._ledger.record(mount.pattern, time.monotonic())
         if is_too_often and mount.on_crash in self._verdicts:
             self._verdicts[mount.on_crash].add(mount.pattern)
             self._log.error("%s: has crashed %d workers and %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
+        return mount.pattern
 
 
 _VERDICTS = {

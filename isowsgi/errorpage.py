@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 
@@ -14,16 +15,19 @@ class PageSocket:
 
     Args:
         has_body: False after a HEAD request, which gets the head only.
+        on_status: takes the status before it is sent.
     """
 
-    def __init__(self, sock: socket.socket, has_body: bool = True) -> None:
+    def __init__(self, sock: socket.socket, has_body: bool = True, on_status: Callable[[int], None] = lambda status: None) -> None:
         self._sock = sock
         self._has_body = has_body
+        self._on_status = on_status
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def sendall(self, data: bytes) -> None:
         """Send a whole response: gunicorn writes it in one call."""
+        self._on_status(int(data[9:12]))
         head, end, body = data.replace(b"\r\n\n", b"\r\n\r\n", 1).partition(b"\r\n\r\n")
         self._sock.sendall(head + end + body if self._has_body else head + end)

@@ -46,6 +46,7 @@ class Instance(Protocol):
     boot_s: float
     objects: int
     objects_at_boot: int
+    threads: int
     first_row: int
     rows: int
 

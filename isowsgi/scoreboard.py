@@ -1,28 +1,62 @@
-"""The scoreboard: one block of shared memory per worker that every instance writes and anyone reads (Apache's word).
+"""The scoreboard: shared memory that every instance writes and anyone reads (Apache's word). The only module that knows its layout.
 
-Rows of 64-bit words. Each instance has a block of rows: the first is its control thread's, then one for each serving thread. A row is
-written by its thread alone, so no lock is needed. Row 0 is the acceptor's. The block is a memfd, made in gunicorn's master before the
-fork: its descriptor, an int, is all that an interpreter needs to open it, and the master can still read what a dead worker was doing.
+One memfd for all of gunicorn, the **board**, made in the master before its first fork. Each worker has a **region** of it: rows of 64-bit
+words, and two texts. So a descriptor, an int, is all that an interpreter, a child process or the master needs to read every worker's
+counters, and the master can still read what a dead worker was doing.
 
-Counters only grow, also when a block passes on to another instance; who wants an instance's own remembers where it began.
+A region's rows. Row 0 is the acceptor's. Then comes one for each mount, written by the main interpreter. The others are allotted in blocks,
+one for each instance: a control row for each mount that the instance serves, written by its control thread, then a row for each pair of
+thread and mount, written by that thread. Each word has one writer, so no lock is needed, and a reader sees each word whole.
+
+Counters only grow, also when a block passes on to the next instance of the same mounts: a mount's total is the sum over its rows, and an
+instance's own is what was added since it began. When the master has reaped a worker it adds its counters to the **retired** ones, so
+the sum over retired and living workers never goes back; `Board.read` takes both under one sequence lock.
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-# Words of a serving thread's row. The first eight are one cache line.
+# Words of every row. The first eight are one cache line.
 REQUESTS = 0  # requests whose head was taken from the connection
 CLOSED = 1  # connections that this thread closed
 BUSY_FD = 2  # descriptor of the connection whose request is being served, plus 1; 0: none
 HEAD_SENT = 3  # 1 once the client has the current request's status
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
-MOUNT = 6  # the mount's number, plus 1; set once
-LINE_LENGTH = 7  # bytes of LINE that count
+MOUNT = 6  # the mount's number, plus 1; 0: none
+LINE_LENGTH = 7  # bytes of the request line that count
+ISOLATION = 8  # place in ISOLATIONS, plus 1
+ERROR_AT = 10  # seconds since the epoch when the app last raised out of a request
+ERROR_LENGTH = 11
 
-# Words of an instance's first row; none that `total` sums over the others.
+# Words of an instance's control rows.
 BEAT = 5  # monotonic milliseconds of the control thread's last look at the others; stale while an own GIL is held by C code
+QUEUED = 9  # requests that wait for a thread, when last looked at
+
+# Counters. The place of a response's class, 1 to 5 (`200 OK` is 2), is added to the first.
+RESPONSES = 15  # whose head was sent; before the client can have it, so that nobody counts one before we do
+BYTES_IN = 21  # of bodies
+BYTES_OUT = 22  # of bodies
+BUSY_NS = 23  # spent in requests that have ended
+CPU_NS = 24  # of the thread; written by the control thread while it lives, see `deadlines.Job.take_cpu`
+EXCEPTIONS = 25  # that the app raised out of a request
+TIMEOUTS = 26  # requests given up for lack of progress
+TURNED_AWAY = 27  # requests answered 503 because they waited too long, or too many did
+RELOADS = 28  # these to BOOT_NS: a mount's row
+STUCK = 29  # instances left behind
+BOOTS = 30  # that ended well
+BOOT_FAILURES = 31
+BOOT_NS = 32  # that the former took
+CRASHES = 33  # of workers, among the retired only: all, or those laid at the door of a mount; and of its own processes, in its row
+ACCEPTED = 34  # connections; row 0
+BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.
 AT_CAPACITY = 0  # 1 while the worker has as many connections as worker_connections allows
@@ -30,24 +64,134 @@ CLEAN_EXIT = 1  # 1 once the worker left of its own will
 ROWS_USED = 2  # rows that were ever allotted, row 0 included
 STOPPING = 3  # 1 from before the listeners are closed: the next response on each connection is its last
 
-_ROW_WORDS = 32
-_ROW_BYTES = _ROW_WORDS * 8
-_LINE_OFFSET = 8 * 8  # the request line's first bytes fill the rest of the row
-LINE_BYTES = _ROW_BYTES - _LINE_OFFSET
+# What a request took at most, in seconds, to be counted in a bucket; one more has no limit. From a hello to a request that times out.
+BUCKET_LIMITS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LIMITS_NS = tuple(int(limit * 1e9) for limit in BUCKET_LIMITS_S)
 
-# Rows that a block has before it is full. Nothing is used of a row that no thread writes to: the memory is given page by page.
+# Words that are summed over rows and kept when a worker ends: all from the first class of responses to the last bucket, and REQUESTS.
+_FIRST_COUNTER = RESPONSES + 1
+_END_COUNTERS = BUCKETS + len(BUCKET_LIMITS_S) + 1
+
+# Names stand on the board as numbers; append only.
+ISOLATIONS = ("own-gil", "shared-gil", "main", "process")
+
+_WORDS_END = 64
+_LINE_WORDS = 24
+_ERROR_WORDS = 32
+_ROW_WORDS = _WORDS_END + _LINE_WORDS + _ERROR_WORDS
+_ROW_BYTES = _ROW_WORDS * 8  # 15 cache lines
+_LINE_OFFSET = _WORDS_END * 8
+_ERROR_OFFSET = _LINE_OFFSET + _LINE_WORDS * 8
+LINE_BYTES = _LINE_WORDS * 8
+ERROR_BYTES = _ERROR_WORDS * 8
+
+# Rows that a region has before it is full. Nothing is used of a row that no thread writes to: the memory is given page by page.
 ROWS = 64 * 1024
+
+# Most bytes of a text. A thousand mounts need some 40 KiB for their names, and 2 MiB for a report.
+_NAMES_BYTES = 1 << 20
+_REPORT_BYTES = 8 << 20
+_RETIRED_BYTES = 8 << 20
+_TEXT_HEAD = 64
+
+_GRANULE = 64 * 1024  # of mappings: the largest page of any Linux that CPython runs on
+
+
+def _text_bytes(capacity: int) -> int:
+    return -(-(_TEXT_HEAD + 2 * capacity) // _GRANULE) * _GRANULE
+
+
+_NAMES_OFFSET = -(-ROWS * _ROW_BYTES // _GRANULE) * _GRANULE
+_REPORT_OFFSET = _NAMES_OFFSET + _text_bytes(_NAMES_BYTES)
+_REGION_BYTES = _REPORT_OFFSET + _text_bytes(_REPORT_BYTES)
+
+# The board's own head: words, then the retired counters as a text; the regions follow.
+_SEQUENCE = 0  # odd while the master moves counters from a region to the retired ones
+_REGIONS = 1  # how many there ever were
+_STATES = 64  # from here on one for each region: 1 while a worker has it
+_MAX_REGIONS = _GRANULE // 8 - _STATES
+_RETIRED_OFFSET = _GRANULE
+_HEAD_BYTES = _RETIRED_OFFSET + _text_bytes(_RETIRED_BYTES)
+
+# How long a region rests before another worker gets it: a child process of a worker that was killed may still write to it for a moment.
+_REST_S = 60.0
+
+
+class Counters(NamedTuple):
+    """The sums over some rows."""
+
+    requests: int
+    words: tuple[int, ...]  # from _FIRST_COUNTER on
+
+    def get(self, word: int) -> int:
+        return self.requests if word == REQUESTS else self.words[word - _FIRST_COUNTER]
+
+    def buckets(self) -> tuple[int, ...]:
+        """Return how many requests fell into each bucket."""
+        return self.words[BUCKETS - _FIRST_COUNTER :]
+
+    def plus(self, other: Counters) -> Counters:
+        return Counters(self.requests + other.requests, tuple(map(int.__add__, self.words, other.words)))
+
+
+ZERO = Counters(0, (0,) * (_END_COUNTERS - _FIRST_COUNTER))
+
+# By pattern and isolation. What is known of no isolation (a mount's own row) has "" there; the acceptor's row has "" for both.
+Totals = dict[tuple[str, str], Counters]
+
+
+def add(totals: Totals, more: Mapping[tuple[str, str], Counters]) -> None:
+    """Add counters to others, in place."""
+    for key, counters in more.items():
+        totals[key] = totals[key].plus(counters) if key in totals else counters
+
+
+class Busy(NamedTuple):
+    """A request that is being served."""
+
+    row: int
+    pattern: str
+    line: str
+    since_ms: int  # monotonic
+    has_head: bool  # whether its client has a status already
+
+
+class RowError(NamedTuple):
+    """What an app raised out of a request."""
+
+    pattern: str
+    at: int  # seconds since the epoch
+    text: str
+
+
+class RegionReading(NamedTuple):
+    """What was read of a worker."""
+
+    number: int
+    totals: Totals
+    busy: list[Busy]
+    queued: dict[str, int]  # by pattern
+    errors: list[RowError]
+    report: dict[str, Any] | None  # what it says of itself; None until it does
+
+
+class Reading(NamedTuple):
+    """What was read of a board at one moment."""
+
+    totals: Totals  # of all workers that ever lived
+    regions: list[RegionReading]  # those that live
 
 
 class Row:
-    """One thread's row."""
+    """One row."""
 
-    __slots__ = ("_line", "words")
+    __slots__ = ("_error", "_line", "words")
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         octets = memoryview(memory)[number * _ROW_BYTES : (number + 1) * _ROW_BYTES]
         self.words = octets[:_LINE_OFFSET].cast("q")
-        self._line = octets[_LINE_OFFSET:]
+        self._line = octets[_LINE_OFFSET:_ERROR_OFFSET]
+        self._error = octets[_ERROR_OFFSET:]
 
     def set_line(self, data: bytes) -> None:
         """Note what request is served: as many bytes of it as there is room for, up to its first line's end."""
@@ -59,57 +203,334 @@ class Row:
     def line(self) -> str:
         return bytes(self._line[: self.words[LINE_LENGTH]]).decode("latin-1")
 
+    def set_error(self, text: str) -> None:
+        """Note what the app raised, and when."""
+        octets = text.encode("utf-8", "replace")[:ERROR_BYTES]
+        self._error[: len(octets)] = octets
+        self.words[ERROR_LENGTH] = len(octets)
+        self.words[ERROR_AT] = int(time.time())
+
+    def error(self) -> str:
+        return bytes(self._error[: self.words[ERROR_LENGTH]]).decode("utf-8", "ignore")
+
+
+def record(words: memoryview, elapsed_ns: int, bytes_in: int, bytes_out: int) -> None:
+    """Count a request that has ended; by the row's thread. Every request pays for each line here: see bench/scoreboard.py."""
+    words[BUSY_NS] += elapsed_ns
+    words[BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1
+    if bytes_out:
+        words[BYTES_OUT] += bytes_out
+    if bytes_in:
+        words[BYTES_IN] += bytes_in
+
+
+class _Text:
+    """A text with one writer and any number of readers, who never see half of a new one: two buffers, in turn."""
+
+    def __init__(self, memory: mmap.mmap, offset: int, capacity: int) -> None:
+        octets = memoryview(memory)
+        self._head = octets[offset : offset + _TEXT_HEAD].cast("q")  # how many were written; the length of either
+        start = offset + _TEXT_HEAD
+        self._buffers = (octets[start : start + capacity], octets[start + capacity : start + 2 * capacity])
+        self._capacity = capacity
+
+    def write(self, data: bytes) -> None:
+        """Put a text in place of the one before.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        if len(data) > self._capacity:
+            raise ValueError(f"a text of {len(data)} bytes is too long for the scoreboard; it has room for {self._capacity}")
+        turn = self._head[0] + 1
+        self._buffers[turn % 2][: len(data)] = data
+        self._head[1 + turn % 2] = len(data)
+        self._head[0] = turn
+
+    def read(self) -> bytes:
+        """Return the newest text; b"" if there is none yet."""
+        while True:
+            turn = self._head[0]
+            if not turn:
+                return b""
+            data = bytes(self._buffers[turn % 2][: self._head[1 + turn % 2]])
+            if self._head[0] == turn:  # else the next but one may have been written over it meanwhile
+                return data
+
+    def release(self) -> None:
+        for view in (self._head, *self._buffers):
+            view.release()
+
 
 class Scoreboard:
-    """The block, mapped into this interpreter.
+    """A worker's region, mapped into this interpreter.
 
     Args:
-        fd: the memfd of an existing block, which stays the caller's; None makes a new one, all zero.
+        fd: the board's, which stays the caller's; None makes a board with one region, all zero.
+        region: which one.
     """
 
-    def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("isowsgi-scoreboard") if fd is None else fd
+    def __init__(self, fd: int | None = None, region: int = 0) -> None:
         if fd is None:
-            os.ftruncate(self.fd, ROWS * _ROW_BYTES)
-        self._memory = mmap.mmap(self.fd, ROWS * _ROW_BYTES)
-        self._words = memoryview(self._memory).cast("q")
-        self._used = 1
-        self._free: dict[int, list[int]] = {}
+            fd = os.memfd_create("isowsgi-scoreboard")
+            os.ftruncate(fd, _HEAD_BYTES + _REGION_BYTES)
+        self.fd = fd
+        self.region = region
+        self._memory = mmap.mmap(fd, _REGION_BYTES, offset=_HEAD_BYTES + region * _REGION_BYTES)
+        self._words = memoryview(self._memory)[:_NAMES_OFFSET].cast("q")
+        self._names = _Text(self._memory, _NAMES_OFFSET, _NAMES_BYTES)
+        self._report = _Text(self._memory, _REPORT_OFFSET, _REPORT_BYTES)
+        self._patterns: list[str] | None = None
+        self._used = max(self._words[ROWS_USED], 1)
+        self._blocks: dict[int, tuple[int, tuple[int, ...], str]] = {}
+        self._free: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
 
     def row(self, number: int) -> Row:
         return Row(self._memory, number)
 
-    def allot(self, rows: int) -> int:
-        """Reserve a block of rows and return the first one's number; by the worker's main interpreter only.
+    # For the master, before the fork.
+
+    def set_mounts(self, patterns: Sequence[str]) -> None:
+        """Say which mounts the worker serves, by number, and reserve a row for each; once, before anything is allotted."""
+        assert self._used == 1, "the mounts' rows follow the acceptor's"
+        self._names.write(json.dumps(list(patterns)).encode())
+        self._used = self._words[ROWS_USED] = 1 + len(patterns)
+        for number in range(len(patterns)):
+            self.mount_row(number).words[MOUNT] = number + 1
+
+    # For the worker's main interpreter.
+
+    def mount_row(self, mount: int) -> Row:
+        """Return the row of a mount, for what the main interpreter counts of it."""
+        return self.row(1 + mount)
+
+    def allot(self, threads: int, mounts: Sequence[int], isolation: str = "") -> int:
+        """Reserve a block of rows for an instance and return the first one's number.
+
+        First a control row for each mount, in order, then for each thread one for each mount (`control_rows`, `thread_rows`). An instance that serves one
+        mount has its control row first and a row for each thread behind it. A thread that serves several mounts counts each request, and
+        says that it is busy, in the row of the request's mount. A block is reused for the same mounts and isolation only.
 
         Raises:
-            MemoryError: the block is full.
+            MemoryError: the region is full.
         """
-        free = self._free.get(rows)
-        if free:
-            return free.pop()
-        if self._used + rows > ROWS:
+        key = (threads, tuple(mounts), isolation)
+        rows = len(mounts) * (1 + threads)
+        if free := self._free.get(key):
+            first = free.pop()
+        elif self._used + rows > ROWS:
             raise MemoryError(f"the scoreboard has {ROWS} rows, one for each thread, and all are taken")
-        first, self._used = self._used, self._used + rows
-        self.row(0).words[ROWS_USED] = self._used
+        else:
+            first, self._used = self._used, self._used + rows
+            code = ISOLATIONS.index(isolation) + 1 if isolation else 0
+            for offset in range(rows):
+                words = self.row(first + offset).words
+                words[MOUNT], words[ISOLATION] = mounts[offset % len(mounts)] + 1, code
+            self._words[ROWS_USED] = self._used
+        self._blocks[first] = key
         return first
 
-    def give_back(self, first: int, rows: int) -> None:
-        """Let another instance have a block that no thread writes to any more."""
-        self._free.setdefault(rows, []).append(first)
+    def control_rows(self, first: int, mounts: Sequence[int]) -> dict[int, Row]:
+        """Return the control rows of a block, by the mount's number."""
+        return {mount: self.row(first + place) for place, mount in enumerate(mounts)}
+
+    def thread_rows(self, first: int, mounts: Sequence[int], thread: int) -> dict[int, Row]:
+        """Return the rows of one thread in a block, by the mount's number."""
+        return self.control_rows(first + len(mounts) * (1 + thread), mounts)
+
+    def give_back(self, first: int) -> None:
+        """Let another instance of the same mounts have a block that no thread writes to any more."""
+        key = self._blocks.pop(first)
+        for number in range(len(key[1])):
+            self.row(first + number).words[QUEUED] = 0
+        self._free.setdefault(key, []).append(first)
+
+    def publish(self, report: Mapping[str, Any]) -> None:
+        """Say what is no counter: states, stacks, sizes.
+
+        Raises:
+            ValueError: it is longer than the room for it.
+        """
+        self._report.write(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace"))
+
+    # For anyone.
+
+    def report(self) -> dict[str, Any] | None:
+        """Return what the worker published last."""
+        data = self._report.read()
+        return json.loads(data) if data else None
 
     def in_flight(self) -> list[tuple[int, str]]:
-        """Return mount and request line of all that is being served, or was when the worker died; from any process."""
-        rows = [self.row(number) for number in range(1, self.row(0).words[ROWS_USED])]
-        return [(row.words[MOUNT] - 1, row.line()) for row in rows if row.words[MOUNT] and row.words[BUSY_FD]]
+        """Return mount and request line of all that is being served in this process, or was when it died; from any process.
 
-    def close(self) -> None:
-        """Let go of the memory and of the memfd that this object made."""
-        self._words.release()
-        self._memory.close()
-        os.close(self.fd)
+        What child processes serve is not among it.
+        """
+        rows = [self.row(number) for number in range(1, self._words[ROWS_USED])]
+        elsewhere = ISOLATIONS.index("process") + 1
+        return [
+            (row.words[MOUNT] - 1, row.line())
+            for row in rows
+            if row.words[MOUNT] and row.words[BUSY_FD] and row.words[ISOLATION] != elsewhere
+        ]
 
     def total(self, word: int, first: int = 1, rows: int | None = None) -> int:
         """Return the sum of one word over rows; by default all that were allotted."""
         end = first + rows if rows is not None else self._used
         return sum(self._words[first * _ROW_WORDS + word : end * _ROW_WORDS : _ROW_WORDS])
+
+    def totals(self) -> Totals:
+        """Return the counters of each mount and isolation, and the acceptor's."""
+        sums: dict[tuple[int, int], list[list[int]]] = {}
+        words = self._words
+        for start in range(0, max(words[ROWS_USED], 1) * _ROW_WORDS, _ROW_WORDS):
+            key = (words[start + MOUNT], words[start + ISOLATION]) if start else (0, 0)
+            row = [words[start + REQUESTS] if start else 0, *words[start + _FIRST_COUNTER : start + _END_COUNTERS]]
+            sums.setdefault(key, []).append(row)
+        totals: Totals = {}
+        for (mount, isolation), rows in sums.items():
+            requests, *rest = map(sum, zip(*rows, strict=True))
+            add(totals, {(self._pattern(mount), ISOLATIONS[isolation - 1] if isolation else ""): Counters(requests, tuple(rest))})
+        return totals
+
+    def read(self) -> RegionReading:
+        """Return all that can be known of the worker."""
+        self._patterns = None  # the region may have become another worker's
+        busy, errors = [], []
+        queued: dict[str, int] = {}
+        for number in range(1, max(self._words[ROWS_USED], 1)):
+            row = self.row(number)
+            words, pattern = row.words, self._pattern(row.words[MOUNT])
+            if words[BUSY_FD]:
+                busy.append(Busy(number, pattern, row.line(), words[BUSY_SINCE], bool(words[HEAD_SENT])))
+            if words[QUEUED]:
+                queued[pattern] = queued.get(pattern, 0) + words[QUEUED]
+            if words[ERROR_AT]:
+                errors.append(RowError(pattern, words[ERROR_AT], row.error()))
+        return RegionReading(self.region, self.totals(), busy, queued, errors, self.report())
+
+    def close(self) -> None:
+        """Let go of the memory; not of the descriptor."""
+        for part in (self._names, self._report):
+            part.release()
+        self._words.release()
+        try:
+            self._memory.close()
+        except BufferError:  # somebody holds a row; the mapping goes with it
+            pass
+
+    def _pattern(self, mount_word: int) -> str:
+        if not mount_word:
+            return ""
+        if self._patterns is None:
+            self._patterns = json.loads(self._names.read() or b"[]")
+        return self._patterns[mount_word - 1] if mount_word <= len(self._patterns) else f"mount {mount_word - 1}"
+
+
+class Board:
+    """All of it, with the workers' regions.
+
+    Args:
+        fd: of an existing one, which stays the caller's; None makes a new one.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        if fd is None:
+            fd = os.memfd_create("isowsgi-scoreboard")
+            os.ftruncate(fd, _HEAD_BYTES)
+        self.fd = fd
+        self._memory = mmap.mmap(fd, _HEAD_BYTES)
+        self._words = memoryview(self._memory)[:_GRANULE].cast("q")
+        self._retired = _Text(self._memory, _RETIRED_OFFSET, _RETIRED_BYTES)
+        self._resting: deque[tuple[float, int]] = deque()  # since when; which
+        self._mapped: dict[int, Scoreboard] = {}  # by those who read
+
+    # For the master.
+
+    def new_region(self, patterns: Sequence[str], now: float) -> Scoreboard:
+        """Give a worker that is to be forked a region of its own.
+
+        Args:
+            patterns: of its mounts, by number.
+            now: monotonic seconds.
+
+        Raises:
+            MemoryError: there are more workers than the board's head has room for.
+        """
+        if self._resting and now - self._resting[0][0] >= _REST_S:
+            number = self._resting.popleft()[1]
+        else:
+            number = self._words[_REGIONS]
+            if number == _MAX_REGIONS:
+                raise MemoryError(f"the scoreboard has room for {_MAX_REGIONS} workers, and all is taken")
+            os.ftruncate(self.fd, _HEAD_BYTES + (number + 1) * _REGION_BYTES)
+        region = Scoreboard(self.fd, number)
+        region.set_mounts(patterns)
+        self._words[_STATES + number] = 1
+        self._words[_REGIONS] = max(self._words[_REGIONS], number + 1)
+        return region
+
+    def retire(self, region: Scoreboard, crashed: str | None, now: float) -> None:
+        """Keep what a worker counted, once it is reaped, and take its region back.
+
+        Args:
+            crashed: the pattern of the mount that the worker's crash is laid at the door of, "" if it crashed otherwise; None: it did not.
+        """
+        totals = self._retired_totals()
+        add(totals, region.totals())
+        if crashed is not None:
+            add(totals, {("", ""): _crash()})
+        if crashed:
+            add(totals, {(crashed, ""): _crash()})
+        rows = [[*key, counters.requests, *counters.words] for key, counters in totals.items()]
+        data = json.dumps(rows).encode()
+        self._words[_SEQUENCE] += 1
+        try:
+            self._retired.write(data)
+            self._words[_STATES + region.region] = 0
+        finally:
+            self._words[_SEQUENCE] += 1
+        region._memory.madvise(mmap.MADV_REMOVE)  # all zero again, and no memory used
+        region.close()
+        self._resting.append((now, region.region))
+
+    # For anyone.
+
+    def read(self) -> Reading:
+        """Return the counters of all workers that ever lived, each counted once, and what the living ones say."""
+        while True:
+            sequence = self._words[_SEQUENCE]
+            totals = self._retired_totals()
+            numbers = [number for number in range(self._words[_REGIONS]) if self._words[_STATES + number]]
+            try:
+                regions = [self._map(number).read() for number in numbers]
+            except ValueError:  # a text that is being erased, and then the sequence tells; else a mistake
+                if self._words[_SEQUENCE] == sequence:
+                    raise
+            if sequence % 2 == 0 and self._words[_SEQUENCE] == sequence:
+                break
+            time.sleep(0.0005)  # the master is at it
+        for number in set(self._mapped).difference(numbers):
+            self._mapped.pop(number).close()
+        for region in regions:
+            add(totals, region.totals)
+        return Reading(totals, regions)
+
+    def close(self) -> None:
+        for region in self._mapped.values():
+            region.close()
+        self._retired.release()
+        self._words.release()
+        self._memory.close()
+
+    def _map(self, number: int) -> Scoreboard:
+        if number not in self._mapped:
+            self._mapped[number] = Scoreboard(self.fd, number)
+        return self._mapped[number]
+
+    def _retired_totals(self) -> Totals:
+        rows = json.loads(self._retired.read() or b"[]")
+        return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
+
+
+def _crash() -> Counters:
+    return Counters(0, tuple(int(word == CRASHES) for word in range(_FIRST_COUNTER, _END_COUNTERS)))

@@ -24,6 +24,7 @@ from isowsgi.instances.main import MainInstance
 from isowsgi.instances.process import ProcessInstance
 from isowsgi.lifecycle import ENDS, State
 from isowsgi.placement import Placement
+from isowsgi.report import Reporter, rss_bytes
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 
 # Trials of a mount that loads other extension modules each time, before it goes to a process of its own.
@@ -66,6 +67,7 @@ class Supervisor:
         self._log = log
         self._on_files = on_files
         self._acceptor: Acceptor | None = None
+        self._reporter: Reporter | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_stopping = False
         self._leaked = 0  # interpreters ended on a release that keeps their memory
@@ -98,6 +100,7 @@ class Supervisor:
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy, all side by side."""
         self._acceptor = acceptor
+        self._reporter = Reporter(self._board, self._mounts, self._home_of, self._orders, acceptor)
         acceptor.watch(self._capacity, self._on_capacity)
         acceptor.watch(self._placement.fileno(), self._placement.read_verdicts)
         interpreters.preload()
@@ -108,6 +111,7 @@ class Supervisor:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", home.mount.pattern)
             elif not home.mount.lazy:
                 home.start(now)  # without effect if the operator has stopped it
+        self._reporter.publish(now)
 
     def choose(self, mount: int) -> Instance | NotServing:
         return self._home_of[mount].choose(time.monotonic())
@@ -127,6 +131,8 @@ class Supervisor:
         for home in self.homes:
             home.tick(now)
         self._look_at_memory(now)
+        if self._reporter is not None:
+            self._reporter.publish(now)
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
@@ -164,6 +170,8 @@ class Supervisor:
         self._is_stopping = True
         for home in self.homes:
             home.finish()
+        if self._reporter is not None:
+            self._reporter.stop(time.monotonic())
 
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions."""
@@ -207,7 +215,7 @@ class Supervisor:
         if home.is_auto and not home.reason and (verdict := self._placement.recall(members)) is not None and verdict.isolation is not None:
             home.settle(verdict.isolation, verdict.reason, verdict.extensions)
             isolation = home.isolation
-        first_row = self._board.allot(1 + self._orders.threads_of(members[0][1]))
+        first_row = self._board.allot(self._orders.threads_of(members[0][1]), [number for number, _ in members], isolation)
         order = self._orders.write(members, isolation, slot, generation, first_row, home.extensions)
         shared_fds = {
             "returns": acceptor.returns_fd,
@@ -258,6 +266,10 @@ class Supervisor:
                 self._on_files(report["files"])
             elif event == "closed":
                 self._on_closed(home, instance, now)
+            if self._reporter is not None:
+                self._reporter.note(home, instance, report)
+        if self._reporter is not None:
+            self._reporter.publish_soon(now)
 
     def _on_boot_failed(self, home: Home, instance: HousedInstance, now: float) -> None:
         if home.is_auto and instance.isolation == home.isolation != interpreters.PROCESS and _is_for_trial(instance):
@@ -311,7 +323,7 @@ class Supervisor:
         if instance.threads_left:
             self._log.warning("%s: ended, but %d threads of the app's run on; it is left behind", instance.tag, instance.threads_left)
         else:
-            self._board.give_back(instance.first_row, instance.rows)
+            self._board.give_back(instance.first_row)
             if not self._is_stopping:
                 self._log.info("%s: ended", instance.tag)
                 self._leaked += interpreters.keeps_memory(instance.isolation)
@@ -363,8 +375,7 @@ def _isolation_of(mount: Mount) -> str:
 
 def rss_mib() -> int:
     """Return this process's resident memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // (1024 * 1024)
+    return rss_bytes() // (1024 * 1024)
 
 
 def _app_text(mount: Mount) -> str:

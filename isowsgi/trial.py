@@ -155,6 +155,7 @@ def _trial_order(order: Mapping[str, Any], isolation: str) -> dict[str, Any]:
         "report_files": False,
         "watch": False,
         "log": None,
+        "region": 0,  # of a scoreboard of its own
         # What hooks do is meant for an app that serves; only what their modules load counts.
         "hooks": {},
         "imports": [*order.get("imports", ()), *(text.partition(":")[0] for text in order["hooks"].values())],

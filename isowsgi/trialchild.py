@@ -112,7 +112,7 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
         nonlocal loads
         loads += 1
         mark(b".")
-        order["first_row"] = board.allot(1 + order["threads"])
+        order["first_row"] = board.allot(order["threads"], [member["mount"] for member in order["members"]])
         instance = kind(order, shared, board)
         instance.start()
         _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)

@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any, ClassVar
 
+import attrs
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
@@ -30,7 +31,7 @@ from isowsgi.operate import errands, places
 from isowsgi.operate.desk import Desk
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import CLEAN_EXIT, Scoreboard
+from isowsgi.scoreboard import CLEAN_EXIT, RESPONSES, Board
 from isowsgi.supervisor import Supervisor
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
@@ -64,6 +65,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     # The master's too: which mounts have crashed their workers.
     _ledger: ClassVar[Ledger | None] = None
     _crash_verdicts: ClassVar[dict[str, set[str]]] = {}
+    # And the scoreboard, with a region for each worker.
+    _whole_board: ClassVar[Board | None] = None
 
     reloader: Any  # gunicorn's
 
@@ -112,7 +115,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._joins_others = type(self)._forks > cfg.workers
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
         self._quarantined, self._moved = (frozenset(type(self)._crash_verdicts.get(verdict, ())) for verdict in ("quarantine", "process"))
-        self._board = Scoreboard()
+        if type(self)._whole_board is None:
+            type(self)._whole_board = Board()
+        mounts = self._served_config.mounts if self._served_config is not None else ()
+        self._board = self._all_regions().new_region([mount.pattern for mount in mounts], time.monotonic())
         self._is_first = type(self)._forks == 1
         self._is_quitting = False
         self._late_reloader: Any = None
@@ -153,7 +159,15 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
-        self._orders = Orders(router, self._inside_settings, self.cfg, listeners, report_files=self._late_reloader is not None)
+        self._orders = Orders(
+            router,
+            self._inside_settings,
+            self.cfg,
+            listeners,
+            report_files=self._late_reloader is not None,
+            region=self._board.region,
+            status=attrs.asdict(self._served_config.status),
+        )
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
             orders=self._orders,
@@ -170,7 +184,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             choose=supervisor.choose,
             board=self._board,
             log=self.log,
-            refuse_by_gunicorn=lambda sock, peer, exc: self.handle_error(None, PageSocket(sock), peer, exc),
+            refuse_by_gunicorn=self._refuse,
             head_timeout_s=self._served_config.head_timeout,
             keepalive_s=self.cfg.keepalive,
             max_connections=self.cfg.worker_connections,
@@ -191,6 +205,15 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         control, path = self._served_config.control, self._served_config.path
         if control.enabled and self._desk.open(places.own_folders(control.folder), places.socket_name(path, os.getppid(), os.getpid())):
             self._errands.remember_stops(places.StopMarks(self._desk.folder_fd, path, os.getppid()))
+
+    def _refuse(self, sock: Any, peer: Any, exc: Exception) -> None:
+        """Answer a request that gunicorn's parser refuses, as gunicorn's workers do."""
+        words = self._board.row(0).words
+
+        def count(status: int) -> None:
+            words[RESPONSES + status // 100] += 1
+
+        self.handle_error(None, PageSocket(sock, on_status=count), peer, exc)
 
     def _watch_files(self, files: list[str]) -> None:
         assert self._served_config is not None, "load_wsgi saw to it"
@@ -305,9 +328,17 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _on_reaped(self) -> None:
         """In the master, after this worker has died: say what it was doing, if it was not its own decision."""
+        crashed: str | None = None
         if self._served_config is not None and self._ledger is not None:
-            Obituary(self._board, self._served_config, self._ledger, self._crash_verdicts, self.log).write(self.pid)
-        self._board.close()
+            crashed = Obituary(self._board, self._served_config, self._ledger, self._crash_verdicts, self.log).write(self.pid)
+        try:
+            self._all_regions().retire(self._board, crashed, time.monotonic())
+        except (OSError, ValueError) as exc:  # an exception here would end gunicorn's master
+            self.log.error("what worker %s counted is lost: %s", self.pid, exc)
+
+    def _all_regions(self) -> Board:
+        assert self._whole_board is not None, "made before the first worker"
+        return self._whole_board
 
     def _parts(self) -> tuple[Supervisor, Acceptor]:
         assert self._supervisor is not None, "made by load_wsgi"

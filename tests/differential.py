@@ -339,13 +339,13 @@ class IsowsgiSide:
         left = look.length
         while left:
             left -= len(self._wire.recv(left))
-        return self._gateway.serve(self._connection, data, look, last=False, board=None) is Fate.KEEP
+        return self._gateway.serve(self._connection, data, look, last=False, row=None) is Fate.KEEP
 
 
 class _PlainSpokenGateway(Gateway):
     """Raises what is answered by an error page otherwise."""
 
-    def _answer_error(self, connection: Any, request: Any, response: Any, exc: BaseException) -> None:
+    def _answer_error(self, connection: Any, request: Any, response: Any, exc: BaseException, row: Any) -> None:
         raise exc
 
 

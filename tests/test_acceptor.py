@@ -83,7 +83,7 @@ class Place:
     def __init__(self, *, unix_path: Path | None = None, accepting: bool = True, errors: list[int] | None = None, **changed: Any) -> None:
         self.home: FakeInstance | NotServing = FakeInstance()
         self.board = Scoreboard()
-        self.board.allot(1)
+        self.board.allot(0, [0])
         self.log = FakeLog()
         self.refusals: list[Exception] = []
         server = socket.create_server(("127.0.0.1", 0)) if unix_path is None else socket.socket(socket.AF_UNIX)

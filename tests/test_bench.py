@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from bench import scoreboard
 from bench.__main__ import DOCS, HOME, options_of
 from bench.peers import PEERS, Mount, Site
 from bench.report import page
@@ -212,3 +213,15 @@ def test_the_reason_of_a_failed_build_is_the_compilers(tmp_path):
     assert reason_of(Failed("uwsgi: python ended with status 1", output)) == (
         "uwsgi: python ended with status 1: Python.h:14: fatal error: pyconfig.h: No such file"
     )
+
+
+def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path):
+    scoreboard.without_counters(tmp_path)
+
+    for name in scoreboard.CUTS:
+        compile((tmp_path / "isowsgi" / name).read_text(), name, "exec")
+
+
+def test_recording_a_request_takes_no_longer_than_promised():
+    """With room for a busy machine; the limit is for a calm one."""
+    assert scoreboard.recording_ns()[0] < 5 * scoreboard.LIMIT_NS

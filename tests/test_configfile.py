@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isowsgi.configfile import App, Config, ConfigError, Mount, load
+from isowsgi.configfile import App, Config, ConfigError, Mount, Status, load
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SITE_PACKAGES = f"lib/python{PYTHON}{'t' if 't' in sys.abiflags else ''}/site-packages"
@@ -364,8 +364,8 @@ MAIN = '[mounts]\n"/" = "a"\n'
         ("[mounts]\n", [f"mounts: {ONE_MOUNT}"]),
         ("mounts = []\n", ["mounts: expected a table, got a list"]),
         ('[mount]\n"/" = "a"\n', ["mount: unknown key; did you mean 'mounts'?"]),
-        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, control, defaults, mounts, worker"]),
-        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, control, defaults, mounts, worker']),
+        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, control, defaults, mounts, status, worker"]),
+        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, control, defaults, mounts, status, worker']),
         ("defaults = 1\n" + MAIN, ["defaults: expected a table, got 1 (a whole number)"]),
         (MAIN + '[defaults]\napp = "a"\n', ["defaults.app: unknown key; each mount names its own app"]),
         (MAIN + "[defaults]\nthread = 1\n", ["defaults.thread: unknown key; did you mean 'threads'?"]),
@@ -376,6 +376,15 @@ MAIN = '[mounts]\n"/" = "a"\n'
         (MAIN + '[acceptor]\nhead_timeout = "20"\n', ["acceptor.head_timeout: expected a number of seconds, got '20' (a string)"]),
         (MAIN + "[acceptor]\nhead_timeout = true\n", ["acceptor.head_timeout: expected a number of seconds, got true (a boolean)"]),
         (MAIN + "[acceptor]\ntimeout = 1\n", ["acceptor.timeout: unknown key; did you mean 'head_timeout'?"]),
+        (MAIN + "[status]\nallow = 1\n", ["status.allow: expected a string or a list of strings, got 1 (a whole number)"]),
+        (
+            MAIN + '[status]\nallow = ["10.1.0.0/8"]\n',
+            [
+                "status.allow[0]: its address has bits below the prefix; "
+                "expected an address, a network such as '10.0.0.0/8', or 'unix', got '10.1.0.0/8'"
+            ],
+        ),
+        (MAIN + '[status]\nhosts = ""\n', ["status.hosts: expected a host name, got ''"]),
         ('[mounts]\n"/" = 4\n', ['mounts."/": expected an app (a string) or a table, got 4 (a whole number)']),
         ('[mounts]\n"/" = ["a"]\n', ['mounts."/": expected an app (a string) or a table, got a list']),
         ('[mounts."/"]\n', ['mounts."/".app: missing; expected an app, as in app = "shop.wsgi:application"']),
@@ -686,6 +695,12 @@ def test_reading_a_config_loads_no_c_extension_from_outside_the_standard_library
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environ)
 
     assert run.stdout == "[]\n"
+
+
+def test_who_may_see_the_status_page_is_told_by_network_and_host(read: Write) -> None:
+    status = read(MAIN + '[status]\nallow = ["10.0.0.0/8", "::1", "unix", "192.0.2.7"]\nhosts = "Web1.Example."\n').status
+
+    assert status == Status(allow=("10.0.0.0/8", "::1/128", "unix", "192.0.2.7/32"), hosts=("web1.example",))
 
 
 # What several keys mean together.

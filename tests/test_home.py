@@ -31,7 +31,7 @@ class FakeInstance:
         self.is_loaded = False
         self.error = self.traceback = ""
         self.boot_s = 0.0
-        self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
+        self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
         self.started = self.drained = self.stopped = False
         self.served = 0
         self.busy = False

@@ -29,6 +29,7 @@ class Admission:
         self._limit = limit
         self._timeout_s = timeout_s
         self._since: dict[int, float] = {}  # when a waiting connection was first seen
+        self.waiting = 0  # how many did, when last looked at
 
     def look(self, give_back: bool) -> None:
         """Turn away what is too much, if all threads are busy.
@@ -38,6 +39,7 @@ class Admission:
         """
         if not all(job.connection is not None for job in self._service.jobs):
             self._since.clear()
+            self.waiting = 0
         elif give_back:
             self._runner.thin_out(self._service, self._give_back)
         else:
@@ -54,3 +56,4 @@ class Admission:
             self._service.turn_away(ready.pop())
         while ready and self._timeout_s and now - self._since[ready[0]] > self._timeout_s:
             self._service.turn_away(ready.popleft())
+        self.waiting = len(ready)

@@ -36,7 +36,7 @@ from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import BEAT, Scoreboard
+from isowsgi.scoreboard import BEAT, QUEUED, Scoreboard
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
@@ -124,8 +124,9 @@ class Instance:
         self._errors = errors
         self._end_lines = end_lines
         self._fds = order["fds"]
-        self._board = Scoreboard(self._fds["board"])
-        self._control_row = self._board.row(order["first_row"])
+        self._board = Scoreboard(self._fds["board"], order["region"])
+        self._control_rows = self._board.control_rows(order["first_row"], [member["mount"] for member in order["members"]])
+        self._control_row = self._board.row(order["first_row"])  # the first of them, for what is no mount's own
         self._service: Service | None = None
         self._watcher: Watcher | None = None
         self._admission: Admission | None = None
@@ -245,6 +246,7 @@ class Instance:
             self._log,
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
+            self._control_rows,
             slow_s=order["slow_request_s"],
         )
         # Whichever comes last, this or an order, finds the other.
@@ -271,6 +273,8 @@ class Instance:
             "isowsgi.generation": order["generation"],
             "isowsgi.isolation": order["isolation"],
         }
+        if order["status"] is not None:
+            extra["isowsgi.status"] = {**order["status"], "board": self._fds["board"]}
         prefix = next(route.prefix for route in routes if route.mount == member["mount"])
         parts = (member["mount"], app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
         if self._hooks is None or not self._hooks.for_requests:
@@ -315,11 +319,12 @@ class Instance:
         watcher, admission, service = self._watcher, self._admission, self._service
         is_busy = False
         if watcher is not None and admission is not None and service is not None:
-            service.enter_control(self._control_row)
+            service.enter_control(self._control_rows)
             watcher.look(now)
             is_busy = watcher.is_anyone_busy()
             if is_busy:
                 admission.look(give_back=service.draining)
+            self._control_row.words[QUEUED] = admission.waiting if is_busy else 0
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
             if changed is not None:

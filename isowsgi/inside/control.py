@@ -127,6 +127,7 @@ class Control:
             else:
                 quiet_ticks += 1
                 if quiet_ticks > _TICKS_TO_REST:
+                    has_duty = self._duty(now)  # what the last requests left to be noted
                     self._rest()
 
     def _tick(self, has_duty: bool) -> float | None:

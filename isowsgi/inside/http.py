@@ -18,7 +18,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
 from gunicorn.util import has_fileno, hop_headers
 
-from isowsgi.scoreboard import HEAD_SENT
+from isowsgi.scoreboard import HEAD_SENT, RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
@@ -59,6 +59,7 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         super().__init__()
         self.sock = sock
         self.reads = 0  # so far; a sign of progress
+        self.taken = 0  # bytes of the current request's body
         self.is_waiting = False  # whether a thread waits for the client in here
 
     def put_head(self, head: bytes) -> None:
@@ -70,9 +71,12 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         self.is_waiting = True
         try:
             if size_hint:
-                return self.sock.recv(min(size_hint, _MAX_RECV_BYTES))
-            line = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
-            return self.sock.recv(line.find(b"\n") + 1 or len(line))
+                data = self.sock.recv(min(size_hint, _MAX_RECV_BYTES))
+            else:
+                line = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
+                data = self.sock.recv(line.find(b"\n") + 1 or len(line))
+            self.taken += len(data)
+            return data
         except OSError as exc:
             raise _client_error(exc) from exc
         finally:
@@ -103,6 +107,7 @@ class Response:
         self.upgrade = False
         self.must_close = False
         self._omits_body = False
+        self._class = 0  # of the status: 2 for 200; 0: none that HTTP knows
         self._warned = False
         self._claim: list[None] = [None]
 
@@ -142,6 +147,7 @@ class Response:
         code = _STATUSES.get(status) or _checked_status(status)
         self._take_headers(headers)
         self.status = status
+        self._class = code // 100 if 100 <= code < 600 else 0
         # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
         has_no_length = 100 <= code < 200 or code == 204
         self._omits_body = has_no_length or code == 304 or self.req.method == "HEAD"
@@ -271,6 +277,7 @@ class Response:
             raise ClientGone("the request was given up meanwhile")
         if self.board is not None:
             self.board[HEAD_SENT] = 1
+            self.board[RESPONSES + self._class] += 1
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         major, minor = self.req.version
         framing = "\r\nTransfer-Encoding: chunked" if self.chunked else ""

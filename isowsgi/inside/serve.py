@@ -21,7 +21,7 @@ from isowsgi.handover import ARM_ONCE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.scoreboard import AT_CAPACITY, STOPPING, Row, Scoreboard
+from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
@@ -68,7 +68,8 @@ class Service:
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
         self._exchange = exchange
         self._acceptor_words = board.row(0).words
-        self.jobs = [Job(number, board.row(order["first_row"] + 1 + number)) for number in range(order["threads"])]
+        first, mounts = order["first_row"], list(gateways)
+        self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(order["threads"])]
         self._own = threading.local()
         self._connections: dict[int, Connection] = {}
         self._returned: deque[Connection] = deque()
@@ -85,15 +86,15 @@ class Service:
     def enter_thread(self, number: int) -> None:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
         job = self._own.job = self.jobs[number]
-        job.ident = threading.get_ident()
+        job.enter()
 
     def open_connections(self) -> int:
         return len(self._connections)
 
-    def enter_control(self, row: Row) -> None:
-        """Say that the caller is the control thread; what it closes counts in its own row."""
+    def enter_control(self, rows: Mapping[int, Row]) -> None:
+        """Say that the caller is the control thread; what it closes counts in its own rows."""
         if not hasattr(self._own, "job"):
-            self._own.job = Job(-1, row)
+            self._own.job = Job(-1, rows)
 
     def give_back_waiting(self, fd: int) -> None:
         """Return a connection that waits for a thread to the acceptor; by the holder of the baton only."""
@@ -108,7 +109,11 @@ class Service:
             return
         try:
             data = _peek(connection.sock)
-            if data and self._look(data, connection).mount in self._gateways:
+            mount = self._look(data, connection).mount if data else None
+            if mount is not None and mount in self._gateways:
+                words = self._own.job.rows[mount].words
+                words[TURNED_AWAY] += 1
+                words[RESPONSES + 5] += 1
                 connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
                 self._linger(connection)
             elif data:
@@ -208,11 +213,11 @@ class Service:
             return False
         if connection.gateway is not gateway:
             connection.enter(gateway)
-        job.begin(connection, data, time.monotonic())
+        job.begin(connection, data, time.monotonic_ns())
         _consume(connection.sock, look.length)
         words = self._acceptor_words
         last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
-        fate = gateway.serve(connection, data, look, last, job.row.words)
+        fate = gateway.serve(connection, data, look, last, job.row)
         job.end()  # before anybody else may own the connection
         if fate is Fate.KEEP:
             return True

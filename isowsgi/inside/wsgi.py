@@ -18,6 +18,7 @@ from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader
 from isowsgi.peek import Look
+from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
 
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
 # gthread's DEFAULT_WORKER_DATA_TIMEOUT.
@@ -128,14 +129,14 @@ class Gateway:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])
         return environ
 
-    def serve(self, connection: Connection, data: bytes, look: Look, last: bool, board: memoryview | None) -> Fate:
+    def serve(self, connection: Connection, data: bytes, look: Look, last: bool, row: Row | None) -> Fate:
         """Serve a request whose head was taken from the connection.
 
         Args:
             data: the head, and perhaps more that is still in the kernel's buffer.
             look: what the peeker made of it.
             last: whether the response shall say `Connection: close`.
-            board: the words of the calling thread's row on the scoreboard, if it has one.
+            row: the calling thread's on the scoreboard, if it has one.
         """
         request = response = connection.response = None
         try:
@@ -149,7 +150,8 @@ class Gateway:
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
                 self._complete(environ)
-            response.board = board
+            if row is not None:
+                response.board = row.words
             connection.response = response
             if last:
                 response.must_close = True
@@ -158,11 +160,11 @@ class Gateway:
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
-            self._answer_stalled(connection.sock, request, response)
+            self._answer_stalled(connection.sock, request, response, row)
         except RequestTimeout:  # its client was answered by who raised it
             self._log.info("the request's thread has ended it")
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
-            self._answer_error(connection, request, response, exc)
+            self._answer_error(connection, request, response, exc, row)
         finally:
             self._end_lines()
         return Fate.LINGER
@@ -257,14 +259,18 @@ class Gateway:
             self._log.debug("what the app left of a request's body is not well-formed: %s", exc)
             return Fate.LINGER
 
-    def _answer_stalled(self, sock: Any, request: Any, response: Response | None) -> None:
+    def _answer_stalled(self, sock: Any, request: Any, response: Response | None, row: Row | None) -> None:
         what = f"{request.method} {request.uri}" if request else "a request"
         self._log.info("%s: the client did not go on in time, the connection is closed", what)
         if response is not None and not response.headers_sent:
+            _count_response(row, 408)
             _try_send(sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
-    def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException) -> None:
+    def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
+        if row is not None and not isinstance(exc, ParseException):
+            row.words[EXCEPTIONS] += 1
+            row.set_error(f"{row.line()}: {type(exc).__name__}: {exc}")
         if response is not None and not isinstance(exc, ParseException):
             self._on_exception(f"{request.method} {request.uri}", exc)
         if response is not None and response.headers_sent:
@@ -276,7 +282,8 @@ class Gateway:
 
         from isowsgi.errorpage import PageSocket
 
-        sock = PageSocket(connection.sock, has_body=request is None or request.method != "HEAD")
+        has_body = request is None or request.method != "HEAD"
+        sock = PageSocket(connection.sock, has_body, lambda status: _count_response(row, status))
         Worker.handle_error(_ErrorContext(self._log, self.cfg, self._extra), request, sock, connection.peer, exc)
 
 
@@ -295,6 +302,11 @@ class _ErrorContext:
     def access(self, response: Any, request: Any, environ: dict[str, Any], elapsed: datetime.timedelta) -> None:
         """Log with what gunicorn does not know of: which mount it was."""
         self._access(response, request, {**environ, **self._extra}, elapsed)
+
+
+def _count_response(row: Row | None, status: int) -> None:
+    if row is not None:
+        row.words[RESPONSES + status // 100] += 1
 
 
 def _try_send(sock: Any, data: bytes) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.lifecycle import Event, State, step
-from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, REQUESTS, Scoreboard
+from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -42,9 +42,11 @@ class HousedInstance:
         self.objects_at_boot = 0
         self.isolation: str = order["isolation"]
         self.first_row: int = order["first_row"]
-        self.rows: int = 1 + order["threads"]
+        mounts = [member["mount"] for member in order["members"]]
+        self.threads: int = order["threads"]
+        self.rows: int = len(mounts) * (1 + self.threads)
         self._control_words = board.row(self.first_row).words
-        self._thread_rows = [board.row(self.first_row + 1 + number) for number in range(order["threads"])]
+        self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
         self._board = board
         self._requests_before = self._all_requests()
         self._channel, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -115,7 +117,7 @@ class HousedInstance:
         return any(row.words[BUSY_FD] for row in self._thread_rows)
 
     def has_free_thread(self) -> bool:
-        return not all(row.words[BUSY_FD] for row in self._thread_rows)
+        return sum(row.words[BUSY_FD] != 0 for row in self._thread_rows) < self.threads
 
     def requests_in_flight(self) -> list[str]:
         """Return the request lines that its threads are serving."""
@@ -144,6 +146,10 @@ class HousedInstance:
         overdue = [row for row in self._thread_rows if row.words[BUSY_FD] and now_ms - row.words[BUSY_SINCE] > limit_ms]
         for row in overdue:
             is_answered, row.words[HEAD_SENT] = row.words[HEAD_SENT], 1
+            if not is_answered:
+                words = self._board.mount_row(row.words[MOUNT] - 1).words
+                words[TIMEOUTS] += 1
+                words[RESPONSES + 5] += 1
             cut(row.words[BUSY_FD] - 1, b"" if is_answered else TIMED_OUT)
         if overdue:
             self._cut_waiting()

@@ -242,7 +242,7 @@ def _instance_status(instance: Instance, now: float) -> dict[str, Any]:
         "generation": instance.generation,
         "state": instance.state.value,
         "isolation": instance.isolation,
-        "threads": instance.rows - 1,
+        "threads": instance.threads,
         "boot_s": instance.boot_s,
         "requests": instance.requests(),
         "in_flight": [{"request": line, "for_s": seconds} for line, seconds in instance.in_flight(now)],

@@ -1,0 +1,293 @@
+"""What an operator sees of a real gunicorn: counters that are exact whatever becomes of its workers, and the page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually
+from tests.load import Load
+
+STATUS = '"/-/isowsgi" = "isowsgi.status:application"\n'
+TWO = '[mounts]\n"/a" = { app = "hello", touch = "touched" }\n"/b" = "hello"\n' + STATUS
+
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(server: Server) -> Samples:
+    text = server.get("/-/isowsgi/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """Return the sum of a metric's samples with these labels."""
+    return sum(value for (of, has), value in samples.items() if of == name and labels.items() <= dict(has).items())
+
+
+def snapshot(server: Server) -> dict[str, Any]:
+    taken: dict[str, Any] = server.get("/-/isowsgi/status.json").json()
+    return taken
+
+
+def mount(server: Server, pattern: str) -> dict[str, Any]:
+    return next(one for one in snapshot(server)["mounts"] if one["pattern"] == pattern)
+
+
+class Scraper:
+    """Scrapes over and over, and holds that no counter ever goes back."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.fallen: list[str] = []
+        self.scrapes = 0
+
+    def __enter__(self) -> Scraper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.scrapes > 3
+
+    def _run(self) -> None:
+        before: Samples = {}
+        while not self._stop.is_set():
+            try:
+                now = scrape(self._server)
+            except OSError:  # a connection of a worker that was killed
+                continue
+            for key, last in before.items():
+                name, labels = key
+                is_counter = name.endswith(("_total", "_bucket", "_count")) and "worker" not in dict(labels)
+                if is_counter and now.get(key, 0) < last:
+                    self.fallen.append(f"{name} {dict(labels)}: {last} -> {now.get(key)}")
+            before = now
+            self.scrapes += 1
+
+
+def test_metrics_are_the_clients_own_count_over_three_workers_a_reload_and_a_restart(serve: StartServer) -> None:
+    server = serve(TWO, "-w", "3", wait_for=9)
+
+    with (
+        Scraper(server) as scraper,
+        Load(server.connect, ["/a/"], clients=3) as a,
+        Load(server.connect, ["/b/"], clients=2, keep_alive=False) as b,
+    ):
+        (server.folder / "touched").write_text("")
+        server.wait_for_log(r"/a #1: ended", 3)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log(r"/b #1: serving", 6)
+        eventually(lambda: len(server.workers()) == 3, "the end of the old workers")
+
+    samples = scrape(server)
+    assert a.failures == b.failures == scraper.fallen == [], server.log()
+    assert value(samples, "isowsgi_requests_total", mount="/a") == a.answered
+    assert value(samples, "isowsgi_requests_total", mount="/b") == b.answered
+    assert value(samples, "isowsgi_responses_total", mount="/a", code="2xx") == a.answered
+    assert value(samples, "isowsgi_response_body_bytes_total", mount="/b") <= 13 * b.answered
+    assert value(samples, "isowsgi_boots_total", mount="/a") >= 9
+    # A request's end is noted after its client has the answer.
+    count = "isowsgi_request_duration_seconds_count"
+    eventually(lambda: value(scrape(server), count, mount="/a") == a.answered, "the end of the last request")
+
+
+def test_a_killed_worker_takes_no_count_with_it(serve: StartServer) -> None:
+    server = serve(TWO, "-w", "3", wait_for=9)
+
+    with Scraper(server) as scraper, Load(server.connect, ["/a/"], clients=4) as load:
+        before = scrape(server)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.wait_for_log(r"/a #1: serving", 4)
+        eventually(lambda: value(scrape(server), "isowsgi_worker_crashes_total") == 1, "the count of the crash")
+
+    samples = scrape(server)
+    counted = value(samples, "isowsgi_requests_total", mount="/a")
+    assert scraper.fallen == []
+    assert value(before, "isowsgi_requests_total", mount="/a") <= counted
+    assert load.answered <= counted <= load.sent
+
+
+def test_a_crash_is_counted_at_the_door_of_the_app_that_did_it(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/t" = "troubles"\n"/b" = "hello"\n' + STATUS, wait_for=3)
+    server.get("/b/")
+    server.exchange(b"GET /t/crash HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    server.wait_for_log(r"/-/isowsgi #1: serving", 2)
+
+    samples = scrape(server)
+
+    assert value(samples, "isowsgi_worker_crashes_total") == value(samples, "isowsgi_crashes_total", mount="/t") == 1
+    assert value(samples, "isowsgi_crashes_total", mount="/b") == 0
+    assert [value(samples, "isowsgi_requests_total", mount=pattern) for pattern in ("/t", "/b")] == [1, 1]
+
+
+def test_what_goes_wrong_is_counted_at_the_mount_it_goes_wrong_at(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/t" = { app = "troubles", request_timeout = 1 }\n"/x" = "crashes_on_import"\n' + STATUS, wait_for=2)
+    server.wait_for_log(r"/x: answers 503")
+
+    statuses = [server.get(path).status_code for path in ("/t/", "/t/recursion", "/t/loop", "/x/", "/nowhere")]
+
+    samples = scrape(server)
+    assert statuses == [200, 500, 504, 503, 404]
+    assert [value(samples, "isowsgi_responses_total", mount="/t", code=code) for code in ("2xx", "5xx")] == [1, 2]
+    assert value(samples, "isowsgi_exceptions_total", mount="/t") == 1
+    assert value(samples, "isowsgi_request_timeouts_total", mount="/t") == 1
+    assert value(samples, "isowsgi_responses_total", mount="/x", code="5xx") == 1
+    assert value(samples, "isowsgi_boot_failures_total", mount="/x") >= 1
+    assert value(samples, "isowsgi_refusals_total", code="4xx") == 1
+    assert "GET /t/recursion HTTP/1.1: RecursionError" in mount(server, "/t")["last_error"]["text"]
+    assert re.match(r"/x #\d+: ZeroDivisionError", mount(server, "/x")["last_error"]["text"])
+
+
+def test_the_cpu_time_of_a_busy_app_is_its_own(serve: StartServer) -> None:
+    """Also while its request goes on: an app in an endless loop must be seen."""
+    server = serve('[mounts]\n"/t" = "troubles"\n"/b" = "hello"\n' + STATUS, "--graceful-timeout", "1", wait_for=3)
+    server.ask("/t/loop")
+
+    eventually(lambda: mount(server, "/t")["cpu_s"] > 0.5, "CPU time of the loop")
+
+    assert mount(server, "/b")["cpu_s"] < 0.2
+    assert mount(server, "/t")["requests_in_flight"][0]["line"] == "GET /t/loop HTTP/1.1"
+
+
+def test_ready_tells_a_load_balancer_what_can_be_served(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = "hello"\n"/x" = "crashes_on_import"\n' + STATUS, wait_for=2)
+    server.wait_for_log(r"/x: answers 503")
+
+    statuses = [server.get(f"/-/isowsgi/{path}").status_code for path in ("live", "ready?mount=/a", "ready?mount=/x", "ready")]
+
+    assert statuses == [200, 200, 503, 503]
+
+
+def test_only_the_status_page_is_given_the_board(serve: StartServer) -> None:
+    source = "def application(environ, start):\n    start('200 OK', [])\n    return [repr(environ.get('isowsgi.status')).encode()]\n"
+    server = serve('[mounts]\n"/a" = { app = "code", pythonpath = "." }\n' + STATUS, wait_for=2, files={"code.py": source})
+
+    assert server.get("/a/").text == "None"
+    assert server.get("/-/isowsgi/live").status_code == 200
+
+
+def test_the_page_is_closed_to_what_comes_through_a_proxy_and_to_rebound_names(serve: StartServer) -> None:
+    server = serve(TWO, wait_for=3)
+
+    proxied = server.get("/-/isowsgi/status.json", headers={"X-Forwarded-For": "203.0.113.5"})
+    rebound = server.get("/-/isowsgi/status.json", headers={"Host": "evil.example"})
+
+    assert (proxied.status_code, rebound.status_code) == (403, 403)
+
+
+def test_the_page_needs_nothing_of_an_apps_venv(serve: StartServer, tmp_path: Path) -> None:
+    """`[defaults]` may give every mount a venv without the packages that the page is made with."""
+    venv.create(tmp_path / "venv")
+
+    server = serve(f"[defaults]\nvenv = '{tmp_path}/venv'\n[mounts]\n\"/a\" = 'hello'\n" + STATUS, wait_for=2)
+
+    assert server.get("/-/isowsgi/live").status_code == 200
+
+
+# In a browser.
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A page of a real browser; what its scripts complain of is a failure."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    complaints: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        page = browser.new_page()
+        page.set_default_timeout(DEADLINE_S * 1000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def card(page: Any, pattern: str) -> Any:
+    return page.locator(f'[data-mount="{pattern}"]')
+
+
+def test_the_page_shows_every_mount_and_goes_on_by_itself(serve: StartServer, page: Any) -> None:
+    server = serve(TWO + '"/lazy" = { app = "hello", lazy = true }\n', wait_for=3)
+    page.goto(f"{server.url}/-/isowsgi")  # without the slash
+
+    card(page, "/lazy").wait_for()
+    assert page.locator("h3").all_inner_texts() == ["/a", "/b", "/-/isowsgi", "/lazy"]
+    assert page.locator(".badge").all_inner_texts() == ["serving", "serving", "serving", "asleep"]
+    assert page.locator("#verdict").inner_text() == "All mounts are well."
+    assert page.locator("#workers tbody tr").count() == 1
+
+    for _ in range(7):
+        server.get("/a/")
+    card(page, "/a").locator("dt:text-is('requests') + dd:text-is('7')").wait_for()
+
+
+def test_a_stuck_mount_is_shown_as_stuck_within_two_seconds_with_its_stack(serve: StartServer, page: Any) -> None:
+    server = serve('[mounts]\n"/t" = { app = "troubles", request_timeout = 0.5 }\n"/b" = "hello"\n' + STATUS, wait_for=3)
+    page.goto(f"{server.url}/-/isowsgi/")
+    card(page, "/t").wait_for()
+
+    server.ask("/t/sleep")
+    server.wait_for_log("/t #1: a thread is stuck")
+    stuck_at = time.monotonic()
+    card(page, "/t").locator(".badge:text-is('stuck')").wait_for()
+    took_s = time.monotonic() - stuck_at
+
+    text = card(page, "/t").inner_text()
+    assert took_s < 2
+    assert re.search(r"/t #1 is stuck for \d+ s", text)
+    assert "time.sleep(60)" in text
+    assert page.locator("#verdict").inner_text() == "/t is stuck."
+    assert card(page, "/b").locator(".badge").inner_text() == "serving"
+
+
+def test_what_comes_from_an_app_is_text_and_no_markup(serve: StartServer, page: Any) -> None:
+    source = "def application(environ, start):\n    raise ValueError('<img src=x onerror=document.title=1>')\n"
+    server = serve('[mounts]\n"/a" = { app = "code", pythonpath = "." }\n' + STATUS, wait_for=2, files={"code.py": source})
+    assert server.get("/a/").status_code == 500
+    page.goto(f"{server.url}/-/isowsgi/")
+
+    card(page, "/a").locator(".note code", has_text="<img src=x").wait_for()
+
+    assert page.locator("main img").count() == 0
+
+
+def test_the_page_says_so_when_nobody_answers_any_more(serve: StartServer, page: Any) -> None:
+    server = serve(TWO, wait_for=3)
+    page.goto(f"{server.url}/-/isowsgi/")
+    card(page, "/a").wait_for()
+    page.route("**/status.json", lambda route: route.fulfill(status=200, body="no JSON"))
+
+    page.locator("#verdict.bad", has_text="What is below is old.").wait_for()
+
+
+def test_the_page_fits_a_phone(serve: StartServer, page: Any) -> None:
+    server = serve(TWO, wait_for=3)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{server.url}/-/isowsgi/")
+    card(page, "/a").wait_for()
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360

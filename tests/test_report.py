@@ -1,0 +1,138 @@
+"""The report: what a worker says of itself, and what the main interpreter counts of its mounts."""
+
+import os
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from isowsgi.acceptor import Acceptor
+from isowsgi.configfile import App, Mount
+from isowsgi.home import Home
+from isowsgi.lifecycle import State
+from isowsgi.report import Reporter, state_of
+from isowsgi.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, Scoreboard
+from tests.test_acceptor import Place as AcceptorPlace
+
+MOUNT = Mount(pattern="/a", app=App(kind="module", target="shop.wsgi", call="application"))
+
+STACK = 'GET /a/x HTTP/1.1\n  File "/srv/shop/wsgi.py", line 7, in application\n    time.sleep(60)'
+
+
+class Desk:
+    """A reporter of one mount, whose instances are the test's."""
+
+    def __init__(self, mount: Mount = MOUNT) -> None:
+        self.board = Scoreboard()
+        self.board.set_mounts(["/a"])
+        self.place = AcceptorPlace()
+        acceptor: Acceptor = self.place.acceptor
+        self.home = Home(members=[mount], make=self._make, released=lambda: None, log=None, drain_s=1, isolation="own-gil")
+        orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
+        self.reporter = Reporter(self.board, [mount], {0: self.home}, orders, acceptor)
+
+    def _make(self, isolation: str, slot: int, generation: int) -> Any:
+        facts: dict[str, Any] = {"tag": f"/a #{generation}", "generation": generation, "how_it_ended": "", "isolation": "own-gil", "state": State.BOOTING, "is_loaded": False}
+        facts |= {"boot_s": 0.0, "error": "", "traceback": "", "objects": 0, "objects_at_boot": 9, "first_row": 2, "rows": 5}
+        return _Instance(**facts)
+
+    def said(self) -> dict[str, Any]:
+        self.reporter.publish(0.0)
+        report = self.board.report()
+        assert report is not None
+        (mount,) = report["mounts"]
+        return {**report, **mount}
+
+    def close(self) -> None:
+        self.place.close()
+        os.close(self.board.fd)
+
+
+class _Instance(SimpleNamespace):
+    """As much of an instance as a home asks for here."""
+
+    __hash__ = object.__hash__
+
+    def start(self) -> None: ...
+
+    def requests(self) -> int:
+        return 3
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.close()
+
+
+def test_a_mount_is_told_with_its_app_its_isolation_and_why(desk: Desk) -> None:
+    said = desk.said()
+
+    assert (said["pattern"], said["app"], said["threads"], said["state"]) == ("/a", "shop.wsgi:application", 4, "asleep")
+    assert said["reason"] == desk.home.why()
+    assert said["pid"] == os.getpid()
+    assert said["rss_bytes"] > 1 << 20
+
+
+def test_a_boot_is_counted_with_its_time_and_a_failed_one_is_remembered(desk: Desk) -> None:
+    desk.home.start(0.0)
+    (instance,) = desk.home.instances()
+    assert state_of(desk.home) == "booting"
+
+    instance.error, instance.state = "no module", State.FAILED
+    desk.reporter.note(desk.home, instance, {"event": "failed"})
+    assert desk.said()["boot_error"]["text"] == "/a #1: no module"
+    assert state_of(desk.home) == "failed"
+
+    instance.state, instance.is_loaded, instance.boot_s = State.SERVING, True, 1.5
+    desk.reporter.note(desk.home, instance, {"event": "ready"})
+    assert state_of(desk.home) == "serving"
+    assert desk.said()["instances"][0]["objects"] == 9
+    counters = desk.board.totals()["/a", ""]
+    assert [counters.get(word) for word in (BOOTS, BOOT_FAILURES, BOOT_NS)] == [1, 1, 1_500_000_000]
+
+
+def test_a_stuck_instance_is_told_with_its_stack_until_it_ends(desk: Desk) -> None:
+    desk.home.start(0.0)
+    (instance,) = desk.home.instances()
+    instance.state = State.STUCK
+    desk.reporter.note(desk.home, instance, {"event": "stuck", "stack": STACK})
+
+    (told,) = desk.said()["instances"]
+    assert told["stuck_since"] is not None
+    assert "time.sleep(60)" in told["stack"]
+
+    instance.state = State.CLOSED
+    desk.reporter.note(desk.home, instance, {"event": "closed"})
+    assert desk.said()["instances"] == []
+
+
+def test_a_report_too_long_for_the_board_leaves_the_mounts_out_and_says_so() -> None:
+    app = App(kind="module", target="shop", call="create('" + "x" * (9 << 20) + "')")
+    desk = Desk(Mount(pattern="/a", app=app))
+    desk.reporter.publish(0.0)
+
+    report = desk.board.report()
+    desk.close()
+
+    assert report is not None
+    assert (report["mounts"], "too long" in report["error"]) == ([], True)
+
+
+def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk) -> None:
+    """A hundred mounts that come up at once must not keep the acceptor from its work."""
+    now = time.monotonic()
+    desk.reporter.publish(now)
+    desk.home.generation = 7
+
+    desk.reporter.publish_soon(now)
+    before = desk.board.report()
+    desk.reporter.publish_soon(now + 60)
+    after = desk.board.report()
+
+    assert before is not None
+    assert after is not None
+    assert (before["mounts"][0]["generation"], after["mounts"][0]["generation"]) == (0, 7)

@@ -1,0 +1,131 @@
+"""The snapshot: what a board with several workers says, by mount."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
+from isowsgi.snapshot import patterns, snapshot, unready
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    board = Board()
+    yield board
+    os.close(board.fd)
+
+
+def mount(pattern: str, state: str = "serving", **more: Any) -> dict[str, Any]:
+    facts = {"app": "a:application", "isolation": "own-gil", "reason": "auto", "generation": 1, "threads": 2, "parked": 0}
+    return {"pattern": pattern, "state": state, **facts, "boot_error": None, "instances": [], **more}
+
+
+def instance(state: str = "serving", **more: Any) -> dict[str, Any]:
+    return {"tag": "/a #1", "generation": 1, "isolation": "own-gil", "state": state, "first_row": 2, "rows": 3, "objects": 5, **more}
+
+
+def worker(board: Board, *mounts: dict[str, Any], started: float = 1.0, **more: Any) -> Scoreboard:
+    region = board.new_region([one["pattern"] for one in mounts], 0.0)
+    region.publish({"started": started, "is_accepting": True, "is_stopping": False, "mounts": mounts, **more})
+    return region
+
+
+def taken(board: Board) -> dict[str, Any]:
+    (only,) = snapshot(board.read(), 10_000, 100.0)["mounts"]
+    return only
+
+
+def test_a_mount_is_the_sum_over_its_workers_living_and_dead(board: Board) -> None:
+    for region in (worker(board, mount("/a")), worker(board, mount("/a"))):
+        region.row(region.allot(1, [0], "own-gil") + 1).words[REQUESTS] = 3
+        region.mount_row(0).words[RELOADS] = 1
+    board.retire(region, "/a", 0.0)
+
+    assert (taken(board)["requests"], taken(board)["reloads"], taken(board)["crashes"]) == (6, 2, 1)
+
+
+def test_a_mount_is_what_it_is_in_the_worst_worker(board: Board) -> None:
+    worker(board, mount("/a"))
+    worker(board, mount("/a", "failed"))
+
+    assert taken(board)["state"] == "failed"
+    assert taken(board)["states"] == {"failed": 1, "serving": 1}
+    assert not taken(board)["is_ready"]
+
+
+def test_an_instance_left_behind_makes_a_mount_stuck_and_still_ready(board: Board) -> None:
+    worker(board, mount("/a", instances=[instance("stuck", stack="File ..."), instance()]))
+
+    assert taken(board)["state"] == "stuck"
+    assert taken(board)["is_ready"]
+    assert taken(board)["threads"] == 2, "those of the instance that serves"
+
+
+def test_requests_in_flight_are_told_with_their_age_and_whether_they_are_stuck(board: Board) -> None:
+    region = worker(board, mount("/a", instances=[instance("stuck", first_row=2, rows=2), instance(first_row=4, rows=2)]))
+    for since, first in ((1000, region.allot(1, [0], "own-gil")), (8000, region.allot(1, [0], "own-gil"))):
+        row = region.row(first + 1)
+        row.words[BUSY_SINCE], row.words[BUSY_FD] = since, 1
+        row.set_line(b"GET /x\r\n")
+
+    listed = taken(board)["requests_in_flight"]
+
+    assert [(one["line"], one["age_s"], one["is_stuck"]) for one in listed] == [("GET /x", 9.0, True), ("GET /x", 2.0, False)]
+    assert taken(board)["in_flight"] == 2
+
+
+def test_the_newest_error_is_told_be_it_of_a_request_or_of_a_boot(board: Board) -> None:
+    region = worker(board, mount("/a", boot_error={"at": 50.0, "text": "no module"}))
+    assert taken(board)["last_error"]["text"] == "no module"
+
+    region.row(region.allot(1, [0], "own-gil") + 1).set_error("ValueError")
+
+    assert taken(board)["last_error"]["text"] == "ValueError"
+
+
+def test_who_waits_is_counted_where_it_waits(board: Board) -> None:
+    region = worker(board, mount("/a", parked=2))
+    region.row(region.allot(1, [0], "own-gil")).words[QUEUED] = 3
+
+    assert (taken(board)["queued"], taken(board)["parked"]) == (3, 2)
+
+
+def test_a_worker_that_does_not_accept_says_nothing_of_what_is_ready(board: Board) -> None:
+    """It is booting beside others, or on its way out."""
+    assert unready(board.read()) is None
+
+    worker(board, mount("/a"), mount("/b", "asleep"))
+    worker(board, mount("/a", "booting"), mount("/b", "booting"), is_accepting=False)
+    worker(board, mount("/a", "failed"), mount("/b"), is_stopping=True)
+    assert unready(board.read()) == []
+
+    worker(board, mount("/a"), mount("/b", "quarantined"))
+    assert unready(board.read()) == ["/b"]
+
+
+def test_mounts_are_those_of_the_newest_config_first(board: Board) -> None:
+    worker(board, mount("/b"), mount("/a"), started=1.0)
+    worker(board, mount("/c"), mount("/b"), started=2.0)
+
+    assert patterns(board.read()) == ["/c", "/b", "/a"]
+
+
+def test_the_acceptors_own_answers_are_nobodys(board: Board) -> None:
+    region = worker(board, mount("/a"))
+    region.row(0).words[RESPONSES + 4] = 7
+    board.retire(worker(board, mount("/a")), "", 0.0)
+
+    whole = snapshot(board.read(), 0, 0.0)
+
+    assert whole["acceptor"]["responses"]["4xx"] == 7
+    assert whole["acceptor"]["worker_crashes"] == 1
+    assert board.read().totals["", ""].get(CRASHES) == 1
+
+
+def test_a_worker_that_has_not_reported_yet_is_counted_and_no_more(board: Board) -> None:
+    board.new_region(["/a"], 0.0)
+
+    assert snapshot(board.read(), 0, 0.0)["workers"] == [{"worker": 0}]
+    assert snapshot(board.read(), 0, 0.0)["mounts"] == []
