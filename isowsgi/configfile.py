@@ -1,8 +1,8 @@
 """The config file: a TOML file becomes a frozen `Config`, or a `ConfigError` that names every fault of it at once.
 
 Four steps: tomllib reads the text; cattrs builds the tables below, one check per kind of value, each fault with its place; then
-`[defaults]`, the tables of a mount's group and its own are laid over each other; and what a mount's settings mean together is checked. A value
-is checked where it is written and before anything is merged: that is why a wrong default is reported once, not once per mount.
+`[defaults]`, the tables of a mount's group and its own are laid over each other; and what a mount's settings mean together is checked.
+A value is checked where it is written and before anything is merged: that is why a wrong default is reported once, not once per mount.
 
 Everything imported here is pure Python outside the standard library, since the main interpreter reads the file (ARCHITECTURE.md).
 """
@@ -178,9 +178,7 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
     limits = Limits(**attrs.asdict(tables.worker))
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
-    return Config(
-        path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status
-    )
+    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status)
 
 
 def _parse(shown: str) -> tuple[str, dict[str, Any]]:
@@ -363,9 +361,7 @@ def _said(table: _Settings) -> dict[str, Any]:
     return said | {"env": env} if env else said
 
 
-def _join_groups(
-    own: list[dict[str, Any]], defaults: dict[str, Any], written: list[str], faults: list[Exception]
-) -> list[dict[str, Any]]:
+def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: list[str], faults: list[Exception]) -> list[dict[str, Any]]:
     """Give each mount what the others of its group say; contradictions are added to `faults`."""
     members: dict[str, list[int]] = {}
     for number, said in enumerate(own):
@@ -387,18 +383,20 @@ def _join_groups(
     return joined
 
 
-def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, _Fault]]:
+def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, "_Fault"]]:
     """Yield what is wrong with a mount's settings together, with the key to blame; each by itself is in order."""
     isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
     if python is not None and isolation not in ("auto", "process"):
-        yield "python", _Fault(f'another Python runs in a process of its own: expected isolation = "process" (or "auto"), got {isolation!r}')
+        wanted = 'isolation = "process" (or "auto")'
+        yield "python", _Fault(f"another Python runs in a process of its own: expected {wanted}, got {isolation!r}")
     elif venv is not None:
         fault = _venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
         if fault is not None:
             yield "venv", _Fault(fault)
     if isolation == "main":
         if venv is not None:
-            yield "venv", _Fault('an app in the main interpreter has the packages of gunicorn\'s own environment; use isolation = "process"')
+            packages = "the packages of gunicorn's own environment"
+            yield "venv", _Fault(f'an app in the main interpreter has {packages}; use isolation = "process"')
         if values.get("instances", 1) > 1:
             yield "instances", _Fault(f"there is one main interpreter, got {values['instances']}")
 

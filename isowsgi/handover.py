@@ -213,7 +213,7 @@ class Loans:
 
     def read_fates(self) -> list[tuple[bytes, int]]:
         """Return what became of connections since the last call; they are the caller's again."""
-        fates = []
+        fates: list[tuple[bytes, int]] = []
         while True:
             try:
                 packet = self._sock.recv(_FATE.size)

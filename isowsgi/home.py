@@ -104,7 +104,7 @@ class Home:
         self.is_auto = mount.isolation == "auto" and isolation not in (PROCESS, MAIN)  # whether a better home may be found for it
         self.extensions: Mapping[str, Sequence[int]] | None = {} if self.is_auto else None  # that its boots may load; None: all
         self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
-        self.trials = 0  # so far, in this worker
+        self.trials = 0  # since it was last loaded
         self._is_on_trial = False
         self.name = name_of(mount)
         self.generation = 0
@@ -193,7 +193,8 @@ class Home:
 
     def is_under_way(self) -> bool:
         """Whether some instance is being loaded, or will be at once."""
-        is_booting = self._is_on_trial or any(instance is not None and instance.state is State.BOOTING for instance in (*self._next, *self._live))
+        coming = (*self._next, *self._live)
+        is_booting = self._is_on_trial or any(instance is not None and instance.state is State.BOOTING for instance in coming)
         return is_booting or bool(self._is_reload_wanted)
 
     def retry_in_s(self, now: float) -> float | None:
@@ -299,7 +300,7 @@ class Home:
         """An instance is up: it takes its slot, and who had it drains."""
         if instance in self._retired:
             return  # it was given up before it was up, and was told to end then
-        self._failures = 0
+        self._failures = self.trials = 0
         self._traceback = ""
         self._quotas[instance] = self.mount.max_requests + random.randint(0, self.mount.max_requests_jitter)
         self._began[instance] = now

@@ -65,5 +65,5 @@ def _ask(path: str, changed_at: int) -> Python:
 @functools.cache
 def oldest_version() -> tuple[int, int]:
     """Return the oldest Python that the installed gunicorn supports."""
-    said = re.search(r">=\s*(\d+)\.(\d+)", metadata.metadata("gunicorn").get("Requires-Python") or "")
+    said = re.search(r">=\s*(\d+)\.(\d+)", str(metadata.metadata("gunicorn")["Requires-Python"]))
     return max((int(said[1]), int(said[2])), _OLDEST) if said else _OLDEST

@@ -47,9 +47,7 @@ class Reporter:
         acceptor: of whose connections it tells.
     """
 
-    def __init__(
-        self, board: Scoreboard, mounts: Sequence[Mount], homes: Mapping[int, Home], orders: Orders, acceptor: Acceptor
-    ) -> None:
+    def __init__(self, board: Scoreboard, mounts: Sequence[Mount], homes: Mapping[int, Home], orders: Orders, acceptor: Acceptor) -> None:
         self._board = board
         self._mounts = mounts
         self._homes = homes

@@ -307,9 +307,9 @@ class Scoreboard:
     def allot(self, threads: int, mounts: Sequence[int], isolation: str = "") -> int:
         """Reserve a block of rows for an instance and return the first one's number.
 
-        First a control row for each mount, in order, then for each thread one for each mount (`control_rows`, `thread_rows`). An instance that serves one
-        mount has its control row first and a row for each thread behind it. A thread that serves several mounts counts each request, and
-        says that it is busy, in the row of the request's mount. A block is reused for the same mounts and isolation only.
+        First a control row for each mount, in order, then for each thread one for each mount: `control_rows`, `thread_rows`. An instance
+        that serves one mount has its control row first and a row for each thread behind it. A thread that serves several mounts counts each
+        request, and says that it is busy, in the row of the request's mount. A block is reused for the same mounts and isolation only.
 
         Raises:
             MemoryError: the region is full.

@@ -240,7 +240,8 @@ class Supervisor:
         for report in instance.read_reports():
             event = report["event"]
             if event == "ready":
-                where = instance.isolation + (f": {home.reason}" if home.reason and instance.isolation != interpreters.best_isolation() else "")
+                is_news = home.reason and instance.isolation != interpreters.best_isolation()
+                where = f"{instance.isolation}: {home.reason}" if is_news else instance.isolation
                 self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, where)
                 home.on_ready(instance, now)
             elif event == "failed" and instance.is_loaded:
@@ -272,10 +273,10 @@ class Supervisor:
             self._reporter.publish_soon(now)
 
     def _on_boot_failed(self, home: Home, instance: HousedInstance, now: float) -> None:
-        if home.is_auto and instance.isolation == home.isolation != interpreters.PROCESS and _is_for_trial(instance):
-            if instance.unknown_extension and home.trials > _MOST_TRIALS:
+        if home.is_auto and instance.isolation == home.isolation and _is_for_trial(instance, home.trials):
+            if home.trials > _MOST_TRIALS:
                 home.begin_trial(instance)
-                home.move(interpreters.PROCESS, f"it loads {instance.unknown_extension}, which it did not when it was tried", {}, now)
+                home.move(interpreters.PROCESS, "it loads other extension modules each time", {}, now)
             elif home.begin_trial(instance):
                 what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
                 self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
@@ -382,9 +383,14 @@ def _app_text(mount: Mount) -> str:
     return f"{mount.app.target}:{mount.app.call}"
 
 
-def _is_for_trial(instance: HousedInstance) -> bool:
-    """Whether a boot's failure may be due to the home, and not to the app."""
-    if instance.unknown_extension is not None:
+def _is_for_trial(instance: HousedInstance, trials: int) -> bool:
+    """Whether a boot's failure may be due to the home, and not to the app.
+
+    Args:
+        trials: made since it was last loaded. After one there is nothing new to learn, but from an extension module that it did not meet.
+    """
+    if instance.isolation == interpreters.PROCESS:
+        return False
+    if instance.unknown_extension is not None or instance.refused:
         return True
-    failure = refusals.classify(instance.error, instance.traceback)
-    return failure.kind != refusals.BROKEN or bool(instance.refused)
+    return not trials and refusals.classify(instance.error, instance.traceback).kind != refusals.BROKEN

@@ -75,7 +75,13 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name, **env},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(paths),
+                    "PYTHONUNBUFFERED": "1",
+                    "ISOWSGI_CACHE_DIR": VERDICTS.name,
+                    **env,
+                },
                 stdout=stdout,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

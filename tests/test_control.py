@@ -35,7 +35,12 @@ class Desk:
         self.duties = 0
         self.has_duty = False
         self.control = Control(
-            channel=inner, runner=self.runner, rouse_fd=self.rouse_fd, needs_ticker=needs_ticker, orders={"lost": lambda order: None, **orders}, duty=self._do_duty
+            channel=inner,
+            runner=self.runner,
+            rouse_fd=self.rouse_fd,
+            needs_ticker=needs_ticker,
+            orders={"lost": lambda order: None, **orders},
+            duty=self._do_duty,
         )
         self._inner = inner
         self.thread = threading.Thread(target=self.control.run, daemon=True)

@@ -21,7 +21,14 @@ class Puppet(InterpreterInstance):
         self._shared = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
         self.board = Scoreboard()
         self.board.set_mounts(["/"])
-        order = {"tag": "/ #1", "generation": 1, "members": [{"mount": 0}], "isolation": "shared-gil", "threads": 2, "first_row": self.board.allot(2, [0])}
+        order = {
+            "tag": "/ #1",
+            "generation": 1,
+            "members": [{"mount": 0}],
+            "isolation": "shared-gil",
+            "threads": 2,
+            "first_row": self.board.allot(2, [0]),
+        }
         super().__init__(order, {**self._shared, "board": self.board.fd}, self.board)
 
     def hears(self, event: str, **facts: Any) -> list[str]:

@@ -34,7 +34,14 @@ class Desk:
         self.reporter = Reporter(self.board, [mount], {0: self.home}, orders, acceptor)
 
     def _make(self, isolation: str, slot: int, generation: int) -> Any:
-        facts: dict[str, Any] = {"tag": f"/a #{generation}", "generation": generation, "how_it_ended": "", "isolation": "own-gil", "state": State.BOOTING, "is_loaded": False}
+        facts: dict[str, Any] = {
+            "tag": f"/a #{generation}",
+            "generation": generation,
+            "how_it_ended": "",
+            "isolation": "own-gil",
+            "state": State.BOOTING,
+            "is_loaded": False,
+        }
         facts |= {"boot_s": 0.0, "error": "", "traceback": "", "objects": 0, "objects_at_boot": 9, "first_row": 2, "rows": 5}
         return _Instance(**facts)
 

@@ -1,8 +1,8 @@
 """Life of an instance from the inside: prepare its home, load its apps, serve, end.
 
 `run` is called once: in a subinterpreter on the keeper's thread, which was born in the main interpreter; in a child process on its main
-thread; for the main interpreter on a thread of it. App code never runs there: extensions that use PyGILState would find the main interpreter
-(3.11). Apps are loaded, called and ended in threads born here.
+thread; for the main interpreter on a thread of it. App code never runs there: extensions that use PyGILState would find the main
+interpreter (3.11). Apps are loaded, called and ended in threads born here.
 """
 
 from __future__ import annotations
@@ -232,9 +232,7 @@ class Instance:
         apps = [self._load_app(member) for member in order["members"]]
         if order["hooks"]:
             self._load_hooks()
-        gateways = {
-            member["mount"]: self._make_gateway(member, app, routes) for member, app in zip(order["members"], apps, strict=True)
-        }
+        gateways = {member["mount"]: self._make_gateway(member, app, routes) for member, app in zip(order["members"], apps, strict=True)}
         for member in order["members"]:
             self._warm_up(gateways[member["mount"]], member["warmup"])
         peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
@@ -310,8 +308,8 @@ class Instance:
         fds = self._fds
         if "mail" in fds:
             return Mail(socket.socket(fileno=os.dup(fds["mail"])))
-        ports = (Port.open(fds[name], self._order["arm_returns"]) for name in ("returns", "lingering"))
-        return SameProcess(*ports, self._board.row(0).words, lambda: os.eventfd_write(fds["capacity"], 1))
+        returns, lingering = (Port.open(fds[name], self._order["arm_returns"]) for name in ("returns", "lingering"))
+        return SameProcess(returns, lingering, self._board.row(0).words, lambda: os.eventfd_write(fds["capacity"], 1))
 
     def _look_after(self, now: float) -> bool:
         """Do what is due on the control thread; see `control.Duty`."""

@@ -17,9 +17,9 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, HeaderPolicy
 
 # One whole field line. The name is a token (RFC 9110 section 5.6.2) without an underscore: those are for gunicorn's header policy. The
-# value holds what gunicorn takes: no control character but the tab. A value begins with no blank, as it would match either repeat: 16 KiB of
-# blanks before a control character took 4 s, and four times as long for each doubling. (Possessive repeats are new in Python 3.11, and a
-# child process may run an older one.)
+# value holds what gunicorn takes: no control character but the tab. It begins with no blank, as one would match either repeat: 16 KiB
+# of blanks before a control character took 4 s, and four times as long for each doubling. (Possessive repeats are new in Python 3.11,
+# and a child process may run an older one.)
 _FIELD = re.compile(r"(?<=\n)([!#$%&'*+.^`|~0-9A-Za-z-]+):[ \t]*(?![ \t])([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
 
 # Fields that say more than a value in the environ; a request with one of these takes the long way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQU
 _LOST_BEAT_MS = 2000
 
 
-class HousedInstance:
+class HousedInstance(abc.ABC):
     """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
 
     Args:
@@ -51,6 +52,26 @@ class HousedInstance:
         self._requests_before = self._all_requests()
         self._channel, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Make its home and load the app there, in the background."""
+
+    @abc.abstractmethod
+    def give(self, fd: int) -> None:
+        """Hand a connection to this instance; the caller must not touch `fd` again until it is given back.
+
+        Args:
+            fd: a connected stream socket whose next bytes start a request; nothing of it has been consumed.
+        """
+
+    @abc.abstractmethod
+    def dispose(self, destroy: bool) -> None:
+        """Close what this side has, after the report "closed".
+
+        Args:
+            destroy: whether to end an interpreter too; without effect while a thread of the app's is left in it.
+        """
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `read_reports` has something to read."""
@@ -129,7 +150,8 @@ class HousedInstance:
         return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def kill(self) -> None:
-        """End its home at once, if that can be done; without effect on interpreters, whose threads cannot be killed."""
+        """End its home at once; only where `can_be_killed`."""
+        raise AssertionError(f"{self.tag}: threads of an interpreter cannot be killed")
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
         """Answer, from outside, requests that last too long while the control thread inside does not run either.
@@ -157,6 +179,7 @@ class HousedInstance:
 
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
+        return
 
     def _say(self, order: str, **facts: int) -> None:
         try:
@@ -214,6 +237,4 @@ NOT_SERVED = (
 TIMED_OUT = (
     b"HTTP/1.1 504 Gateway Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n504 Gateway Timeout\n"
 )
-BROKEN_OFF = (
-    b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n502 Bad Gateway\n"
-)
+BROKEN_OFF = b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n502 Bad Gateway\n"

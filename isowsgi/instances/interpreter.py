@@ -55,15 +55,9 @@ class InterpreterInstance(HousedInstance):
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
     def start(self) -> None:
-        """Create the interpreter and load the app there, in the background."""
         self._keeper.start()
 
     def give(self, fd: int) -> None:
-        """Hand a connection to this instance; the caller must not touch `fd` again until it is given back.
-
-        Args:
-            fd: a connected stream socket whose next bytes start a request; nothing of it has been consumed.
-        """
         self._port.give(fd)
 
     def _cut_waiting(self) -> None:
@@ -76,11 +70,6 @@ class InterpreterInstance(HousedInstance):
             self._epoll.modify(fd, ARM_ONCE)
 
     def dispose(self, destroy: bool) -> None:
-        """Let the keeper go after the report "closed": it closes what it owns.
-
-        Args:
-            destroy: whether to end the interpreter too; without effect while a thread of the app's is left in it.
-        """
         self._disposal.put(destroy and self.threads_left == 0)
 
     def join(self) -> None:

@@ -7,7 +7,6 @@ ends by a crash, only the requests that it was serving are lost, and these are a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -76,15 +75,9 @@ class ProcessInstance(HousedInstance):
         return None if self._child is None else self._child.pid
 
     def start(self) -> None:
-        """Start the child and have it load the app, in the background."""
         self._keeper.start()
 
     def give(self, fd: int) -> None:
-        """Hand a connection to this instance; the caller must not touch `fd` again until it comes back.
-
-        Args:
-            fd: a connected stream socket whose next bytes start a request; nothing of it has been consumed.
-        """
         self._loans.give(fd)
 
     def drain(self) -> None:
@@ -111,7 +104,6 @@ class ProcessInstance(HousedInstance):
         return [report for report in reports if report["event"] != "closed" or "status" in report]
 
     def dispose(self, destroy: bool) -> None:
-        """Close what this side has; the child is dead."""
         self._owner.unwatch(self._mail.fileno())
         self._mail.close()
         self._inner.close()

@@ -82,9 +82,7 @@ class Errands:
             "python": interpreters.version_text(),
             "up_s": round(time.time() - self._began_at, 1),
             "rss_mib": rss_mib(),
-            "mounts": [
-                self._status_of(home, member, now) for home in homes for member in home.members if wanted in (None, member.pattern)
-            ],
+            "mounts": [self._status_of(home, member, now) for home in homes for member in home.members if wanted in (None, member.pattern)],
         }
         yield  # never reached: makes this function a generator, as the others are
 

@@ -35,9 +35,17 @@ def application(environ, start_response):
     global seen
     seen += 1
     facts = {
-        "mount": environ["isowsgi.mount"], "isolation": environ["isowsgi.isolation"], "generation": environ["isowsgi.generation"],
-        "script": environ["SCRIPT_NAME"], "pid": os.getpid(), "parent": os.getppid(), "version": list(sys.version_info[:3]),
-        "seen": seen, "module": id(sys.modules[__name__]), "env": os.environ.get("PLACE"), "body": environ["wsgi.input"].read().decode(),
+        "mount": environ["isowsgi.mount"],
+        "isolation": environ["isowsgi.isolation"],
+        "generation": environ["isowsgi.generation"],
+        "script": environ["SCRIPT_NAME"],
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "version": list(sys.version_info[:3]),
+        "seen": seen,
+        "module": id(sys.modules[__name__]),
+        "env": os.environ.get("PLACE"),
+        "body": environ["wsgi.input"].read().decode(),
     }
     text = json.dumps(facts).encode()
     start_response("200 OK", [("Content-Length", str(len(text)))])

@@ -15,6 +15,7 @@ import requests
 from isowsgi import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 
+
 def facts(server: Server, path: str, **options: object) -> dict[str, object]:
     answer = server.get(path, **options)
     assert answer.status_code == 200, answer.text
@@ -73,9 +74,7 @@ def test_what_a_process_prints_is_in_the_log_with_its_mount(serve: StartServer) 
 def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartServer, tmp_path: Path, path: str, said: str) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    server = serve(
-        '[mounts]\n"/" = "housed"\n"/own" = { app = "housed", isolation = "process" }', wait_for=2
-    )
+    server = serve('[mounts]\n"/" = "housed"\n"/own" = { app = "housed", isolation = "process" }', wait_for=2)
     workers = server.workers()
     first = facts(server, "/own")
     with requests.Session() as idle:
@@ -172,9 +171,7 @@ def test_a_process_is_replaced_without_losing_a_request(serve: StartServer, tmp_
     touched, fifo = tmp_path / "touched", tmp_path / "fifo"
     touched.touch()
     os.mkfifo(fifo)
-    server = serve(
-        f'[mounts]\n"/own" = {{ app = "housed", isolation = "process", touch = "{touched}" }}'
-    )
+    server = serve(f'[mounts]\n"/own" = {{ app = "housed", isolation = "process", touch = "{touched}" }}')
     first = facts(server, "/own")
     with requests.Session() as idle:
         idle.get(server.url + "/own", timeout=DEADLINE_S)
@@ -226,7 +223,7 @@ def test_a_process_may_run_another_python_than_gunicorns(serve: StartServer, pyt
 
 def test_a_python_that_gunicorn_does_not_support_is_a_fault(serve: StartServer, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho \'["cpython", 3, 9, 18]\'\n')
+    python.write_text("#!/bin/sh\necho '[\"cpython\", 3, 9, 18]'\n")
     python.chmod(0o755)
     server = serve(f'[mounts]\n"/" = {{ app = "housed", python = "{python}" }}', wait_for=0)
 
