@@ -17,6 +17,9 @@ from gunicorn.workers.workertmp import WorkerTmp
 from isowsgi.configfile import Config
 from isowsgi.scoreboard import CLEAN_EXIT, Scoreboard
 
+# What becomes of a mount that was being loaded when its worker died: the next one loads it only after that went well in another process.
+SUSPECT = "suspect"
+
 
 class Ledger:
     """Counts the crashes of each mount, over workers; the master's.
@@ -44,7 +47,7 @@ class Obituary:
     Args:
         board: the dead worker's.
         config: what it served.
-        verdicts: patterns of mounts that crashed too often, by what becomes of them: "quarantine" or "process"; some are added.
+        verdicts: patterns of mounts that crashed too often, by what becomes of them: "quarantine", "process" or SUSPECT; some are added.
     """
 
     def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, verdicts: Mapping[str, set[str]], log: Any) -> None:
@@ -61,7 +64,7 @@ class Obituary:
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})
         if not in_flight:
-            self._log.error("worker %s died with no request in flight", pid)
+            self._suspect(pid, [self._config.mounts[mount].pattern for mount in sorted(set(self._board.loading()))])
             return ""
         requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
         self._log.error("worker %s died while it served %s", pid, requests)
@@ -74,6 +77,13 @@ class Obituary:
             self._verdicts[mount.on_crash].add(mount.pattern)
             self._log.error("%s: has crashed %d workers and %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
         return mount.pattern
+
+    def _suspect(self, pid: object, loading: list[str]) -> None:
+        if not loading:
+            self._log.error("worker %s died with no request in flight", pid)
+            return
+        self._log.error("worker %s died while it loaded %s; that is tried in a process of its own from now on", pid, ", ".join(loading))
+        self._verdicts[SUSPECT].update(loading)
 
 
 _VERDICTS = {

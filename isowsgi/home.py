@@ -79,11 +79,13 @@ class Home:
     Args:
         members: what is served: one mount, or those of a group, for which all that matters here is the same.
         make: makes an instance, not started yet, for a slot and generation.
+        try_out: has a trial made, see `begin_trial`.
         released: called when requests that wait for the mount should be looked at again.
         log: gunicorn's logger.
         drain_s: how long a replaced instance's requests may take to end.
         isolation: where its instances live; for "auto" the first that is tried.
         is_quarantined: whether it crashed the worker too often; it is answered 503 then.
+        is_suspect: whether a worker died while it was loaded; it is loaded here only after a trial.
     """
 
     def __init__(
@@ -92,10 +94,12 @@ class Home:
         members: Sequence[Mount],
         make: Make,
         released: Callable[[], None],
+        try_out: Callable[[Home], None],
         log: Any,
         drain_s: float,
         isolation: str,
         is_quarantined: bool = False,
+        is_suspect: bool = False,
     ) -> None:
         self.members = tuple(members)
         self.mount = mount = members[0]
@@ -114,6 +118,8 @@ class Home:
         self.stuck = 0  # instances left behind so far, in this worker
         self._make = make
         self._released = released
+        self._try_out = try_out
+        self._is_suspect = is_suspect and isolation != PROCESS
         self._log = log
         self._drain_s = drain_s
         self._live: list[Instance | None] = [None] * mount.instances  # by slot
@@ -242,6 +248,10 @@ class Home:
         if self.is_quarantined or self.is_stopped or self._is_on_trial:
             return
         self._retry_at = None
+        if self._is_suspect:
+            self.begin_trial(None)
+            self._try_out(self)
+            return
         self.generation += 1
         for slot, instance in enumerate(self._live):
             if instance is None or instance.state in ENDS:
@@ -346,11 +356,11 @@ class Home:
     def settle(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]]) -> None:
         """Take note of where it can live; for its instances from now on."""
         self.isolation, self.reason = isolation, reason
-        self.extensions = None if isolation == PROCESS else extensions
+        self.extensions = extensions if self.is_auto and isolation != PROCESS else None
 
     def move(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]], now: float) -> None:
         """Live where a trial found that it can."""
-        self._is_on_trial = False
+        self._is_on_trial = self._is_suspect = False
         self.settle(isolation, reason, extensions)
         if self._is_ending or self.is_stopped:
             return

@@ -75,6 +75,16 @@ def decide(order: Mapping[str, Any], *, timeout_s: float, run: Run = trial.run) 
     return _Decision(order, timeout_s, run).make()
 
 
+def confirm(order: Mapping[str, Any], *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
+    """Find out whether an app loads in the home that it was given, where trying it in a worker would be a risk; blocks."""
+    tried_in = PROCESS if isolation == interpreters.MAIN else isolation
+    outcome = run(order, tried_in, copies=1, timeout_s=timeout_s)
+    if outcome.loaded:
+        return Verdict(isolation=isolation, reason="configured")
+    reason = f"no home: {outcome.failure.line}"
+    return Verdict(isolation=None, reason=reason, error=outcome.error, traceback=outcome.traceback or outcome.output)
+
+
 class _Decision:
     def __init__(self, order: Mapping[str, Any], timeout_s: float, run: Run) -> None:
         self._order = order

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from isowsgi import housing, interpreters
@@ -78,11 +79,13 @@ class Placement:
     def _try(self, home: Home, order: dict[str, Any], key: str) -> None:
         with self._turns:
             try:
-                verdict = housing.decide(order, timeout_s=home.mount.boot_timeout or _LONGEST_LOAD_S)
+                decide = housing.decide if home.is_auto else partial(housing.confirm, isolation=home.isolation)
+                verdict = decide(order, timeout_s=home.mount.boot_timeout or _LONGEST_LOAD_S)
             except Exception as exc:  # no process can be started: no memory, no descriptors
                 text = f"its home cannot be found out: {type(exc).__name__}: {exc}"
                 verdict = Verdict(isolation=None, reason=text, error=text)
             else:
-                self._memory.remember(key, verdict)
+                if home.is_auto:
+                    self._memory.remember(key, verdict)
         self._results.append(_Result(home, verdict))
         os.eventfd_write(self._bell, 1)

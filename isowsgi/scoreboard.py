@@ -39,6 +39,7 @@ ERROR_LENGTH = 11
 # Words of an instance's control rows.
 BEAT = 5  # monotonic milliseconds of the control thread's last look at the others; stale while an own GIL is held by C code
 QUEUED = 9  # requests that wait for a thread, when last looked at
+LOADING = 12  # 1 while the mount's app is being loaded
 
 # Counters. The place of a response's class, 1 to 5 (`200 OK` is 2), is added to the first.
 RESPONSES = 15  # whose head was sent; before the client can have it, so that nobody counts one before we do
@@ -342,7 +343,8 @@ class Scoreboard:
         """Let another instance of the same mounts have a block that no thread writes to any more."""
         key = self._blocks.pop(first)
         for number in range(len(key[1])):
-            self.row(first + number).words[QUEUED] = 0
+            words = self.row(first + number).words
+            words[QUEUED] = words[LOADING] = 0
         self._free.setdefault(key, []).append(first)
 
     def publish(self, report: Mapping[str, Any]) -> None:
@@ -372,6 +374,12 @@ class Scoreboard:
             for row in rows
             if row.words[MOUNT] and row.words[BUSY_FD] and row.words[ISOLATION] != elsewhere
         ]
+
+    def loading(self) -> list[int]:
+        """Return the mounts whose apps are being loaded in this process, or were when it died; from any process."""
+        rows = [self.row(number).words for number in range(1, self._words[ROWS_USED])]
+        elsewhere = ISOLATIONS.index("process") + 1
+        return [words[MOUNT] - 1 for words in rows if words[LOADING] and words[ISOLATION] != elsewhere]
 
     def total(self, word: int, first: int = 1, rows: int | None = None) -> int:
         """Return the sum of one word over rows; by default all that were allotted."""

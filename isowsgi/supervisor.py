@@ -45,6 +45,7 @@ class Supervisor:
         drain_s: how long requests of a replaced instance may take to end.
         quarantined: patterns that crashed workers too often; they are answered 503.
         moved: patterns that crashed workers too often and shall live in a process of their own.
+        suspects: patterns that were being loaded when a worker died.
         on_files: takes files that, once changed, should make the worker reload; None if nobody asked.
     """
 
@@ -58,6 +59,7 @@ class Supervisor:
         drain_s: float,
         quarantined: Collection[str] = (),
         moved: Collection[str] = (),
+        suspects: Collection[str] = (),
         on_files: Callable[[list[str]], None] | None,
     ) -> None:
         self._limits = config.limits
@@ -90,7 +92,9 @@ class Supervisor:
                 log=log,
                 drain_s=drain_s,
                 isolation=interpreters.PROCESS if any(member.pattern in moved for _, member in members) else _isolation_of(mount),
+                try_out=self._try_out,
                 is_quarantined=any(member.pattern in quarantined for _, member in members),
+                is_suspect=any(member.pattern in suspects for _, member in members),
             )
             self.homes.append(home)
             self._members_of[home] = members
@@ -280,7 +284,7 @@ class Supervisor:
             elif home.begin_trial(instance):
                 what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
                 self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
-                self._placement.try_out(home, self._members_of[home], home.late_imports)
+                self._try_out(home)
             return
         hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
         self._say_boot_failed(home, instance.tag, instance.generation, instance.error, hint, instance.traceback)
@@ -310,7 +314,10 @@ class Supervisor:
             self._log.error("%s: a request imported %s, which is refused here: %s%s", instance.tag, module, error, hint)
         elif home.begin_trial(None):
             self._log.error("%s: a request imported %s, which is refused here: %s; another home is looked for", instance.tag, module, error)
-            self._placement.try_out(home, self._members_of[home], home.late_imports)
+            self._try_out(home)
+
+    def _try_out(self, home: Home) -> None:
+        self._placement.try_out(home, self._members_of[home], home.late_imports)
 
     def _note(self, home: Home, instance: Instance, kind: str, error: str, details: str, request: str = "") -> None:
         self.incidents[home].add(incident(time.time(), kind, instance.tag, instance.generation, error, details, request))

@@ -24,7 +24,7 @@ from isowsgi import configfile, interpreters, startup
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
 from isowsgi.bootorder import Orders
-from isowsgi.crashes import Ledger, Obituary, WatchedTmp
+from isowsgi.crashes import SUSPECT, Ledger, Obituary, WatchedTmp
 from isowsgi.errorpage import PageSocket
 from isowsgi.inside.settings import Settings
 from isowsgi.operate import errands, places
@@ -97,7 +97,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         config = configfile.load(path, own_gil_error=interpreters.own_gil_error())
         cls._config, cls._config_is_for = config, cfg
         cls._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
-        cls._crash_verdicts = {"quarantine": set(), "process": set()}
+        cls._crash_verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
         warning = interpreters.own_gil_warning()
         wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
         if warning and wanting:
@@ -114,7 +114,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         # Whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more (SIGTTIN).
         self._joins_others = type(self)._forks > cfg.workers
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
-        self._quarantined, self._moved = (frozenset(type(self)._crash_verdicts.get(verdict, ())) for verdict in ("quarantine", "process"))
+        self._crash_verdict = {verdict: frozenset(patterns) for verdict, patterns in type(self)._crash_verdicts.items()}
         if type(self)._whole_board is None:
             type(self)._whole_board = Board()
         mounts = self._served_config.mounts if self._served_config is not None else ()
@@ -174,8 +174,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             board=self._board,
             log=self.log,
             drain_s=self.cfg.graceful_timeout,
-            quarantined=self._quarantined,
-            moved=self._moved,
+            quarantined=self._crash_verdict["quarantine"],
+            moved=self._crash_verdict["process"],
+            suspects=self._crash_verdict[SUSPECT],
             on_files=self._watch_files if self._late_reloader else None,
         )
         self._acceptor = Acceptor(

@@ -98,13 +98,19 @@ class Site:
     def __init__(self, **changes: Any) -> None:
         self.made: list[FakeInstance] = []
         self.releases = 0
+        self.trials = 0
         self.now = 100.0
         mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
-        self.home = Home(members=[mount], make=self._make, released=self._release, log=LOG, drain_s=30, isolation="own-gil")
+        self.home = Home(
+            members=[mount], make=self._make, released=self._release, try_out=self._try_out, log=LOG, drain_s=30, isolation="own-gil"
+        )
 
     def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
         self.made.append(FakeInstance(slot, generation))
         return self.made[-1]
+
+    def _try_out(self, home: Home) -> None:
+        self.trials += 1
 
     def _release(self) -> None:
         self.releases += 1

@@ -29,7 +29,9 @@ class Desk:
         self.board.set_mounts(["/a"])
         self.place = AcceptorPlace()
         acceptor: Acceptor = self.place.acceptor
-        self.home = Home(members=[mount], make=self._make, released=lambda: None, log=None, drain_s=1, isolation="own-gil")
+        self.home = Home(
+            members=[mount], make=self._make, released=lambda: None, try_out=lambda home: None, log=None, drain_s=1, isolation="own-gil"
+        )
         orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
         self.reporter = Reporter(self.board, [mount], {0: self.home}, orders, acceptor)
 

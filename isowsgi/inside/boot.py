@@ -36,7 +36,7 @@ from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import BEAT, QUEUED, Scoreboard
+from isowsgi.scoreboard import BEAT, LOADING, QUEUED, Scoreboard
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
@@ -254,12 +254,16 @@ class Instance:
         return service
 
     def _load_app(self, member: dict[str, Any]) -> Application:
+        words = self._control_rows[member["mount"]].words
+        words[LOADING] = 1  # if that ends the process, the master knows whose doing it was
         try:
             return load(member["app"], member["mount"])
         except BaseException:
             if len(self._order["members"]) > 1:
                 self._whose = f" (the app of {member['pattern']})"
             raise
+        finally:
+            words[LOADING] = 0
 
     def _make_gateway(self, member: dict[str, Any], app: Application, routes: list[Route]) -> Gateway:
         order = self._order

@@ -316,3 +316,30 @@ def test_all_homes_serve_over_a_unix_socket(serve: StartServer, tmp_path: Path) 
             sock.connect(str(path))
             sock.sendall(f"GET {mount} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert f'"isolation": "{isolation}"'.encode() in receive_all(sock)
+
+
+# Crashes while an app is loaded.
+
+
+@pytest.mark.parametrize("isolation", ["auto", "shared-gil"])
+def test_an_app_that_ends_the_worker_when_it_is_loaded_does_so_once(serve: StartServer, isolation: str) -> None:
+    """Else gunicorn would start workers for ever, each of which dies before it serves anybody."""
+    code = "import os, time\nopen('loads', 'a').write('x')\nos._exit(7)\n"
+    server = serve(
+        f"""
+        [defaults]
+        pythonpath = [".", "{{apps}}"]
+        [mounts]
+        "/" = "housed"
+        "/bad" = {{ app = "exits", isolation = "{isolation}" }}
+        """,
+        wait_for=0,
+        files={"exits.py": code},
+    )
+    server.wait_for_log(r"died while it loaded .*/bad; that is tried in a process of its own from now on")
+    server.wait_for_log(r"/bad #0: cannot load 'exits:application': it ended the process with exit code 7 when it was loaded")
+    server.wait_until_serving()
+
+    assert server.get("/").status_code == 200
+    assert server.get("/bad").status_code == 503
+    assert server.log().count("died while it loaded") == 1
