@@ -244,8 +244,8 @@ class Supervisor:
         for report in instance.read_reports():
             event = report["event"]
             if event == "ready":
-                is_news = home.reason and instance.isolation != interpreters.best_isolation()
-                where = f"{instance.isolation}: {home.reason}" if is_news else instance.isolation
+                is_news = home.mount.isolation != instance.isolation != interpreters.best_isolation()
+                where = f"{instance.isolation}: {home.why()}" if is_news else instance.isolation
                 self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, where)
                 home.on_ready(instance, now)
             elif event == "failed" and instance.is_loaded:

@@ -186,6 +186,21 @@ def test_a_crash_is_laid_at_the_door_of_the_mount_that_did_it(serve: StartServer
     assert server.get("/t/").status_code == 503
 
 
+def test_an_app_that_crashes_the_worker_again_and_again_may_move_to_a_process_of_its_own(serve: StartServer) -> None:
+    server = start(serve, TROUBLED.replace('"troubles"', '{ app = "troubles", on_crash = "process" }') + "[worker]\ncrashes = 2\n")
+    for _ in range(2):
+        eventually(lambda: server.get("/t/").status_code == 200)
+        with pytest.raises(requests.ConnectionError):
+            server.get("/t/crash")
+    server.wait_for_log("/t: has crashed 2 workers and lives in a process of its own from now on")
+    server.wait_for_log(r"/t #\d+: serving, .*\(process: it kept crashing the worker\)")
+    workers = server.workers()
+
+    assert server.get("/t/crash").status_code == 502
+    assert server.get("/h/").status_code == 200
+    assert server.workers() == workers
+
+
 def test_a_crash_among_several_mounts_in_flight_blames_nobody(serve: StartServer) -> None:
     server = start(serve, TROUBLED.replace('"hello"', '"naps"') + "[worker]\ncrashes = 1\n")
     with ThreadPoolExecutor(1) as pool:
