@@ -97,7 +97,7 @@ class _Decision:
         for isolation in homes_of(self._order):
             outcome = self._try(isolation)
             if outcome.loaded:
-                return Verdict(isolation=isolation, reason=reason or f"{NAMES[isolation]}: loads", extensions=self._stamps())
+                return Verdict(isolation=isolation, reason=reason or "it loads", extensions=self._stamps())
             if isolation == PROCESS or self._is_broken(outcome):
                 return self._no_home(outcome)
             reason = _why_not(outcome)

@@ -381,10 +381,10 @@ class Scoreboard:
         elsewhere = ISOLATIONS.index("process") + 1
         return [words[MOUNT] - 1 for words in rows if words[LOADING] and words[ISOLATION] != elsewhere]
 
-    def total(self, word: int, first: int = 1, rows: int | None = None) -> int:
-        """Return the sum of one word over rows; by default all that were allotted."""
+    def total(self, word: int, first: int = 1, rows: int | None = None, every: int = 1) -> int:
+        """Return the sum of one word over rows, or over every so-manieth of them; by default all that were allotted."""
         end = first + rows if rows is not None else self._used
-        return sum(self._words[first * _ROW_WORDS + word : end * _ROW_WORDS : _ROW_WORDS])
+        return sum(self._words[first * _ROW_WORDS + word : end * _ROW_WORDS : _ROW_WORDS * every])
 
     def totals(self) -> Totals:
         """Return the counters of each mount and isolation, and the acceptor's."""

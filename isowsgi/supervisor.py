@@ -63,7 +63,7 @@ class Supervisor:
         on_files: Callable[[list[str]], None] | None,
     ) -> None:
         self._limits = config.limits
-        self._mounts = config.mounts
+        self.mounts = config.mounts
         self._orders = orders
         self._board = board
         self._log = log
@@ -104,7 +104,7 @@ class Supervisor:
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy, all side by side."""
         self._acceptor = acceptor
-        self._reporter = Reporter(self._board, self._mounts, self._home_of, self._orders, acceptor)
+        self._reporter = Reporter(self._board, self.mounts, self._home_of, self._orders, acceptor)
         acceptor.watch(self._capacity, self._on_capacity)
         acceptor.watch(self._placement.fileno(), self._placement.read_verdicts)
         interpreters.preload()
@@ -122,7 +122,7 @@ class Supervisor:
 
     def replace(self, pattern: str, reason: str) -> bool:
         """Replace one mount, with those of its group, by a new generation; False if there is no such mount."""
-        homes = [home for number, home in self._home_of.items() if self._mounts[number].pattern == pattern]
+        homes = [home for number, home in self._home_of.items() if self.mounts[number].pattern == pattern]
         for home in homes:
             home.replace(reason, time.monotonic())
         return bool(homes)

@@ -67,7 +67,7 @@ class FakeInstance:
     def call_stuck(self) -> None:
         self.happens(Event.THREAD_STUCK)
 
-    def requests(self) -> int:
+    def requests(self, mount: int | None = None) -> int:
         return self.served
 
     def is_busy(self) -> bool:

@@ -53,7 +53,7 @@ def test_an_own_gil_is_the_best_home() -> None:
 
     verdict = decide(trials)
 
-    assert (verdict.isolation, verdict.reason) == (OWN, "own GIL: loads")
+    assert (verdict.isolation, verdict.reason) == (OWN, "it loads")
     assert trials.ran == [(OWN, 1)]
 
 

@@ -165,7 +165,7 @@ def page(data: dict[str, Any]) -> str:
         if not reason:
             fallbacks: list[str] = next((cell["fallbacks"] for cell in reversed(known) if cell["fallbacks"]), [])
             reason = f"{', '.join(fallbacks[:2])}{', ...' if len(fallbacks) > 2 else ''} refused" if fallbacks else ""
-        if reason == "shared GIL: loads":
+        if reason == "it loads":
             reason = ""
         shown = " | ".join(_cell(cell, newest) for cell in cells)
         parts.append(f"| {name} {newest} | {shown} | {reason.replace('|', chr(92) + '|')} |\n")

@@ -30,7 +30,7 @@ INTERRUPT_GRACE_S = 2.0
 
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
 _OWN_FILES = os.path.dirname(__file__) + os.sep
-_OWN_NAMES = (threading.__file__, "<script>", "<string>")
+_OWN_NAMES = (threading.__file__, "<script>", "<string>", "<isowsgi>")
 
 
 class RequestTimeout(BaseException):

@@ -43,13 +43,13 @@ class HousedInstance(abc.ABC):
         self.objects_at_boot = 0
         self.isolation: str = order["isolation"]
         self.first_row: int = order["first_row"]
-        mounts = [member["mount"] for member in order["members"]]
+        mounts = self._mounts = [member["mount"] for member in order["members"]]
         self.threads: int = order["threads"]
         self.rows: int = len(mounts) * (1 + self.threads)
         self._control_words = board.row(self.first_row).words
         self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
         self._board = board
-        self._requests_before = self._all_requests()
+        self._requests_before = {mount: self._counted(mount) for mount in mounts}
         self._channel, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
 
@@ -130,9 +130,14 @@ class HousedInstance(abc.ABC):
         """Ask for the report "measured"."""
         self._say("measure")
 
-    def requests(self) -> int:
-        """Return how many requests it has begun to serve."""
-        return self._all_requests() - self._requests_before
+    def requests(self, mount: int | None = None) -> int:
+        """Return how many requests it has begun to serve.
+
+        Args:
+            mount: the number of one of its mounts; None: all of them.
+        """
+        wanted = self._mounts if mount is None else [mount]
+        return sum(self._counted(each) - self._requests_before[each] for each in wanted)
 
     def is_busy(self) -> bool:
         return any(row.words[BUSY_FD] for row in self._thread_rows)
@@ -212,8 +217,8 @@ class HousedInstance(abc.ABC):
     def _move(self, event: Event) -> None:
         self.state = step(self.state, event)
 
-    def _all_requests(self) -> int:
-        return self._board.total(REQUESTS, self.first_row, self.rows)
+    def _counted(self, mount: int) -> int:
+        return self._board.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))
 
     def _report_from_keeper(self, event: str, **facts: Any) -> None:
         self._inner.send(json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass"))

@@ -36,6 +36,7 @@ class Errands:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._incidents = supervisor.incidents
+        self._numbers = {mount.pattern: number for number, mount in enumerate(supervisor.mounts)}
         self._homes = {member.pattern: home for home in supervisor.homes for member in home.members}
         self._marks: StopMarks | None = None
         self._began_at = time.time()
@@ -205,7 +206,7 @@ class Errands:
             "reloads": home.reloads,
             "stuck": home.stuck,
             "retry_in_s": home.retry_in_s(now),
-            "instances": [_instance_status(instance, now) for instance in home.instances()],
+            "instances": [_instance_status(instance, now, self._numbers[mount.pattern]) for instance in home.instances()],
             "last_error": None if incident is None else {"at": incident.at, "kind": incident.kind, "error": incident.error},
         }
 
@@ -234,7 +235,7 @@ def _outcome(home: Home, outcome: str, text: str) -> dict[str, Any]:
     return {"mount": home.mount.pattern, "outcome": outcome, "text": text, "generation": home.generation}
 
 
-def _instance_status(instance: Instance, now: float) -> dict[str, Any]:
+def _instance_status(instance: Instance, now: float, mount: int | None = None) -> dict[str, Any]:
     return {
         "tag": instance.tag,
         "generation": instance.generation,
@@ -242,7 +243,7 @@ def _instance_status(instance: Instance, now: float) -> dict[str, Any]:
         "isolation": instance.isolation,
         "threads": instance.threads,
         "boot_s": instance.boot_s,
-        "requests": instance.requests(),
+        "requests": instance.requests(mount),
         "in_flight": [{"request": line, "for_s": seconds} for line, seconds in instance.in_flight(now)],
         "error": instance.error,
     }
