@@ -400,4 +400,6 @@ def _is_for_trial(instance: HousedInstance, trials: int) -> bool:
         return False
     if instance.unknown_extension is not None or instance.refused:
         return True
-    return not trials and refusals.classify(instance.error, instance.traceback).kind != refusals.BROKEN
+    if trials or instance.failed_in_hook:
+        return False
+    return refusals.classify(instance.error, instance.traceback).kind != refusals.BROKEN

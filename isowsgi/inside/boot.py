@@ -149,6 +149,7 @@ class Instance:
             },
             duty=self._look_after,
         )
+        self._is_in_hook = False  # while they are loaded and `on_boot` is called
         self._whose = ""  # app could not be loaded, in a group
         self._threads: list[threading.Thread] = []
         self._next_exception = 0.0
@@ -192,7 +193,12 @@ class Instance:
             record.check()
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
-            facts = {"unknown_extension": record.unknown, "refused": record.refused, "extensions": self._report_extensions()}
+            facts = {
+                "is_in_hook": self._is_in_hook,
+                "unknown_extension": record.unknown,
+                "refused": record.refused,
+                "extensions": self._report_extensions(),
+            }
             self._control.report("failed", error=_one_line(exc) + self._whose, traceback=_traceback(), **facts)
             return
         record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
@@ -231,7 +237,9 @@ class Instance:
         routes = [Route(*route) for route in order["routes"]]
         apps = [self._load_app(member) for member in order["members"]]
         if order["hooks"]:
+            self._is_in_hook = True
             self._load_hooks()
+            self._is_in_hook = False
         gateways = {member["mount"]: self._make_gateway(member, app, routes) for member, app in zip(order["members"], apps, strict=True)}
         for member in order["members"]:
             self._warm_up(gateways[member["mount"]], member["warmup"])

@@ -37,6 +37,7 @@ class HousedInstance(abc.ABC):
         self.extensions: list[tuple[str, str]] = []  # name and path of each that was loaded until then
         self.refused: list[tuple[str, str, str]] = []  # name, path and error of each that refused until then
         self.unknown_extension: str | None = None  # the file that `order["extensions"]` did not have, so the boot was stopped
+        self.failed_in_hook = False  # no fault of the app or its home
         self.how_it_ended = ""  # if its home ended although nobody asked for it
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
@@ -202,6 +203,7 @@ class HousedInstance(abc.ABC):
             self._move(Event.READY)
         elif report["event"] == "failed":
             self.error, self.traceback = report["error"], report["traceback"]
+            self.failed_in_hook = report.get("is_in_hook", False)
             if not self.is_loaded:  # else it broke off later, and "closed" follows
                 self._move(Event.BOOT_FAILED)
         elif report["event"] == "measured":
