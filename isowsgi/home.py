@@ -40,6 +40,7 @@ class Instance(Protocol):
     is_loaded: bool
     error: str
     traceback: str
+    unknown_extension: str | None
     how_it_ended: str
     can_be_killed: bool
     threads_left: int

@@ -68,7 +68,7 @@ class Reporter:
             for words in rows:
                 words[BOOTS] += 1
                 words[BOOT_NS] += int(instance.boot_s * 1e9)
-        elif kind == "failed":
+        elif kind == "failed" and instance.unknown_extension is None:  # else it is tried elsewhere, and no failure yet
             for words in rows:
                 words[BOOT_FAILURES] += not instance.is_loaded
             self._errors[home] = (time.time(), f"{instance.tag}: {instance.error}"[:_MAX_ERROR_CHARS])

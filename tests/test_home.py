@@ -38,6 +38,7 @@ class FakeInstance:
         self.holds_gil = False
         self.can_be_killed = False
         self.how_it_ended = ""
+        self.unknown_extension: str | None = None
         self.killed = False
 
     def start(self) -> None:

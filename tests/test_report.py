@@ -39,6 +39,7 @@ class Desk:
         facts: dict[str, Any] = {
             "tag": f"/a #{generation}",
             "generation": generation,
+            "unknown_extension": None,
             "how_it_ended": "",
             "isolation": "own-gil",
             "state": State.BOOTING,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from isowsgi import interpreters
 from tests.conftest import Server, StartServer, eventually
 from tests.load import Load
 
@@ -81,6 +84,23 @@ def test_over_the_memory_limit_the_mount_that_grew_most_is_replaced(serve: Start
     eventually(grow)
     assert "and it grew most" in server.log()
     assert "/b #2" not in server.log()
+
+
+@pytest.mark.skipif(not (3, 13) <= interpreters.VERSION < (3, 14), reason="only 3.13 keeps the memory of interpreters that ended")
+def test_where_ended_interpreters_keep_their_memory_the_worker_is_replaced_after_some(serve: StartServer) -> None:
+    server = serve(
+        '[mounts]\n"/a" = { app = "hello", isolation = "own-gil", touch = "touched" }\n"/b" = "hello"\n[worker]\nmax_leaked = 2', wait_for=2
+    )
+    with Load(server.connect, ["/a/", "/b/"], clients=2) as load:
+        for generation in range(2, 5):
+            (server.folder / "touched").write_text(str(generation))
+            server.wait_for_log(rf"/a #{generation}: serving")
+            server.wait_for_log(rf"/a #{generation - 1}: ended")
+        server.wait_for_log("3 interpreters were ended on a Python that keeps their memory, max_leaked is 2")
+        server.wait_for_log("Booting worker", 2)
+        server.wait_for_log("/b #1: serving", 2)
+
+    assert load.failures == []
 
 
 def rss_mib(pid: int) -> int:

@@ -132,7 +132,7 @@ def test_a_crash_is_counted_at_the_door_of_the_app_that_did_it(serve: StartServe
     server = serve('[mounts]\n"/t" = "troubles"\n"/b" = "hello"\n' + STATUS, wait_for=3)
     server.get("/b/")
     server.exchange(b"GET /t/crash HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    server.wait_for_log(r"/-/isowsgi #1: serving", 2)
+    server.wait_for_log(r"/-/isowsgi #\d+: serving", 2)
 
     samples = scrape(server)
 

@@ -146,7 +146,7 @@ def test_five_mistakes_are_five_lines_and_nothing_starts(tmp_path: Path, argumen
     assert re.findall(r"^(?:Error: )?isowsgi\.toml: (.*)$", ended.stdout, re.MULTILINE) == [
         "mounts.\"/blog\".threds: unknown key; did you mean 'threads'?",
         'mounts."/shop".threads: must be 1 to 1024, got 0',
-        "mounts.\"/wiki\".isolation: expected one of 'auto', 'own-gil', 'shared-gil', got 'own'",
+        "mounts.\"/wiki\".isolation: expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main', got 'own'",
         "mounts.\"/mail\": expected a name or a call with literal arguments after ':', as in create_app(debug=True), got 'mail:'",
         "mounts.news: expected '/news' (a pattern begins with a slash or a host), got 'news'",
     ]
