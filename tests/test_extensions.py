@@ -139,7 +139,7 @@ from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.lifecycle import State
 from isowsgi.scoreboard import Scoreboard
 board = Scoreboard()
-order = {**json.load(sys.stdin), "first_row": board.allot(3)}
+order = {**json.load(sys.stdin), "first_row": board.allot(2, [0])}
 sets = [select.epoll(), select.epoll()]
 fds = {"returns": sets[0].fileno(), "lingering": sets[1].fileno(), "capacity": os.eventfd(0), "board": board.fd}
 interpreters.preload()
