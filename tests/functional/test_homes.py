@@ -204,6 +204,18 @@ def test_more_connections_at_once_than_the_mail_has_room_for_are_all_served(serv
     assert all(b"200 OK" in receive_all(sock) for sock in socks)
 
 
+def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_next_one(serve: StartServer) -> None:
+    """They were handed to the dead one again, as it was the one that served until its end was known: their clients waited for ever."""
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", queue = 1000, threads = 2 }')
+    pid = int(str(facts(server, "/own")["pid"]))
+    os.kill(pid, signal.SIGSTOP)
+    socks = [server.ask("/own") for _ in range(600)]
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert all(b"200 OK" in receive_all(sock) for sock in socks)
+
+
 def other_pythons() -> list[str]:
     pyenv = Path(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")))
     folders = [*pyenv.glob("versions/*/bin"), Path("/usr/bin"), *Path("/opt").glob("*/usr/bin")]
