@@ -1,8 +1,8 @@
 """Do to one app all that can happen to one, and say what became of it, of its neighbour and of the worker.
 
-    python bench/chaos.py [--only troubles,reload,lazy,crashes] [--reloads 200] [--trials 20] [--json FILE]
+    python bench/chaos.py [--only troubles,reload,lazy,crashes,kills] [--reloads 200] [--trials 20] [--json FILE]
 
-Takes about ten minutes, on the Python that runs it, over the loopback. Prints Markdown tables. The neighbour is a hello app under load
+Takes about fifteen minutes, on the Python that runs it, over the loopback. Prints Markdown tables. The neighbour is a hello app under load
 from two connections; its latency is compared with the same load before the trouble.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +27,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from isowsgi import interpreters  # noqa: E402
+from isowsgi.home import _LONG_LIFE_S  # noqa: E402
 from tests.conftest import Server, eventually, running_server  # noqa: E402
+from tests.load import Load  # noqa: E402
 from tests.load_process import LoadProcess, Result, run_load  # noqa: E402
 
 # Seconds of quiet load, and of load with the trouble in the middle.
@@ -292,6 +296,62 @@ def crashes(trials: int) -> list[dict[str, Any]]:
     return rows
 
 
+def kills(trials: int) -> list[dict[str, Any]]:
+    """Kill a mount's process under load, over and over; never sooner than its next start would have to wait (see `home`)."""
+    threads, clients = 4, 8
+    config = f"""
+        [mounts]
+        "/p" = {{ app = "housed:napping", isolation = "process", threads = {threads}, queue = 1000 }}
+        "/h" = "hello"
+        """
+    with server(config, 2) as found:
+        (worker,) = found.workers()
+        before = _beside_naps(found, clients)
+        failures: list[list[str]] = []
+        back_s: list[float] = []
+        answered = lost_by_neighbour = 0
+        p99_ms: list[float] = []
+        for trial in range(trials):
+            pid = found.get("/p/").json()["pid"]
+            found.wait_for_log(r"/p #\d+: serving", trial + 1)
+            time.sleep(_LONG_LIFE_S)  # it is the age that is waited for
+            with neighbour(found, 3.0) as hello, Load(found.connect, ["/p/"], clients=clients) as load:
+                hello.go()
+                time.sleep(1.0)
+                os.kill(pid, signal.SIGSEGV)
+                killed = time.monotonic()
+                eventually(lambda pid=pid: (answer := requests.get(f"{found.url}/p/", timeout=20)).ok and answer.json()["pid"] != pid)  # type: ignore[misc]
+                back_s.append(time.monotonic() - killed)
+                result = hello.result()
+            failures.append(load.failures)
+            answered += load.answered
+            lost_by_neighbour += lost(result)
+            p99_ms.append(result.p99_ms)
+            print(f"... kill {trial + 1}: back in {back_s[-1]:.2f} s, {load.failures}", file=sys.stderr)
+        return [
+            {
+                "kills": trials,
+                "requests": answered,
+                "failed": sum(map(len, failures)),
+                "most by one kill": max(map(len, failures)),
+                "in flight": threads,
+                "back, s (median)": sorted(back_s)[trials // 2],
+                "back, s (longest)": max(back_s),
+                "neighbour lost": lost_by_neighbour,
+                "neighbour p99, ms (worst)": max(p99_ms),
+                "without kills, ms": before.p99_ms,
+                "worker": "same" if found.workers() == [worker] else "new",
+            }
+        ]
+
+
+def _beside_naps(found: Server, clients: int) -> Result:
+    """Measure the neighbour beside the same load while nothing is killed."""
+    with neighbour(found, 3.0) as hello, Load(found.connect, ["/p/"], clients=clients):
+        hello.go()
+        return hello.result()
+
+
 def _rss_mib(pid: int) -> float:
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None, "each process has it"
@@ -314,7 +374,7 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="troubles,crashes,lazy,reload", help="which parts, with commas")
+    parser.add_argument("--only", default="troubles,crashes,lazy,reload,kills", help="which parts, with commas")
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
@@ -324,6 +384,7 @@ def main() -> None:
         "crashes": lambda: crashes(options.trials),
         "lazy": lazy,
         "reload": lambda: reload(options.reloads),
+        "kills": lambda: kills(options.trials),
     }
     print(f"Python {interpreters.version_text()}, {interpreters.best_isolation()}")
     rows = {}

@@ -13,6 +13,7 @@ socket object is detached) and never touches it again until it comes back.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -46,6 +47,9 @@ _ROOM_FOR_ONE = socket.CMSG_LEN(_DESCRIPTOR.size)
 
 # Descriptors that come by mail are not for the app's child processes.
 _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+
+# What sending to a process that has ended fails with.
+_DEAD = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
 
 # Connections taken out of the mail in a row, before their requests are looked at.
 _MAIL_BATCH = 64
@@ -243,8 +247,8 @@ class Loans:
         """Send a connection; False if it must be tried again."""
         try:
             self._sock.sendmsg([_GIVEN.pack(fd)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))])
-        except BlockingIOError:
-            return False
-        except OSError:  # the child is dead: its end will be told, and then it is taken back
-            return True
+        except OSError as exc:
+            # If the child is dead, its end will be told, and then it is taken back. Else there was no room: in the socket, in memory, or
+            # in the number of descriptors that one user may have on their way (unix(7)).
+            return exc.errno in _DEAD
         return True

@@ -23,8 +23,9 @@ from isowsgi.lifecycle import ENDS, SETTLED, State
 _RETRY_FIRST_S = 1.0
 _RETRY_MOST_S = 60.0
 
-# An instance that ends unasked after so long is started again at once; sooner, with growing pauses.
-_LONG_LIFE_S = 60.0
+# An instance that ends unasked after so long is started again at once; sooner, with growing pauses. Short enough that a mount which crashes
+# twice a minute is away for as long as it boots, and not for most of the time; long enough that its boots take little of a core.
+_LONG_LIFE_S = 10.0
 
 # Boots of one mount that may hang at a time. Each keeps an interpreter and a thread, and a worker's restart would not help.
 _MOST_HUNG_BOOTS = 2

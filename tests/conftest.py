@@ -49,6 +49,9 @@ def eventually(condition: Callable[[], object], what: str = "the condition", dea
             pytest.fail(f"{what} did not come true within {deadline_s} s")
         time.sleep(0.01)
 
+# Another home for the mounts of a test run that name none: `ISOWSGI_HOME=process python -m pytest tests/functional/test_wsgi.py`.
+HOME = os.environ.get("ISOWSGI_HOME", "")
+
 
 class Server:
     """A running gunicorn.
@@ -208,6 +211,8 @@ def running_server(
             if "[defaults]" not in text
             else text.replace("[defaults]", f"[defaults]\npythonpath = ['{APPS}']")
         )
+    if HOME:
+        text = text.replace("[defaults]", f"[defaults]\nisolation = '{HOME}'") if "[defaults]" in text else f"[defaults]\nisolation = '{HOME}'\n{text}"
     (folder / "isowsgi.toml").write_text(text)
     for name, content in (files or {}).items():
         (folder / name).parent.mkdir(exist_ok=True)

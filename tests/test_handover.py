@@ -1,13 +1,15 @@
 """Hand-over: an event reaches the one owner, once, and not a byte is taken on the way."""
 
+import errno
 import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from isowsgi.handover import ARM_EDGE, ARM_ONCE, Port
+from isowsgi.handover import ARM_EDGE, ARM_ONCE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
 
 
 @pytest.fixture
@@ -106,3 +108,188 @@ def test_a_connection_that_is_still_armed_cannot_be_given_again(
 
     with pytest.raises(FileExistsError):
         port.give(ours.fileno())
+
+
+# By mail, to a child process.
+
+
+class Post:
+    """Both ends of the mail in one process; the child's descriptors are duplicates, as SCM_RIGHTS makes them."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self.ours, self.theirs = ours, theirs
+        self.wants: list[bool] = []
+        self.loans, self.mail = Loans(ours, self.wants.append), Mail(theirs)
+
+    def deliver(self) -> list[int]:
+        """Take out all that has come, as the child does in as many turns as that needs."""
+        came: list[int] = []
+        while batch := self.mail.receive():
+            came += batch
+        return came
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def post() -> Iterator[Post]:
+    post = Post()
+    yield post
+    post.close()
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_lent_connection_is_another_descriptor_of_the_same(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
+    client, ours = connection
+    client.sendall(b"GET")
+
+    post.loans.give(ours.fileno())
+    [theirs] = post.mail.receive()
+
+    assert post.mail.worker_fd(theirs) == ours.fileno() != theirs
+    assert not os.get_inheritable(theirs)
+    assert os.read(theirs, 10) == b"GET"
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("fate", [RETURNED, LINGERING, CLOSED_THERE])
+def test_a_child_says_what_became_of_a_connection_and_keeps_nothing_of_it(
+    post: Post, connection: tuple[socket.socket, socket.socket], fate: bytes
+) -> None:
+    _, ours = connection
+    before = open_fds()
+    post.loans.give(ours.fileno())
+    [theirs] = post.mail.receive()
+
+    if fate == RETURNED:
+        post.mail.give_back(theirs)
+    elif fate == LINGERING:
+        post.mail.linger(theirs)
+    else:
+        post.mail.close(socket.socket(fileno=theirs), theirs, memoryview(b""))
+
+    assert post.loans.read_fates() == [(fate, ours.fileno())]
+    assert post.loans.take_back_all() == []
+    assert open_fds() == before
+    os.fstat(ours.fileno())  # it is still the worker's
+
+
+def test_the_same_descriptor_may_be_lent_again_and_again(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
+    """A number means the connection that was lent last: 10,000 come and go, and no descriptor stays open on either side."""
+    _, ours = connection
+    before = open_fds()
+    for _ in range(10_000):
+        post.loans.give(ours.fileno())
+        [theirs] = post.mail.receive()
+        post.mail.give_back(theirs)
+        assert post.loans.read_fates() == [(RETURNED, ours.fileno())]
+
+    assert open_fds() == before
+
+
+def test_what_the_mail_has_no_room_for_waits_in_order(post: Post) -> None:
+    pairs = [socket.socketpair() for _ in range(400)]
+    before = open_fds()
+    for _, ours in pairs:
+        post.loans.give(ours.fileno())
+    assert post.wants[-1] is True
+
+    came = post.deliver()
+    assert 0 < len(came) < len(pairs)
+    post.loans.send_waiting()
+    came += post.deliver()
+
+    assert [post.mail.worker_fd(fd) for fd in came] == [ours.fileno() for _, ours in pairs]
+    assert post.wants[-1] is False
+    for fd in came:
+        post.mail.give_back(fd)
+        post.loans.read_fates()
+    assert open_fds() == before
+    for pair in pairs:
+        pair[0].close()
+        pair[1].close()
+
+
+def test_those_that_were_not_sent_yet_can_be_taken_back(post: Post) -> None:
+    pairs = [socket.socketpair() for _ in range(400)]
+    for _, ours in pairs:
+        post.loans.give(ours.fileno())
+
+    waiting = post.loans.take_back_waiting()
+    came = post.deliver()
+
+    assert [post.mail.worker_fd(fd) for fd in came] + waiting == [ours.fileno() for _, ours in pairs]
+    assert post.loans.take_back_all() == sorted(post.mail.worker_fd(fd) for fd in came)
+    for fd in came:
+        os.close(fd)
+    for pair in pairs:
+        pair[0].close()
+        pair[1].close()
+
+
+def test_a_child_that_dies_with_unread_mail_leaves_every_connection_to_the_worker(post: Post) -> None:
+    pairs = [socket.socketpair() for _ in range(400)]
+    before = open_fds()
+    for _, ours in pairs[:399]:
+        post.loans.give(ours.fileno())
+    post.theirs.close()
+    assert open_fds() == before - 1
+    post.loans.send_waiting()
+    post.loans.give(pairs[399][1].fileno())  # its end is not known yet
+
+    assert post.loans.read_fates() == []
+    assert post.loans.take_back_all() == sorted(ours.fileno() for _, ours in pairs)
+    assert post.loans.take_back_all() == []
+    for client, ours in pairs:
+        client.sendall(b"a")
+        assert ours.recv(1) == b"a"
+        client.close()
+        ours.close()
+
+
+def test_a_child_without_free_descriptors_has_the_worker_close_the_connection(
+    post: Post, connection: tuple[socket.socket, socket.socket]
+) -> None:
+    """Otherwise the packet would come without its descriptor, and its client would wait for ever."""
+    _, ours = connection
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    post.loans.give(ours.fileno())
+    free = os.dup(ours.fileno())
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        assert post.mail.receive() == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert post.loans.read_fates() == [(CLOSED_THERE, ours.fileno())]
+
+
+def test_too_many_descriptors_on_their_way_are_sent_later(connection: tuple[socket.socket, socket.socket]) -> None:
+    """The kernel bounds how many one user may have on their way (ETOOMANYREFS); once that passed for the child's end, for ever."""
+    _, ours = connection
+    refusals = [OSError(errno.ETOOMANYREFS, "too many references")]
+
+    class FullOnce:
+        sent = 0
+
+        def sendmsg(self, *packet: object) -> None:
+            if refusals:
+                raise refusals.pop()
+            self.sent += 1
+
+    sock, wants = FullOnce(), []
+    loans = Loans(sock, wants.append)  # type: ignore[arg-type] # all that it uses
+
+    loans.give(ours.fileno())
+    assert (sock.sent, wants) == (0, [True])
+    loans.send_waiting()
+
+    assert (sock.sent, wants) == (1, [True, False])

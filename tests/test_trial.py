@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,34 @@ def test_a_crash_that_comes_with_a_later_copy_is_found(tmp_path: Path, isolation
     outcome = trial.run(order_for(tmp_path, code), isolation, copies=copies, timeout_s=DEADLINE_S)
 
     assert (outcome.error, outcome.failed_copy) == (f"it crashed the process by SIGSEGV when {when}", crash_at)
+
+
+@pytest.mark.parametrize(
+    ("crash", "error", "failed_copy"),
+    [
+        ("loads == 6", "it crashed the process by SIGSEGV when it was loaded after a copy had been ended", 6),
+        ("loads == 6 and atexit.register(ctypes.string_at, 0)", "it crashed the process by SIGSEGV when a copy of it was ended", 6),
+        ("'PYTHONMALLOC' in os.environ", "it crashed the process by SIGSEGV when it was loaded", 1),
+    ],
+)
+def test_an_app_with_extension_modules_under_a_shared_gil_is_tried_for_longer_and_with_the_debug_allocator(
+    tmp_path: Path, crash: str, error: str, failed_copy: int
+) -> None:
+    """One in six trials of orjson went well by chance, the verdict was remembered, and the next reload of the mount ended the worker."""
+    copy_extension("xxlimited", tmp_path)
+    loads = tmp_path / "loads"
+    code = f"""
+        import atexit, ctypes, os, xxlimited
+        with open({str(loads)!r}, 'a') as file:
+            file.write('x')
+            loads = file.tell()
+        if ({crash}) is True:
+            ctypes.string_at(0)
+        """
+
+    outcome = trial.run(order_for(tmp_path, textwrap.dedent(code)), "shared-gil", copies=2, timeout_s=DEADLINE_S)
+
+    assert (outcome.error, outcome.failed_copy) == (error, failed_copy)
 
 
 def test_a_copy_that_does_not_end_is_left_alone(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class ProcessInstance(HousedInstance):
         self._order = {**order, "fds": fds, "worker_pid": os.getpid()}
         self._child: subprocess.Popen[bytes] | None = None
         self._is_killed = False
+        self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
         owner.watch(self._mail.fileno(), self._read_mail)
 
@@ -107,6 +108,9 @@ class ProcessInstance(HousedInstance):
         self._owner.unwatch(self._mail.fileno())
         self._mail.close()
         self._inner.close()
+        # Only now, as the home knows of the end: a request that waits there would be handed to this instance again.
+        for fd in self._unserved:
+            self._owner.take_back(fd)
 
     def _take_in(self, report: Mapping[str, Any]) -> None:
         if report["event"] == "closed":
@@ -128,7 +132,7 @@ class ProcessInstance(HousedInstance):
         for fd in self._loans.take_back_all():
             row = begun.get(fd)
             if row is None:
-                self._owner.take_back(fd)
+                self._unserved.append(fd)
             elif row.words[HEAD_SENT]:
                 self._owner.take_closed(fd)
             else:

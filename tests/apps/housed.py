@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 print("loaded as", __name__)
 seen = 0
@@ -50,3 +51,8 @@ def application(environ, start_response):
     text = json.dumps(facts).encode()
     start_response("200 OK", [("Content-Length", str(len(text)))])
     return [text]
+
+
+def napping(environ, start_response):
+    time.sleep(0.005)
+    return application(environ, start_response)

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import requests
 
 from isowsgi import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
+from tests.load import Load
 
 
 def facts(server: Server, path: str, **options: object) -> dict[str, object]:
@@ -199,6 +201,37 @@ def test_more_connections_at_once_than_the_mail_has_room_for_are_all_served(serv
     os.kill(pid, signal.SIGCONT)
 
     assert all(b"200 OK" in receive_all(sock) for sock in socks)
+
+
+def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_next_one(serve: StartServer) -> None:
+    """They were handed to the dead one again, as it was the one that served until its end was known: their clients waited for ever."""
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", queue = 1000, threads = 2 }')
+    pid = int(str(facts(server, "/own")["pid"]))
+    os.kill(pid, signal.SIGSTOP)
+    socks = [server.ask("/own") for _ in range(600)]
+
+    os.kill(pid, signal.SIGKILL)
+
+    assert all(b"200 OK" in receive_all(sock) for sock in socks)
+
+
+def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(serve: StartServer) -> None:
+    """`bench/chaos.py --only kills` does so twenty times."""
+    server = serve(
+        '[mounts]\n"/own" = { app = "housed:napping", isolation = "process", threads = 4, queue = 1000 }\n"/" = "hello"', wait_for=2
+    )
+    pid = int(str(facts(server, "/own")["pid"]))
+
+    with Load(server.connect, ["/"], clients=2) as neighbour, Load(server.connect, ["/own"], clients=8) as load:
+        os.kill(pid, signal.SIGSEGV)
+        killed = time.monotonic()
+        assert eventually(lambda: int(str(facts(server, "/own")["pid"])) != pid)
+        back_s = time.monotonic() - killed
+
+    assert neighbour.failures == []
+    # One whose answer was on its way is cut off; the four clients that waited for a thread waited a little longer.
+    assert len(load.failures) <= 4, load.failures
+    assert back_s < 2 or len(os.sched_getaffinity(0)) < 2
 
 
 def other_pythons() -> list[str]:
