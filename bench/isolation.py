@@ -176,6 +176,24 @@ class Bench:
             figures[f"{kind}: the hog's requests/s"] = hog_result.per_second
         return figures
 
+    def homes(self) -> Figures:
+        """hello over 2 connections in each home, in turn; then again while 4 connections keep another mount's process computing"""
+        figures: Figures = {}
+        kinds = [*KINDS, interpreters.PROCESS]
+        mounts = "".join(f"'/{kind}' = {{ app = 'hello', isolation = '{kind}' }}\n" for kind in kinds)
+        with self.serve(f"[mounts]\n'/hog' = {{ app = 'cpu', isolation = 'process' }}\n{mounts}", wait_for=len(kinds) + 1) as server:
+            for close, how in ((False, "kept"), (True, "a connection each")):
+                for kind in kinds:
+                    [result] = measure(f"{server.url}/{kind}", seconds=self.seconds, close=close)
+                    figures |= latencies(f"{kind}, {how}", result)
+            for kind in kinds:
+                with load(f"{server.url}/hog", connections=4, seconds=self.seconds + 1) as hog:
+                    hog.go()
+                    [result] = measure(f"{server.url}/{kind}", seconds=self.seconds)
+                    hog.result()
+                figures |= latencies(f"{kind}, beside the busy process", result)
+        return figures
+
     def busy(self) -> Figures:
         """hello over 2 connections with a shared GIL, while another mount loops, in a request and at import; --timeout 3"""
         figures: Figures = {}
@@ -336,7 +354,7 @@ class Bench:
         }
 
 
-EVERY_ROUND: list[Callable[[Bench], Figures]] = [Bench.cpu, Bench.hog, Bench.sleepers, Bench.halves, Bench.slow]
+EVERY_ROUND: list[Callable[[Bench], Figures]] = [Bench.cpu, Bench.hog, Bench.homes, Bench.sleepers, Bench.halves, Bench.slow]
 FIRST_ROUND: list[Callable[[Bench], Figures]] = [Bench.busy, Bench.churn, Bench.idle]
 
 
@@ -347,7 +365,11 @@ def _busy_s() -> float:
 
 
 def _cpu_s(server: Server) -> float:
-    return sum(Footprint.of(pid).cpu_s for pid in server.workers())
+    return sum(Footprint.of(pid).cpu_s for worker in server.workers() for pid in [worker, *_children_of(worker)])
+
+
+def _children_of(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def _own_s() -> float:

@@ -212,7 +212,8 @@ def running_server(
             else text.replace("[defaults]", f"[defaults]\npythonpath = ['{APPS}']")
         )
     if HOME:
-        text = text.replace("[defaults]", f"[defaults]\nisolation = '{HOME}'") if "[defaults]" in text else f"[defaults]\nisolation = '{HOME}'\n{text}"
+        text = text if "[defaults]" in text else f"[defaults]\n{text}"
+        text = text.replace("[defaults]", f"[defaults]\nisolation = '{HOME}'")
     (folder / "isowsgi.toml").write_text(text)
     for name, content in (files or {}).items():
         (folder / name).parent.mkdir(exist_ok=True)
