@@ -109,9 +109,9 @@ def hint(failure: str, isolation: str) -> str:
     """
     kind = classify(failure).kind
     if kind == MAIN_ONLY:
-        return "; an extension module of this app works in no subinterpreter; run the app in a gunicorn of its own"
+        return '; an extension module of this app works in no subinterpreter; set isolation = "process" for this mount'
     if kind in (REFUSES_OWN_GIL, NO_STDLIB) and isolation == OWN_GIL:
         return '; set isolation = "shared-gil" for this mount'
     if kind == ONCE:
-        return "; one installed copy of it serves one interpreter only: give this mount a venv of its own, and one instance"
+        return '; one installed copy of it serves one interpreter only: set isolation = "process" for this mount'
     return ""

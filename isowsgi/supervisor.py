@@ -350,15 +350,21 @@ class Supervisor:
             self._rss_asked = True
             self._rss_next = now + _RSS_PAUSE_S
             for instance in self._instances():
-                instance.objects = -1
-                instance.measure()
+                if instance.isolation != interpreters.PROCESS:  # that has its memory to itself
+                    instance.objects = -1
+                    instance.measure()
 
     def _on_measured(self, now: float) -> None:
         """Replace the mount that has grown most since its boot, once all have answered.
 
         CPython cannot say how much memory an interpreter has; the number of its objects stands in for that.
         """
-        serving = [(home, instance) for home in self.homes for instance in home.instances() if instance.state is State.SERVING]
+        serving = [
+            (home, instance)
+            for home in self.homes
+            for instance in home.instances()
+            if instance.state is State.SERVING and instance.isolation != interpreters.PROCESS
+        ]
         if not serving or any(instance.objects < 0 for _, instance in serving):
             return
         home, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)

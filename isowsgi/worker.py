@@ -13,6 +13,7 @@ import os
 import re
 import select
 import sys
+import threading
 import time
 from typing import Any, ClassVar
 
@@ -195,9 +196,11 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._errands = errands.Errands(supervisor)
         self._desk = Desk(self._errands.begin, errands.facts(self._served_config.path, self.age), self.log)
         self._acceptor.watch(self._desk.fileno(), self._desk.turn)
-        # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. Last registered,
-        # first called: gunicorn has said "Worker exiting" and called its hooks by then.
-        atexit.register(self._exit_hard)
+        # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. gunicorn has said "Worker
+        # exiting" and called its hooks when this is called. Not by atexit: what an app in the main interpreter registers there comes later,
+        # is called before, and would be called once more.
+        self._earlier_exits = list(threading._threading_atexits)  # type: ignore[attr-defined] # the others are called before ours
+        threading._register_atexit(self._exit_hard)  # type: ignore[attr-defined] # as concurrent.futures does, on every release
         self._open_desk()
         supervisor.start(self._acceptor)
 
@@ -317,9 +320,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _exit_hard(self) -> None:
         """Leave the process without CPython's finalization, which waits for threads inside interpreters (see load_wsgi)."""
-        atexit.unregister(self._exit_hard)
         try:
-            atexit._run_exitfuncs()  # those of the user's conf file and hooks
+            for function in reversed(self._earlier_exits):
+                function()
+            atexit._run_exitfuncs()  # those of the user's conf file and hooks, and of apps in the main interpreter
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()

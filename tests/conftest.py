@@ -49,6 +49,7 @@ def eventually(condition: Callable[[], object], what: str = "the condition", dea
             pytest.fail(f"{what} did not come true within {deadline_s} s")
         time.sleep(0.01)
 
+
 # Another home for the mounts of a test run that name none: `ISOWSGI_HOME=process python -m pytest tests/functional/test_wsgi.py`.
 HOME = os.environ.get("ISOWSGI_HOME", "")
 

@@ -82,18 +82,27 @@ def make(folder: Path, name: str) -> None:
 
 
 def make_what_is_named(folder: Path, data: dict[str, Any]) -> None:
-    """Make every folder, venv, env file and script that a config file names."""
+    """Make every folder, venv, Python, env file and script that a config file names."""
     for table in (data.get("defaults", {}), *data["mounts"].values()):
         settings = {"app": table} if isinstance(table, str) else table
         for name in listed(settings.get("pythonpath", [])):
             make(folder, name)
         if "venv" in settings:
             make(folder, settings["venv"])
+        if "python" in settings:
+            make_python(folder / settings["python"])
         target, colon, _ = settings.get("app", "").partition(":")
         script = [target] if "/" in target or (not colon and target.endswith(configfile.SCRIPT_SUFFIXES)) else []
         for name in listed(settings.get("env_file", [])) + script:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
+
+
+def make_python(path: Path) -> None:
+    """Make a Python of this version; not a link, which would look for its library in a venv that is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    path.chmod(0o755)
 
 
 def listed(value: str | list[str]) -> list[str]:

@@ -302,6 +302,16 @@ def test_what_lives_in_the_main_interpreter_is_loaded_anew_by_a_new_worker(serve
     assert facts(server, "/")["pid"] != before
 
 
+def test_exit_functions_of_the_main_interpreter_are_called_once(serve: StartServer) -> None:
+    code = "import atexit, sys\nfrom hello import application\natexit.register(lambda: print('bye', file=sys.__stderr__))\n"
+    server = serve(
+        '[defaults]\npythonpath = [".", "{apps}"]\n[mounts]\n"/" = { app = "leaver", isolation = "main" }', files={"leaver.py": code}
+    )
+
+    assert server.stop() == 0
+    assert (server.log() + server.output()).count("bye") == 1
+
+
 # Groups.
 
 
