@@ -364,7 +364,7 @@ def _join_groups(
     return joined
 
 
-def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, _Fault]]:
+def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, "_Fault"]]:
     """Yield what is wrong with a mount's settings together, with the key to blame; each by itself is in order."""
     isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
     if python is not None and isolation not in ("auto", "process"):
