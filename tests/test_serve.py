@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from isowsgi.handover import ARM_EDGE, ARM_ONCE, Port, SameProcess
+from isowsgi.handover import ARM_EDGE, ARM_ONCE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import CLOSED, STOPPING, Scoreboard
+from isowsgi.scoreboard import BUSY_FD, CLOSED, STOPPING, Scoreboard
 from isowsgi.settings import snapshot
 from tests.conftest import DEADLINE_S
 
@@ -163,3 +164,131 @@ def test_from_the_moment_the_worker_stops_each_response_is_its_connections_last(
         place.serve(fd)
     assert b"\r\nConnection: close\r\n" in place.client.recv(1000)
     assert place.client.recv(1000) == b""
+
+
+class Child(Place):
+    """A service whose connections come by mail; the worker's side is the test's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections.unregister(self.fd)  # it is the worker's, and armed nowhere
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self.ours, self.theirs = ours, theirs
+        self.loans = Loans(ours, lambda wants: None)
+        order = {
+            "keepalive_s": 60, "listeners": [], "threads": 1, "first_row": 3,
+            "fds": {"connections": self.connections.fileno(), "poke": self.poke_fd},
+        }  # fmt: skip
+        self.connections.unregister(self.poke_fd)  # the service that Place made will not poll
+        gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
+        self.service = Service(order, {0: gateway}, QuietLog(), Peeker(Router([Route(0, "", "/a")]), CFG), self.board, Mail(theirs))
+        self.service.enter_thread(0)
+
+    def turn(self) -> None:
+        for fd in self.service.poll(True):
+            self.serve(fd)
+
+    def close(self) -> None:
+        self.drain()
+        self.service.poll(True)  # what it still has, it closes
+        self.client.close()
+        self.ours.close()
+        self.theirs.close()
+        os.close(self.fd)
+        os.close(self.poke_fd)
+        for epoll in (self.connections, self.returns, self.lingering):
+            epoll.close()
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.close()
+
+
+def test_a_connection_that_comes_by_mail_with_its_request_is_served_in_the_same_turn(child: Child) -> None:
+    child.client.sendall(REQUEST)
+    child.loans.give(child.fd)
+
+    child.turn()
+
+    assert child.client.recv(1000).endswith(b"ok")
+    assert child.service.open_connections() == 1
+    assert child.loans.read_fates() == []
+
+
+def test_a_request_in_a_child_is_noted_by_the_workers_number_of_its_connection(child: Child) -> None:
+    """When the child dies, the worker finds by it who is to be answered 502."""
+    noted: list[int] = []
+    child.during_a_request = lambda: noted.append(child.board.row(4).words[BUSY_FD] - 1)
+    child.client.sendall(REQUEST)
+    child.loans.give(child.fd)
+
+    child.turn()
+
+    assert noted == [child.fd]
+    assert child.board.row(4).words[BUSY_FD] == 0
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "fate"),
+    [
+        (b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n", RETURNED),
+        (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", CLOSED_THERE),
+        (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nmore", LINGERING),
+        (b"", CLOSED_THERE),
+    ],
+    ids=["another mount's", "close", "close, and more", "gone"],
+)
+def test_the_worker_is_told_what_becomes_of_a_connection(child: Child, request_bytes: bytes, fate: bytes) -> None:
+    child.client.sendall(request_bytes)
+    if not request_bytes:
+        child.client.shutdown(socket.SHUT_WR)
+    child.loans.give(child.fd)
+
+    child.turn()
+
+    assert child.loans.read_fates() == [(fate, child.fd)]
+    assert child.service.open_connections() == 0
+    if fate == RETURNED:
+        assert os.read(child.fd, 1000) == request_bytes, "not a byte was taken"
+
+
+def test_a_drain_gives_back_what_is_idle_and_what_comes_by_mail_is_still_served(child: Child) -> None:
+    child.client.sendall(REQUEST)
+    child.loans.give(child.fd)
+    child.turn()
+    child.drain()
+    child.turn()
+    assert child.loans.read_fates() == [(RETURNED, child.fd)]
+
+    child.client.recv(1000)
+    child.client.sendall(REQUEST)
+    child.loans.give(child.fd)  # on its way when the child was told
+    child.turn()
+
+    assert child.client.recv(1000).endswith(b"ok")
+    assert child.loans.read_fates() == [(RETURNED, child.fd)]
+
+
+def test_ten_thousand_connections_leave_no_descriptor_in_a_child(child: Child) -> None:
+    """Their descriptors are used again at once, while the epoll set might still know the one before under the same number."""
+    gc.collect()  # what tests before have left
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(10_000):
+        child.client.sendall(REQUEST if number % 2 else REQUEST.replace(b"/a", b"/b"))
+        child.loans.give(child.fd)
+        child.turn()
+        if number % 2:
+            assert child.client.recv(1000).endswith(b"ok")
+            child.drain()
+            child.turn()
+            child.service.draining = False
+        else:
+            os.read(child.fd, 1000)
+        assert child.loans.read_fates() == [(RETURNED, child.fd)]
+
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert child.service.open_connections() == 0
