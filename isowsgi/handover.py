@@ -177,12 +177,14 @@ class Mail:
         self._part(LINGERING, fd)
 
     def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
+        number = self._worker_fds.pop(fd)  # before it is closed: another thread may take the next one out of the mail, under the same number
         sock.close()
-        self._say(CLOSED_THERE, self._worker_fds.pop(fd))  # the worker counts it
+        self._say(CLOSED_THERE, number)  # the worker counts it
 
     def _part(self, fate: bytes, fd: int) -> None:
+        number = self._worker_fds.pop(fd)  # first, see close
         os.close(fd)
-        self._say(fate, self._worker_fds.pop(fd))
+        self._say(fate, number)
 
     def _say(self, fate: bytes, number: int) -> None:
         self._sock.send(_FATE.pack(fate, number))

@@ -181,6 +181,42 @@ def test_a_child_says_what_became_of_a_connection_and_keeps_nothing_of_it(
     os.fstat(ours.fileno())  # it is still the worker's
 
 
+@pytest.mark.parametrize("fate", [RETURNED, LINGERING, CLOSED_THERE])
+def test_a_connection_that_comes_under_the_number_of_one_just_closed_is_another(
+    post: Post, connection: tuple[socket.socket, socket.socket], fate: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may poll between two calls of the one that closes. The worker was told then that the new one was closed; nobody
+    closed the old one, and the end of the new one was a KeyError.
+    """
+    _, ours = connection
+    client, second = socket.socketpair()
+    post.loans.give(ours.fileno())
+    [theirs] = post.mail.receive()
+    close_now = os.close
+
+    def close_and_receive(fd: int) -> None:
+        close_now(fd)
+        post.loans.give(second.fileno())
+        assert post.mail.receive() == [fd]
+
+    class Closing:
+        def close(self) -> None:
+            close_and_receive(theirs)
+
+    monkeypatch.setattr(os, "close", close_and_receive)
+    if fate == CLOSED_THERE:
+        post.mail.close(Closing(), theirs, memoryview(b""))  # type: ignore[arg-type] # all that it uses
+    else:
+        (post.mail.give_back if fate == RETURNED else post.mail.linger)(theirs)
+    monkeypatch.undo()
+
+    assert post.loans.read_fates() == [(fate, ours.fileno())]
+    assert post.mail.worker_fd(theirs) == second.fileno()
+    post.mail.give_back(theirs)
+    client.close()
+    second.close()
+
+
 def test_the_same_descriptor_may_be_lent_again_and_again(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
     """A number means the connection that was lent last: 10,000 come and go, and no descriptor stays open on either side."""
     _, ours = connection
