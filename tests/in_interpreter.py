@@ -22,6 +22,17 @@ def tell(value):
 """
 
 
+# Threads that the code started, asyncio's that waits for a child among them, may be on their way out yet. An interpreter with one cannot
+# be destroyed; on 3.11 that ends the process.
+_EPILOGUE = """
+import _thread, threading, time
+for thread in threading.enumerate():
+    if thread is not threading.current_thread() and thread is not threading.main_thread():
+        thread.join(30)
+while _thread._count():
+    time.sleep(0.001)
+"""
+
 # After so many seconds something hangs; the stacks say what. Less than the test that started this process waits.
 _HANGS_S = 60.0
 
@@ -29,7 +40,7 @@ _HANGS_S = 60.0
 def main() -> None:
     faulthandler.dump_traceback_later(_HANGS_S, exit=True)
     reader, writer = os.pipe()
-    source = _PRELUDE.format(root=os.getcwd(), result=writer) + sys.stdin.read()
+    source = _PRELUDE.format(root=os.getcwd(), result=writer) + sys.stdin.read() + _EPILOGUE
     failures = []
 
     def keep() -> None:
