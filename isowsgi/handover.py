@@ -177,9 +177,8 @@ class Mail:
         self._part(LINGERING, fd)
 
     def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
-        number = self._worker_fds.pop(
-            fd
-        )  # before it is closed: another thread may take the next one out of the mail, under the same number
+        # Before it is closed: then another thread may take the next one out of the mail, under the same number.
+        number = self._worker_fds.pop(fd)
         sock.close()
         self._say(CLOSED_THERE, number)  # the worker counts it
 
