@@ -18,11 +18,10 @@ from isowsgi import settings as gunicorn_settings
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.housing import COPIES, NAMES, Verdict
+from isowsgi.interpreters import MAIN, PROCESS
 from isowsgi.routing import Route, Router
-from isowsgi.trial import PROCESS, Outcome
+from isowsgi.trial import Outcome
 from isowsgi.verdicts import Verdicts, key_of
-
-MAIN = "main"
 
 Progress = Callable[[str, str], None]  # pattern, what is tried
 

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from isowsgi import declares, interpreters
-from isowsgi.check import MAIN, MountReport, Report, kind_of
+from isowsgi.check import MountReport, Report, kind_of
 from isowsgi.housing import NAMES
-from isowsgi.trial import PROCESS, Outcome
+from isowsgi.interpreters import MAIN, PROCESS
+from isowsgi.trial import Outcome
 
 # Of a traceback or of what a crashed process printed; the whole is in the JSON.
 _TRACEBACK_LINES = 12

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 from isowsgi import interpreters, refusals, trial
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.trial import PROCESS, Outcome
+from isowsgi.interpreters import PROCESS
+from isowsgi.trial import Outcome
 
 # How many copies one process must hold for a home to do: an instance and the one that replaces it.
 COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}
 
 # Names of the homes, for people.
-NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", "main": "main interpreter"}
+NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
 
 # Refusals that an extension module makes, not the app.
 _EXTENSION_KINDS = frozenset({refusals.REFUSES_OWN_GIL, refusals.ONCE, refusals.MAIN_ONLY})

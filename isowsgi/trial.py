@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isowsgi import interpreters, refusals
-
-PROCESS = "process"
+from isowsgi.interpreters import PROCESS
 
 # The end of what the app printed that is kept: a traceback of some depth, or what a crash left behind.
 _OUTPUT_BYTES = 16 * 1024

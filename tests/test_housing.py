@@ -10,7 +10,8 @@ import pytest
 
 from isowsgi import housing, interpreters
 from isowsgi.housing import Verdict
-from isowsgi.trial import PROCESS, Outcome
+from isowsgi.interpreters import PROCESS
+from isowsgi.trial import Outcome
 from tests.conftest import DEADLINE_S
 from tests.orders import copy_extension, order_for
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isowsgi import interpreters, trial
-from isowsgi.trial import PROCESS
+from isowsgi.interpreters import PROCESS
 from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import copy_extension, order_for, with_member
 
