@@ -195,8 +195,7 @@ class Watcher:
             self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, job.row.line(), stack)
             words = self._rows[connection.gateway.mount].words
             words[TIMEOUTS] += 1
-            if status := _answer(connection):
-                words[RESPONSES + status // 100] += 1
+            _answer(connection, words)
             job.interrupt()
         elif waited_s >= self._timeout_s + INTERRUPT_GRACE_S and not job.reported:
             job.reported = True
@@ -230,18 +229,17 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
     return "\n".join(texts)
 
 
-def _answer(connection: Any) -> int:
+def _answer(connection: Any, words: memoryview) -> None:
     """Answer a client whose request is given up, unless its thread has begun to, and shut the connection down.
 
-    Returns:
-        the status; 0 if none was sent.
+    Args:
+        words: of the row where the response counts; before it is sent, so that nobody counts one before we do.
     """
     response = connection.response
-    code = 0
     if response is None or response.claim():
         status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
         head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}\r\n\r\n{status}\n"
-        code = int(status[:3])
+        words[RESPONSES + int(status[0])] += 1
         try:
             connection.sock.send(head.encode(), socket.MSG_DONTWAIT)
         except OSError:
@@ -250,7 +248,6 @@ def _answer(connection: Any) -> int:
         connection.sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass
-    return code
 
 
 def _stack(frame: Any, or_all: bool = True) -> str:
