@@ -246,7 +246,7 @@ class Home:
         self.start(now)
 
     def start(self, now: float) -> None:
-        """Boot an instance for every slot that has none."""
+        """Boot an instance for every slot that has none, and none on its way."""
         if self.is_quarantined or self.is_stopped or self._is_on_trial:
             return
         self._retry_at = None
@@ -254,10 +254,13 @@ class Home:
             self.begin_trial(None)
             self._try_out(self)
             return
-        self.generation += 1
-        for slot, instance in enumerate(self._live):
-            if instance is None or instance.state in ENDS:
-                self._live[slot] = self._boot(slot, now)
+        vacant = [slot for slot, instance in enumerate(self._live) if instance is None or instance.state in ENDS]
+        for slot in vacant:  # what was to replace it is on its way already; a later generation must not be there before it
+            self._live[slot], self._next[slot] = self._next[slot], None
+        if vacant := [slot for slot in vacant if self._live[slot] is None]:
+            self.generation += 1
+        for slot in vacant:
+            self._live[slot] = self._boot(slot, now)
         self._quiet_since = now
 
     def replace(self, reason: str, now: float) -> None:
@@ -401,7 +404,7 @@ class Home:
             self._retired.remove(instance)
         elif instance in self._live and instance.state is State.CLOSED and not self._is_ending:
             self._log.error("%s: its %s although nobody asked for it", instance.tag, instance.how_it_ended or "threads ended")
-            self._plan_restart(now - began, now)
+            self._make_up_for(instance, now - began, now)
 
     def tick(self, now: float) -> None:
         """Do what time has made due; called about once a second."""
@@ -445,10 +448,10 @@ class Home:
         self._retry_at = now + wait_s
         self._log.error("%s: answers 503; the next try is in %d s", self.name, wait_s)
 
-    def _plan_restart(self, lived_s: float, now: float) -> None:
-        """Start again what ended: at once, unless it keeps ending soon after its start."""
+    def _make_up_for(self, instance: Instance, lived_s: float, now: float) -> None:
+        """Start again what ended: at once, unless it keeps ending soon after its start, or what replaces it is on its way already."""
         self._crashes = 0 if lived_s > _LONG_LIFE_S else self._crashes + 1
-        if self._crashes > 1:
+        if self._next[self._live.index(instance)] is None and self._crashes > 1:
             wait_s = min(_RETRY_FIRST_S * 2 ** (self._crashes - 2), _RETRY_MOST_S)
             self._log.error("%s: has ended %d times soon after its start; the next start is in %d s", self.name, self._crashes, wait_s)
             self._retry_at = now + wait_s
