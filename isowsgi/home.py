@@ -434,6 +434,8 @@ class Home:
         """Let an instance end: its idle connections go back to the acceptor, its requests are answered."""
         if instance.state in ENDS:
             return
+        if instance.state is State.SERVING and now - self._began.get(instance, now) > _LONG_LIFE_S:
+            self._crashes = 0  # those before it and those of the next have nothing to do with each other
         self._began[instance] = now
         self._retired.append(instance)
         instance.drain()

@@ -212,6 +212,22 @@ def test_a_replacement_that_fails_when_nothing_serves_any_more_is_tried_again() 
     assert site.chosen() is site.made[2]
 
 
+def test_a_crash_soon_after_a_start_has_to_do_with_the_one_before_only_if_nothing_lived_for_long_in_between() -> None:
+    """Two crashes hours apart, with a good life and a reload in between, once made the mount wait as if it crashed again and again."""
+    site = up()
+    site.closed(site.made[0])
+    site.ready(site.made[1])
+    site.wait(3600.0)
+    site.home.replace("test", site.now)
+    site.ready(site.made[2])
+
+    site.closed(site.made[2])
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[3])
+    site.closed(site.made[3])
+    assert site.chosen() is NotServing.FAILED
+
+
 def test_a_mount_that_fails_is_tried_again_with_growing_pauses() -> None:
     site = Site()
     site.home.start(site.now)
