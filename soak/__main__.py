@@ -1,6 +1,6 @@
 """The command line of `make soak`.
 
-    python -m soak [--minutes 30] [--out .soak] [--seed N] [--no-plot]
+    python -m soak [--minutes 30] [--hup 60] [--out .soak] [--seed N] [--no-plot]
 
 Exit codes: 0 if every request that was lost is explained by a kill and the server is as large at the end as at the beginning; 1 if not;
 2 if it could not be run; 130 if it was interrupted.
@@ -53,6 +53,7 @@ _REST_S = 60.0
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="soak", description="Soak a gunicorn with all isolations under load, reloads and kills.")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--hup", type=float, metavar="S", help="seconds between two HUPs: 60, or a third of a short run")
     parser.add_argument("--out", type=Path, default=ROOT / ".soak", help="folder for the report, the plot and the venvs")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of what is random about clients and kills")
     parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
@@ -103,7 +104,7 @@ class Soak:
 
     def run(self) -> dict[str, Any]:
         """Do it and return all that is known of it."""
-        options, plan = self._options, Plan.of(self._options.minutes)
+        options, plan = self._options, Plan.of(self._options.minutes, self._options.hup)
         began = time.time()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isowsgi-soak-", ignore_cleanup_errors=True)))
@@ -140,7 +141,7 @@ class Soak:
                 plan=plan,
                 journal=trouble.journal,
                 counts=self._counts,
-                end=self._end or {"counts": self._counts[-1][1] if self._counts else {}, "small": {}},
+                end=self._end or {"counts": self._counts[-1][1] if self._counts else {}, "small": {}, "stall_s": 0.0},
                 events=self._events,
                 samples=sampler.samples,
                 rest=(before, after),

@@ -66,6 +66,21 @@ class Account:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._quick_s: list[float] = []
+        self._stalls: list[tuple[float, float]] = []  # end and length
+
+    def note_stall(self, until: float, seconds: float) -> None:
+        """Note that this process was kept from running."""
+        with self._lock:
+            self._stalls.append((until, seconds))
+
+    def stalled_s(self, since: float, until: float) -> float:
+        """Return for how long this process was kept from running between two moments."""
+        with self._lock:
+            return sum(seconds for end, seconds in self._stalls if since < end and end - seconds < until)
+
+    def longest_stall_s(self) -> float:
+        with self._lock:
+            return round(max((seconds for _, seconds in self._stalls), default=0.0), 2)
 
     def count(self, what: str, number: int = 1) -> None:
         with self._lock:
@@ -246,11 +261,10 @@ class Client:
             connection = self.connect(request)
             if connection is None:
                 return False
-            sent_at = time.monotonic()
             try:
-                self.exchange(connection, request, sent_at)
+                self.exchange(connection, request)
             except Broken as exc:
-                if self.break_off(connection, request, sent_at, exc):
+                if self.break_off(connection, request, exc):
                     continue
                 return False
             return True
@@ -261,7 +275,8 @@ class Client:
         connection = self._connection
         if connection is not None and connection.has_news():
             # Closed while nothing was asked on it: no request is lost by that.
-            self._tell("closed-idle", connection, request, time.monotonic(), how="closed")
+            connection.begin_request()
+            self._tell("closed-idle", connection, request, how="closed")
             self.leave()
         if self._connection is None:
             try:
@@ -281,12 +296,12 @@ class Client:
             self._connection.close()
             self._connection = None
 
-    def exchange(self, connection: Connection, request: Request, sent_at: float) -> None:
+    def exchange(self, connection: Connection, request: Request) -> None:
         """Send a request and read its answer; raises Broken."""
         self._account.count(f"{self.kind}: sent")
-        connection.begin_answer()
+        connection.begin_request()
         self.send(connection, request)
-        self.receive(connection, request, sent_at)
+        self.receive(connection, request)
 
     def send(self, connection: Connection, request: Request) -> None:
         """Send a request; if the server stops reading, the answer says why, or its absence."""
@@ -296,34 +311,34 @@ class Client:
                     break
                 self._account.count("bytes sent", len(piece))
 
-    def receive(self, connection: Connection, request: Request, sent_at: float) -> None:
+    def receive(self, connection: Connection, request: Request) -> None:
         """Read an answer and judge it; raises Broken."""
         head = connection.head()
         body = Body(request.expected() if head.status == 200 else [])
         connection.body(head, body.take if head.status == 200 else _ignore)
         if head.status != 200:
-            self._fail(request, self._facts(connection, sent_at) | {"how": "status", "status": head.status, "detail": str(head.fields)})
+            self._fail(request, self._facts(connection) | {"how": "status", "status": head.status, "detail": str(head.fields)})
             self.leave()
-        elif fault := self._fault(connection, request, head, sent_at) or body.end():
-            self._fail(request, self._facts(connection, sent_at) | {"how": "wrong", "detail": fault})
+        elif fault := self._fault(connection, request, head) or body.end():
+            self._fail(request, self._facts(connection) | {"how": "wrong", "detail": fault})
             self.leave()
         else:
             self._account.count(f"{self.kind}: answered")
             if head.says_close:
                 self.leave()
 
-    def break_off(self, connection: Connection, request: Request, sent_at: float, broken: Broken) -> bool:
+    def break_off(self, connection: Connection, request: Request, broken: Broken) -> bool:
         """Give up a connection that broke; True if the request is to be sent again."""
         self.leave()
-        facts = self._facts(connection, sent_at) | {"how": broken.how, "got": broken.got, "detail": str(broken)}
+        facts = self._facts(connection) | {"how": broken.how, "got": broken.got, "detail": str(broken)}
         if broken.how in ("reset", "closed") and not broken.got and connection.answers:
-            self._tell("retried", connection, request, sent_at, how=broken.how)
+            self._tell("retried", connection, request, how=broken.how)
             self._account.count(f"{self.kind}: retried")
             return True
         self._fail(request, facts)
         return False
 
-    def _fault(self, connection: Connection, request: Request, head: Head, sent_at: float) -> str:
+    def _fault(self, connection: Connection, request: Request, head: Head) -> str:
         """Say what is wrong with where an answer came from; "" if nothing is."""
         fields = head.fields
         mount = request.mount
@@ -339,21 +354,26 @@ class Client:
         if generation < newest:
             return f"{mount}: generation {generation} after {newest} on the same connection"
         connection.generations[mount] = generation
-        if generation < (oldest := self._shared.arrivals.oldest_allowed(mount, worker, sent_at)):
+        if generation < (oldest := self._shared.arrivals.oldest_allowed(mount, worker, connection.asked_at)):
             return f"{mount}: generation {generation} of worker {worker}, {STALE_S:g} s after {oldest} was said to serve"
         return ""
 
-    def idle_since(self, connection: Connection) -> float:
+    def idle_s(self, connection: Connection) -> float:
+        """Return for how long the connection may have been idle, as the server sees it, before the current request came."""
+        stalled_s = self._account.stalled_s(connection.asked_before, connection.asked_at)
+        return connection.asked_at - self.done_at(connection) + stalled_s
+
+    def done_at(self, connection: Connection) -> float:
         """Return when the server may have been done with the last answer."""
         return connection.answered_at
 
-    def _facts(self, connection: Connection, sent_at: float) -> dict[str, Any]:
+    def _facts(self, connection: Connection) -> dict[str, Any]:
         return {
             "port": connection.port,
             "opened_at": connection.opened_at,
-            "sent_at": sent_at,
+            "sent_at": connection.asked_at,
             "answers": connection.answers,
-            "idle_s": round(sent_at - self.idle_since(connection), 3),
+            "idle_s": round(self.idle_s(connection), 3),
             "worker": connection.worker,
             "got": 0,
         }
@@ -363,9 +383,9 @@ class Client:
         about = {"kind": self.kind, "mount": request.mount, "token": request.token, "at": time.monotonic()}
         self._account.tell({"event": "failed", **about, "has_body": request.body is not None, **facts})
 
-    def _tell(self, event: str, connection: Connection, request: Request, sent_at: float, **more: Any) -> None:
+    def _tell(self, event: str, connection: Connection, request: Request, **more: Any) -> None:
         about = {"kind": self.kind, "mount": request.mount, "token": request.token, "at": time.monotonic()}
-        self._account.tell({"event": event, **about, **self._facts(connection, sent_at), **more})
+        self._account.tell({"event": event, **about, **self._facts(connection), **more})
 
 
 class KeepsAlive(Client):
@@ -415,16 +435,16 @@ class Pipelines(Client):
         connection = self.connect(requests[0])
         if connection is None:
             return
-        sent_at = time.monotonic()
         self._account.count(f"{self.kind}: sent", len(requests))
+        connection.begin_request()
         connection.send(b"".join(request.head for request in requests))
         for number, request in enumerate(requests):
             connection.begin_answer()
             try:
-                self.receive(connection, request, sent_at)
+                self.receive(connection, request)
             except Broken as exc:
                 for lost in requests[number:]:
-                    self.break_off(connection, lost, sent_at, exc if lost is request else Broken(exc.how, 0))
+                    self.break_off(connection, lost, exc if lost is request else Broken(exc.how, 0))
                 return
             if self._connection is None:  # that was the last answer on it; what was sent behind is not looked at by anybody
                 self._account.count(f"{self.kind}: behind a close", len(requests) - number - 1)
@@ -470,13 +490,13 @@ class Echoes(Client):
     def turn(self) -> None:
         self.ask(self.echo(self._random.randint(1, 2 * MIB), chunked=self._random.random() < 0.5))
 
-    def exchange(self, connection: Connection, request: Request, sent_at: float) -> None:
+    def exchange(self, connection: Connection, request: Request) -> None:
         self._account.count(f"{self.kind}: sent")
-        connection.begin_answer()
+        connection.begin_request()
         sender = threading.Thread(target=self.send, args=(connection, request))
         sender.start()
         try:
-            self.receive(connection, request, sent_at)
+            self.receive(connection, request)
         except Broken:
             connection.end_sending()  # else the sender could wait for ever
             raise
@@ -517,10 +537,10 @@ class ReadsSlowly(Client):
     def turn(self) -> None:
         self.ask(self.give(self._random.randint(1, MIB)))
 
-    def receive(self, connection: Connection, request: Request, sent_at: float) -> None:
-        super().receive(connection, self._slowed(request), sent_at)
+    def receive(self, connection: Connection, request: Request) -> None:
+        super().receive(connection, self._slowed(request))
 
-    def idle_since(self, connection: Connection) -> float:
+    def done_at(self, connection: Connection) -> float:
         return connection.headed_at  # the rest may all have been in the kernel's buffers by then
 
     def _slowed(self, request: Request) -> Request:

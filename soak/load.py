@@ -26,6 +26,9 @@ ROOT = Path(__file__).parent.parent
 # How long the clients may take to end their requests once told to stop: the longest wait for a byte, and some.
 _END_S = 120.0
 
+# How often the process looks whether it runs at all.
+_TICK_S = 0.1
+
 
 class Load:
     """The process as its parent sees it.
@@ -112,13 +115,22 @@ def main(arguments: Sequence[str]) -> int:
     )
     threads = [threading.Thread(target=client.run) for client in crowd(shared, seed)]
     threading.Thread(target=_listen, args=(arrivals, stop), daemon=True).start()
+    threading.Thread(target=_watch_for_stalls, args=(account,), daemon=True).start()
     for thread in threads:
         thread.start()
     while not stop.wait(1.0):
         tell({"event": "counts", "at": time.monotonic(), "counts": account.counts()})
     for thread in threads:
         thread.join()
-    tell({"event": "end", "at": time.monotonic(), "counts": account.counts(), "small": account.latencies()})
+    tell(
+        {
+            "event": "end",
+            "at": time.monotonic(),
+            "counts": account.counts(),
+            "small": account.latencies(),
+            "stall_s": account.longest_stall_s(),
+        }
+    )
     return 0
 
 
@@ -131,6 +143,17 @@ def _listen(arrivals: Arrivals, stop: threading.Event) -> None:
             stop.set()
             return
     os._exit(1)  # the parent is gone
+
+
+def _watch_for_stalls(account: Account) -> None:
+    """Sleep and notice when nothing here runs: virtual machines stand still for seconds now and then, and so do busy ones."""
+    last = time.monotonic()
+    while True:
+        time.sleep(_TICK_S)
+        now = time.monotonic()
+        if now - last > 2 * _TICK_S:
+            account.note_stall(now, now - last - _TICK_S)
+        last = now
 
 
 if __name__ == "__main__":

@@ -32,15 +32,16 @@ def draw(result: dict[str, Any], file: Path) -> None:
             _mark_events(axes, result["events"])
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
-        grid[0].legend(loc="upper left", ncols=6, frameon=False, bbox_to_anchor=(0, 1.32))
+        grid[0].set_title("resident memory, MiB: each worker (blue), processes of apps (grey), gunicorn's master (yellow)", loc="left")
+        grid[0].legend(loc="upper left", ncols=4, frameon=False, bbox_to_anchor=(0, 1.36))
+        grid[-1].set_xlim(0, result["run"]["minutes"])
         grid[-1].set_xlabel("minutes")
         canvas.savefig(file, metadata={"Date": None})
         pyplot.close(canvas)
 
 
 def _memory(axes: Axes, result: dict[str, Any]) -> None:
-    axes.set_title("resident memory of each process, MiB", loc="left")
-    _dots(axes, result, "rss_mib", with_master=True)
+    _lines(axes, result, "rss_mib", with_master=True)
 
 
 def _total(axes: Axes, result: dict[str, Any]) -> None:
@@ -52,18 +53,18 @@ def _total(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def _descriptors(axes: Axes, result: dict[str, Any]) -> None:
-    axes.set_title("descriptors of each process", loc="left")
-    _dots(axes, result, "descriptors", with_master=True)
+    axes.set_title("descriptors of each", loc="left")
+    _lines(axes, result, "descriptors", with_master=True)
 
 
 def _threads(axes: Axes, result: dict[str, Any]) -> None:
-    axes.set_title("threads of each process, and orphaned processes (red)", loc="left")
-    _dots(axes, result, "threads", with_master=False)
+    axes.set_title("threads of each, and orphaned processes (red)", loc="left")
+    _lines(axes, result, "threads", with_master=False)
     axes.plot(_minutes(result["samples"]), [sample["orphans"] for sample in result["samples"]], color=BAD, linewidth=1.2)
 
 
 def _requests(axes: Axes, result: dict[str, Any]) -> None:
-    axes.set_title("requests a minute (bars), and those that failed by a kill (grey), unexplained (red)", loc="left")
+    axes.set_title("requests answered in each minute (light), failed by a kill (grey) and unexplained (red)", loc="left")
     rows = result["minutes"]
     middle = [row["minute"] - 0.5 for row in rows]
     axes.bar(middle, [row["answered"] for row in rows], width=0.9, color="#b6d4fe")
@@ -75,13 +76,22 @@ def _requests(axes: Axes, result: dict[str, Any]) -> None:
     few.spines[["top"]].set_visible(False)
 
 
-def _dots(axes: Axes, result: dict[str, Any], name: str, *, with_master: bool) -> None:
+def _lines(axes: Axes, result: dict[str, Any], name: str, *, with_master: bool) -> None:
+    """Draw a line for each worker's life, and the range of all children."""
     samples = result["samples"]
-    for kind, color, label in (("children", CHILD, "child"), ("workers", WORKER, "worker")):
-        points = [(minute, value) for minute, sample in zip(_minutes(samples), samples, strict=True) for value in sample[name][kind]]
-        axes.plot([x for x, _ in points], [y for _, y in points], ".", color=color, markersize=2.5, markeredgewidth=0, label=label)
+    minutes = _minutes(samples)
+    children = [sample[name]["children"] or [0] for sample in samples]
+    axes.fill_between(
+        minutes, [min(values) for values in children], [max(values) for values in children], color=CHILD, alpha=0.35, linewidth=0
+    )
+    lives: dict[int, list[tuple[float, float]]] = {}
+    for minute, sample in zip(minutes, samples, strict=True):
+        for pid, value in zip(sample["pids"], sample[name]["workers"], strict=True):
+            lives.setdefault(pid, []).append((minute, value))
+    for life in lives.values():
+        axes.plot(*zip(*life, strict=True), color=WORKER, linewidth=0.8)
     if with_master:
-        axes.plot(_minutes(samples), [sample[name]["master"] for sample in samples], color=MASTER, linewidth=1.0, label="master")
+        axes.plot(minutes, [sample[name]["master"] for sample in samples], color=MASTER, linewidth=1.0)
 
 
 def _minutes(samples: Sequence[dict[str, Any]]) -> list[float]:

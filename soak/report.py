@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -57,6 +58,7 @@ def facts(
         "run": dict(run),
         "plan": asdict(plan),
         "requests": {**sums, "by_kind": _by_kind(end["counts"]), "small": end["small"]},
+        "longest stall, s": end["stall_s"],
         "failures": whys("failed"),
         "sent again": whys("retried"),
         "closed while idle": whys("closed-idle"),
@@ -73,7 +75,7 @@ def facts(
         "mistakes": list(mistakes),
         "unexplained": [event for event in explained if event["why"] == UNEXPLAINED],
         "explained": [event for event in explained if event["why"] != UNEXPLAINED],
-        "minutes": _minutes(start, counts, explained, samples),
+        "minutes": _minutes(start, plan.run_s, counts, explained, samples),
         "events": {
             "hups": [round(at - start, 2) for at in journal.hups],
             "main": [round(at - start, 2) for at in journal.main_reloads],
@@ -125,15 +127,19 @@ def _reloads(journal: Journal) -> dict[str, Any]:
 
 
 def _minutes(
-    start: float, counts: Sequence[tuple[float, Mapping[str, int]]], events: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+    start: float,
+    run_s: float,
+    counts: Sequence[tuple[float, Mapping[str, int]]],
+    events: Sequence[Mapping[str, Any]],
+    samples: Sequence[Sample],
 ) -> list[dict[str, Any]]:
-    """Return a row for each minute: requests, failures, and what the server had at most."""
+    """Return a row for each minute: requests, failures, and what the server had at most; the last has what comes to its end later too."""
     rows = []
     times = [at for at, _ in counts]
-    last = max([*times, start])
     before: dict[str, int] = {}
-    for minute in range(int((last - start) / 60) + 1):
-        since, until = start + 60 * minute, start + 60 * (minute + 1)
+    minutes = math.ceil(run_s / 60)
+    for minute in range(minutes):
+        since, until = start + 60 * minute, start + 60 * (minute + 1) if minute + 1 < minutes else math.inf
         index = bisect.bisect_right(times, until) - 1
         if index < 0:
             continue
@@ -235,6 +241,7 @@ def page(found: Mapping[str, Any], plot: str) -> str:
         f"| clients that left without waiting for an answer | {requests.get('vanished', 0)} |",
         f"| connections | {requests.get('connections', 0)} |",
         f"| a small request on an open connection | {_latencies(requests['small'])} |",
+        f"| longest time that the clients themselves were kept from running | {found['longest stall, s']:g} s |",
         f"| reload commands | {found['reloads']['commands']}, {found['reloads']['late']} late |",
         *[f"| - answered by workers: {what} | {count} |" for what, count in sorted(found["reloads"]["answers of workers"].items())],
         *[

@@ -37,10 +37,10 @@ class Plan:
     main_s: float  # a reload of the main interpreter's mount replaces all workers, as a HUP does; it comes half-way between two
 
     @classmethod
-    def of(cls, minutes: float) -> Plan:
-        """Return the plan of a run; a short one has at least two restarts and some kills too."""
+    def of(cls, minutes: float, hup_s: float | None = None) -> Plan:
+        """Return the plan of a run; a short one has restarts and some kills too."""
         run_s = minutes * 60
-        hup_s = min(60.0, run_s / 3)
+        hup_s = hup_s or min(60.0, run_s / 3)
         return cls(run_s=run_s, reload_s=1.0, hup_s=hup_s, kill_s=min(20.0, run_s / 12), main_s=2 * hup_s)
 
 

@@ -51,6 +51,7 @@ class Connection:
     Attributes:
         port: the client's, by which the server's side of it can be found.
         opened_at: monotonic seconds.
+        asked_at, asked_before: when the current request began, and the one before.
         headed_at, answered_at: when the last answer's head, and its last byte, was read.
         answers: how many came so far.
         generations: newest generation of each mount that has answered on it.
@@ -67,7 +68,7 @@ class Connection:
         self._sock.settimeout(PATIENCE_S)
         if receive_buffer:  # set before the connect, so that the window never grows
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.opened_at = self.headed_at = self.answered_at = time.monotonic()
+        self.opened_at = self.asked_at = self.asked_before = self.headed_at = self.answered_at = time.monotonic()
         self.port = 0
         try:
             self._sock.connect(address)
@@ -90,6 +91,10 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:  # it broke; reading tells how
             return
+
+    def begin_request(self) -> None:
+        self.asked_before, self.asked_at = self.asked_at, time.monotonic()
+        self.begin_answer()
 
     def begin_answer(self) -> None:
         """Count what comes from here on as the next answer's."""

@@ -8,7 +8,7 @@ from django.conf import settings
 settings.configure(ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None, MIDDLEWARE=[], ROOT_URLCONF=__name__, SECRET_KEY="soak")
 
 from django.core.wsgi import get_wsgi_application  # noqa: E402 -- it reads the settings
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, StreamingHttpResponse  # noqa: E402
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse  # noqa: E402
 from django.http.response import HttpResponseBase  # noqa: E402
 from django.urls import path  # noqa: E402
 
@@ -29,7 +29,7 @@ def take(request: HttpRequest) -> HttpResponseBase:
     try:
         return sized(request, content.digest(reader(request)))
     except OSError:  # the client has left
-        return HttpResponseBadRequest()
+        return HttpResponse()
 
 
 def give(request: HttpRequest) -> HttpResponseBase:
