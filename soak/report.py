@@ -12,14 +12,15 @@ from typing import Any
 from soak import verdict
 from soak.logwatch import LogWatch
 from soak.samples import Sample
+from soak.site import WORKERS
 from soak.trouble import Journal, Plan
 from soak.verdict import UNEXPLAINED
 
 # Failures and lines that are shown on the page; all are in the JSON file.
 _MOST_SHOWN = 10
 
-# Of descriptors and threads at rest: a few may come and go (a log that was opened, a worker that is about to report).
-_REST_SLACK = 3
+# Of descriptors and threads at rest: a worker inherits the heartbeat files of those that live when it is forked, old and new ones.
+_REST_SLACK = 2 * WORKERS
 
 
 def facts(

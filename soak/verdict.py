@@ -94,7 +94,11 @@ def explain_reload(reload: Mapping[str, Any], answer: Mapping[str, Any], journal
 
 def cost_of_kills(failures: Sequence[Mapping[str, Any]], kills: Sequence[Kill]) -> list[dict[str, Any]]:
     """Return how many requests each kill cost, with `is_too_many` for a child that had fewer threads than that."""
-    lost = Counter(kill.pid for failure in failures if failure["why"] != UNEXPLAINED for kill in that_hit(failure, kills)[:1])
+    lost = Counter(
+        next(kill.pid for kill in that_hit(failure, kills) if (kill.what == "worker") == (failure["why"] == KILLED_WORKER))
+        for failure in failures
+        if failure["why"] != UNEXPLAINED
+    )
     return [
         {
             "what": kill.what,
