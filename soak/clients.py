@@ -42,16 +42,20 @@ class Arrivals:
     def add(self, mount: str, worker: int, generation: int, at: float) -> None:
         with self._lock:
             times, generations = self._known.setdefault((mount, worker), ([], []))
-            if not times or at >= times[-1]:
-                times.append(at)
-                generations.append(max(generation, generations[-1] if generations else 0))
+            times.append(at)
+            generations.append(generation)
 
-    def oldest_allowed(self, mount: str, worker: int, sent_at: float) -> int:
-        """Return the oldest generation that may answer a request."""
+    def oldest_allowed(self, mount: str, worker: int, sent_at: float, born_at: float) -> int:
+        """Return the oldest generation that may answer a request.
+
+        Args:
+            born_at: when the one that did was loaded. It is none of those that came before, which may be of an earlier worker with the
+                same process id.
+        """
         with self._lock:
             times, generations = self._known.get((mount, worker), ([], []))
             before = bisect_right(times, sent_at - STALE_S)
-            return generations[before - 1] if before else 0
+            return generations[before - 1] if before and times[before - 1] > born_at else 0
 
 
 class Account:
@@ -354,7 +358,8 @@ class Client:
         if generation < newest:
             return f"{mount}: generation {generation} after {newest} on the same connection"
         connection.generations[mount] = generation
-        if generation < (oldest := self._shared.arrivals.oldest_allowed(mount, worker, connection.asked_at)):
+        born_at = int(fields["soak-born"]) / 1e9
+        if generation < (oldest := self._shared.arrivals.oldest_allowed(mount, worker, connection.asked_at, born_at)):
             return f"{mount}: generation {generation} of worker {worker}, {STALE_S:g} s after {oldest} was said to serve"
         return ""
 

@@ -84,10 +84,10 @@ def _lines(axes: Axes, result: dict[str, Any], name: str, *, with_master: bool) 
     axes.fill_between(
         minutes, [min(values) for values in children], [max(values) for values in children], color=CHILD, alpha=0.35, linewidth=0
     )
-    lives: dict[int, list[tuple[float, float]]] = {}
+    lives: dict[str, list[tuple[float, float]]] = {}
     for minute, sample in zip(minutes, samples, strict=True):
-        for pid, value in zip(sample["pids"], sample[name]["workers"], strict=True):
-            lives.setdefault(pid, []).append((minute, value))
+        for worker, value in zip(sample["names"], sample[name]["workers"], strict=True):
+            lives.setdefault(worker, []).append((minute, value))
     for life in lives.values():
         axes.plot(*zip(*life, strict=True), color=WORKER, linewidth=0.8)
     if with_master:

@@ -174,7 +174,7 @@ def _brief(sample: Sample, start: float) -> dict[str, Any]:
 
     return {
         "at": round(sample.at - start, 1),
-        "pids": [worker.pid for worker in sample.workers],
+        "names": [f"{worker.pid}-{worker.started}" for worker in sample.workers],
         "age_s": [worker.age_s for worker in sample.workers],
         "rss_mib": lists("rss_mib") | {"master": sample.master.rss_mib},
         "descriptors": lists("descriptors") | {"master": sample.master.descriptors},

@@ -21,6 +21,7 @@ class Figures:
     """What one process has."""
 
     pid: int
+    started: int  # by which it differs from an earlier one with the same number
     age_s: float
     descriptors: int
     threads: int
@@ -32,6 +33,7 @@ class Figures:
         try:
             return cls(
                 pid=process.pid,
+                started=process.started,
                 age_s=round(process.age_s, 1),
                 descriptors=len(os.listdir(f"/proc/{process.pid}/fd")),
                 threads=len(os.listdir(f"/proc/{process.pid}/task")),

@@ -138,11 +138,11 @@ def growth(samples: Sequence[Sample]) -> dict[str, float]:
     grown = [[w.rss_mib for s in part for w in s.workers if w.age_s >= _GROWN_S] for part in (samples[:third], samples[-third:])]
     if all(grown):
         found["workers"] = _median(grown[1]) - _median(grown[0])
-    lives: dict[int, list[Figures]] = defaultdict(list)
+    lives: dict[tuple[int, int], list[Figures]] = defaultdict(list)
     for sample in samples:
         for worker in sample.workers:
             if worker.age_s >= _GROWN_S:
-                lives[worker.pid].append(worker)
+                lives[worker.pid, worker.started].append(worker)
     long = [life for life in lives.values() if life[-1].age_s - life[0].age_s >= _GROWN_S]
     if long:
         found["life"] = _median(

@@ -95,7 +95,7 @@ def test_a_reload_may_fail_with_its_worker_or_its_child_only() -> None:
 
 
 def figures(pid: int, age_s: float, rss_mib: float) -> Figures:
-    return Figures(pid=pid, age_s=age_s, descriptors=50, threads=20, rss_mib=rss_mib)
+    return Figures(pid=pid, started=0, age_s=age_s, descriptors=50, threads=20, rss_mib=rss_mib)
 
 
 def test_growth_is_that_of_workers_of_the_same_age() -> None:
@@ -173,10 +173,17 @@ def test_an_answer_may_be_of_the_generation_before_for_a_while() -> None:
     arrivals.add("/a", 7, 2, 100.0)
     arrivals.add("/a", 7, 3, 110.0)
 
-    assert arrivals.oldest_allowed("/a", 7, 100.5) == 0
-    assert arrivals.oldest_allowed("/a", 7, 110.5) == 2
-    assert arrivals.oldest_allowed("/a", 7, 130.0) == 3
-    assert arrivals.oldest_allowed("/a", 8, 130.0) == 0
+    assert arrivals.oldest_allowed("/a", 7, sent_at=100.5, born_at=90.0) == 0
+    assert arrivals.oldest_allowed("/a", 7, sent_at=110.5, born_at=90.0) == 2
+    assert arrivals.oldest_allowed("/a", 7, sent_at=130.0, born_at=99.5) == 3
+    assert arrivals.oldest_allowed("/a", 8, sent_at=130.0, born_at=99.5) == 0
+
+
+def test_a_new_worker_may_have_the_number_of_an_old_one() -> None:
+    arrivals = Arrivals()
+    arrivals.add("/a", 7, 30, 100.0)
+
+    assert arrivals.oldest_allowed("/a", 7, sent_at=200.0, born_at=150.0) == 0
 
 
 @pytest.fixture
