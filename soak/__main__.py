@@ -43,11 +43,14 @@ from make_venv import Progress, Venv
 
 FRAMEWORKS = {"flask": ("flask>=3.1,<4",), "django": ("django>=5.2,<7",), "plot": ("matplotlib>=3.9",)}
 
+# Failures, and connections that were closed, that are kept; a good run has some hundred in an hour.
+_MOST_EVENTS = 20_000
+
 # Disk that a run may need: its log at most, and what it writes at the end.
 _NEEDED_BYTES = 256 * 1024 * 1024
 
 # How long the server may take to come to rest: what drains at most, and the time after which a connection counts as idle.
-_REST_S = 60.0
+_REST_S = 120.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,11 +118,11 @@ class Soak:
             load = Load(site.port, options.seed, self._take_event)
             stack.callback(load.kill)
             trouble = Trouble(site, plan, options.seed, load.tell_arrival, self._mistake)
+            stack.callback(sampler.stop)
+            stack.callback(trouble.stop)
             start = time.monotonic()
             sampler.start()
-            stack.callback(sampler.stop)
             trouble.start()
-            stack.callback(trouble.stop)
             for _ in self._seconds(plan.run_s):
                 log.read()
                 self._show(start, plan, trouble, sampler)
@@ -181,8 +184,10 @@ class Soak:
                 self._end = event
             elif event["event"] == "mistake":
                 self._mistakes.append(f"a client of kind {event['kind']} broke:\n{event['traceback']}")
-            else:
+            elif len(self._events) < _MOST_EVENTS:
                 self._events.append(event)
+            elif (text := "too much went wrong to keep all of it") not in self._mistakes:
+                self._mistakes.append(text)
 
     def _mistake(self, text: str) -> None:
         with self._lock:

@@ -83,7 +83,8 @@ class Sampler:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # else it was interrupted before it was started
+            self._thread.join()
 
     def take(self) -> Sample | None:
         """Take a sample; None if gunicorn has ended."""

@@ -116,7 +116,8 @@ class Trouble:
         """End it; a reload that is under way is waited for."""
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # else it was interrupted before it was started
+                thread.join()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
