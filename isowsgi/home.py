@@ -131,7 +131,8 @@ class Home:
         self._began: dict[Instance, float] = {}  # when it was started, or retired
         self._quotas: dict[Instance, int] = {}  # requests after which it is replaced
         self._turn = 0
-        self._is_ending = False  # with the worker
+        self._is_ending = False  # with the worker, which answers what it has accepted
+        self._is_over = False  # all of that was answered
         self._failures = 0
         self._crashes = 0  # one soon after the other
         self.restart_reason = ""  # why the worker should be replaced for it
@@ -156,7 +157,7 @@ class Home:
             instance is not None and instance.state in (State.BOOTING, State.DRAINING) for instance in (*self._live, *self._next)
         ):
             return NotServing.BOOTING
-        if self.is_asleep():
+        if self.is_asleep() and not self._is_over:
             self.start(now)
             return NotServing.BOOTING
         return NotServing.FAILED
@@ -304,7 +305,8 @@ class Home:
                 instance.finish()
 
     def stop(self) -> None:
-        self._is_ending = True
+        """Have each instance end."""
+        self._is_ending = self._is_over = True
         for instance in self.instances():
             if instance.state not in ENDS:
                 instance.stop()
@@ -402,9 +404,12 @@ class Home:
         self._quotas.pop(instance, None)
         if instance in self._retired:
             self._retired.remove(instance)
-        elif instance in self._live and instance.state is State.CLOSED and not self._is_ending:
+        elif instance in self._live and instance.state is State.CLOSED and not self._is_over:
             self._log.error("%s: its %s although nobody asked for it", instance.tag, instance.how_it_ended or "threads ended")
-            self._make_up_for(instance, now - began, now)
+            if self._is_ending:  # the next request starts it again, if one still comes
+                self._live[self._live.index(instance)] = None
+            else:
+                self._make_up_for(instance, now - began, now)
 
     def tick(self, now: float) -> None:
         """Do what time has made due; called about once a second."""

@@ -411,6 +411,23 @@ def test_a_stopping_worker_still_serves_what_it_has_accepted() -> None:
     assert site.chosen() is site.made[0]
 
 
+def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_accepted() -> None:
+    """Requests that waited for a process that was killed then were answered 503."""
+    site = up()
+    site.home.finish()
+
+    site.closed(site.made[0])
+    assert len(site.made) == 1
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+
+    site.home.stop()
+    site.closed(site.made[1])
+    assert site.chosen() is NotServing.FAILED
+    assert len(site.made) == 2
+
+
 def test_a_worker_that_stops_while_an_app_is_loaded_lets_its_clients_wait_for_that() -> None:
     """A connection given to an instance that then fails would be lost without an answer."""
     site = Site()
