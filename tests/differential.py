@@ -331,7 +331,7 @@ class IsowsgiSide:
 
     def _handle(self) -> bool:
         data = self._wire.recv(PEEK_MAX_BYTES, socket.MSG_PEEK)
-        look = self._peeker.look(data, self._place.peer)
+        look = self._peeker.look(data, self._place.peer, fields=self._connection.plain.block)
         if not look.length:
             raise NoMoreData(data)
         if look.mount is None:

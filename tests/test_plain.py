@@ -20,7 +20,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ExactReader
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import _PLAIN_LINE, Peeker
 from isowsgi.routing import Route, Router
 from tests import fuzz_plain
@@ -432,7 +432,7 @@ def test_the_comparison_sees_what_differs() -> None:
 def reader_and_head(head: bytes) -> tuple[PlainReader, bytes]:
     _, cfg = configs({})
     base = {"SERVER_NAME": "a", "SERVER_PORT": "1"}
-    return PlainReader(base, cfg, ExactReader(Wire(b"")), ("127.0.0.1", 1), ""), head  # type: ignore[arg-type]
+    return PlainReader(base, PlainSettings(cfg, 0), ExactReader(Wire(b"")), ("127.0.0.1", 1)), head  # type: ignore[arg-type]
 
 
 def read(reader: PlainReader, data: bytes) -> Any:

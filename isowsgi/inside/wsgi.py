@@ -16,7 +16,7 @@ from gunicorn.util import unquote_to_wsgi_str
 
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import Look
 from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
 
@@ -33,6 +33,7 @@ class Fate(Enum):
     KEEP = "it waits for the next request"
     CLOSE = "nothing is left to read: close it"
     LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
+    RETURN = "its next request is another instance's, or none that can be served here: the acceptor sees to it"
 
 
 class Connection:
@@ -48,7 +49,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_parser", "cfg", "fd", "gateway", "idle_since", "in_app", "peer", "plain", "reader", "response", "server", "sock", "worker_fd"
+        "_parser", "cfg", "fate", "fd", "gateway", "idle_since", "in_app", "is_stirred", "peer", "plain", "reader", "response", "server",
+        "sock", "worker_fd",
     )  # fmt: skip
 
     def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway) -> None:
@@ -60,7 +62,9 @@ class Connection:
         self.cfg = gateway.cfg
         self.reader = ExactReader(sock)
         self.enter(gateway)
-        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
+        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it or it waits for one
+        self.fate = Fate.KEEP
+        self.is_stirred = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.in_app = False  # whether the thread that serves it runs the app's code
         self._parser: RequestParser | None = None
@@ -69,7 +73,7 @@ class Connection:
         """Let the connection's next request be for another app of the instance."""
         self.gateway = gateway
         base = gateway.base_environ(self.sock, self.peer, self.server)
-        self.plain = PlainReader(base, self.cfg, self.reader, self.peer, gateway.prefix)
+        self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
 
     def progress(self) -> tuple[int, int]:
         """Return what changes with every byte from the client or to it, within one request."""
@@ -114,12 +118,15 @@ class Gateway:
         self._app = app
         self._log = log
         self._extra = dict(extra)
+        self._base = {**base_environ(cfg), **self._extra, "SCRIPT_NAME": prefix}
+        self.plain = PlainSettings(cfg, len(prefix))
         self._end_lines = end_lines
         self._on_exception = on_exception
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
-        environ = {**base_environ(self.cfg), **self._extra, "gunicorn.socket": sock, "SCRIPT_NAME": self.prefix}
+        environ = self._base.copy()
+        environ["gunicorn.socket"] = sock
         if isinstance(peer, tuple):
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
         else:
