@@ -32,6 +32,7 @@ from tests.conftest import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIG_PAGE = ROOT / "docs/reference/config.md"
 ENVIRONMENT_PAGE = ROOT / "docs/reference/environment.md"
+ISOLATION_PAGE = ROOT / "docs/explanation/isolation.md"
 TROUBLE_PAGE = ROOT / "docs/howto/troubleshoot.md"
 
 # Where the messages of the log come from; a text that is broken over two lines of source is joined.
@@ -184,6 +185,30 @@ def limits_of(page: Path) -> Iterator[tuple[str, float]]:
 def test_the_limits_in_the_environment_page_are_the_codes(name: str, shown: float) -> None:
     module, _, constant = name.rpartition(".")
     assert getattr(importlib.import_module(module), constant) == shown
+
+
+def rows_under(page: Path, head: str) -> list[list[str]]:
+    """Return the cells of the table with this beginning."""
+    [table] = re.findall(rf"^{re.escape(head)}.*?(?=\n\n|\n\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+CLAIMS = [row[0] for head in ("| what | each app has", "| what | what can happen") for row in rows_under(ISOLATION_PAGE, head)]
+PROOFS = rows_under(ISOLATION_PAGE, "| claim | proved by |")
+
+
+def test_each_claim_of_the_isolation_page_has_its_tests() -> None:
+    assert [claim for claim, _ in PROOFS] == CLAIMS
+
+
+@pytest.mark.parametrize(("claim", "proved_by"), PROOFS, ids=lambda value: value[:30])
+def test_what_proves_a_claim_of_the_isolation_page_exists(claim: str, proved_by: str) -> None:
+    for part in proved_by.split("; "):
+        link, _, names = part.partition(": ")
+        [file] = re.findall(r"\]\((.*)\)", link)
+        tests = re.findall(r"^def (test_\w+)\(", (ISOLATION_PAGE.parent / file).read_text(), re.MULTILINE)
+        assert names, part
+        assert set(re.findall(r"`(\w+)`", names)) == set(names.replace("`", "").split(", ")) <= set(tests), part
 
 
 def messages() -> Iterator[str]:
