@@ -25,7 +25,7 @@ import pytest
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi import configfile
+from isowsgi import configfile, policies
 from isowsgi.configfile import ConfigError, load
 from tests.conftest import ROOT
 
@@ -166,7 +166,7 @@ def test_the_config_page_names_every_limit_with_its_value(name: str) -> None:
     assert f"{LIMITS[name]:.12g}" in re.findall(r"\d+", row)
 
 
-@pytest.mark.parametrize("value", [*configfile.ISOLATIONS, *configfile.CRASH_ACTIONS])
+@pytest.mark.parametrize("value", [*configfile.ISOLATIONS, *configfile.CRASH_ACTIONS, *policies.VALUES])
 def test_the_config_page_names_every_word_that_a_key_takes(value: str) -> None:
     assert CONFIG_PAGE.read_text().count(f'`"{value}"`') > 1, "once where the keys are listed, and once where it is explained"
 
@@ -209,6 +209,15 @@ def test_what_proves_a_claim_of_the_isolation_page_exists(claim: str, proved_by:
         tests = re.findall(r"^def (test_\w+)\(", (ISOLATION_PAGE.parent / file).read_text(), re.MULTILINE)
         assert names, part
         assert set(re.findall(r"`(\w+)`", names)) == set(names.replace("`", "").split(", ")) <= set(tests), part
+
+
+def test_the_config_page_names_every_call_that_a_policy_is_about() -> None:
+    table = {row[0].strip("`"): row[1] for row in rows_under(CONFIG_PAGE, "| word | calls |")}
+    assert list(table) == list(policies.WORDS)
+    shown = {"os.exec": "os.exec*", "subprocess.Popen": "subprocess", "_posixsubprocess.fork_exec": "multiprocessing"}
+    for call, word in (policies.EVENTS | policies.FUNCTIONS).items():
+        if word != "ctypes":  # its events have no functions that apps know
+            assert f"`{shown.get(call, call)}`" in table[word], call
 
 
 def messages() -> Iterator[str]:
