@@ -33,6 +33,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIG_PAGE = ROOT / "docs/reference/config.md"
 ENVIRONMENT_PAGE = ROOT / "docs/reference/environment.md"
 ISOLATION_PAGE = ROOT / "docs/explanation/isolation.md"
+SECURITY_PAGE = ROOT / "SECURITY.md"
 TROUBLE_PAGE = ROOT / "docs/howto/troubleshoot.md"
 
 # Where the messages of the log come from; a text that is broken over two lines of source is joined.
@@ -194,19 +195,20 @@ def rows_under(page: Path, head: str) -> list[list[str]]:
 
 
 CLAIMS = [row[0] for head in ("| what | each app has", "| what | what can happen") for row in rows_under(ISOLATION_PAGE, head)]
-PROOFS = rows_under(ISOLATION_PAGE, "| claim | proved by |")
+PROOFS = [(ISOLATION_PAGE, *row) for row in rows_under(ISOLATION_PAGE, "| claim | proved by |")]
+PROOFS += [(SECURITY_PAGE, claim, tests) for claim, _, tests in rows_under(SECURITY_PAGE, "| it cannot | because | tested by |")]
 
 
 def test_each_claim_of_the_isolation_page_has_its_tests() -> None:
-    assert [claim for claim, _ in PROOFS] == CLAIMS
+    assert [claim for page, claim, _ in PROOFS if page == ISOLATION_PAGE] == CLAIMS
 
 
-@pytest.mark.parametrize(("claim", "proved_by"), PROOFS, ids=lambda value: value[:30])
-def test_what_proves_a_claim_of_the_isolation_page_exists(claim: str, proved_by: str) -> None:
+@pytest.mark.parametrize(("page", "claim", "proved_by"), PROOFS, ids=[claim[:40] for _, claim, _ in PROOFS])
+def test_the_tests_that_prove_a_claim_exist(page: Path, claim: str, proved_by: str) -> None:
     for part in proved_by.split("; "):
         link, _, names = part.partition(": ")
         [file] = re.findall(r"\]\((.*)\)", link)
-        tests = re.findall(r"^def (test_\w+)\(", (ISOLATION_PAGE.parent / file).read_text(), re.MULTILINE)
+        tests = re.findall(r"^def (test_\w+)\(", (page.parent / file).read_text(), re.MULTILINE)
         assert names, part
         assert set(re.findall(r"`(\w+)`", names)) == set(names.replace("`", "").split(", ")) <= set(tests), part
 

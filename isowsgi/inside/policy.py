@@ -149,8 +149,8 @@ class _Judge:
         if self._is_news((word, culprit.f_code.co_filename, culprit.f_lineno)):
             self._busy.logging = True  # a handler of the log may do what the policy is about
             try:
-                what = "is called" if rule == "warn" else "is refused"
-                self._log.warning('%s %s: policy %s = "%s"\n%s', text, what, word, rule, stack_from_app(frame))
+                told = '%s is called: policy %s = "warn"\n%s' if rule == "warn" else '%s is refused: policy %s = "deny"\n%s'
+                self._log.warning(told, text, word, stack_from_app(frame))
             finally:
                 self._busy.logging = False
         if rule == "deny":
