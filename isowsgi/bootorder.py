@@ -104,6 +104,7 @@ class Orders:
             "log": mount.log,
             "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             "slow_request_s": mount.slow_request,
+            "policy": dict(mount.policy),
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
             # What an interpreter of some releases needs, and a process of its own does not.

@@ -97,6 +97,10 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     else:
         environment.set_environ(order["env"])
         environment.refuse_fork()
+    if order["policy"]:
+        from isowsgi.inside import policy  # late: most mounts have none, and need not pay for it
+
+        policy.install(order["policy"], order["name"], log)
     if isolation == "main":
         environment.extend_path(order["pythonpath"])
     else:

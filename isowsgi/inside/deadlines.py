@@ -205,7 +205,7 @@ class Watcher:
         if not self._can_see_stacks:
             return self.stacks()
         frame = sys._current_frames().get(job.ident)
-        return "" if frame is None else _stack(frame)
+        return "" if frame is None else stack_from_app(frame)
 
 
 def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
@@ -219,8 +219,8 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
     for ident in sorted(frames, key=lambda ident: (ident not in busy, names.get(ident, ""))):
         name = names.get(ident, f"thread {ident}")
         if ident in busy:
-            texts.append(f"{name}: {busy[ident]}\n{_stack(frames[ident])}")
-        elif stack := _stack(frames[ident], or_all=False):
+            texts.append(f"{name}: {busy[ident]}\n{stack_from_app(frames[ident])}")
+        elif stack := stack_from_app(frames[ident], or_all=False):
             texts.append(f"{name}\n{stack}")
         elif name.startswith("isowsgi-") and ident != threading.get_ident():
             waiting.append(name)
@@ -250,7 +250,7 @@ def _answer(connection: Any, words: memoryview) -> None:
         pass
 
 
-def _stack(frame: Any, or_all: bool = True) -> str:
+def stack_from_app(frame: Any, or_all: bool = True) -> str:
     """Return a thread's stack from the app's first frame on.
 
     Args:
