@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -34,6 +35,10 @@ _JOIN_MAX_BYTES = 64 * 1024
 _MAX_SENDFILE_BYTES = 1 << 30
 
 
+# Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
+_BYTES_ACKED = struct.Struct("=120xQ")
+
+
 class ClientGone(ConnectionError):
     """The client closed the connection or reset it before it had the response."""
 
@@ -47,6 +52,29 @@ def _client_error(exc: OSError) -> OSError:
     if isinstance(exc, (BlockingIOError, TimeoutError)):  # SO_RCVTIMEO or SO_SNDTIMEO ran out, or the timeout that bounds a drain
         return ClientStalled("the client did not go on in time")
     return ClientGone(str(exc))
+
+
+def delivered(sock: socket.socket) -> int:
+    """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
+
+    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
+    """
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _unread(sock)
+        acked: int
+        (acked,) = _BYTES_ACKED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
+        return acked
+    except (OSError, struct.error, ValueError):  # closed, by the app perhaps
+        return 0
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return how much the other side of a Unix socket has yet to read."""
+    from fcntl import ioctl  # late: needed on Unix sockets only
+    from termios import TIOCOUTQ
+
+    return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
 
 
 class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated

@@ -15,7 +15,7 @@ from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
 
 from isowsgi.inside.deadlines import RequestTimeout
-from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
+from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response, delivered
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import Look
 from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
@@ -75,9 +75,9 @@ class Connection:
         base = gateway.base_environ(self.sock, self.peer, self.server)
         self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """Return what changes with every byte from the client or to it, within one request."""
-        return self.reader.reads, self.response.sent if self.response is not None else 0
+        return self.reader.reads, self.response.sent if self.response is not None else 0, delivered(self.sock)
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
