@@ -1,4 +1,4 @@
-"""The watcher of requests: it ends one in its thread alone, and loses no thread by it."""
+"""The watcher of requests: it ends one in its thread alone, loses no thread by it, and is patient with clients to a point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.deadlines import Job, RequestTimeout
+from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout
 from isowsgi.scoreboard import Scoreboard
 from tests.conftest import DEADLINE_S
 
@@ -81,3 +81,82 @@ def test_a_thread_that_is_interrupted_again_and_again_goes_on(switch_often: None
         assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
     assert not escaped
     assert served >= 20_000
+
+
+# Clients.
+
+PATIENCE = Patience(body_s=10, send_s=20, min_rate=100)
+
+
+@pytest.mark.parametrize(
+    ("what", "waited_s", "still_s", "moved", "is_given_up"),
+    [
+        ("body", 10, 10, 0, False),  # the kernel ends the wait, and the thread answers
+        ("body", 10.5, 0, 0, True),
+        ("body", 10.5, 0, 100, False),
+        ("body", 11.5, 0, 100, True),
+        ("body", 10_000, 0, 1_000_000, False),
+        ("send", 19, 19, 0, False),
+        ("send", 20, 20, 10_000_000, True),
+        ("send", 21.5, 0, 100, True),
+        ("send", 10_000, 1, 1_000_000, False),
+    ],
+)
+def test_a_client_is_given_up_when_it_stands_still_or_is_too_slow_in_all(
+    what: str, waited_s: float, still_s: float, moved: int, is_given_up: bool
+) -> None:
+    assert bool(PATIENCE.fault(what, waited_s, still_s, moved)) == is_given_up
+
+
+def test_0_is_for_ever() -> None:
+    for_ever = Patience(body_s=0, send_s=0, min_rate=100)
+    at_any_rate = Patience(body_s=10, send_s=10, min_rate=0)
+
+    assert not for_ever.fault("body", 1e6, 1e6, 0)
+    assert not for_ever.fault("send", 1e6, 1e6, 0)
+    assert not at_any_rate.fault("body", 1e6, 9, 1)
+    assert at_any_rate.fault("send", 1e6, 10, 1)
+
+
+def test_only_the_time_that_a_thread_waits_for_the_client_counts() -> None:
+    wait = ClientWait()
+    for now, what in [
+        (100, "send"),
+        (100.25, "send"),
+        (100.5, ""),
+        (150, ""),
+        (150.25, "send"),
+        (150.5, "send"),
+        (150.75, "body"),
+        (151, "body"),
+    ]:
+        wait.look(now, 1, what, 0, 0)
+
+    assert wait.waited_s == 0.75
+
+
+def test_time_in_which_nobody_looked_is_not_held_against_the_client() -> None:
+    """On a machine that stood still for two seconds a thread that was just about to return from a send was taken for one that waits."""
+    wait = ClientWait()
+    wait.look(100, 1, "send", 0, 0)
+    wait.look(102.5, 1, "send", 0, 0)
+
+    assert (wait.waited_s, wait.still_s) == (0.5, 0.5)
+
+
+def test_each_request_has_its_own_time() -> None:
+    wait = ClientWait()
+    wait.look(100, 1, "send", 0, 1000)
+    wait.look(100.25, 1, "send", 0, 1500)
+    assert (wait.waited_s, wait.taken()) == (0.25, 500)
+
+    wait.look(100.5, 2, "send", 0, 1600)
+    assert (wait.waited_s, wait.still_s, wait.taken()) == (0, 0, 0)
+
+
+def test_a_client_stands_still_from_its_last_byte_on() -> None:
+    wait = ClientWait()
+    for now, taken in [(100, 0), (100.25, 5), (100.5, 5), (100.75, 5)]:
+        wait.look(now, 1, "send", 0, taken)
+
+    assert wait.still_s == 0.5

@@ -8,6 +8,9 @@ Progress is a byte from the client or to it. A request without any for `request_
    code (a sleep, a lock, a query) gets it when that code returns;
 3. still there after a grace: the thread is stuck. The supervisor is told, who replaces the instance.
 
+The time in which a thread waits for its client has limits of its own, see `Patience`. Who is slow there is answered, or cut off, in the
+same way; nothing needs to be raised, as the call that waits fails then.
+
 All on the control thread. C code that holds the interpreter's own GIL stops that thread too: then the supervisor does the first and the
 third from outside, by the scoreboard.
 """
@@ -21,12 +24,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, CPU_NS, HEAD_SENT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
+
+# Most that passes for a client's time from one look to the next. Looks are a quarter of a second apart, unless nothing of this process runs
+# for a while: then its clients are not to blame.
+_MOST_STEP_S = 0.5
 
 # How long a thread whose request is over sleeps at a time until the exception, of which it has been told, was raised: that takes
 # microseconds, but for the first time, which imports ctypes.
@@ -44,6 +51,75 @@ class RequestTimeout(BaseException):
     """
 
 
+class Patience(NamedTuple):
+    """How long clients are waited for.
+
+    Attributes:
+        body_s: for any byte of a body; 0 is for ever.
+        send_s: for a client to take any byte of a response; 0 is for ever.
+        min_rate: bytes/s that a client must come to in all the time that its request's thread waits for it, the limit above excepted; else
+            one byte just before each limit would hold a thread for days. 0 is none.
+    """
+
+    body_s: float
+    send_s: float
+    min_rate: float
+
+    def fault(self, what: str, waited_s: float, still_s: float, moved: int) -> str:
+        """Say why a client is to be given up, or return "".
+
+        Args:
+            what: that it is waited for: "body" or "send".
+            waited_s: for how long in all.
+            still_s: since it last moved a byte.
+            moved: bytes so far.
+        """
+        limit_s = self.body_s if what == "body" else self.send_s
+        if not limit_s:
+            return ""
+        if what == "send" and still_s >= limit_s:  # the kernel sees to bodies, to the millisecond
+            return f"the client took nothing of the response for {still_s:.1f} s"
+        if self.min_rate and waited_s > limit_s + moved / self.min_rate:
+            return f"the client moved {moved} bytes in the {waited_s:.1f} s that a thread waited for it"
+        return ""
+
+
+class ClientWait:
+    """How long the thread of a request has waited for its client, as far as looking now and then shows."""
+
+    __slots__ = ("_at", "_delivered", "_reads", "_request", "_start", "_what", "still_s", "waited_s")
+
+    def __init__(self) -> None:
+        self._request: Any = None
+        self._what = ""
+        self._at = 0.0
+        self.waited_s = 0.0  # in all
+        self.still_s = 0.0  # since it last moved a byte
+        self._reads = self._delivered = self._start = 0
+
+    def look(self, now: float, request: int, what: str, reads: int, delivered: int) -> None:
+        """Take note of what is the case now.
+
+        Args:
+            request: its number.
+            what: the client is waited for; "" if it is not.
+            reads, delivered: change with each byte that the client sends, or takes.
+        """
+        if request != self._request:
+            self._request, self.waited_s, self.still_s, self._start = request, 0.0, 0.0, delivered
+        elif what and what == self._what:
+            step_s = min(now - self._at, _MOST_STEP_S)
+            self.waited_s += step_s
+            self.still_s = self.still_s + step_s if (reads, delivered) == (self._reads, self._delivered) else 0.0
+        else:
+            self.still_s = 0.0
+        self._at, self._what, self._reads, self._delivered = now, what, reads, delivered
+
+    def taken(self) -> int:
+        """Return how many bytes the client has taken since the request was first seen, if it is one of TCP."""
+        return max(self._delivered - self._start, 0)
+
+
 class Job:
     """What one serving thread is doing.
 
@@ -52,7 +128,7 @@ class Job:
 
     __slots__ = (
         "_began_ns", "_clock", "_cpu_ns", "_is_raised",
-        "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "rows", "since", "slow",
+        "client", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "rows", "since", "slow",
     )  # fmt: skip
 
     def __init__(self, number: int, rows: Mapping[int, Row]) -> None:
@@ -70,6 +146,7 @@ class Job:
         self.mark: Any = None  # changes with every sign of progress
         self.since = 0.0  # monotonic seconds when it last did
         self.cut = False  # whether its client was answered by the watcher
+        self.client = ClientWait()
         self.slow = 0  # number of the thread's request that was last logged as slow
         self.reported = False  # whether the supervisor knows that it is stuck
 
@@ -145,6 +222,7 @@ class Watcher:
         can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
         rows: the control thread's, by the mount's number.
         slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
+        patience: with clients.
     """
 
     def __init__(
@@ -155,6 +233,7 @@ class Watcher:
         report_stuck: Callable[[str], None],
         can_see_stacks: bool,
         rows: Mapping[int, Row],
+        patience: Patience,
         slow_s: float = 0.0,
     ) -> None:
         self._jobs = jobs
@@ -163,6 +242,7 @@ class Watcher:
         self._report_stuck = report_stuck
         self._can_see_stacks = can_see_stacks
         self._slow_s = slow_s
+        self._patience = patience
         self._rows = rows
 
     def is_anyone_busy(self) -> bool:
@@ -184,8 +264,26 @@ class Watcher:
                 job.mark, job.since, job.cut = mark, now, False
             elif connection is not None and self._timeout_s and now - job.since >= self._timeout_s:
                 self._act(job, connection, now - job.since)
-            if connection is not None and self._slow_s:
-                self._look_for_slow(job, now)
+            if connection is not None:
+                if not job.cut:
+                    self._look_at_client(job, connection, mark, now)
+                if self._slow_s:
+                    self._look_for_slow(job, now)
+
+    def _look_at_client(self, job: Job, connection: Any, mark: Any, now: float) -> None:
+        request, (reads, sent, taken) = mark
+        what = connection.waits_for_client()
+        job.client.look(now, request, what, reads, taken)
+        if not what:
+            return
+        is_counted = connection.sock.family != socket.AF_UNIX  # there the kernel does not say how much was taken
+        moved = connection.reader.taken if what == "body" else job.client.taken() if is_counted else sent
+        fault = self._patience.fault(what, job.client.waited_s, job.client.still_s, moved)
+        if fault:
+            job.cut = True
+            self._log.info("%s, the request is given up: %s", fault, job.row.line())
+            connection.reader.is_given_up = True
+            _answer(connection, self._rows[connection.gateway.mount].words)  # that ends the call in which the thread waits
 
     def _look_for_slow(self, job: Job, now: float) -> None:
         words = job.row.words

@@ -90,6 +90,7 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         self.reads = 0  # so far; a sign of progress
         self.taken = 0  # bytes of the current request's body
         self.is_waiting = False  # whether a thread waits for the client in here
+        self.is_given_up = False  # whether the watcher has ended the connection, for the client was too slow
         self._lines = 0  # whole ones since the last data of a chunk, or since the head
 
     def put_head(self, head: bytes) -> None:
@@ -107,6 +108,8 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
             else:
                 data = self._take_line()
             self.taken += len(data)
+            if not data and self.is_given_up:
+                raise TimeoutError
             return data
         except OSError as exc:
             raise _client_error(exc) from exc
@@ -137,6 +140,7 @@ class Response:
     Attributes:
         status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
         headers_sent: whether the client has a status already.
+        is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
     """
 
@@ -149,6 +153,7 @@ class Response:
     chunked = False
     upgrade = False
     must_close = False
+    is_sending = False
     _lines: Sequence[bytes] = ()  # of the head, for `headers`
     _omits_body = False
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
@@ -293,6 +298,7 @@ class Response:
             count = min(count, self.response_length)
         framed = self.chunked and count > 0
         self._send(self._head() + (b"%X\r\n" % count if framed else b""))
+        self.is_sending = True
         try:
             while self.sent < count:
                 sent = os.sendfile(self.sock.fileno(), fd, offset + self.sent, min(count - self.sent, _MAX_SENDFILE_BYTES))
@@ -301,6 +307,8 @@ class Response:
                 self.sent += sent
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
         if framed:
             if self.sent < count:
                 raise ClientGone("the file became shorter while it was sent; the response cannot be completed")
@@ -328,10 +336,13 @@ class Response:
         return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
 
     def _send(self, data: bytes) -> None:
+        self.is_sending = True
         try:
             self.sock.sendall(data)
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
 
 
 class _Field(NamedTuple):
