@@ -18,7 +18,7 @@ import pytest
 from isowsgi import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.fuzz.mutate import any_request
-from tests.pressure import Footprint, ask_and_read_nothing, close_all, count_begun, count_open, send_half_heads
+from tests.pressure import Footprint, ask_and_read_nothing, close_all, count_begun, count_open, send_half_bodies, send_half_heads
 
 HOMES = [interpreters.best_isolation(), interpreters.PROCESS]
 
@@ -140,9 +140,7 @@ def test_a_client_that_stands_still_is_given_up_at_its_stages_limit(serve: Start
     server = start(serve, home, "body_timeout = 1\nsend_timeout = 1\nrequest_timeout = 0")
     guard = Guard(server)
 
-    bodies = [server.connect() for _ in range(2)]
-    for sock in bodies:
-        sock.sendall(POST + b"Content-Length: 10\r\n\r\nhalf")
+    bodies = send_half_bodies(server, "/bodies/whole", 2)
     assert [receive_all(sock)[:12] for sock in bodies] == [b"HTTP/1.1 408"] * 2
 
     readers = ask_and_read_nothing(server, "/big", 2)
@@ -302,9 +300,7 @@ def test_a_siege_of_one_mount_leaves_the_others_alone_and_ends_with_the_siege(se
 
     halves = send_half_heads(server, "/big", 200)
     readers = ask_and_read_nothing(server, "/big", 30)
-    bodies = [server.connect() for _ in range(30)]
-    for sock in bodies:
-        sock.sendall(b"POST /bodies/whole HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+    bodies = send_half_bodies(server, "/bodies/whole", 30)
     eventually(lambda: count_begun(readers) >= 2, "the threads of the mount write")
 
     answers = [server.get("/neighbour") for _ in range(50)]
