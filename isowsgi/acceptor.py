@@ -15,7 +15,6 @@ import html
 import math
 import select
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,10 +29,6 @@ from gunicorn.http.wsgi import default_environ
 from isowsgi.handover import ARM_EDGE
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
-
-# How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
-# client_body_timeout and send_timeout. Set as SO_RCVTIMEO and SO_SNDTIMEO, so the threads need no poll of their own.
-STALL_S = 60
 
 # How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's.
 LINGER_S = 2.0
@@ -164,8 +159,6 @@ class Acceptor:
         self._next_sweep = 0.0
         self._next_yield = 0.0
         self.watch(self._lingering.fileno(), self._take_lingering)
-        for listener in self._listeners.values():
-            set_stall_limit(listener)
 
     @property
     def returns_fd(self) -> int:
@@ -369,8 +362,6 @@ class Acceptor:
                 return
             self._accepted += 1
             self._words[ACCEPTED] += 1
-            if not isinstance(peer, tuple):  # `family` makes an enum's member anew each time
-                set_stall_limit(sock)  # a TCP connection inherits it from its listener
             client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
             self._clients[sock.fileno()] = client
             self._look(client)
@@ -556,13 +547,6 @@ class _Answered:
         self.status = status
         self.sent = sent
         self.headers: list[tuple[str, str]] = []
-
-
-def set_stall_limit(sock: socket.socket) -> None:
-    """Bound how long a blocking read or write may wait for the client."""
-    limit = struct.pack("ll", STALL_S, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _peeked(sock: socket.socket) -> bytes:

@@ -40,6 +40,8 @@ HEAD_TIMEOUT_S = 20.0  # what Apache's RequestReadTimeout begins with; nginx's c
 MAX_SECONDS = 7 * 24 * 3600  # for time limits of a mount: longer is a slip of the keyboard, or none at all
 BOOT_TIMEOUT_S = 60.0  # a large Django takes a few seconds, with cold disks some tens
 REQUEST_TIMEOUT_S = 60.0  # nginx's proxy_read_timeout
+BODY_TIMEOUT_S = SEND_TIMEOUT_S = 60.0  # nginx's client_body_timeout and send_timeout
+MIN_RATE = 500  # bytes/s; what Apache's configuration asks of bodies (mod_reqtimeout). A modem of 1990 had twice as much
 QUEUE = 100  # per instance; at 50 ms a request and 4 threads the last of them waits for about a second
 QUEUE_TIMEOUT_S = 30.0
 MAX_COUNT = 1_000_000_000
@@ -100,6 +102,9 @@ class Mount:
     idle_timeout: float = 0.0  # seconds without a request after which it is ended until the next one; 0: never
     boot_timeout: float = BOOT_TIMEOUT_S  # seconds that loading may take, and that a request waits for it
     request_timeout: float = REQUEST_TIMEOUT_S  # seconds without a byte from or to the client; 0: for ever
+    body_timeout: float = BODY_TIMEOUT_S  # seconds that a client may stand still while its body is read; 0: for ever
+    send_timeout: float = SEND_TIMEOUT_S  # seconds that it may take nothing of the response; 0: for ever
+    min_rate: int = MIN_RATE  # bytes/s that a client must come to in the time that a thread waits for it; 0: none
     queue: int = QUEUE  # requests that may wait for a thread of an instance; more are answered 503
     queue_timeout: float = QUEUE_TIMEOUT_S  # seconds that one may wait
     warmup: str | None = None  # a path that a new instance is asked for before it serves
@@ -270,6 +275,9 @@ class _Settings:
     idle_timeout: _LongSeconds | None = None
     boot_timeout: _LongSeconds | None = None
     request_timeout: _LongSeconds | None = None
+    body_timeout: _LongSeconds | None = None
+    send_timeout: _LongSeconds | None = None
+    min_rate: _Count | None = None
     queue: _Count | None = None
     queue_timeout: _LongSeconds | None = None
     warmup: _UrlPath | None = None

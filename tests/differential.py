@@ -1,6 +1,6 @@
 """gunicorn's reading of a request beside isowsgi's: the same bytes, settings and addresses for both.
 
-`compare` is what tests/test_plain.py and tests/fuzz_plain.py rest on. Each side serves the requests of one connection, as its worker
+`compare` is what tests/test_plain.py and tests/fuzz/plain.py rest on. Each side serves the requests of one connection, as its worker
 does: parse, environ, app, response, what is left of the body. gunicorn's side is put together here as its gthread worker does it;
 isowsgi's is `Peeker` and `Gateway`, as its `Service` uses them.
 """

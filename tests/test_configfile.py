@@ -350,9 +350,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, max_requests_jitter, "
-    "on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, python, pythonpath, "
-    "queue, queue_timeout, request_timeout, slow_request, threads, touch, venv, warmup, watch"
+    "app, body_timeout, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
+    "max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, python, pythonpath, "
+    "queue, queue_timeout, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
@@ -434,6 +434,9 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
         ("lazy = 1", "lazy: expected a boolean, got 1 (a whole number)"),
         ("idle_timeout = -1", "idle_timeout: must be 0 (no limit) to 604800 seconds, got -1"),
         ("request_timeout = '1 min'", "request_timeout: expected a number of seconds, got '1 min' (a string)"),
+        ("body_timeout = true", "body_timeout: expected a number of seconds, got true (a boolean)"),
+        ("send_timeout = 604801", "send_timeout: must be 0 (no limit) to 604800 seconds, got 604801"),
+        ("min_rate = 0.5", "min_rate: expected a whole number, got 0.5 (a float)"),
         ("boot_timeout = nan", "boot_timeout: must be 0 (no limit) to 604800 seconds, got nan"),
         ("queue = -1", "queue: must be 0 to 1000000000, got -1"),
         ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
@@ -454,12 +457,14 @@ def test_the_settings_of_a_mounts_life_are_read(read: Write) -> None:
     text = (
         "[defaults]\nrequest_timeout = 5\nqueue = 7\n[worker]\nmax_stuck = 1\nmax_rss = 900\n"
         "[mounts.'/a']\napp = 'a'\nlazy = true\nidle_timeout = 600\ntouch = 'reload-a'\nwarmup = '/health?deep=1'\nqueue = 0\n"
+        "body_timeout = 1.5\nsend_timeout = 0\n"
     )
 
     config = read(text)
 
     (mount,) = config.mounts
     assert (mount.lazy, mount.idle_timeout, mount.request_timeout, mount.queue) == (True, 600.0, 5.0, 0)
+    assert (mount.body_timeout, mount.send_timeout, mount.min_rate) == (1.5, 0.0, 500)
     assert mount.warmup == "/health?deep=1"
     assert mount.touch == os.path.join(os.path.dirname(config.path), "reload-a")
     assert (config.limits.max_stuck, config.limits.max_rss, config.limits.crashes) == (1, 900, 3)

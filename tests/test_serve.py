@@ -49,6 +49,8 @@ class Place:
         order = {
             "mount": 0,
             "keepalive_s": 60,
+            "body_timeout_s": 60,
+            "send_timeout_s": 60,
             "listeners": [["127.0.0.1", 80]],
             "fds": {
                 "connections": self.connections.fileno(),
@@ -238,7 +240,9 @@ class Child(Place):
         self.ours, self.theirs = ours, theirs
         self.loans = Loans(ours, lambda wants: None)
         order = {
-            "keepalive_s": 60, "listeners": [], "threads": 1, "first_row": 3,
+            "keepalive_s": 60,
+            "body_timeout_s": 60,
+            "send_timeout_s": 60, "listeners": [], "threads": 1, "first_row": 3,
             "fds": {"connections": self.connections.fileno(), "poke": self.poke_fd},
         }  # fmt: skip
         self.connections.unregister(self.poke_fd)  # the service that Place made will not poll

@@ -27,7 +27,7 @@ from isowsgi.handover import Exchange, Mail, Port, SameProcess
 from isowsgi.inside import environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
-from isowsgi.inside.deadlines import Watcher, stacks
+from isowsgi.inside.deadlines import Patience, Watcher, stacks
 from isowsgi.inside.files import FileWatch, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
@@ -257,6 +257,7 @@ class Instance:
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
             self._control_rows,
+            Patience(order["body_timeout_s"], order["send_timeout_s"], order["min_rate"]),
             slow_s=order["slow_request_s"],
         )
         # Whichever comes last, this or an order, finds the other.

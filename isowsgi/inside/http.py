@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -34,6 +35,10 @@ _JOIN_MAX_BYTES = 64 * 1024
 _MAX_SENDFILE_BYTES = 1 << 30
 
 
+# Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
+_BYTES_ACKED = struct.Struct("=120xQ")
+
+
 class ClientGone(ConnectionError):
     """The client closed the connection or reset it before it had the response."""
 
@@ -49,6 +54,29 @@ def _client_error(exc: OSError) -> OSError:
     return ClientGone(str(exc))
 
 
+def delivered(sock: socket.socket) -> int:
+    """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
+
+    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
+    """
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _unread(sock)
+        acked: int
+        (acked,) = _BYTES_ACKED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
+        return acked
+    except (OSError, struct.error, ValueError):  # closed, by the app perhaps
+        return 0
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return how much the other side of a Unix socket has yet to read."""
+    from fcntl import ioctl  # late: needed on Unix sockets only
+    from termios import TIOCOUTQ
+
+    return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
+
+
 class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
     """Feeds gunicorn's parser, and never takes a byte that lies behind the request.
 
@@ -62,10 +90,13 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         self.reads = 0  # so far; a sign of progress
         self.taken = 0  # bytes of the current request's body
         self.is_waiting = False  # whether a thread waits for the client in here
+        self.is_given_up = False  # whether the watcher has ended the connection, for the client was too slow
+        self._lines = 0  # whole ones since the last data of a chunk, or since the head
 
     def put_head(self, head: bytes) -> None:
         """Let the parser read these bytes first; nothing may be left of a request before."""
         self.buf = io.BytesIO(head)
+        self._lines = 0
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         self.reads += 1
@@ -73,15 +104,34 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         try:
             if size_hint:
                 data = self.sock.recv(min(size_hint, _MAX_RECV_BYTES))
+                self._lines = 0
             else:
-                line = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
-                data = self.sock.recv(line.find(b"\n") + 1 or len(line))
+                data = self._take_line()
             self.taken += len(data)
+            if not data and self.is_given_up:
+                raise TimeoutError
             return data
         except OSError as exc:
             raise _client_error(exc) from exc
         finally:
             self.is_waiting = False
+
+    def _take_line(self) -> bytes:
+        """Read a line of a chunked body; of trailers, which may be many, all that are there.
+
+        gunicorn's parser looks through all trailers that it has whenever it gets more. By the line, 800 KB of short ones would cost the
+        square of their number: minutes. Two lines that no data came between, the end of a chunk and a size, are behind the last chunk only.
+        """
+        peeked = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
+        if self._lines < 2 or peeked.startswith(b"\r\n"):
+            end = peeked.find(b"\n") + 1
+        elif (last := peeked.find(b"\r\n\r\n")) >= 0:
+            end = last + 4
+        else:
+            end = peeked.rfind(b"\n") + 1
+        data = self.sock.recv(end or len(peeked))
+        self._lines = self._lines + 1 if data.endswith(b"\n") else min(self._lines, 1)  # within a line: the next read ends that one alone
+        return data
 
 
 class Response:
@@ -90,6 +140,7 @@ class Response:
     Attributes:
         status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
         headers_sent: whether the client has a status already.
+        is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
     """
 
@@ -102,6 +153,7 @@ class Response:
     chunked = False
     upgrade = False
     must_close = False
+    is_sending = False
     _lines: Sequence[bytes] = ()  # of the head, for `headers`
     _omits_body = False
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
@@ -246,6 +298,7 @@ class Response:
             count = min(count, self.response_length)
         framed = self.chunked and count > 0
         self._send(self._head() + (b"%X\r\n" % count if framed else b""))
+        self.is_sending = True
         try:
             while self.sent < count:
                 sent = os.sendfile(self.sock.fileno(), fd, offset + self.sent, min(count - self.sent, _MAX_SENDFILE_BYTES))
@@ -254,6 +307,8 @@ class Response:
                 self.sent += sent
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
         if framed:
             if self.sent < count:
                 raise ClientGone("the file became shorter while it was sent; the response cannot be completed")
@@ -281,10 +336,13 @@ class Response:
         return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
 
     def _send(self, data: bytes) -> None:
+        self.is_sending = True
         try:
             self.sock.sendall(data)
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
 
 
 class _Field(NamedTuple):

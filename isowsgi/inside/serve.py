@@ -8,9 +8,11 @@ is not idle only leaves a mark, which is looked at when the connection is kept.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -33,6 +35,10 @@ _MORE = select.EPOLLIN
 
 # int() takes the flags out of their enum, whose `|` costs 2 us a request.
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+# How many times send_timeout the kernel lets a thread wait. It wakes a writer only once a third of a full buffer, of 4 MiB at most, is
+# free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
+_SEND_MARGIN = 10
 
 # Told to a client whose request has waited for a thread too long, or came behind too many others.
 _TURNED_AWAY = (
@@ -65,6 +71,8 @@ class Service:
         exchange: Exchange,
     ) -> None:
         self._keepalive_s = order["keepalive_s"]
+        self._receive_limit = _timeval(order["body_timeout_s"])
+        self._send_limit = _timeval(_SEND_MARGIN * order["send_timeout_s"])
         self._listeners = [tuple(address) for address in order["listeners"]]
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._gateways = gateways
@@ -251,6 +259,9 @@ class Service:
         # Told family and type, Python does not ask the kernel, which is two system calls; what the address shows later is right.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
         try:
+            # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
             peer = sock.getpeername()
             if peer.__class__ is not tuple or len(peer) != 2:
                 sock = socket.socket(
@@ -324,6 +335,11 @@ class Service:
         for connection in list(self._connections.values()):
             if connection.idle_since:
                 self._give_back(connection)
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return a time as SO_RCVTIMEO and SO_SNDTIMEO take it; 0 is for ever."""
+    return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))
 
 
 def _peek(sock: socket.socket) -> bytes:

@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
+from socket import MSG_DONTWAIT
 from typing import Any
 
 from gunicorn.http.body import Body, LengthReader
@@ -15,7 +16,7 @@ from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
 
 from isowsgi.inside.deadlines import RequestTimeout
-from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
+from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response, delivered
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import Look
 from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
@@ -75,9 +76,15 @@ class Connection:
         base = gateway.base_environ(self.sock, self.peer, self.server)
         self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """Return what changes with every byte from the client or to it, within one request."""
-        return self.reader.reads, self.response.sent if self.response is not None else 0
+        return self.reader.reads, self.response.sent if self.response is not None else 0, delivered(self.sock)
+
+    def waits_for_client(self) -> str:
+        """Return "body" or "send" if its thread is in a call that waits for the client; else ""."""
+        if self.reader.is_waiting:
+            return "body"
+        return "send" if self.response is not None and self.response.is_sending else ""
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
@@ -318,6 +325,6 @@ def _count_response(row: Row | None, status: int) -> None:
 
 def _try_send(sock: Any, data: bytes) -> None:
     try:
-        sock.sendall(data)
+        sock.send(data, MSG_DONTWAIT)
     except OSError:
         return
