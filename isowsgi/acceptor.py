@@ -28,6 +28,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
+from isowsgi.origins import Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
@@ -37,7 +38,7 @@ STALL_S = 60
 
 # How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's.
 LINGER_S = 2.0
-_LINGER_MAX_BYTES = 64 * 1024
+LINGER_MAX_BYTES = 64 * 1024
 
 # How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
 STOP_IDLE_S = 2.0
@@ -51,7 +52,7 @@ _ACCEPT_BATCH = 64
 _SWEEP_S = 1.0
 
 # Share of head_timeout that a connection may take for its head before it yields to a new one, if there are as many as there may be.
-_YIELD_SHARE = 0.1
+YIELD_SHARE = 0.1
 
 
 class NotServing(Enum):
@@ -65,6 +66,17 @@ class Home(Protocol):
     """What the acceptor needs of an instance."""
 
     def give(self, fd: int) -> None: ...
+
+
+class Relay(Protocol):
+    """What the acceptor needs of that which ends TLS, see `tls.Relay`."""
+
+    def fileno(self) -> int: ...
+    def take(self, sock: socket.socket, peer: Any) -> None: ...
+    def results(self) -> Iterable[tuple[socket.socket | None, Any, Exception | None]]: ...
+    def open_connections(self) -> int: ...
+    def make_room(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class Phase(Enum):
@@ -116,6 +128,8 @@ class Acceptor:
         keepalive_s: how long a connection that came back may be idle.
         max_connections: over this instance's and all instances' connections.
         shared: whether other processes accept from the same listeners.
+        origins: where connections come from whose sockets do not say; None: all do.
+        relay: ends TLS, if clients speak it.
     """
 
     def __init__(
@@ -131,6 +145,8 @@ class Acceptor:
         keepalive_s: float,
         max_connections: int,
         shared: bool,
+        origins: Origins | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._peeker = peeker
@@ -146,6 +162,8 @@ class Acceptor:
         self._arm_listener = select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0)
         self._batch = 1 if shared else _ACCEPT_BATCH
         self._shared = shared
+        self._origins = origins
+        self._relay = relay
         self._epoll = select.epoll()
         self._lingering = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
@@ -160,6 +178,8 @@ class Acceptor:
         self._next_sweep = 0.0
         self._next_yield = 0.0
         self.watch(self._lingering.fileno(), self._take_lingering)
+        if relay is not None:
+            self.watch(relay.fileno(), self._take_decrypted)
         for listener in self._listeners.values():
             set_stall_limit(listener)
 
@@ -260,7 +280,7 @@ class Acceptor:
 
     def _learn_peer(self, client: Client) -> bool:
         try:
-            client.peer = client.sock.getpeername()
+            client.peer = client.sock.getpeername() if self._origins is None else self._origins.read(client.sock.fileno()).peer
         except OSError:  # reset meanwhile
             self._close(client)
             return False
@@ -279,6 +299,8 @@ class Acceptor:
             self._accept(listener)
             listener.close()
         self._listeners.clear()
+        if self._relay is not None:
+            self._relay.stop()
         limit = time.monotonic() + STOP_IDLE_S
         for client in self._clients.values():
             if client.phase is Phase.PEEKING and not client.began:
@@ -286,7 +308,9 @@ class Acceptor:
 
     def open_connections(self) -> int:
         """Return how many connections this worker has, here and in its instances."""
-        return self._accepted - self._closed - self._board.total(CLOSED)
+        connections = self._accepted - self._closed - self._board.total(CLOSED)
+        # With TLS there are two ends of each, and either may be the last: the app's, or the client's that has not got all of its answer.
+        return connections if self._relay is None else max(connections, self._relay.open_connections())
 
     @property
     def is_accepting(self) -> bool:
@@ -325,6 +349,11 @@ class Acceptor:
             else:
                 self._epoll.unregister(fd)
 
+    def _may_be_full(self) -> bool:
+        """Whether it is worth to count: connections that instances have closed are among these."""
+        most = self._accepted - self._closed
+        return (most if self._relay is None else max(most, self._relay.open_connections())) >= self._max_connections
+
     def _has_room(self) -> bool:
         if self.open_connections() < self._max_connections:
             self._words[AT_CAPACITY] = 0
@@ -334,21 +363,23 @@ class Acceptor:
         return self.open_connections() < self._max_connections
 
     def _make_room(self, now: float) -> bool:
-        """Close the connection that has taken longest for its head, if it has taken long, and accept again; False if there is none.
+        """Close the connection that has taken longest for its head, if it has taken long, and accept again; False if there surely is none.
 
         Otherwise slow clients, once they are as many as there may be connections, would keep all others out until head_timeout. As nginx
         reuses idle connections. No answer: that would hold the connection for LINGER_S more.
         """
-        latest = now + (1 - _YIELD_SHARE) * self._head_timeout_s
+        latest = now + (1 - YIELD_SHARE) * self._head_timeout_s
         for client in self._clients.values():  # the oldest come first
             if client.phase is Phase.PEEKING and client.deadline < latest:
                 self._close(client)
                 return True
-        return False
+        if self._relay is not None:
+            self._relay.make_room()  # and if it does, its result comes as an event
+        return self._relay is not None
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):
-            if not self._stopping and self._accepted - self._closed >= self._max_connections and not self._has_room():
+            if not self._stopping and self._may_be_full() and not self._has_room():
                 self._set_accepting(False)
                 return
             try:
@@ -366,9 +397,29 @@ class Acceptor:
             self._words[ACCEPTED] += 1
             if sock.family == socket.AF_UNIX:
                 set_stall_limit(sock)  # a TCP connection inherits it from its listener
-            client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
-            self._clients[sock.fileno()] = client
-            self._look(client)
+            if self._relay is not None:
+                self._relay.take(sock, peer)
+            else:
+                self._begin(sock, peer)
+
+    def _take_decrypted(self) -> None:
+        """Become the owner of connections whose clients have said something over TLS, and of those that do not speak it."""
+        assert self._relay is not None, "it is watched"
+        for sock, peer, refusal in self._relay.results():
+            if sock is None:
+                self._closed += 1
+            elif refusal is None:
+                self._begin(sock, peer)
+            else:
+                client = self._clients[sock.fileno()] = Client(sock, peer, math.inf, None)
+                self._refuse_by_gunicorn(sock, peer, refusal)
+                self._linger(client)
+        self.on_capacity()
+
+    def _begin(self, sock: socket.socket, peer: Any) -> None:
+        client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
+        self._clients[sock.fileno()] = client
+        self._look(client)
 
     # Connections.
 
@@ -514,7 +565,7 @@ class Acceptor:
             self._discard(client)
 
     def _discard(self, client: Client) -> None:
-        while client.discarded < _LINGER_MAX_BYTES:
+        while client.discarded < LINGER_MAX_BYTES:
             try:
                 data = client.sock.recv(16 * 1024, socket.MSG_DONTWAIT)
             except BlockingIOError:

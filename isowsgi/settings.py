@@ -60,8 +60,10 @@ def _ignored(note: str) -> Verdict:
     return Verdict(handling=Handling.IGNORED, note=note)
 
 
-_TLS = "an open TLS session cannot be handed to an app's interpreter; terminate TLS in a proxy in front"
-_NO_TLS = "without effect, since isowsgi does not terminate TLS; set it in the proxy in front"
+_TLS_FILE = "read by gunicorn's master, at start and on SIGHUP; one that cannot be used then changes nothing"
+_CLIENT_CERTIFICATE = (
+    "refused without a certfile; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
+)
 _HTTP2 = "one HTTP/2 connection may carry requests for several mounts, and only HTTP/1 can be routed; speak HTTP/2 in a proxy in front"
 _NO_HTTP2 = "without effect, since isowsgi does not speak HTTP/2; set it in the proxy in front"
 _PASTE = "PasteDeploy loads one app for the whole server; name the apps in isowsgi's config file instead"
@@ -197,18 +199,18 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "worker_exit": _honoured(_WORKER_HOOK),
         "nworkers_changed": _honoured(_ARBITER_HOOK),
         "on_exit": _honoured(_ARBITER_HOOK),
-        "ssl_context": _refused(_TLS),
+        "ssl_context": _honoured("called once, at start and on SIGHUP, in gunicorn's master, and not for each connection"),
         # SSL
-        # An empty string is how a conf file that reads os.environ spells "no TLS", and gunicorn takes it so.
-        "keyfile": _refused(_TLS, refused_when=bool),
-        "certfile": _refused(_TLS, refused_when=bool),
-        "ssl_version": _ignored("gunicorn itself no longer reads it, and isowsgi does not terminate TLS"),
-        # These two ask for a check of the client's certificate: to go on without it would be a hole, so they are not merely ignored.
-        "cert_reqs": _refused(_TLS),
-        "ca_certs": _refused(_TLS, refused_when=bool),
-        "suppress_ragged_eofs": _ignored(_NO_TLS),
-        "do_handshake_on_connect": _ignored(_NO_TLS),
-        "ciphers": _ignored(_NO_TLS),
+        "keyfile": _honoured(_TLS_FILE),
+        "certfile": _honoured(_TLS_FILE),
+        "ssl_version": _ignored("gunicorn itself no longer reads it; set minimum_version in the ssl_context hook"),
+        "cert_reqs": _honoured(_CLIENT_CERTIFICATE),
+        "ca_certs": _honoured(_TLS_FILE),
+        "suppress_ragged_eofs": _honoured(
+            "if off, a connection that ends before its TLS session does is dropped, whatever was asked on it"
+        ),
+        "do_handshake_on_connect": _ignored("the handshake begins when the client does, and never keeps a thread"),
+        "ciphers": _honoured("for TLS 1.2, as ever; those of 1.3 are OpenSSL's"),
         # HTTP/2
         "http_protocols": _refused(_HTTP2, refused_when=lambda value: "h2" in value),
         "http2_cleartext": _refused(_HTTP2),

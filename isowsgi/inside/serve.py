@@ -20,6 +20,7 @@ from gunicorn.http.errors import ParseException
 from isowsgi.handover import ARM_ONCE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.origins import Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
 from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
@@ -67,6 +68,7 @@ class Service:
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
         self._exchange = exchange
+        self._origins = Origins(order["fds"]["origins"]) if "origins" in order["fds"] else None
         self._acceptor_words = board.row(0).words
         first, mounts = order["first_row"], list(gateways)
         self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(order["threads"])]
@@ -238,13 +240,18 @@ class Service:
 
     def _take_over(self, fd: int) -> Connection | None:
         sock = socket.socket(fileno=fd)
+        facts: dict[str, str]
         try:
-            peer = sock.getpeername()
-            server = self._listener_of(sock.getsockname())
+            if self._origins is None:
+                peer, own_name, facts = sock.getpeername(), sock.getsockname(), {}
+            else:
+                peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
         except OSError:  # reset before we looked
             self._part(sock, fd)
             return None
-        connection = self._connections[fd] = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway)
+        server = self._listener_of(own_name)
+        connection = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway, facts)
+        self._connections[fd] = connection
         return connection
 
     def _listener_of(self, own_name: Any) -> Any:
