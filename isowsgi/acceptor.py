@@ -28,8 +28,9 @@ from gunicorn.http.errors import ParseException
 from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
-from isowsgi.origins import Origins
+from isowsgi.origins import Origin, Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.proxyheader import Header
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
 # How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
@@ -88,7 +89,7 @@ class Phase(Enum):
 class Client:
     """A connection while the acceptor owns it."""
 
-    __slots__ = ("armed_in", "began", "deadline", "discarded", "line_seen", "mount", "peer", "phase", "sock")
+    __slots__ = ("armed_in", "began", "deadline", "discarded", "is_new", "line_seen", "mount", "peer", "phase", "sock")
 
     def __init__(self, sock: socket.socket, peer: Any, deadline: float, armed_in: select.epoll | None) -> None:
         self.sock = sock
@@ -96,6 +97,7 @@ class Client:
         self.deadline = deadline
         self.armed_in = armed_in  # None: not armed yet
         self.phase = Phase.PEEKING
+        self.is_new = False  # whether a PROXY header may come before its request
         self.began = False  # whether a first byte of the head came; the deadline is the head's then
         self.line_seen = False  # whether the request line came and was checked
         self.mount = -1  # while PARKED
@@ -130,6 +132,8 @@ class Acceptor:
         shared: whether other processes accept from the same listeners.
         origins: where connections come from whose sockets do not say; None: all do.
         relay: ends TLS, if clients speak it.
+        proxy_header: reads the PROXY header before a connection's first request: takes the bytes so far and the client's address, see
+            `proxyheader.Reader`. None: there is none.
     """
 
     def __init__(
@@ -147,6 +151,7 @@ class Acceptor:
         shared: bool,
         origins: Origins | None = None,
         relay: Relay | None = None,
+        proxy_header: Callable[[bytes, Any], Header | None] | None = None,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._peeker = peeker
@@ -164,6 +169,7 @@ class Acceptor:
         self._shared = shared
         self._origins = origins
         self._relay = relay
+        self._proxy_header = proxy_header
         self._epoll = select.epoll()
         self._lingering = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
@@ -418,6 +424,7 @@ class Acceptor:
 
     def _begin(self, sock: socket.socket, peer: Any) -> None:
         client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
+        client.is_new = self._proxy_header is not None
         self._clients[sock.fileno()] = client
         self._look(client)
 
@@ -464,7 +471,13 @@ class Acceptor:
             if len(data) == PEEK_FIRST_BYTES:
                 data = client.sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             is_over = not data
-            look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
+            if client.is_new and data:
+                if self._take_proxy_header(client, data):
+                    self._look(client, hung_up)
+                    return
+                look = INCOMPLETE
+            else:
+                look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
         except BlockingIOError:
             look, is_over = INCOMPLETE, False
         except OSError:
@@ -486,11 +499,29 @@ class Acceptor:
         else:
             self._dispatch(client, data, look.mount)
 
+    def _take_proxy_header(self, client: Client, data: bytes) -> bool:
+        """Consume the PROXY header, if there is one; False if it is not complete.
+
+        Raises:
+            gunicorn.http.errors.ParseException: gunicorn would refuse it.
+        """
+        assert self._proxy_header is not None, "new connections are marked for its sake"
+        assert self._origins is not None, "who gives a reader gives a table"
+        header = self._proxy_header(data, client.peer)
+        if header is None:
+            return False
+        client.is_new = client.line_seen = False
+        client.sock.recv(header.length, socket.MSG_DONTWAIT)
+        number = client.sock.fileno()
+        origin = Origin(client.peer, client.sock.getsockname(), {}) if self._relay is None else self._origins.read(number)
+        self._origins.write(number, Origin(origin.peer, origin.own, origin.environ | header.environ))
+        return True
+
     def _wait_for_more(self, client: Client, data: bytes) -> None:
         if data and not client.began:
             client.began = True
             client.deadline = time.monotonic() + self._head_timeout_s
-        client.line_seen = b"\r\n" in data[2:]
+        client.line_seen = not client.is_new and b"\r\n" in data[2:]
         self._arm(client)
 
     def _dispatch(self, client: Client, data: bytes, mount: int) -> None:

@@ -140,10 +140,10 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "forwarded_allow_ips": _honoured(_TRUST),
         "pythonpath": _honoured("put on the sys.path of every app, behind the mount's own pythonpath"),
         "paste": _refused(_PASTE),
-        "proxy_protocol": _refused(
-            "the PROXY header comes before the request that has to be routed; let an HTTP proxy send X-Forwarded-For instead"
+        "proxy_protocol": _honoured(
+            "read before a connection's first request, within TLS if there is any; what it says holds for every request on the connection"
         ),
-        "proxy_allow_ips": _ignored("without effect, since proxy_protocol is refused; for X-Forwarded headers set forwarded_allow_ips"),
+        "proxy_allow_ips": _honoured("who else sends a PROXY header is answered 403"),
         "protocol": _refused("only HTTP can be routed; with nginx use proxy_pass in place of uwsgi_pass"),
         "uwsgi_allow_ips": _ignored("without effect, since the uwsgi protocol is refused; with nginx use proxy_pass"),
         "raw_paste_global_conf": _refused(_PASTE),
@@ -347,7 +347,6 @@ _PARSER = (  # gunicorn.http: message, parser
     "permit_unconventional_http_version",
     "protocol",
     "proxy_allow_ips",
-    "proxy_protocol",
     "secure_scheme_headers",
     "strip_header_spaces",
 )
@@ -386,6 +385,10 @@ def snapshot(cfg: Any) -> dict[str, Any]:
     # and in only one of those that share a GIL. With "auto" one mount would be parsed by other code than its neighbour, and the
     # failing import be tried anew in each interpreter.
     values["http_parser"] = "python"
+
+    # The acceptor reads the header that comes before the first request, with gunicorn's own Config. To take a second one here would let a
+    # client say where it comes from.
+    values["proxy_protocol"] = "off"
 
     # gunicorn's Config computes these three. is_ssl is the name of a file there; SENDFILE in the environment counts for sendfile.
     values["is_ssl"] = bool(cfg.is_ssl)

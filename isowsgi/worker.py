@@ -21,7 +21,7 @@ import attrs
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
-from isowsgi import configfile, interpreters, startup
+from isowsgi import configfile, interpreters, proxyheader, startup
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
 from isowsgi.bootorder import Orders
@@ -185,7 +185,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
-        origins = Origins() if self._tls_context is not None else None
+        origins = Origins() if self._tls_context is not None or self.cfg.proxy_protocol != "off" else None
         self._orders = Orders(
             router,
             self._inside_settings,
@@ -221,6 +221,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             shared=self.cfg.workers > 1 and not self.cfg.reuse_port,
             origins=origins,
             relay=self._relay,
+            proxy_header=proxyheader.Reader(self.cfg) if self.cfg.proxy_protocol != "off" else None,
         )
         self._acceptor.watch(self.PIPE[0], self._empty_pipe)
         self._errands = errands.Errands(supervisor)

@@ -45,7 +45,7 @@ class Connection:
         peer: the client's address as `accept` gives it; "" on a Unix socket.
         server: the listener's address as `getsockname` gives it.
         gateway: of the app that its first request is for.
-        facts: environ entries that all its requests share: what is known of the client by TLS.
+        facts: environ entries that all its requests share: what TLS and the PROXY protocol say of the client.
     """
 
     __slots__ = (
