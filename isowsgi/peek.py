@@ -130,7 +130,7 @@ class Peeker:
 
     def parse(self, data: bytes, peer: Any) -> Request:
         """Return gunicorn's reading of a head."""
-        # The request's number on its connection only matters to the PROXY protocol, which is off.
+        # The request's number on its connection only matters to the PROXY protocol, whose header is gone before the first one.
         return Request(self._cfg, IterUnreader([data]), peer, 2)
 
     def _parse(self, head: bytes, peer: Any) -> Look:

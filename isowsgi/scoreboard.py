@@ -57,7 +57,9 @@ BOOTS = 30  # that ended well
 BOOT_FAILURES = 31
 BOOT_NS = 32  # that the former took
 CRASHES = 33  # of workers, among the retired only: all, or those laid at the door of a mount; and of its own processes, in its row
-ACCEPTED = 34  # connections; row 0
+ACCEPTED = 34  # connections; these three: row 0
+HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's thread, see `tls`
+HANDSHAKE_FAILURES = 36
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.

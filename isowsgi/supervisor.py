@@ -224,15 +224,16 @@ class Supervisor:
         extensions = home.extensions if is_known or isolation != interpreters.OWN_GIL else self._placement.vouched()
         first_row = self._board.allot(self._orders.threads_of(members[0][1]), [number for number, _ in members], isolation)
         order = self._orders.write(members, isolation, slot, generation, first_row, extensions)
+        everywhere = {"board": self._board.fd, **self._orders.shared_fds}
         shared_fds = {
+            **everywhere,
             "returns": acceptor.returns_fd,
             "lingering": acceptor.lingering_fd,
             "capacity": self._capacity,
-            "board": self._board.fd,
         }
         instance: HousedInstance
         if isolation == interpreters.PROCESS:
-            instance = ProcessInstance(order, self._board, acceptor, self._environ)
+            instance = ProcessInstance(order, everywhere, self._board, acceptor, self._environ)
         elif isolation == interpreters.MAIN:
             instance = MainInstance(order, shared_fds, self._board, self._log)
         else:

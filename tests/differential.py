@@ -312,7 +312,7 @@ class IsowsgiSide:
         self._wire = Wire(data, step)
         self._app = _App()
         self._gateway = _PlainSpokenGateway(0, self._app, cfg, _Log(self._app), place.prefix, EXTRA, lambda: None)
-        self._connection = Connection(self._wire, self._wire.fileno(), self._wire.fileno(), place.peer, place.server, self._gateway)
+        self._connection = Connection(self._wire, self._wire.fileno(), self._wire.fileno(), place.peer, place.server, self._gateway, {})
         self._peeker = Peeker(Router([Route(0, "", place.prefix)]), cfg)
 
     def serve(self, read: str) -> Reading:

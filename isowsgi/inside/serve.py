@@ -24,6 +24,7 @@ from gunicorn.http.errors import ParseException
 from isowsgi.handover import ARM_EDGE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.origins import Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
 from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
@@ -81,6 +82,7 @@ class Service:
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
         self._exchange = exchange
+        self._origins = Origins(order["fds"]["origins"]) if "origins" in order["fds"] else None
         self._acceptor_words = board.row(0).words
         first, mounts = order["first_row"], list(gateways)
         self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(order["threads"])]
@@ -258,21 +260,28 @@ class Service:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
         # Told family and type, Python does not ask the kernel, which is two system calls; what the address shows later is right.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        facts: dict[str, str] = {}
         try:
             # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
             peer = sock.getpeername()
             if peer.__class__ is not tuple or len(peer) != 2:
-                sock = socket.socket(
-                    socket.AF_UNIX if not isinstance(peer, tuple) else socket.AF_INET6, socket.SOCK_STREAM, 0, sock.detach()
-                )
-            server = self._only_listener if self._only_listener and isinstance(peer, tuple) else self._listener_of(sock.getsockname())
+                family = socket.AF_INET6 if isinstance(peer, tuple) else socket.AF_UNIX
+                sock = socket.socket(family, socket.SOCK_STREAM, 0, sock.detach())
+            if self._origins is not None:
+                peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
+                server = self._listener_of(own_name)
+            elif self._only_listener and isinstance(peer, tuple):
+                server = self._only_listener
+            else:
+                server = self._listener_of(sock.getsockname())
         except OSError:
             self._part(sock, fd)
             return False
-        connection = self._connections[fd] = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway)
+        connection = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway, facts)
         connection.is_stirred = flags != _MORE
+        self._connections[fd] = connection
         return True
 
     def _listener_of(self, own_name: Any) -> Any:

@@ -47,15 +47,17 @@ class Connection:
         peer: the client's address as `accept` gives it; "" on a Unix socket.
         server: the listener's address as `getsockname` gives it.
         gateway: of the app that its first request is for.
+        facts: environ entries that all its requests share: what TLS and the PROXY protocol say of the client.
     """
 
     __slots__ = (
-        "_parser", "cfg", "fate", "fd", "gateway", "idle_since", "in_app", "is_stirred", "peer", "plain", "reader", "response", "server",
-        "sock", "worker_fd",
+        "_parser", "cfg", "facts", "fate", "fd", "gateway", "idle_since", "in_app", "is_stirred", "peer", "plain", "reader", "response",
+        "server", "sock", "worker_fd",
     )  # fmt: skip
 
-    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway) -> None:
+    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
         self.sock = sock
+        self.facts = facts
         self.fd = fd
         self.worker_fd = worker_fd
         self.peer = peer
@@ -74,6 +76,8 @@ class Connection:
         """Let the connection's next request be for another app of the instance."""
         self.gateway = gateway
         base = gateway.base_environ(self.sock, self.peer, self.server)
+        if self.facts:
+            base |= self.facts
         self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
 
     def progress(self) -> tuple[int, int, int]:
@@ -163,7 +167,7 @@ class Gateway:
                 connection.reader.put_head(data[: look.length])
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
-                self._complete(environ)
+                self._complete(environ, connection.facts)
             if row is not None:
                 response.board = row.words
             connection.response = response
@@ -200,7 +204,7 @@ class Gateway:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "HTTP_HOST": "localhost",
             "HTTP_USER_AGENT": "isowsgi warm-up",
-            "wsgi.url_scheme": "http",
+            "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
             "wsgi.input": Body(LengthReader(None, 0)),
             "wsgi.early_hints": lambda headers: None,
         }
@@ -221,9 +225,10 @@ class Gateway:
                 body.close()
         return statuses[-1] if statuses else "no status at all"
 
-    def _complete(self, environ: dict[str, Any]) -> None:
+    def _complete(self, environ: dict[str, Any], facts: Mapping[str, str]) -> None:
         """Turn gunicorn's environ into the mount's."""
         environ.update(self._extra)
+        environ.update(facts)
         if self.prefix:
             # The router matched this very path, so it starts with the prefix and a segment ends there.
             environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]
