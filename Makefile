@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test conformance bench lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -14,6 +14,9 @@ demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHO
 
 test: ## run the tests (ARGS="-k routing", PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest $(ARGS)
+
+conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
+	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)
 
 bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
 	@$(pick) && exec "$$python" -m bench $(ARGS)
