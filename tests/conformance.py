@@ -22,7 +22,7 @@ import tomllib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,15 @@ _BARRIER = b"GET /barrier HTTP/1.1\r\nHost: barrier\r\nConnection: close\r\n\r\n
 # (docs/reference/http.md), so a head can come in some 250.
 _MAX_SINGLES = {"TCP": 1 << 20, "Unix": 200}
 
+# Disagreements that are shown in full for each of SETTINGS; all of them are counted.
+_MAX_SHOWN = 50
+
 # Within a run of one byte all cuts are alike but those near its ends.
 _RUN = 8
 
 _DATE = re.compile(rb"\r\nDate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT(?=\r\n)")
 _STATUSES = re.compile(rb"^HTTP/1\.\d (\d{3})", re.MULTILINE)
 _CLOSES = b"\r\nConnection: close\r\n"
-_KEEPS = b"\r\nConnection: keep-alive\r\n"
 _ASKED_AGAIN = b'"RAW_URI": "/probe"'
 _LENGTH_OF_PAGE = re.compile(rb"Content-Length: \d+(?=\r\n\r\n<html>)")
 _WORDS = re.compile(rb"(</p></h1>\n).*(\n  </body>)", re.DOTALL)
@@ -113,22 +115,24 @@ class Outcome:
     Attributes:
         answers: all bytes that came, without what no two servers have in common.
         fate: how it ended: "closed", or "reset", or "open": not at all.
+        was_asked_again: whether our other request was sent.
     """
 
     answers: bytes
     fate: str
+    was_asked_again: bool = True
 
     @property
     def summary(self) -> str:
         """Statuses and fate: "200 200 kept", "400 closed". The status of the answer to our other request is left out."""
         statuses = [status.decode() for status in _STATUSES.findall(self.answers)]
-        fate = self.fate
-        if fate == "closed" and _ASKED_AGAIN in self.last_answer:
-            statuses.pop()
-            fate = "kept"
-        elif fate == "closed" and _KEEPS in self.last_answer:  # it would have been, but the client had nothing more to say
-            fate = "kept"
-        return " ".join([*statuses, fate])
+        if self.fate == "closed" and _ASKED_AGAIN in self.last_answer:
+            return " ".join([*statuses[:-1], "kept"])
+        return " ".join([*statuses, self.fate])
+
+    def is_as_listed(self, summary: str) -> bool:
+        """Whether that is the summary; a client that says that nothing more comes is closed, whatever would have become of it."""
+        return self.summary == (summary if self.was_asked_again else summary.replace("kept", "closed"))
 
     @property
     def last_answer(self) -> bytes:
@@ -137,7 +141,7 @@ class Outcome:
 
     def without_words(self) -> Outcome:
         """Leave out what a page of gunicorn's parser says beside the status: which fault it finds first depends on where packets end."""
-        return Outcome(_WORDS.sub(rb"\1\2", _LENGTH_OF_PAGE.sub(b"Content-Length: (any)", self.answers)), self.fate)
+        return replace(self, answers=_WORDS.sub(rb"\1\2", _LENGTH_OF_PAGE.sub(b"Content-Length: (any)", self.answers)))
 
 
 # What is sent.
@@ -327,7 +331,7 @@ class Visitor:
         for key, port in ((b"REMOTE_PORT", talk.port), (b"SERVER_PORT", self._port)):
             if port:
                 answers = answers.replace(b'"%b": "%b"' % (key, port), b'"%b": "(its port)"' % key)
-        return Outcome(answers, talk.fate)
+        return Outcome(answers, talk.fate, talk.asks_again or talk.pieces[-1].endswith(_PROBE))
 
 
 # Two servers.
@@ -383,7 +387,7 @@ class Pair:
 
 def mended(theirs: Outcome) -> Outcome:
     """Put a carriage return where gunicorn's error pages lack it from Python 3.14 on; see isowsgi.errorpage."""
-    return Outcome(theirs.answers.replace(b"\r\n\n<html>", b"\r\n\r\n<html>"), theirs.fate)
+    return replace(theirs, answers=theirs.answers.replace(b"\r\n\n<html>", b"\r\n\r\n<html>"))
 
 
 @contextmanager
@@ -417,11 +421,11 @@ class Listed:
         """Tell whether two outcomes are as they should be: alike, or different as it is listed."""
         difference = self.by_request.get(name)
         if difference is not None:
-            return (ours.summary, theirs.summary) == (difference["isowsgi"], difference["gunicorn"])
+            return ours.is_as_listed(difference["isowsgi"]) and theirs.is_as_listed(difference["gunicorn"])
         ours = ours.without_words()
         if ours.fate == "reset" and _CLOSES in ours.last_answer:
             # isowsgi closes at once when an answer says so and its request was read to the end. Our other request came after that.
-            ours = Outcome(ours.answers, "closed")
+            ours = replace(ours, fate="closed")
         return ours == theirs.without_words()
 
 
@@ -521,7 +525,7 @@ def main(arguments: list[str]) -> int:
             else:
                 comparison.run("whole")
         print(f"{settings} settings: {comparison.connections} connections, {time.monotonic() - began:.0f} s so far", flush=True)
-        print("".join(f"{fault}\n" for fault in comparison.faults), end="", flush=True)
+        print("".join(f"{fault}\n" for fault in comparison.faults[:_MAX_SHOWN]), end="", flush=True)
         connections += comparison.connections
         faults += len(comparison.faults)
     print(f"{len(requests)} requests, {connections} connections, {faults} disagreements, {time.monotonic() - began:.0f} s")
