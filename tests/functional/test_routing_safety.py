@@ -169,6 +169,12 @@ SETTINGS: list[dict[str, Any]] = [
 PEERS: list[Any] = [("127.0.0.1", 50000), ("192.0.2.7", 50000), ""]
 
 
+def may_say_script_name(settings: dict[str, Any], peer: Any) -> bool:
+    """Whether a SCRIPT_NAME field counts: from a proxy that is trusted with it, or from anybody where gunicorn is told to be careless."""
+    is_trusted = peer == "" or (peer[0] == "127.0.0.1" and "forwarded_allow_ips" not in settings)
+    return (is_trusted and settings.get("forwarder_headers") != "") or settings.get("header_map") == "dangerous"
+
+
 class _NoLog:
     access_enabled = False
 
@@ -248,6 +254,8 @@ def test_what_an_app_sees_of_a_request_leads_to_its_mount(
     assert len(instances.calls) <= len(asked)
     for request, (mount, environ) in zip(asked, instances.calls, strict=False):
         judge(routes, mount, environ, request)
+        if not may_say_script_name(settings, peer):
+            assert environ["SCRIPT_NAME"] == routes[mount].prefix
     event(f"{len(instances.calls)} of {len(asked)} requests served")
 
 
