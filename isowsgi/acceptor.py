@@ -32,9 +32,10 @@ from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, R
 from isowsgi.proxyheader import Header
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
-# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's.
+# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's. Of the
+# bytes twice as many: a head may be refused because it is too large to be peeked at, and then all of it is still to be read.
 LINGER_S = 2.0
-LINGER_MAX_BYTES = 64 * 1024
+LINGER_MAX_BYTES = 2 * PEEK_MAX_BYTES
 
 # How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
 STOP_IDLE_S = 2.0
@@ -486,8 +487,10 @@ class Acceptor:
         except Refused as exc:
             self._answer(client, data, exc.status, str(exc))
             return
-        if is_over or (look is INCOMPLETE and hung_up):
+        if is_over:
             self._close(client)
+        elif look is INCOMPLETE and hung_up:
+            self._linger(client)  # which reads away the half that came: a close would be a reset, and may destroy an earlier answer
         elif look is INCOMPLETE:
             self._wait_for_more(client, data)
         elif look.mount is None:
