@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance fuzz bench lint clean
+.PHONY: help demo test conformance fuzz bench soak lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -24,8 +24,11 @@ conformance: ## compare with gunicorn's own worker, requests cut at every byte; 
 bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
 	@$(pick) && exec "$$python" -m bench $(ARGS)
 
+soak: ## load, reloads, restarts and kills for MINUTES (30), then an account of every request (PYTHON=the newest found)
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
+
 lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy isowsgi tools examples/demo/demo.py examples/demo/page.py
 
 clean: ## remove what the targets above made
-	rm -rf .bench .demo .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .bench .demo .soak .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -131,7 +131,8 @@ class Home:
         self._began: dict[Instance, float] = {}  # when it was started, or retired
         self._quotas: dict[Instance, int] = {}  # requests after which it is replaced
         self._turn = 0
-        self._is_ending = False  # with the worker
+        self._is_ending = False  # with the worker, which answers what it has accepted
+        self._is_over = False  # all of that was answered
         self._failures = 0
         self._crashes = 0  # one soon after the other
         self.restart_reason = ""  # why the worker should be replaced for it
@@ -156,7 +157,7 @@ class Home:
             instance is not None and instance.state in (State.BOOTING, State.DRAINING) for instance in (*self._live, *self._next)
         ):
             return NotServing.BOOTING
-        if self.is_asleep():
+        if self.is_asleep() and not self._is_over:
             self.start(now)
             return NotServing.BOOTING
         return NotServing.FAILED
@@ -246,7 +247,7 @@ class Home:
         self.start(now)
 
     def start(self, now: float) -> None:
-        """Boot an instance for every slot that has none."""
+        """Boot an instance for every slot that has none, and none on its way."""
         if self.is_quarantined or self.is_stopped or self._is_on_trial:
             return
         self._retry_at = None
@@ -254,10 +255,13 @@ class Home:
             self.begin_trial(None)
             self._try_out(self)
             return
-        self.generation += 1
-        for slot, instance in enumerate(self._live):
-            if instance is None or instance.state in ENDS:
-                self._live[slot] = self._boot(slot, now)
+        vacant = [slot for slot, instance in enumerate(self._live) if instance is None or instance.state in ENDS]
+        for slot in vacant:  # what was to replace it is on its way already; a later generation must not be there before it
+            self._live[slot], self._next[slot] = self._next[slot], None
+        if vacant := [slot for slot in vacant if self._live[slot] is None]:
+            self.generation += 1
+        for slot in vacant:
+            self._live[slot] = self._boot(slot, now)
         self._quiet_since = now
 
     def replace(self, reason: str, now: float) -> None:
@@ -301,7 +305,8 @@ class Home:
                 instance.finish()
 
     def stop(self) -> None:
-        self._is_ending = True
+        """Have each instance end."""
+        self._is_ending = self._is_over = True
         for instance in self.instances():
             if instance.state not in ENDS:
                 instance.stop()
@@ -399,9 +404,12 @@ class Home:
         self._quotas.pop(instance, None)
         if instance in self._retired:
             self._retired.remove(instance)
-        elif instance in self._live and instance.state is State.CLOSED and not self._is_ending:
+        elif instance in self._live and instance.state is State.CLOSED and not self._is_over:
             self._log.error("%s: its %s although nobody asked for it", instance.tag, instance.how_it_ended or "threads ended")
-            self._plan_restart(now - began, now)
+            if self._is_ending:  # the next request starts it again, if one still comes
+                self._live[self._live.index(instance)] = None
+            else:
+                self._make_up_for(instance, now - began, now)
 
     def tick(self, now: float) -> None:
         """Do what time has made due; called about once a second."""
@@ -431,6 +439,8 @@ class Home:
         """Let an instance end: its idle connections go back to the acceptor, its requests are answered."""
         if instance.state in ENDS:
             return
+        if instance.state is State.SERVING and now - self._began.get(instance, now) > _LONG_LIFE_S:
+            self._crashes = 0  # those before it and those of the next have nothing to do with each other
         self._began[instance] = now
         self._retired.append(instance)
         instance.drain()
@@ -445,10 +455,10 @@ class Home:
         self._retry_at = now + wait_s
         self._log.error("%s: answers 503; the next try is in %d s", self.name, wait_s)
 
-    def _plan_restart(self, lived_s: float, now: float) -> None:
-        """Start again what ended: at once, unless it keeps ending soon after its start."""
+    def _make_up_for(self, instance: Instance, lived_s: float, now: float) -> None:
+        """Start again what ended: at once, unless it keeps ending soon after its start, or what replaces it is on its way already."""
         self._crashes = 0 if lived_s > _LONG_LIFE_S else self._crashes + 1
-        if self._crashes > 1:
+        if self._next[self._live.index(instance)] is None and self._crashes > 1:
             wait_s = min(_RETRY_FIRST_S * 2 ** (self._crashes - 2), _RETRY_MOST_S)
             self._log.error("%s: has ended %d times soon after its start; the next start is in %d s", self.name, self._crashes, wait_s)
             self._retry_at = now + wait_s

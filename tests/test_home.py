@@ -184,6 +184,50 @@ def test_a_reload_asked_for_during_another_is_done_after_it() -> None:
     assert len(site.made) == 3
 
 
+def test_what_ends_while_its_replacement_is_loaded_is_not_started_again_itself() -> None:
+    """It was, as a later generation than the replacement's, which then took the place from it."""
+    site = up()
+
+    site.home.replace("test", site.now)
+    site.closed(site.made[0])
+    assert site.chosen() is NotServing.BOOTING
+    assert not site.home.has_arrived(2)
+
+    site.ready(site.made[1])
+    assert len(site.made) == 2
+    assert site.chosen() is site.made[1]
+    assert site.home.has_arrived(site.home.generation)
+
+
+def test_a_replacement_that_fails_when_nothing_serves_any_more_is_tried_again() -> None:
+    site = up()
+
+    site.home.replace("test", site.now)
+    site.closed(site.made[0])
+    site.failed(site.made[1])
+    assert site.chosen() is NotServing.FAILED
+
+    site.wait(1.0)
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+
+
+def test_a_crash_soon_after_a_start_has_to_do_with_the_one_before_only_if_nothing_lived_for_long_in_between() -> None:
+    """Two crashes hours apart, with a good life and a reload in between, once made the mount wait as if it crashed again and again."""
+    site = up()
+    site.closed(site.made[0])
+    site.ready(site.made[1])
+    site.wait(3600.0)
+    site.home.replace("test", site.now)
+    site.ready(site.made[2])
+
+    site.closed(site.made[2])
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[3])
+    site.closed(site.made[3])
+    assert site.chosen() is NotServing.FAILED
+
+
 def test_a_mount_that_fails_is_tried_again_with_growing_pauses() -> None:
     site = Site()
     site.home.start(site.now)
@@ -367,6 +411,23 @@ def test_a_stopping_worker_still_serves_what_it_has_accepted() -> None:
     assert site.chosen() is site.made[0]
 
 
+def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_accepted() -> None:
+    """Requests that waited for a process that was killed then were answered 503."""
+    site = up()
+    site.home.finish()
+
+    site.closed(site.made[0])
+    assert len(site.made) == 1
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+
+    site.home.stop()
+    site.closed(site.made[1])
+    assert site.chosen() is NotServing.FAILED
+    assert len(site.made) == 2
+
+
 def test_a_worker_that_stops_while_an_app_is_loaded_lets_its_clients_wait_for_that() -> None:
     """A connection given to an instance that then fails would be lost without an answer."""
     site = Site()
@@ -489,6 +550,12 @@ class AnyOrder(RuleBasedStateMachine):
         if instance is not None and (instance.stopped or instance.state is State.FAILED):
             self.site.closed(instance)
 
+    @rule(data=st.data())
+    def dies(self, data: Any) -> None:
+        instance = self.pick(data, State.SERVING)
+        if instance is not None:
+            self.site.closed(instance)
+
     @rule(reason=st.just("asked"))
     def is_replaced(self, reason: str) -> None:
         self.site.home.replace(reason, self.site.now)
@@ -528,6 +595,11 @@ class AnyOrder(RuleBasedStateMachine):
         for instance in self.site.made:
             assert instance.state in ENDS or instance in known, f"{instance.tag} is {instance.state} and nobody knows it"
         assert len(known) == len({id(instance) for instance in known}), "an instance is kept in two places"
+
+    @invariant()
+    def whoever_comes_is_newer(self) -> None:
+        for live, coming in zip(self.site.home._live, self.site.home._next, strict=True):
+            assert live is None or coming is None or live.generation < coming.generation, f"{coming.tag} is to replace {live.tag}"
 
     @invariant()
     def whoever_is_up_is_chosen(self) -> None:

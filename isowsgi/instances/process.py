@@ -109,8 +109,9 @@ class ProcessInstance(HousedInstance):
 
     def dispose(self, destroy: bool) -> None:
         self._owner.unwatch(self._mail.fileno())
-        self._mail.close()
-        self._inner.close()
+        # Not left to the garbage collector, which has to find cycles first and in an idle worker seldom looks.
+        for sock in (self._mail, self._inner, self._channel):
+            sock.close()
         # Only now, as the home knows of the end: a request that waits there would be handed to this instance again.
         for fd in self._unserved:
             self._owner.take_back(fd)

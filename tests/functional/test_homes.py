@@ -100,6 +100,30 @@ def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartSer
     assert server.workers() == workers
 
 
+def test_a_process_that_ends_in_a_stopping_worker_is_started_again_for_a_request_that_it_had_not_begun(
+    serve: StartServer, tmp_path: Path
+) -> None:
+    """It was answered 503: what a worker has accepted is its to answer until it has ended."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", threads = 1 }\n[control]\nfolder = "control"')
+    pid = facts(server, "/own")["pid"]
+    assert isinstance(pid, int)
+    begun = server.ask(f"/own/wait?{fifo}")
+    server.wait_for_log(r"/own #1: waits")
+    waiting = server.ask("/own")
+
+    server.send_signal(signal.SIGTERM)
+    eventually(lambda: not list((server.folder / "control").glob("*.sock")), "the worker's taking note of that")
+    os.kill(pid, signal.SIGKILL)
+
+    assert b"502 Bad Gateway" in receive_all(begun)
+    answer = receive_all(waiting)
+    assert b"200 OK" in answer
+    assert str(pid).encode() not in answer
+    assert server.process.wait(DEADLINE_S) == 0
+
+
 def test_a_response_that_had_begun_is_cut_off_when_its_process_ends(serve: StartServer) -> None:
     server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from isowsgi.operate import client
 from tests.conftest import DEADLINE_S, StartServer, eventually, receive_all
 from tests.functional.test_homes import children_of, facts
 from tests.load import Load
@@ -76,6 +77,21 @@ def test_descriptors_are_flat_in_worker_and_child_over_ten_thousand_connections(
     [full] = run_load(f"{server.url}/a", connections=limit - 1, seconds=0.2)
     assert (full.errors, full.statuses.keys()) == (0, {"200"})
     assert "Traceback" not in server.log() + server.output()
+
+
+def test_a_replaced_process_leaves_no_descriptor_in_the_worker(serve: StartServer) -> None:
+    """One socket of each was closed only when the garbage collector came by: hundreds of reloads later, or never."""
+    server = serve(TWO_PROCESSES, wait_for=2)
+    [worker] = server.workers()
+    places = client.find(str(server.folder / "isowsgi.toml"), None)
+    before = Footprint.of(worker).descriptors
+
+    for generation in range(2, 7):
+        [answer] = client.ask(places, {"do": "reload", "mount": "/a"}, DEADLINE_S)
+        assert answer.message["generation"] == generation
+
+    server.wait_for_log(r"/a #\d: ended", 5)
+    eventually(lambda: Footprint.of(worker).descriptors == before, f"the {before} descriptors of before")
 
 
 def test_the_limit_of_connections_counts_those_in_processes(serve: StartServer) -> None:

@@ -1,0 +1,84 @@
+"""gunicorn's log, followed: what it says is counted by kind, and what nobody expects is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from soak.trouble import Kill
+
+# The log is emptied when it is larger: a fault that logs without end must not fill the disk.
+_MOST_BYTES = 64 * 1024 * 1024
+
+_MOST_KEPT = 5000
+
+_LINE = re.compile(r"\[\d{4}-[^]]*\] \[(?P<pid>\d+)\] \[(?P<level>[A-Z]+)\] (?P<text>.*)")
+
+# Warnings and errors that belong to what is done to the server. {worker} and {tag}: of a process that was killed.
+_EXPECTED = (
+    r"Worker \(pid:{worker}\) was sent SIGKILL!",
+    r"worker {worker} died (while it served|with no request in flight|while it loaded)",
+    r"worker {worker}: \d+ mounts had requests in flight",
+    r"{tag}: its process was ended by SIGKILL (while it served .*)?although nobody asked for it",
+    r"{tag}: its process was ended by SIGKILL while it served .* although nobody asked for it",
+    r"The worker is to be replaced: main lives in the main interpreter and is to be loaded anew",
+    r"\S+: has crashed \d+ workers",
+    r"\S+: crashed its worker too often",
+)
+
+# Only where CPython keeps the memory of an interpreter that ended; `max_leaked` is there for that.
+_LEAKS = r"The worker is to be replaced: \d+ interpreters were ended on a Python that keeps their memory"
+
+
+class LogWatch:
+    """Follows a log.
+
+    Attributes:
+        levels: how many lines of each level there were.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._rest = ""
+        self.levels: Counter[str] = Counter()
+        self.noticed: list[str] = []  # warnings and worse, with the lines that belong to them
+        self.left_behind = 0
+
+    def read(self) -> None:
+        """Take in what has come since the last call."""
+        with open(self._path, errors="replace") as log:
+            log.seek(self._position)
+            text = self._rest + log.read()
+            self._position = log.tell()
+        *lines, self._rest = text.split("\n")
+        for line in lines:
+            self._take(line)
+        if self._position > _MOST_BYTES:
+            os.truncate(self._path, 0)  # gunicorn appends
+            self._position = 0
+
+    def unexpected(self, kills: Sequence[Kill], keeps_memory: bool) -> list[str]:
+        """Return warnings and errors that nothing explains."""
+        workers = "|".join(str(kill.pid) for kill in kills if kill.what == "worker") or "none"
+        tags = "|".join(re.escape(kill.tag) for kill in kills if kill.what == "child") or "none"
+        patterns = [text.replace("{worker}", f"({workers})").replace("{tag}", f"({tags})") for text in _EXPECTED]
+        expected = re.compile("|".join([*patterns, *([_LEAKS] if keeps_memory else [])]))
+        return [text for text in self.noticed if not expected.match(text)]
+
+    def _take(self, line: str) -> None:
+        found = _LINE.match(line)
+        if found is None:
+            if self._is_noticed and self.noticed and len(self.noticed[-1]) < 4000:
+                self.noticed[-1] += f"\n{line}"  # of a traceback
+            return
+        self.levels[found["level"]] += 1
+        self._is_noticed = found["level"] in ("WARNING", "ERROR", "CRITICAL") and len(self.noticed) < _MOST_KEPT
+        self.left_behind += "left behind" in found["text"]
+        if self._is_noticed:
+            self.noticed.append(found["text"])
+
+    _is_noticed = False
