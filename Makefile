@@ -3,10 +3,8 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 # $(1): a folder of .venv, $(2): a dependency group. Linters have a venv of their own: a new Python often comes before their wheels for it.
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
-MINUTES = 30
-
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak lint clean
+.PHONY: help demo test conformance fuzz bench soak lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -17,11 +15,17 @@ demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHO
 test: ## run the tests (ARGS="-k routing", PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest $(ARGS)
 
+fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)
+
+conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
+	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)
+
 bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
 	@$(pick) && exec "$$python" -m bench $(ARGS)
 
 soak: ## load, reloads, restarts and kills for MINUTES (30), then an account of every request (PYTHON=the newest found)
-	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(MINUTES) $(ARGS)
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy isowsgi tools examples/demo/demo.py examples/demo/page.py

@@ -36,6 +36,9 @@ from tests.load_process import LoadProcess, Result, run_load  # noqa: E402
 QUIET_S = 2.0
 TROUBLED_S = 6.0
 
+# Of a steady load: some 900 requests/s from ten connections, a third of a core.
+_PAUSE_S = 0.01
+
 CONFIG = """
 [defaults]
 request_timeout = 1
@@ -182,7 +185,11 @@ def _other_troubles() -> list[tuple[str, str, Callable[[Server], str]]]:
 
 
 def reload(count: int) -> list[dict[str, Any]]:
-    """Replace a Flask and a Django mount over and over, both under load."""
+    """Replace a Flask and a Django mount over and over, both under load: as much as two cores bear, then a steady one that leaves room."""
+    return [_reload(count, pause_s=0.0), _reload(count, pause_s=_PAUSE_S)]
+
+
+def _reload(count: int, pause_s: float) -> dict[str, Any]:
     flask = "from flask import Flask\napplication = Flask(__name__)\n@application.get('/')\ndef index():\n    return 'flask'\n"
     config = """
         [mounts]
@@ -195,9 +202,9 @@ def reload(count: int) -> list[dict[str, Any]]:
         seconds = count / 2 * 2.0
         urls = [f"{found.url}/f/", f"{found.url}/d/"]
         # What the reloads do to the neighbour, and not what the load does: so before them too both are under load.
-        before = _under_load(urls, found)
-        loads = [LoadProcess(url, connections=4, seconds=seconds + 600) for url in urls]
-        hello = LoadProcess(f"{found.url}/h/", connections=2, seconds=seconds + 600)
+        before = _under_load(urls, found, pause_s)
+        loads = [LoadProcess(url, connections=4, seconds=seconds + 600, pause_s=pause_s) for url in urls]
+        hello = LoadProcess(f"{found.url}/h/", connections=2, seconds=seconds + 600, pause_s=pause_s)
         sizes: list[float] = []
         for load in (*loads, hello):
             load.go()
@@ -212,26 +219,26 @@ def reload(count: int) -> list[dict[str, Any]]:
             if generation % 10 == 0:
                 print(f"... {2 * (generation - 1)} reloads, {sizes[-1]:.0f} MiB, {time.monotonic() - began:.0f} s", file=sys.stderr)
         results = [_stop(load) for load in (*loads, hello)]
-        return [
-            {
-                "reloads": count,
-                "requests": sum(result.requests for result in results[:2]),
-                "failed": sum(lost(result) for result in results[:2]),
-                "neighbour lost": lost(results[2]),
-                "neighbour p99, ms": results[2].p99_ms,
-                "p99 without reloads, ms": before.p99_ms,
-                "MiB after 20": sizes[min(9, len(sizes) - 1)],
-                "MiB at the end": sizes[-1],
-                "left behind": len(re.findall("left behind", found.log())),
-                "worker": "same" if found.workers() == [worker] else "new",
-            }
-        ]
+        return {
+            "load": "steady" if pause_s else "all that two cores bear",
+            "reloads": count,
+            "requests": sum(result.requests for result in results[:2]),
+            "requests/s": sum(result.per_second for result in results),
+            "failed": sum(lost(result) for result in results[:2]),
+            "neighbour lost": lost(results[2]),
+            "neighbour p99, ms": results[2].p99_ms,
+            "p99 without reloads, ms": before.p99_ms,
+            "MiB after 20": sizes[min(9, len(sizes) - 1)],
+            "MiB at the end": sizes[-1],
+            "left behind": len(re.findall("left behind", found.log())),
+            "worker": "same" if found.workers() == [worker] else "new",
+        }
 
 
-def _under_load(urls: list[str], found: Server) -> Result:
+def _under_load(urls: list[str], found: Server, pause_s: float) -> Result:
     """Measure the neighbour while others are under load and nothing is replaced."""
-    loads = [LoadProcess(url, connections=4, seconds=20) for url in urls]
-    hello = LoadProcess(f"{found.url}/h/", connections=2, seconds=20)
+    loads = [LoadProcess(url, connections=4, seconds=20, pause_s=pause_s) for url in urls]
+    hello = LoadProcess(f"{found.url}/h/", connections=2, seconds=20, pause_s=pause_s)
     for load in (*loads, hello):
         load.go()
     for load in loads:

@@ -44,6 +44,7 @@ from tests.pressure import (  # noqa: E402
     cpu_s_over,
     plain_gain,
     raise_descriptor_limit,
+    send_half_bodies,
     send_half_heads,
     wait_until_closed,
 )
@@ -113,6 +114,11 @@ def measure(*urls: str, seconds: float, close: bool = False) -> list[Result]:
 def latencies(label: str, result: Result) -> Figures:
     figures = {f"{label}: p50 ms": result.p50_ms, f"{label}: p99 ms": result.p99_ms, f"{label}: requests/s": result.per_second}
     return figures | ({f"{label}: errors": result.errors} if result.errors else {})
+
+
+def _median(results: list[Result]) -> Result:
+    """Return the result whose throughput is the middle one."""
+    return sorted(results, key=lambda result: result.per_second)[len(results) // 2]
 
 
 class Bench:
@@ -301,6 +307,83 @@ class Bench:
             close_all(socks)
         return latencies("quiet", quiet) | latencies("with the clients", pressed)
 
+    def siege(self) -> Figures:
+        """hello over 2 connections, beside a mount with 2,000 half heads, 200 clients that read nothing of 10 MiB and 200 stalled bodies"""
+        figures: Figures = {}
+        for home, threads in ((KINDS[0], 4), (KINDS[0], 400), (interpreters.PROCESS, 4)):
+            label = f"{home}, {threads} threads"
+            config = f"""
+                [acceptor]
+                head_timeout = 600
+                [mounts]
+                "/siege" = {{ app = "big", isolation = "{home}", threads = {threads} }}
+                "/hello" = "hello"
+                """
+            with self.serve(config, "--worker-connections", "4000", wait_for=2) as server:
+                [pid] = server.workers()
+                server.get("/siege")
+                before = Footprint.of(pid)
+                quiet, pressed = [], []
+                for _ in range(3):  # in turn, so that what others do to the machine meets both
+                    quiet += measure(f"{server.url}/hello", seconds=self.seconds)
+                    readers = ask_and_read_nothing(server, "/siege", 200)
+                    socks = [*send_half_bodies(server, "/siege", 200), *send_half_heads(server, "/siege", 2000)]
+                    eventually(lambda: count_open(server) >= 2000, "the siege is laid")
+                    held = Footprint.of(pid)
+                    pressed += measure(f"{server.url}/hello", seconds=self.seconds)
+                    close_all([*readers, *socks])
+                    began = time.monotonic()
+                    server.get("/siege")
+                    answers_after_s = time.monotonic() - began
+                    eventually(lambda: count_open(server) == 0, "all connections closed")
+                after = Footprint.of(pid)
+            figures |= latencies(f"{label}: quiet", _median(quiet)) | latencies(f"{label}: under siege", _median(pressed))
+            ratios = [during.per_second / alone.per_second for alone, during in zip(quiet, pressed, strict=True)]
+            figures |= {
+                f"{label}: share of its quiet throughput": statistics.median(ratios),
+                f"{label}: memory of the worker more, under siege, MiB": held.rss_mib - before.rss_mib,
+                f"{label}: the attacked mount answers after, s": answers_after_s,
+                f"{label}: threads more, after": after.threads - before.threads,
+                f"{label}: descriptors more, after": after.descriptors - before.descriptors,
+            }
+        return figures
+
+    def crowd(self) -> Figures:
+        """hello over 2 connections, without and with 10,000 idle keep-alive connections on another mount"""
+        figures: Figures = {}
+        count = 10_000
+        for home in (KINDS[0], interpreters.PROCESS):
+            config = f'[mounts]\n"/crowd" = {{ app = "hello", isolation = "{home}" }}\n"/hello" = "hello"'
+            with self.serve(config, "--keep-alive", "600", "--worker-connections", str(count + 100), wait_for=2) as server:
+                [pid] = server.workers()
+                pids = [pid, *_children_of(pid)]
+                [quiet] = measure(f"{server.url}/hello", seconds=self.seconds)
+                before = [Footprint.of(each) for each in pids]
+                socks = []
+                for _ in range(count):
+                    sock = server.connect()
+                    sock.sendall(b"GET /crowd HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    sock.recv(65536)
+                    socks.append(sock)
+                held = [Footprint.of(each) for each in pids]
+                [beside] = measure(f"{server.url}/hello", seconds=self.seconds)
+                cpu_s = sum(cpu_s_over(each, 2) for each in pids)
+                close_all(socks)
+                eventually(lambda: count_open(server) == 0, "all connections closed")
+                after = [Footprint.of(each) for each in pids]
+            memory_mib = sum(now.rss_mib for now in held) - sum(then.rss_mib for then in before)
+            figures |= latencies(f"{home}: quiet", quiet) | latencies(f"{home}: beside the crowd", beside)
+            figures |= {
+                f"{home}: share of its quiet throughput": beside.per_second / quiet.per_second,
+                f"{home}: memory per connection, KiB": memory_mib * 1024 / count,
+                f"{home}: CPU time of the idle crowd, % of a core": cpu_s / 2 * 100,
+                f"{home}: threads more, after": sum(now.threads - then.threads for now, then in zip(after, before, strict=True)),
+                f"{home}: descriptors more, after": sum(
+                    now.descriptors - then.descriptors for now, then in zip(after, before, strict=True)
+                ),
+            }
+        return figures
+
     # What stays behind.
 
     def churn(self) -> Figures:
@@ -354,8 +437,8 @@ class Bench:
         }
 
 
-EVERY_ROUND: list[Callable[[Bench], Figures]] = [Bench.cpu, Bench.hog, Bench.homes, Bench.sleepers, Bench.halves, Bench.slow]
-FIRST_ROUND: list[Callable[[Bench], Figures]] = [Bench.busy, Bench.churn, Bench.idle]
+EVERY_ROUND: list[Callable[[Bench], Figures]] = [Bench.cpu, Bench.hog, Bench.homes, Bench.sleepers, Bench.halves, Bench.slow, Bench.siege]
+FIRST_ROUND: list[Callable[[Bench], Figures]] = [Bench.busy, Bench.churn, Bench.idle, Bench.crowd]
 
 
 def _busy_s() -> float:
@@ -403,7 +486,7 @@ def main() -> None:
     wanted = options.only.split(",") if options.only else list(scenarios)
     if unknown := set(wanted) - set(scenarios):
         parser.error(f"--only: expected some of {', '.join(scenarios)}, got {', '.join(sorted(unknown))!r}")
-    raise_descriptor_limit(2000)
+    raise_descriptor_limit(11_000)
 
     bench = Bench(options.seconds, options.busy, options.patience)
     rounds: dict[str, list[Figures]] = {name: [] for name in wanted}

@@ -140,6 +140,11 @@ class Hello:
         assert found is not None, output
         return float(found[1])
 
+    def worker(self) -> int:
+        """Return its process id."""
+        (pid,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return int(pid)
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)

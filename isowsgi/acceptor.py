@@ -15,7 +15,6 @@ import html
 import math
 import select
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -28,16 +27,15 @@ from gunicorn.http.errors import ParseException
 from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
+from isowsgi.origins import Origin, Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.proxyheader import Header
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
-# How long a connection may stand still in a read or write of an instance's thread before it is given up: nginx' default for
-# client_body_timeout and send_timeout. Set as SO_RCVTIMEO and SO_SNDTIMEO, so the threads need no poll of their own.
-STALL_S = 60
-
-# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's.
+# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's. Of the
+# bytes twice as many: a head may be refused because it is too large to be peeked at, and then all of it is still to be read.
 LINGER_S = 2.0
-_LINGER_MAX_BYTES = 64 * 1024
+LINGER_MAX_BYTES = 2 * PEEK_MAX_BYTES
 
 # How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
 STOP_IDLE_S = 2.0
@@ -50,8 +48,11 @@ _ACCEPT_BATCH = 64
 
 _SWEEP_S = 1.0
 
+# int() takes the flags out of their enum, whose `|` costs 2 us a connection.
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
 # Share of head_timeout that a connection may take for its head before it yields to a new one, if there are as many as there may be.
-_YIELD_SHARE = 0.1
+YIELD_SHARE = 0.1
 
 
 class NotServing(Enum):
@@ -67,6 +68,17 @@ class Home(Protocol):
     def give(self, fd: int) -> None: ...
 
 
+class Relay(Protocol):
+    """What the acceptor needs of that which ends TLS, see `tls.Relay`."""
+
+    def fileno(self) -> int: ...
+    def take(self, sock: socket.socket, peer: Any) -> None: ...
+    def results(self) -> Iterable[tuple[socket.socket | None, Any, Exception | None]]: ...
+    def open_connections(self) -> int: ...
+    def make_room(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Phase(Enum):
     PEEKING = "its request's head is not complete"
     PARKED = "its mount is booting"
@@ -76,7 +88,7 @@ class Phase(Enum):
 class Client:
     """A connection while the acceptor owns it."""
 
-    __slots__ = ("armed_in", "began", "deadline", "discarded", "line_seen", "mount", "peer", "phase", "sock")
+    __slots__ = ("armed_in", "began", "deadline", "discarded", "is_new", "line_seen", "mount", "peer", "phase", "sock")
 
     def __init__(self, sock: socket.socket, peer: Any, deadline: float, armed_in: select.epoll | None) -> None:
         self.sock = sock
@@ -84,6 +96,7 @@ class Client:
         self.deadline = deadline
         self.armed_in = armed_in  # None: not armed yet
         self.phase = Phase.PEEKING
+        self.is_new = False  # whether a PROXY header may come before its request
         self.began = False  # whether a first byte of the head came; the deadline is the head's then
         self.line_seen = False  # whether the request line came and was checked
         self.mount = -1  # while PARKED
@@ -116,6 +129,10 @@ class Acceptor:
         keepalive_s: how long a connection that came back may be idle.
         max_connections: over this instance's and all instances' connections.
         shared: whether other processes accept from the same listeners.
+        origins: where connections come from whose sockets do not say; None: all do.
+        relay: ends TLS, if clients speak it.
+        proxy_header: reads the PROXY header before a connection's first request: takes the bytes so far and the client's address, see
+            `proxyheader.Reader`. None: there is none.
     """
 
     def __init__(
@@ -131,6 +148,9 @@ class Acceptor:
         keepalive_s: float,
         max_connections: int,
         shared: bool,
+        origins: Origins | None = None,
+        relay: Relay | None = None,
+        proxy_header: Callable[[bytes, Any], Header | None] | None = None,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._peeker = peeker
@@ -146,6 +166,9 @@ class Acceptor:
         self._arm_listener = select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0)
         self._batch = 1 if shared else _ACCEPT_BATCH
         self._shared = shared
+        self._origins = origins
+        self._relay = relay
+        self._proxy_header = proxy_header
         self._epoll = select.epoll()
         self._lingering = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
@@ -155,13 +178,14 @@ class Acceptor:
         self._wants_accepting = False
         self._stopping = False
         self._accepted = 0
-        self._closed = 0
+        self._closed = 0  # here
+        self._known_closed = 0  # here and in the instances, when last counted
         self._wakeups = 0
         self._next_sweep = 0.0
         self._next_yield = 0.0
         self.watch(self._lingering.fileno(), self._take_lingering)
-        for listener in self._listeners.values():
-            set_stall_limit(listener)
+        if relay is not None:
+            self.watch(relay.fileno(), self._take_decrypted)
 
     @property
     def returns_fd(self) -> int:
@@ -260,7 +284,7 @@ class Acceptor:
 
     def _learn_peer(self, client: Client) -> bool:
         try:
-            client.peer = client.sock.getpeername()
+            client.peer = client.sock.getpeername() if self._origins is None else self._origins.read(client.sock.fileno()).peer
         except OSError:  # reset meanwhile
             self._close(client)
             return False
@@ -279,6 +303,8 @@ class Acceptor:
             self._accept(listener)
             listener.close()
         self._listeners.clear()
+        if self._relay is not None:
+            self._relay.stop()
         limit = time.monotonic() + STOP_IDLE_S
         for client in self._clients.values():
             if client.phase is Phase.PEEKING and not client.began:
@@ -286,7 +312,10 @@ class Acceptor:
 
     def open_connections(self) -> int:
         """Return how many connections this worker has, here and in its instances."""
-        return self._accepted - self._closed - self._board.total(CLOSED)
+        self._known_closed = self._closed + self._board.total(CLOSED)  # which takes long if there are many mounts
+        connections = self._accepted - self._known_closed
+        # With TLS there are two ends of each, and either may be the last: the app's, or the client's that has not got all of its answer.
+        return connections if self._relay is None else max(connections, self._relay.open_connections())
 
     @property
     def is_accepting(self) -> bool:
@@ -325,6 +354,11 @@ class Acceptor:
             else:
                 self._epoll.unregister(fd)
 
+    def _may_be_full(self) -> bool:
+        """Whether it is worth to count: connections that instances have closed are among these."""
+        most = self._accepted - self._known_closed
+        return (most if self._relay is None else max(most, self._relay.open_connections())) >= self._max_connections
+
     def _has_room(self) -> bool:
         if self.open_connections() < self._max_connections:
             self._words[AT_CAPACITY] = 0
@@ -334,21 +368,23 @@ class Acceptor:
         return self.open_connections() < self._max_connections
 
     def _make_room(self, now: float) -> bool:
-        """Close the connection that has taken longest for its head, if it has taken long, and accept again; False if there is none.
+        """Close the connection that has taken longest for its head, if it has taken long, and accept again; False if there surely is none.
 
         Otherwise slow clients, once they are as many as there may be connections, would keep all others out until head_timeout. As nginx
         reuses idle connections. No answer: that would hold the connection for LINGER_S more.
         """
-        latest = now + (1 - _YIELD_SHARE) * self._head_timeout_s
+        latest = now + (1 - YIELD_SHARE) * self._head_timeout_s
         for client in self._clients.values():  # the oldest come first
             if client.phase is Phase.PEEKING and client.deadline < latest:
                 self._close(client)
                 return True
-        return False
+        if self._relay is not None:
+            self._relay.make_room()  # and if it does, its result comes as an event
+        return self._relay is not None
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):
-            if not self._stopping and self._accepted - self._closed >= self._max_connections and not self._has_room():
+            if not self._stopping and self._may_be_full() and not self._has_room():
                 self._set_accepting(False)
                 return
             try:
@@ -364,11 +400,30 @@ class Acceptor:
                 return
             self._accepted += 1
             self._words[ACCEPTED] += 1
-            if sock.family == socket.AF_UNIX:
-                set_stall_limit(sock)  # a TCP connection inherits it from its listener
-            client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
-            self._clients[sock.fileno()] = client
-            self._look(client)
+            if self._relay is not None:
+                self._relay.take(sock, peer)
+            else:
+                self._begin(sock, peer)
+
+    def _take_decrypted(self) -> None:
+        """Become the owner of connections whose clients have said something over TLS, and of those that do not speak it."""
+        assert self._relay is not None, "it is watched"
+        for sock, peer, refusal in self._relay.results():
+            if sock is None:
+                self._closed += 1
+            elif refusal is None:
+                self._begin(sock, peer)
+            else:
+                client = self._clients[sock.fileno()] = Client(sock, peer, math.inf, None)
+                self._refuse_by_gunicorn(sock, peer, refusal)
+                self._linger(client)
+        self.on_capacity()
+
+    def _begin(self, sock: socket.socket, peer: Any) -> None:
+        client = Client(sock, peer, time.monotonic() + self._head_timeout_s, None)
+        client.is_new = self._proxy_header is not None
+        self._clients[sock.fileno()] = client
+        self._look(client)
 
     # Connections.
 
@@ -409,11 +464,17 @@ class Acceptor:
         """Peek at a head and do what can be done with it."""
         data = b""
         try:
-            data = client.sock.recv(PEEK_FIRST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            data = client.sock.recv(PEEK_FIRST_BYTES, _PEEK)
             if len(data) == PEEK_FIRST_BYTES:
-                data = client.sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = client.sock.recv(PEEK_MAX_BYTES, _PEEK)
             is_over = not data
-            look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
+            if client.is_new and data:
+                if self._take_proxy_header(client, data):
+                    self._look(client, hung_up)
+                    return
+                look = INCOMPLETE
+            else:
+                look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
         except BlockingIOError:
             look, is_over = INCOMPLETE, False
         except OSError:
@@ -426,8 +487,10 @@ class Acceptor:
         except Refused as exc:
             self._answer(client, data, exc.status, str(exc))
             return
-        if is_over or (look is INCOMPLETE and hung_up):
+        if is_over:
             self._close(client)
+        elif look is INCOMPLETE and hung_up:
+            self._linger(client)  # which reads away the half that came: a close would be a reset, and may destroy an earlier answer
         elif look is INCOMPLETE:
             self._wait_for_more(client, data)
         elif look.mount is None:
@@ -435,11 +498,29 @@ class Acceptor:
         else:
             self._dispatch(client, data, look.mount)
 
+    def _take_proxy_header(self, client: Client, data: bytes) -> bool:
+        """Consume the PROXY header, if there is one; False if it is not complete.
+
+        Raises:
+            gunicorn.http.errors.ParseException: gunicorn would refuse it.
+        """
+        assert self._proxy_header is not None, "new connections are marked for its sake"
+        assert self._origins is not None, "who gives a reader gives a table"
+        header = self._proxy_header(data, client.peer)
+        if header is None:
+            return False
+        client.is_new = client.line_seen = False
+        client.sock.recv(header.length, socket.MSG_DONTWAIT)
+        number = client.sock.fileno()
+        origin = Origin(client.peer, client.sock.getsockname(), {}) if self._relay is None else self._origins.read(number)
+        self._origins.write(number, Origin(origin.peer, origin.own, origin.environ | header.environ))
+        return True
+
     def _wait_for_more(self, client: Client, data: bytes) -> None:
         if data and not client.began:
             client.began = True
             client.deadline = time.monotonic() + self._head_timeout_s
-        client.line_seen = b"\r\n" in data[2:]
+        client.line_seen = not client.is_new and b"\r\n" in data[2:]
         self._arm(client)
 
     def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
@@ -514,7 +595,7 @@ class Acceptor:
             self._discard(client)
 
     def _discard(self, client: Client) -> None:
-        while client.discarded < _LINGER_MAX_BYTES:
+        while client.discarded < LINGER_MAX_BYTES:
             try:
                 data = client.sock.recv(16 * 1024, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -553,15 +634,8 @@ class _Answered:
         self.headers: list[tuple[str, str]] = []
 
 
-def set_stall_limit(sock: socket.socket) -> None:
-    """Bound how long a blocking read or write may wait for the client."""
-    limit = struct.pack("ll", STALL_S, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
 def _peeked(sock: socket.socket) -> bytes:
     try:
-        return sock.recv(PEEK_MAX_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return sock.recv(PEEK_MAX_BYTES, _PEEK)
     except OSError:
         return b""

@@ -32,6 +32,7 @@ class Orders:
         report_files: whether instances shall say which files their modules came from.
         region: the worker's on the scoreboard.
         status: what the status page is told of who may see it, see `configfile.Status`.
+        origins_fd: of the table that says where connections come from; None: their sockets do.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Orders:
         report_files: bool,
         region: int = 0,
         status: Mapping[str, Any] | None = None,
+        origins_fd: int | None = None,
     ) -> None:
         self._router = router
         self._cfg = cfg
         self._status = status or {}
+        self.shared_fds = {} if origins_fd is None else {"origins": origins_fd}
         self._common: dict[str, Any] = {
             "settings": settings,
             "keepalive_s": cfg.keepalive,
@@ -101,9 +104,13 @@ class Orders:
             "extensions": extensions,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
+            "body_timeout_s": mount.body_timeout,
+            "send_timeout_s": mount.send_timeout,
+            "min_rate": mount.min_rate,
             "log": mount.log,
             "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             "slow_request_s": mount.slow_request,
+            "policy": dict(mount.policy),
             "queue": mount.queue,
             "queue_timeout_s": mount.queue_timeout,
             # What an interpreter of some releases needs, and a process of its own does not.

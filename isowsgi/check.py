@@ -6,6 +6,7 @@ All of it happens in processes to throw away. The answers are values; `checkpage
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ from isowsgi.interpreters import MAIN, PROCESS
 from isowsgi.routing import Route, Router
 from isowsgi.trial import Outcome
 from isowsgi.verdicts import Verdicts, key_of
+
+# A line of the log, as inside/policy.py writes it.
+_POLICY_LINE = re.compile(r'^\[.*\[WARNING\] .+?: (.* is (?:called|refused): policy \w+ = "\w+")$', re.MULTILINE)
 
 Progress = Callable[[str, str], None]  # pattern, what is tried
 
@@ -118,6 +122,8 @@ class _MountCheck:
         verdict = self._decide() if self._mount.isolation == "auto" else self._as_configured(warnings)
         refused = self._refused_before(verdict.isolation)
         lived_in = self._outcomes.get(PROCESS if verdict.isolation == MAIN else verdict.isolation or "")
+        if lived_in is not None:
+            warnings += [f"when it is loaded, {line}" for line in dict.fromkeys(_POLICY_LINE.findall(lived_in.output))]
         return MountReport(
             pattern=self._mount.pattern,
             app=f"{self._mount.app.target}:{self._mount.app.call}",

@@ -28,7 +28,7 @@ from cattrs import AttributeValidationNote, Converter, ForbiddenExtraKeysError, 
 from cattrs.gen import make_dict_structure_fn
 from dotenv.parser import parse_stream
 
-from isowsgi import groups, pythons
+from isowsgi import groups, policies, pythons
 
 ISOLATIONS = ("auto", "own-gil", "shared-gil", "process", "main")
 MAIN_GROUP = "main"  # of all mounts in the main interpreter: there is one
@@ -40,6 +40,8 @@ HEAD_TIMEOUT_S = 20.0  # what Apache's RequestReadTimeout begins with; nginx's c
 MAX_SECONDS = 7 * 24 * 3600  # for time limits of a mount: longer is a slip of the keyboard, or none at all
 BOOT_TIMEOUT_S = 60.0  # a large Django takes a few seconds, with cold disks some tens
 REQUEST_TIMEOUT_S = 60.0  # nginx's proxy_read_timeout
+BODY_TIMEOUT_S = SEND_TIMEOUT_S = 60.0  # nginx's client_body_timeout and send_timeout
+MIN_RATE = 500  # bytes/s; what Apache's configuration asks of bodies (mod_reqtimeout). A modem of 1990 had twice as much
 QUEUE = 100  # per instance; at 50 ms a request and 4 threads the last of them waits for about a second
 QUEUE_TIMEOUT_S = 30.0
 MAX_COUNT = 1_000_000_000
@@ -100,6 +102,9 @@ class Mount:
     idle_timeout: float = 0.0  # seconds without a request after which it is ended until the next one; 0: never
     boot_timeout: float = BOOT_TIMEOUT_S  # seconds that loading may take, and that a request waits for it
     request_timeout: float = REQUEST_TIMEOUT_S  # seconds without a byte from or to the client; 0: for ever
+    body_timeout: float = BODY_TIMEOUT_S  # seconds that a client may stand still while its body is read; 0: for ever
+    send_timeout: float = SEND_TIMEOUT_S  # seconds that it may take nothing of the response; 0: for ever
+    min_rate: int = MIN_RATE  # bytes/s that a client must come to in the time that a thread waits for it; 0: none
     queue: int = QUEUE  # requests that may wait for a thread of an instance; more are answered 503
     queue_timeout: float = QUEUE_TIMEOUT_S  # seconds that one may wait
     warmup: str | None = None  # a path that a new instance is asked for before it serves
@@ -115,6 +120,7 @@ class Mount:
     on_request_start: str | None = None
     on_request_end: str | None = None
     on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
+    policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
 
 
 @attrs.frozen(kw_only=True)
@@ -234,6 +240,9 @@ _NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
 _Hook = NewType("_Hook", str)
 _OnCrash = NewType("_OnCrash", str)
+_PolicyWord = NewType("_PolicyWord", str)
+_PolicyValue = NewType("_PolicyValue", str)
+_Policy = NewType("_Policy", dict[str, str])
 _Network = NewType("_Network", str)
 _Networks = NewType("_Networks", tuple[str, ...])
 _HostName = NewType("_HostName", str)
@@ -266,6 +275,9 @@ class _Settings:
     idle_timeout: _LongSeconds | None = None
     boot_timeout: _LongSeconds | None = None
     request_timeout: _LongSeconds | None = None
+    body_timeout: _LongSeconds | None = None
+    send_timeout: _LongSeconds | None = None
+    min_rate: _Count | None = None
     queue: _Count | None = None
     queue_timeout: _LongSeconds | None = None
     warmup: _UrlPath | None = None
@@ -281,6 +293,7 @@ class _Settings:
     on_request_start: _Hook | None = None
     on_request_end: _Hook | None = None
     on_crash: _OnCrash | None = None
+    policy: _Policy | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -330,8 +343,8 @@ class _File:
 def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]:
     """Lay each mount's table over its group's and the defaults, and check what they mean together.
 
-    The environment merges name by name, and all that a mount says wins over all that the defaults say: else a variable in
-    `[defaults]` would beat the mount's own env_file.
+    The environment and the policy merge name by name, and all that a mount says wins over all that the defaults say: else a variable
+    in `[defaults]` would beat the mount's own env_file.
 
     Args:
         written: the patterns as they stand in the file, in its order.
@@ -345,9 +358,11 @@ def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]
     merged = _join_groups(own, defaults, written, faults)
     mounts = []
     for pattern, text, said, table in zip(tables.mounts, written, merged, own, strict=True):
-        values = {"pythonpath": (folder,), **defaults, **said, "env": defaults.get("env", {}) | said.get("env", {})}
+        by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
+        values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in _joint_faults(values):
             faults.append(_at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
+        values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
         mounts.append(Mount(pattern=str(pattern), host=pattern.host, prefix=pattern.path.encode().decode("latin-1"), **values))
     if faults:
         raise ExceptionGroup("mounts", faults)
@@ -399,6 +414,9 @@ def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, "_Fault"]]:
             yield "venv", _Fault(f'an app in the main interpreter has {packages}; use isolation = "process"')
         if values.get("instances", 1) > 1:
             yield "instances", _Fault(f"there is one main interpreter, got {values['instances']}")
+        if any(value != "allow" for value in values.get("policy", {}).values()):
+            reason = "the main interpreter is gunicorn's too, and nobody can tell who does what there"
+            yield "policy", _Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
 
 
 def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Converter:
@@ -436,6 +454,9 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         _UrlPath: _url_path,
         _Hook: _hook,
         _OnCrash: partial(_one_of, names=CRASH_ACTIONS),
+        _PolicyWord: _policy_word,
+        _PolicyValue: partial(_one_of, names=policies.VALUES),
+        _Policy: partial(_policy, converter),
         _Network: _network,
         _Networks: lambda value: tuple(_one_or_more(converter, value, _Network)),
         _HostName: _host_name,
@@ -650,6 +671,26 @@ def _url_path(value: Any) -> str:
     if not _typed(str, value).startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
         raise _Fault(f"expected a path below the mount as a browser sends it, such as '/health', got {_shown(value)}")
     return _typed(str, value)
+
+
+def _policy(converter: Converter, value: Any) -> dict[str, str]:
+    """Read a value for each word, or one for all of them."""
+    if isinstance(value, str):
+        return dict.fromkeys(policies.WORDS, converter.structure(value, _PolicyValue))
+    if not isinstance(value, dict):
+        raise _wrong_type("one of 'allow', 'warn', 'deny' or a table of them", value)
+    return _mapping(converter, value, _PolicyWord, _PolicyValue)
+
+
+def _policy_word(value: str) -> str:
+    if value in policies.WORDS:
+        return value
+    # By the names of the functions too: "setuid" is a likely slip for "ids".
+    meant = {call.rpartition(".")[2]: word for call, word in (policies.EVENTS | policies.FUNCTIONS).items()}
+    meant |= {word: word for word in policies.WORDS}
+    near = difflib.get_close_matches(value.lower(), meant, n=1)
+    expected = f"did you mean {meant[near[0]]!r}?" if near else f"expected one of {', '.join(policies.WORDS)}"
+    raise _Fault(f"unknown word; {expected}")
 
 
 def _network(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Groups: mounts that share one instance, and so all that is the instance's. Values only, no I/O.
 
 What one member says holds for all; two that say different things contradict each other, which is a fault. Folders of `pythonpath` add up,
-and so do variables of the environment, of which each may be said once.
+and so do variables of the environment and words of the policy, of which each may be said once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 # What stays each member's own: where it is, and what is asked for before it serves.
 _OWN = frozenset(("app", "warmup", "group"))
 
+# Tables that are merged name by name.
+_TABLES = frozenset(("env", "policy"))
+
 
 class Contradiction(NamedTuple):
     """A member says something else than one before it."""
 
     member: int  # its place in the list
     key: str
-    name: str | None  # of the variable, where the key is "env"
+    name: str | None  # of the variable or word, where the key's value is a table
     other: int  # who said it first
     theirs: Any
 
@@ -32,17 +35,17 @@ def agree(members: list[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[
     first: dict[str, int] = {}
     shared: dict[str, Any] = {}
     contradictions: list[Contradiction] = []
-    variables: dict[str, int] = {}
+    first_named: dict[tuple[str, str], int] = {}
     for number, said in enumerate(members):
         for key, value in said.items():
             if key in _OWN:
                 continue
-            if key == "env":
-                env = shared.setdefault("env", {})
+            if key in _TABLES:
+                table = shared.setdefault(key, {})
                 for name, text in value.items():
-                    if env.setdefault(name, text) != text:
-                        contradictions.append(Contradiction(number, key, name, variables[name], env[name]))
-                    variables.setdefault(name, number)
+                    if table.setdefault(name, text) != text:
+                        contradictions.append(Contradiction(number, key, name, first_named[key, name], table[name]))
+                    first_named.setdefault((key, name), number)
             elif key == "pythonpath":
                 shared[key] = tuple(dict.fromkeys([*shared.get(key, ()), *value]))
             elif key not in shared:

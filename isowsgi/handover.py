@@ -23,11 +23,8 @@ from typing import Protocol
 
 from isowsgi.scoreboard import AT_CAPACITY, CLOSED
 
-# In an instance's set: one event, then disarmed until armed anew. Bytes peeked at stay in the kernel's buffer, so a level-triggered
-# descriptor would fire for ever, and an event must reach one thread only.
-ARM_ONCE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
-
-# In the acceptor's set: an event for each arrival, with the bytes so far still in the buffer.
+# In an owner's set: an event for each arrival, with the bytes so far still in the buffer. Bytes peeked at stay there, so a level-triggered
+# descriptor would fire for ever. One that is disarmed by its event and armed anew after each request costs a system call more.
 ARM_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 # Back to the acceptor: fires at once, for it learns of the connection only by an event, and has to close it in time even if the client

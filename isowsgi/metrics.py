@@ -168,6 +168,10 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     acceptor = reading.totals.get(("", ""), ZERO)
     text = "Connections that were accepted."
     yield CounterMetricFamily("isowsgi_connections_accepted_total", text, value=acceptor.get(scoreboard.ACCEPTED))
+    text = "TLS handshakes that ended well."
+    yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(scoreboard.HANDSHAKES))
+    text = "TLS handshakes that failed, plain HTTP requests in their place included."
+    yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(scoreboard.HANDSHAKE_FAILURES))
     refused = CounterMetricFamily(
         "isowsgi_refusals_total", "Requests that were answered before it was known whose they are: no mount, a bad or slow head.",
         labels=("code",),

@@ -34,6 +34,12 @@ _UNDERSCORED_FIELD = re.compile(rb"\n[^:\r\n_]*_[^:\r\n]*:")
 
 _HOST_FIELD = re.compile(rb"\n[Hh][Oo][Ss][Tt]:[ \t]*([^\r\n]*)")
 
+# Paths come from clients, so there may be any number of them: when so many are remembered, all are forgotten. At most 150 KiB each peeker.
+_MAX_REMEMBERED = 512
+_MAX_REMEMBERED_BYTES = 128
+
+_UNKNOWN = object()
+
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -77,37 +83,54 @@ class Peeker:
         self._plain_fields = not (cfg.permit_obsolete_folding or cfg.strip_header_spaces)
         limit = cfg.limit_request_line
         self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
+        self._matched: dict[tuple[bytes, bytes], int | None] = {}  # by Host field and path, as received
 
-    def look(self, data: bytes, peer: Any, first_look: bool = True) -> Look:
+    def look(self, data: bytes, peer: Any, first_look: bool = True, fields: bytes = b"") -> Look:
         """Return the head's length and mount.
 
         Args:
             data: the bytes peeked so far; a request starts at the first.
             peer: the client's address as `accept` gives it.
             first_look: whether an unfinished head should be checked too, as far as it goes: False once that was done.
+            fields: the last request's on the connection, if its `Look` had a line: from that line's end, "\\n", to the empty line. Most
+                requests repeat them, and they are not looked through again then.
 
         Raises:
             gunicorn.http.errors.ParseException: gunicorn would refuse it.
             Refused: isowsgi does.
         """
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            self._check_unfinished(data, peer, first_look)
-            return INCOMPLETE
         line = _PLAIN_LINE.match(data)
-        if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, line.end() - 1, end + 2):
-            return self._parse(data[: end + 4], peer)
+        if line is not None and fields and data.startswith(fields, line.end() - 1):
+            length = line.end() - 1 + len(fields)
+        else:
+            length = data.find(b"\r\n\r\n") + 4
+            if length < 4:
+                self._check_unfinished(data, peer, first_look)
+                return INCOMPLETE
+            if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, line.end() - 1, length - 2):
+                return self._parse(data[:length], peer)
         path = line[3]
+        host = b""
+        if self._router.has_hosts and (field := _HOST_FIELD.search(data, line.end() - 1, length - 2)):
+            host = field[1]
+        mount = self._matched.get((host, path), _UNKNOWN)
+        if mount is _UNKNOWN:
+            mount = self._match(host, path)
+        return Look(length, mount, line)  # type: ignore[arg-type] # mypy does not see that it is known now
+
+    def _match(self, host: bytes, path: bytes) -> int | None:
+        """Return the mount, and remember it: clients ask for the same paths again and again."""
         text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
-        host = ""
-        if self._router.has_hosts:
-            field = _HOST_FIELD.search(data, line.end() - 1, end + 2)
-            host = field[1].rstrip(b" \t").decode("latin-1") if field else ""
-        return Look(end + 4, self._router.match(host, text), line)
+        mount = self._router.match(host.rstrip(b" \t").decode("latin-1"), text)
+        if len(host) + len(path) <= _MAX_REMEMBERED_BYTES:
+            if len(self._matched) >= _MAX_REMEMBERED:
+                self._matched.clear()
+            self._matched[host, path] = mount
+        return mount
 
     def parse(self, data: bytes, peer: Any) -> Request:
         """Return gunicorn's reading of a head."""
-        # The request's number on its connection only matters to the PROXY protocol, which is off.
+        # The request's number on its connection only matters to the PROXY protocol, whose header is gone before the first one.
         return Request(self._cfg, IterUnreader([data]), peer, 2)
 
     def _parse(self, head: bytes, peer: Any) -> Look:

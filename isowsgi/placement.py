@@ -3,6 +3,9 @@
 A mount that nobody knows yet boots in the best kind of interpreter, behind a guard that lets it load no extension module of a package: an
 app without any is served at once. What needs more is tried in processes to throw away (`housing`), and the verdict is remembered. So no
 extension module is ever loaded in a worker that was not tried before, by this worker or an earlier one.
+
+Apps of one box mostly load the same few. A file that one app has loaded with a GIL of its own says by itself that it can do that, any
+number of times; so it is vouched for, and another app that meets no other is not tried. Twenty Flask apps cost one or two trials.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from isowsgi import housing, interpreters
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Mount
 from isowsgi.home import Home
-from isowsgi.housing import Verdict
+from isowsgi.housing import Stamp, Verdict
 from isowsgi.verdicts import Verdicts, key_of
 
 # For a mount without a boot_timeout: a trial must end.
@@ -44,6 +47,7 @@ class Placement:
         self._orders = orders
         self._on_verdict = on_verdict
         self._memory = Verdicts()
+        self._vouched: dict[str, Stamp] = {}
         self._results: deque[_Result] = deque()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Each trial keeps a core busy; more at a time would only make all of them late, and the mounts that serve slow.
@@ -55,18 +59,26 @@ class Placement:
 
     def recall(self, members: Members) -> Verdict | None:
         """Return what is known of the mounts of one home from an earlier trial."""
-        return self._memory.recall(key_of(self._order(members)))
+        verdict = self._memory.recall(key_of(self._order(members)))
+        if verdict is not None:
+            self._vouch(verdict)
+        return verdict
 
-    def try_out(self, home: Home, members: Members, imports: Sequence[str]) -> None:
+    def vouched(self) -> dict[str, Stamp]:
+        """Return the extension files that an app of which nothing is known may load with a GIL of its own."""
+        return self._vouched
+
+    def try_out(self, home: Home, members: Members, imports: Sequence[str], unknown: str | None) -> None:
         """Find a home in the background; `on_verdict` is told.
 
         Args:
             imports: modules that the app imports only later on, to be imported by the trial too.
+            unknown: the extension file that is the reason, if it is one.
         """
         order = self._order(members) | {"imports": list(imports)}
         key = key_of(order)
         self._memory.forget(key)
-        threading.Thread(target=self._try, args=(home, order, key), name=f"isowsgi-trial {home.name}", daemon=True).start()
+        threading.Thread(target=self._try, args=(home, order, key, unknown), name=f"isowsgi-trial {home.name}", daemon=True).start()
 
     def read_verdicts(self) -> None:
         os.eventfd_read(self._bell)
@@ -76,8 +88,16 @@ class Placement:
     def _order(self, members: Members) -> dict[str, Any]:
         return self._orders.write(members, interpreters.best_isolation(), 0, 0, 0)
 
-    def _try(self, home: Home, order: dict[str, Any], key: str) -> None:
+    def _vouch(self, verdict: Verdict) -> None:
+        if verdict.isolation == interpreters.OWN_GIL:
+            self._vouched = {**self._vouched, **verdict.extensions}  # other threads read it
+
+    def _try(self, home: Home, order: dict[str, Any], key: str, unknown: str | None) -> None:
         with self._turns:
+            if unknown in self._vouched and home.trials == 1:  # another trial has met it meanwhile
+                verdict = Verdict(isolation=interpreters.OWN_GIL, reason="it loads", extensions=self._vouched)
+                self._tell(home, verdict)
+                return
             try:
                 decide = housing.decide if home.is_auto else partial(housing.confirm, isolation=home.isolation)
                 verdict = decide(order, timeout_s=home.mount.boot_timeout or _LONGEST_LOAD_S)
@@ -87,5 +107,9 @@ class Placement:
             else:
                 if home.is_auto:
                     self._memory.remember(key, verdict)
+                    self._vouch(verdict)
+        self._tell(home, verdict)
+
+    def _tell(self, home: Home, verdict: Verdict) -> None:
         self._results.append(_Result(home, verdict))
         os.eventfd_write(self._bell, 1)

@@ -53,6 +53,7 @@ _BROKEN_ERRORS = re.compile(
     r"(?:\w+\.)*(?:SyntaxError|IndentationError|TabError)\b"
     r"|(?:\w+\.)*ModuleNotFoundError: No module named '"  # a module hidden by us: "import of x halted; None in sys.modules"
     r"|(?:\w+\.)*AppImportError\b"  # gunicorn's: no such attribute, not callable, wrong arguments of a factory
+    r"|isowsgi\.inside\.policy\.PolicyError\b"  # the policy goes with the mount into every home
 )
 
 

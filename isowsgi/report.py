@@ -32,6 +32,10 @@ _MAX_ERROR_CHARS = 500
 # Share of the acceptor's time that may go into texts published because something happened; what is left out comes with the next tick.
 _MOST_OF_TIME = 0.05
 
+# The same of those published at ticks, when nothing has happened; with a thousand mounts a text takes some 50 ms. And how old one may get.
+_MOST_OF_IDLE_TIME = 0.01
+_OLDEST_S = 3.0
+
 # Shown if nothing else fits.
 _TOO_LONG = "the report is too long for the scoreboard"
 
@@ -58,6 +62,7 @@ class Reporter:
         self._stuck_since: dict[Instance, float] = {}
         self._errors: dict[Home, tuple[float, str]] = {}  # when, and what kept it from booting
         self._next = 0.0
+        self._next_idle = 0.0
         self._is_stopping = False
 
     def note(self, home: Home, instance: Instance, event: Mapping[str, Any]) -> None:
@@ -90,6 +95,11 @@ class Reporter:
         if now >= self._next:
             self.publish(now)
 
+    def tick(self, now: float) -> None:
+        """Publish what has changed without an event, such as sizes; about once a second, or less often if it takes long."""
+        if now >= self._next_idle:
+            self.publish(now)
+
     def publish(self, now: float) -> None:
         """Publish.
 
@@ -109,6 +119,7 @@ class Reporter:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
         took_s = time.monotonic() - now
         self._next = now + took_s / _MOST_OF_TIME
+        self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
 
     def _worker(self) -> dict[str, Any]:
         # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import struct
 import time
 from bisect import bisect_left
 from collections import deque
@@ -56,7 +57,9 @@ BOOTS = 30  # that ended well
 BOOT_FAILURES = 31
 BOOT_NS = 32  # that the former took
 CRASHES = 33  # of workers, among the retired only: all, or those laid at the door of a mount; and of its own processes, in its row
-ACCEPTED = 34  # connections; row 0
+ACCEPTED = 34  # connections; these three: row 0
+HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's thread, see `tls`
+HANDSHAKE_FAILURES = 36
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.
@@ -84,6 +87,7 @@ _ROW_BYTES = _ROW_WORDS * 8  # 15 cache lines
 _LINE_OFFSET = _WORDS_END * 8
 _ERROR_OFFSET = _LINE_OFFSET + _LINE_WORDS * 8
 LINE_BYTES = _LINE_WORDS * 8
+_LINE = struct.Struct(f"{LINE_BYTES}s")  # packs what is longer cut off, and what is shorter with zeros behind; faster than a slice
 ERROR_BYTES = _ERROR_WORDS * 8
 
 # Rows that a region has before it is full. Nothing is used of a row that no thread writes to: the memory is given page by page.
@@ -196,10 +200,9 @@ class Row:
 
     def set_line(self, data: bytes) -> None:
         """Note what request is served: as many bytes of it as there is room for, up to its first line's end."""
+        _LINE.pack_into(self._line, 0, data)
         end = data.find(b"\r", 0, LINE_BYTES)
-        length = end if end >= 0 else min(len(data), LINE_BYTES)
-        self._line[:length] = data[:length]
-        self.words[LINE_LENGTH] = length
+        self.words[LINE_LENGTH] = end if end >= 0 else min(len(data), LINE_BYTES)
 
     def line(self) -> str:
         return bytes(self._line[: self.words[LINE_LENGTH]]).decode("latin-1")

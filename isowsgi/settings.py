@@ -60,8 +60,10 @@ def _ignored(note: str) -> Verdict:
     return Verdict(handling=Handling.IGNORED, note=note)
 
 
-_TLS = "an open TLS session cannot be handed to an app's interpreter; terminate TLS in a proxy in front"
-_NO_TLS = "without effect, since isowsgi does not terminate TLS; set it in the proxy in front"
+_TLS_FILE = "read by gunicorn's master, at start and on SIGHUP; one that cannot be used then changes nothing"
+_CLIENT_CERTIFICATE = (
+    "refused without a certfile; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
+)
 _HTTP2 = "one HTTP/2 connection may carry requests for several mounts, and only HTTP/1 can be routed; speak HTTP/2 in a proxy in front"
 _NO_HTTP2 = "without effect, since isowsgi does not speak HTTP/2; set it in the proxy in front"
 _PASTE = "PasteDeploy loads one app for the whole server; name the apps in isowsgi's config file instead"
@@ -138,10 +140,10 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "forwarded_allow_ips": _honoured(_TRUST),
         "pythonpath": _honoured("put on the sys.path of every app, behind the mount's own pythonpath"),
         "paste": _refused(_PASTE),
-        "proxy_protocol": _refused(
-            "the PROXY header comes before the request that has to be routed; let an HTTP proxy send X-Forwarded-For instead"
+        "proxy_protocol": _honoured(
+            "read before a connection's first request, within TLS if there is any; what it says holds for every request on the connection"
         ),
-        "proxy_allow_ips": _ignored("without effect, since proxy_protocol is refused; for X-Forwarded headers set forwarded_allow_ips"),
+        "proxy_allow_ips": _honoured("who else sends a PROXY header is answered 403"),
         "protocol": _refused("only HTTP can be routed; with nginx use proxy_pass in place of uwsgi_pass"),
         "uwsgi_allow_ips": _ignored("without effect, since the uwsgi protocol is refused; with nginx use proxy_pass"),
         "raw_paste_global_conf": _refused(_PASTE),
@@ -197,18 +199,18 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "worker_exit": _honoured(_WORKER_HOOK),
         "nworkers_changed": _honoured(_ARBITER_HOOK),
         "on_exit": _honoured(_ARBITER_HOOK),
-        "ssl_context": _refused(_TLS),
+        "ssl_context": _honoured("called once, at start and on SIGHUP, in gunicorn's master, and not for each connection"),
         # SSL
-        # An empty string is how a conf file that reads os.environ spells "no TLS", and gunicorn takes it so.
-        "keyfile": _refused(_TLS, refused_when=bool),
-        "certfile": _refused(_TLS, refused_when=bool),
-        "ssl_version": _ignored("gunicorn itself no longer reads it, and isowsgi does not terminate TLS"),
-        # These two ask for a check of the client's certificate: to go on without it would be a hole, so they are not merely ignored.
-        "cert_reqs": _refused(_TLS),
-        "ca_certs": _refused(_TLS, refused_when=bool),
-        "suppress_ragged_eofs": _ignored(_NO_TLS),
-        "do_handshake_on_connect": _ignored(_NO_TLS),
-        "ciphers": _ignored(_NO_TLS),
+        "keyfile": _honoured(_TLS_FILE),
+        "certfile": _honoured(_TLS_FILE),
+        "ssl_version": _ignored("gunicorn itself no longer reads it; set minimum_version in the ssl_context hook"),
+        "cert_reqs": _honoured(_CLIENT_CERTIFICATE),
+        "ca_certs": _honoured(_TLS_FILE),
+        "suppress_ragged_eofs": _honoured(
+            "if off, a connection that ends before its TLS session does is dropped, whatever was asked on it"
+        ),
+        "do_handshake_on_connect": _ignored("the handshake begins when the client does, and never keeps a thread"),
+        "ciphers": _honoured("for TLS 1.2, as ever; those of 1.3 are OpenSSL's"),
         # HTTP/2
         "http_protocols": _refused(_HTTP2, refused_when=lambda value: "h2" in value),
         "http2_cleartext": _refused(_HTTP2),
@@ -345,7 +347,6 @@ _PARSER = (  # gunicorn.http: message, parser
     "permit_unconventional_http_version",
     "protocol",
     "proxy_allow_ips",
-    "proxy_protocol",
     "secure_scheme_headers",
     "strip_header_spaces",
 )
@@ -384,6 +385,10 @@ def snapshot(cfg: Any) -> dict[str, Any]:
     # and in only one of those that share a GIL. With "auto" one mount would be parsed by other code than its neighbour, and the
     # failing import be tried anew in each interpreter.
     values["http_parser"] = "python"
+
+    # The acceptor reads the header that comes before the first request, with gunicorn's own Config. To take a second one here would let a
+    # client say where it comes from.
+    values["proxy_protocol"] = "off"
 
     # gunicorn's Config computes these three. is_ssl is the name of a file there; SENDFILE in the environment counts for sendfile.
     values["is_ssl"] = bool(cfg.is_ssl)

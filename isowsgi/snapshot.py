@@ -110,6 +110,8 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
         "workers": [_worker(region) for region in reading.regions],
         "acceptor": {
             "accepted": acceptor.get(scoreboard.ACCEPTED),
+            "tls_handshakes": acceptor.get(scoreboard.HANDSHAKES),
+            "tls_handshake_failures": acceptor.get(scoreboard.HANDSHAKE_FAILURES),
             "responses": responses(acceptor),
             "worker_crashes": acceptor.get(scoreboard.CRASHES),
         },

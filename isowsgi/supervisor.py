@@ -110,6 +110,8 @@ class Supervisor:
         interpreters.preload()
         self.rss_at_start = rss_mib()
         now = time.monotonic()
+        for home, members in self._members_of.items():
+            self._recall(home, members)  # of all of them first: what one may load, others may
         for home in self.homes:
             if home.is_quarantined:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", home.mount.pattern)
@@ -136,7 +138,7 @@ class Supervisor:
             home.tick(now)
         self._look_at_memory(now)
         if self._reporter is not None:
-            self._reporter.publish(now)
+            self._reporter.tick(now)
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
@@ -216,26 +218,37 @@ class Supervisor:
         acceptor = self._acceptor
         assert acceptor is not None, "instances are made since start()"
         home = self._home_of[members[0][0]]
-        if home.is_auto and not home.reason and (verdict := self._placement.recall(members)) is not None and verdict.isolation is not None:
-            home.settle(verdict.isolation, verdict.reason, verdict.extensions)
+        is_known = self._recall(home, members)
+        if is_known:
             isolation = home.isolation
+        extensions = home.extensions if is_known or isolation != interpreters.OWN_GIL else self._placement.vouched()
         first_row = self._board.allot(self._orders.threads_of(members[0][1]), [number for number, _ in members], isolation)
-        order = self._orders.write(members, isolation, slot, generation, first_row, home.extensions)
+        order = self._orders.write(members, isolation, slot, generation, first_row, extensions)
+        everywhere = {"board": self._board.fd, **self._orders.shared_fds}
         shared_fds = {
+            **everywhere,
             "returns": acceptor.returns_fd,
             "lingering": acceptor.lingering_fd,
             "capacity": self._capacity,
-            "board": self._board.fd,
         }
         instance: HousedInstance
         if isolation == interpreters.PROCESS:
-            instance = ProcessInstance(order, self._board, acceptor, self._environ)
+            instance = ProcessInstance(order, everywhere, self._board, acceptor, self._environ)
         elif isolation == interpreters.MAIN:
             instance = MainInstance(order, shared_fds, self._board, self._log)
         else:
             instance = InterpreterInstance(order, shared_fds, self._board)
         acceptor.watch(instance.fileno(), partial(self._on_reports, home, instance))
         return instance
+
+    def _recall(self, home: Home, members: list[tuple[int, Mount]]) -> bool:
+        """Settle a home by what an earlier trial found; return whether it is settled."""
+        if home.is_auto and not home.reason:
+            verdict = self._placement.recall(members)
+            if verdict is None or verdict.isolation is None:
+                return False
+            home.settle(verdict.isolation, verdict.reason, verdict.extensions)
+        return True
 
     # What instances report.
 
@@ -284,7 +297,7 @@ class Supervisor:
             elif home.begin_trial(instance):
                 what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
                 self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
-                self._try_out(home)
+                self._try_out(home, instance.unknown_extension)
             return
         hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
         self._say_boot_failed(home, instance.tag, instance.generation, instance.error, hint, instance.traceback)
@@ -316,8 +329,8 @@ class Supervisor:
             self._log.error("%s: a request imported %s, which is refused here: %s; another home is looked for", instance.tag, module, error)
             self._try_out(home)
 
-    def _try_out(self, home: Home) -> None:
-        self._placement.try_out(home, self._members_of[home], home.late_imports)
+    def _try_out(self, home: Home, unknown_extension: str | None = None) -> None:
+        self._placement.try_out(home, self._members_of[home], home.late_imports, unknown_extension)
 
     def _note(self, home: Home, instance: Instance, kind: str, error: str, details: str, request: str = "") -> None:
         self.incidents[home].add(incident(time.time(), kind, instance.tag, instance.generation, error, details, request))

@@ -28,7 +28,7 @@ _MAX_BYTES = 1024 * 1024
 _SUFFIX = ".verdict"
 
 # What of a boot order a verdict depends on. The environment is part of it (DJANGO_SETTINGS_MODULE, feature switches); only a hash is kept.
-_DEPENDS_ON = ("pythonpath", "venv", "python", "env", "host_site")
+_DEPENDS_ON = ("pythonpath", "venv", "python", "env", "host_site", "policy")
 
 
 def key_of(order: Mapping[str, Any]) -> str:

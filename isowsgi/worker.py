@@ -9,19 +9,20 @@ from __future__ import annotations
 import ast
 import atexit
 import logging
+import math
 import os
 import re
 import select
 import sys
 import threading
 import time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
-from isowsgi import configfile, interpreters, startup
+from isowsgi import configfile, interpreters, proxyheader, startup
 from isowsgi import settings as gunicorn_settings
 from isowsgi.acceptor import Acceptor
 from isowsgi.bootorder import Orders
@@ -30,10 +31,14 @@ from isowsgi.errorpage import PageSocket
 from isowsgi.inside.settings import Settings
 from isowsgi.operate import errands, places
 from isowsgi.operate.desk import Desk
+from isowsgi.origins import Origins
 from isowsgi.peek import Peeker
 from isowsgi.routing import Route, Router
 from isowsgi.scoreboard import CLEAN_EXIT, RESPONSES, Board
 from isowsgi.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from isowsgi.tls import Relay
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
 _BEAT_S = 1.0
@@ -60,6 +65,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     # The master's: what the next fork will serve, for which of gunicorn's Config objects it was read, and how many forks had it so far.
     _config: ClassVar[configfile.Config | None] = None
     _settings: ClassVar[dict[str, Any]] = {}
+    # An ssl.SSLContext, or None without TLS. The workers have it in common, and so each can take up sessions that another one began; and
+    # they need not be able to read the key.
+    _tls_context: ClassVar[Any] = None
     _config_is_for: ClassVar[Any] = None
     _has_reloaded: ClassVar[bool] = False
     _forks: ClassVar[int] = 0
@@ -81,9 +89,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         refusals, warnings = gunicorn_settings.check(cfg)
         if (reason := interpreters.unusable_reason()) is not None:
             refusals.insert(0, reason)
+        if not refusals:
+            refusals = cls._take_settings(cfg)
         if refusals:
             raise RuntimeError("\n".join(refusals))
-        cls._settings = gunicorn_settings.snapshot(cfg)
         for warning in warnings:
             log.warning(warning)
         # A positional APP_MODULE becomes the default process name and is nowhere else in the settings.
@@ -92,6 +101,22 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             cls._read(_config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
         except configfile.ConfigError as exc:
             raise RuntimeError(str(exc)) from exc
+
+    @classmethod
+    def _take_settings(cls, cfg: Any) -> list[str]:
+        """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
+        context = None
+        if cfg.is_ssl:
+            from isowsgi import tls  # most servers have a proxy for that, and need not pay for it
+
+            try:
+                context = tls.make_context(cfg)
+            except tls.ContextError as exc:
+                return [str(exc)]
+        elif cfg.cert_reqs:  # gunicorn would serve everybody
+            return ["gunicorn setting cert_reqs: asks for clients' certificates, and there is no TLS: set certfile and keyfile too"]
+        cls._settings, cls._tls_context = gunicorn_settings.snapshot(cfg), context
+        return []
 
     @classmethod
     def _read(cls, path: str, cfg: Any, log: Any) -> None:
@@ -112,6 +137,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self._reread(app, cfg, log)
         type(self)._forks += 1
         self._served_config, self._inside_settings = type(self)._config, type(self)._settings
+        self._relay: Relay | None = None
         # Whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more (SIGTTIN).
         self._joins_others = type(self)._forks > cfg.workers
         self._is_from_the_start = not type(self)._has_reloaded and not self._joins_others
@@ -133,12 +159,12 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         refusals, warnings = gunicorn_settings.check(cfg)
         for warning in warnings:
             log.warning(warning)
+        if not refusals:
+            refusals = type(self)._take_settings(cfg)
         for refusal in refusals:
             log.error(refusal)
         if refusals:
-            log.error("settings are refused; those that the apps' interpreters obey stay as they were")
-        else:
-            type(self)._settings = gunicorn_settings.snapshot(cfg)
+            log.error("settings are refused; TLS and those that the apps' interpreters obey stay as they were")
         try:
             self._read(_config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
         except configfile.ConfigError as exc:
@@ -160,6 +186,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         mounts = self._served_config.mounts
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
+        origins = Origins() if self._tls_context is not None or self.cfg.proxy_protocol != "off" else None
         self._orders = Orders(
             router,
             self._inside_settings,
@@ -168,6 +195,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             report_files=self._late_reloader is not None,
             region=self._board.region,
             status=attrs.asdict(self._served_config.status),
+            origins_fd=None if origins is None else origins.fd,
         )
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
@@ -180,6 +208,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             suspects=self._crash_verdict[SUSPECT],
             on_files=self._watch_files if self._late_reloader else None,
         )
+        self._relay = self._make_relay(origins)
         self._acceptor = Acceptor(
             listeners=[listener.sock for listener in self.sockets],
             peeker=Peeker(router, Settings(self._inside_settings), os.environ.get("SCRIPT_NAME", "")),
@@ -191,6 +220,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             keepalive_s=self.cfg.keepalive,
             max_connections=self.cfg.worker_connections,
             shared=self.cfg.workers > 1 and not self.cfg.reuse_port,
+            origins=origins,
+            relay=self._relay,
+            proxy_header=proxyheader.Reader(self.cfg) if self.cfg.proxy_protocol != "off" else None,
         )
         self._acceptor.watch(self.PIPE[0], self._empty_pipe)
         self._errands = errands.Errands(supervisor)
@@ -203,6 +235,26 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         threading._register_atexit(self._exit_hard)  # type: ignore[attr-defined] # as concurrent.futures does, on every release
         self._open_desk()
         supervisor.start(self._acceptor)
+        if self._relay is not None:
+            self._relay.start()
+
+    def _make_relay(self, origins: Origins | None) -> Relay | None:
+        if self._tls_context is None:
+            return None
+        from isowsgi.tls import Relay  # imported by `_take_settings` already
+
+        assert origins is not None, "load_wsgi saw to it"
+        assert self._served_config is not None, "load_wsgi saw to it"
+        return Relay(
+            context=self._tls_context,
+            origins=origins,
+            words=self._board.row(0).words,
+            log=self.log,
+            opening_s=self._served_config.head_timeout,
+            # Each mount has its own limit, of which its instances know; 0 is none.
+            stall_s=max((mount.send_timeout or math.inf for mount in self._served_config.mounts), default=math.inf),
+            suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+        )
 
     def _open_desk(self) -> None:
         assert self._served_config is not None, "load_wsgi saw to it"
@@ -282,6 +334,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         supervisor.tick()
         if self.alive and (reason := supervisor.restart_reason()):
             self.log.warning("The worker is to be replaced: %s", reason)
+            self.alive = False
+        if self.alive and self._relay is not None and not self._relay.is_alive():
+            self.log.error("The worker is to be replaced: its TLS relay has ended")
             self.alive = False
         if self.alive and self.nr >= self.max_requests:
             self.log.info("Autorestarting worker after %d requests.", self.nr)

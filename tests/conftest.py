@@ -124,7 +124,7 @@ class Server:
 
     def learn_port(self) -> None:
         """Set `port` once gunicorn listens."""
-        listening = re.search(r"Listening at: http://[\d.]+:(\d+)", self.log())
+        listening = re.search(r"Listening at: https?://[\d.]+:(\d+)", self.log())
         if listening:
             self.port = int(listening[1])
 

@@ -1,6 +1,6 @@
 """gunicorn's reading of a request beside isowsgi's: the same bytes, settings and addresses for both.
 
-`compare` is what tests/test_plain.py and tests/fuzz_plain.py rest on. Each side serves the requests of one connection, as its worker
+`compare` is what tests/test_plain.py and tests/fuzz/plain.py rest on. Each side serves the requests of one connection, as its worker
 does: parse, environ, app, response, what is left of the body. gunicorn's side is put together here as its gthread worker does it;
 isowsgi's is `Peeker` and `Gateway`, as its `Service` uses them.
 """
@@ -312,7 +312,7 @@ class IsowsgiSide:
         self._wire = Wire(data, step)
         self._app = _App()
         self._gateway = _PlainSpokenGateway(0, self._app, cfg, _Log(self._app), place.prefix, EXTRA, lambda: None)
-        self._connection = Connection(self._wire, self._wire.fileno(), self._wire.fileno(), place.peer, place.server, self._gateway)
+        self._connection = Connection(self._wire, self._wire.fileno(), self._wire.fileno(), place.peer, place.server, self._gateway, {})
         self._peeker = Peeker(Router([Route(0, "", place.prefix)]), cfg)
 
     def serve(self, read: str) -> Reading:
@@ -331,7 +331,7 @@ class IsowsgiSide:
 
     def _handle(self) -> bool:
         data = self._wire.recv(PEEK_MAX_BYTES, socket.MSG_PEEK)
-        look = self._peeker.look(data, self._place.peer)
+        look = self._peeker.look(data, self._place.peer, fields=self._connection.plain.block)
         if not look.length:
             raise NoMoreData(data)
         if look.mount is None:

@@ -19,8 +19,8 @@ class FakePort:
 
     def __init__(self, work: Callable[[int], None]) -> None:
         self._work = work
-        self.kept: list[int] = []  # by the holder of the baton
-        self.kept_later: list[int] = []  # by a thread that had lost it
+        self.settled: list[int] = []  # by the holder of the baton
+        self.settled_later: list[int] = []  # by a thread that had lost it
         self.polling: list[str] = []  # names of the threads inside
         self.most_polling = 0
         self.polls = 0
@@ -55,12 +55,12 @@ class FakePort:
         self._work(fd)
         return fd
 
-    def keep(self, fd: int) -> None:
-        assert not self.polling, "a connection is kept under the baton, and whoever polls has it"
-        self.kept.append(fd)
+    def settle(self, fd: int) -> None:
+        assert not self.polling, "a connection is settled under the baton, and whoever polls has it"
+        self.settled.append(fd)
 
-    def keep_later(self, fd: int) -> None:
-        self.kept_later.append(fd)
+    def settle_later(self, fd: int) -> None:
+        self.settled_later.append(fd)
 
 
 class Crew:

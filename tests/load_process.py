@@ -1,9 +1,10 @@
 """Put load on a server from a process of its own, so that neither its GIL nor its pauses are the measuring program's.
 
-    python tests/load_process.py http://127.0.0.1:8000/blog --connections 2 --seconds 1 [--close]
+    python tests/load_process.py http://127.0.0.1:8000/blog --connections 2 --seconds 1 [--close] [--pause 0.01]
 
-Each connection sends its next request as soon as it has an answer. That is a few thousand requests/s from one core, enough where the
-app is slow or a delay is looked for. The process starts, connects, prints "ready" and begins when a line comes on its standard input.
+Each connection sends its next request as soon as it has an answer, or a pause after that. Without pauses that is a few thousand
+requests/s from one core, enough where the app is slow or a delay is looked for. The process starts, connects, prints "ready" and begins
+when a line comes on its standard input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from urllib.parse import urlsplit
 
@@ -51,9 +53,10 @@ class Result:
 class LoadProcess:
     """A load process, connected and waiting for `go`; a context manager that ends it."""
 
-    def __init__(self, url: str, *, connections: int = 2, seconds: float = 1.0, close: bool = False) -> None:
+    def __init__(self, url: str, *, connections: int = 2, seconds: float = 1.0, close: bool = False, pause_s: float = 0.0) -> None:
         command = [sys.executable, "-I", "-S", __file__, url, "--connections", str(connections), "--seconds", str(seconds)]
         command += ["--close"] if close else []
+        command += ["--pause", str(pause_s)] if pause_s else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -131,12 +134,13 @@ class _Client:
         return 0 <= self._length <= len(self.data)
 
 
-def _run(clients: list[_Client], seconds: float, close: bool) -> Result:
+def _run(clients: list[_Client], seconds: float, close: bool, pause_s: float) -> Result:
     poller = select.epoll()
     by_fd: dict[int, _Client] = {}
     latencies: list[float] = []
     statuses: dict[str, int] = {}
     errors = 0
+    pausing: deque[tuple[float, _Client]] = deque()  # until when; first come first
 
     def begin(client: _Client, now: float) -> None:
         nonlocal errors
@@ -168,9 +172,16 @@ def _run(clients: list[_Client], seconds: float, close: bool) -> Result:
     for client in clients:
         begin(client, time.monotonic())
     while by_fd:
-        ready = poller.poll(1.0)
+        ready = poller.poll(min(1.0, max(pausing[0][0] - time.monotonic(), 0)) if pausing else 1.0)
+        while pausing and (time.monotonic() >= until or pausing[0][0] <= time.monotonic()):
+            _, client = pausing.popleft()
+            if client.sock.fileno() in by_fd and time.monotonic() >= until:
+                end(client.sock.fileno())
+            elif time.monotonic() < until:
+                begin(client, time.monotonic())
         for fd, _ in ready:
-            client = by_fd[fd]
+            if (client := by_fd.get(fd)) is None:
+                continue
             try:
                 if not client.receive():
                     continue
@@ -184,7 +195,9 @@ def _run(clients: list[_Client], seconds: float, close: bool) -> Result:
             statuses[status] = statuses.get(status, 0) + 1
             if close or last >= until:
                 end(fd)
-            if last < until:
+            if last < until and pause_s:
+                pausing.append((last + pause_s, client))
+            elif last < until:
                 begin(client, last)
         if not ready:
             now = time.monotonic()
@@ -212,6 +225,7 @@ def _main() -> None:
     parser.add_argument("url")
     parser.add_argument("--connections", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between an answer and the next request")
     parser.add_argument("--close", action="store_true", help="a new connection for each request")
     options = parser.parse_args()
     parts = urlsplit(options.url)
@@ -221,7 +235,7 @@ def _main() -> None:
     clients = [_Client((parts.hostname or "127.0.0.1", parts.port or 80), request) for _ in range(options.connections)]
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(asdict(_run(clients, options.seconds, options.close))), flush=True)
+    print(json.dumps(asdict(_run(clients, options.seconds, options.close, options.pause))), flush=True)
 
 
 if __name__ == "__main__":

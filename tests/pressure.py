@@ -189,6 +189,16 @@ def ask_and_read_nothing(server: Server, path: str, count: int) -> list[socket.s
     return socks
 
 
+def send_half_bodies(server: Server, path: str, count: int) -> list[socket.socket]:
+    """Open connections on each of which a request's body never ends."""
+    socks = []
+    for _ in range(count):
+        sock = server.connect()
+        sock.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf".encode())
+        socks.append(sock)
+    return socks
+
+
 def count_begun(socks: Sequence[socket.socket]) -> int:
     """Return on how many connections an answer has begun; reads nothing."""
     poller = select.poll()

@@ -317,6 +317,8 @@ def test_a_client_that_sends_half_a_head_and_then_no_more_is_closed(place: Place
         client.shutdown(socket.SHUT_WR)
 
         place.turn_until(lambda: place.seen.accepted == 1 and place.seen.open == 0)
+        # To close with those bytes unread would be a reset; on Windows and others that destroys answers which came before.
+        assert client.recv(1000) == b""
 
 
 def test_a_client_that_sends_a_whole_request_and_then_no_more_is_served(place: Place) -> None:
@@ -482,6 +484,18 @@ def test_a_client_that_has_ended_its_side_already_gets_its_answer_too(make_place
         client.shutdown(socket.SHUT_WR)
 
         assert place.conversation(client).startswith(b"HTTP/1.1 404 Not Found\r\n")
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_client_whose_head_is_too_large_to_be_peeked_at_is_not_reset(make_place: MakePlace, tmp_path: Path, family: str) -> None:
+    """As much as may be peeked at lies unread when it is answered."""
+    place = make_place(unix_path=tmp_path / "socket" if family == "unix" else None)
+    with place.connect(A[:-2] + b"X-A: " + b"x" * (PEEK_MAX_BYTES + 5000)) as client:
+        place.turn_until(lambda: place.refusals)
+        client.shutdown(socket.SHUT_WR)
+        place.turn_until(lambda: place.seen.open == 0)
+
+        assert receive_all(client) == REFUSAL
 
 
 def test_an_answered_client_that_goes_on_sending_is_closed_in_the_end(place: Place) -> None:

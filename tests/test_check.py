@@ -217,3 +217,15 @@ def test_the_next_start_knows_what_was_found(check: Command) -> None:
     check(mounts("sound", "broken"))
 
     assert len(list((check.folder / "cache").iterdir())) == 1
+
+
+def test_what_the_policy_says_of_loading_is_told(check: Command) -> None:
+    (check.folder / "moves.py").write_text("import os\nos.chdir(os.getcwd())" + WSGI)
+    rest = '[mounts]\n"/warned" = { app = "moves", policy = "warn" }\n"/denied" = { app = "moves", policy = { chdir = "deny" } }\n'
+
+    found = check(rest, "--json")
+
+    assert found.code == 1
+    assert found.mount("/warned")["warnings"] == [f'when it is loaded, os.chdir({str(check.folder)!r}) is called: policy chdir = "warn"']
+    assert found.mount("/denied")["home"] is None
+    assert 'is refused by policy chdir = "deny"' in found.mount("/denied")["error"]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from isowsgi import policies
 from isowsgi.configfile import App, Config, ConfigError, Mount, Status, load
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -349,9 +350,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, max_requests_jitter, "
-    "on_boot, on_crash, on_drain, on_request_end, on_request_start, python, pythonpath, "
-    "queue, queue_timeout, request_timeout, slow_request, threads, touch, venv, warmup, watch"
+    "app, body_timeout, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
+    "max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, python, pythonpath, "
+    "queue, queue_timeout, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
@@ -433,6 +434,9 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
         ("lazy = 1", "lazy: expected a boolean, got 1 (a whole number)"),
         ("idle_timeout = -1", "idle_timeout: must be 0 (no limit) to 604800 seconds, got -1"),
         ("request_timeout = '1 min'", "request_timeout: expected a number of seconds, got '1 min' (a string)"),
+        ("body_timeout = true", "body_timeout: expected a number of seconds, got true (a boolean)"),
+        ("send_timeout = 604801", "send_timeout: must be 0 (no limit) to 604800 seconds, got 604801"),
+        ("min_rate = 0.5", "min_rate: expected a whole number, got 0.5 (a float)"),
         ("boot_timeout = nan", "boot_timeout: must be 0 (no limit) to 604800 seconds, got nan"),
         ("queue = -1", "queue: must be 0 to 1000000000, got -1"),
         ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
@@ -453,12 +457,14 @@ def test_the_settings_of_a_mounts_life_are_read(read: Write) -> None:
     text = (
         "[defaults]\nrequest_timeout = 5\nqueue = 7\n[worker]\nmax_stuck = 1\nmax_rss = 900\n"
         "[mounts.'/a']\napp = 'a'\nlazy = true\nidle_timeout = 600\ntouch = 'reload-a'\nwarmup = '/health?deep=1'\nqueue = 0\n"
+        "body_timeout = 1.5\nsend_timeout = 0\n"
     )
 
     config = read(text)
 
     (mount,) = config.mounts
     assert (mount.lazy, mount.idle_timeout, mount.request_timeout, mount.queue) == (True, 600.0, 5.0, 0)
+    assert (mount.body_timeout, mount.send_timeout, mount.min_rate) == (1.5, 0.0, 500)
     assert mount.warmup == "/health?deep=1"
     assert mount.touch == os.path.join(os.path.dirname(config.path), "reload-a")
     assert (config.limits.max_stuck, config.limits.max_rss, config.limits.crashes) == (1, 900, 3)
@@ -834,3 +840,69 @@ def test_all_mounts_of_the_main_interpreter_are_one_group(read: Write) -> None:
     assert faults(read, '[mounts."/"]\napp = "a"\ngroup = "g"\nisolation = "main"\n') == [
         'mounts."/": mounts of the main interpreter share it anyway; remove their group'
     ]
+
+
+# Policies.
+
+
+def test_a_policy_is_laid_over_the_defaults_word_by_word_and_what_is_allowed_is_left_out(read: Write) -> None:
+    a, b, c = read(
+        """
+        [defaults]
+        policy = { chdir = "deny", umask = "warn" }
+        [mounts]
+        "/a" = { app = "a", policy = { chdir = "allow", exit = "deny" } }
+        "/b" = { app = "b", policy = "allow" }
+        "/c" = { app = "c", policy = "deny" }
+        """
+    ).mounts
+
+    assert a.policy == {"umask": "warn", "exit": "deny"}
+    assert b.policy == {}
+    assert c.policy == dict.fromkeys(policies.WORDS, "deny")
+    assert mount(read, 'app = "a"').policy == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1", "policy: expected one of 'allow', 'warn', 'deny' or a table of them, got 1 (a whole number)"),
+        ('"forbid"', "policy: expected one of 'allow', 'warn', 'deny', got 'forbid'"),
+        ("{ chdir = true }", "policy.chdir: expected a string, got true (a boolean)"),
+        ('{ chdir = "log" }', "policy.chdir: expected one of 'allow', 'warn', 'deny', got 'log'"),
+        ('{ locale = "warn" }', "policy.locale: unknown word; did you mean 'setlocale'?"),
+        ('{ setuid = "deny" }', "policy.setuid: unknown word; did you mean 'ids'?"),
+        ('{ prlimit = "deny" }', "policy.prlimit: unknown word; did you mean 'setrlimit'?"),
+        ('{ Fork = "deny" }', "policy.Fork: unknown word; did you mean 'fork'?"),
+        ('{ qqqqq = "deny" }', f"policy.qqqqq: unknown word; expected one of {', '.join(policies.WORDS)}"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_a_fault(read: Write, value: str, expected: str) -> None:
+    assert faults(read, f'[mounts."/"]\napp = "a"\npolicy = {value}\n') == [f'mounts."/".{expected}']
+    assert faults(read, f'[defaults]\npolicy = {value}\n[mounts]\n"/" = "a"\n') == [f"defaults.{expected}"]
+
+
+def test_members_of_a_group_have_one_policy(read: Write) -> None:
+    a, b = read('[mounts]\n"/a" = { app = "a", group = "g", policy = { chdir = "deny" } }\n"/b" = { app = "b", group = "g" }\n').mounts
+    assert a.policy == b.policy == {"chdir": "deny"}
+
+    text = """
+        [mounts]
+        "/a" = { app = "a", group = "g", policy = { chdir = "deny", umask = "warn" } }
+        "/b" = { app = "b", group = "g", policy = { chdir = "warn", umask = "warn", exit = "deny" } }
+    """
+    assert faults(read, text) == [
+        "mounts.\"/b\".policy.chdir: contradicts mounts.\"/a\", which says 'deny': both share the group 'g'",
+    ]
+
+
+def test_the_main_interpreter_can_have_no_policy(read: Write) -> None:
+    """An audit hook there hears of what gunicorn and the acceptor do as well."""
+    told = "the main interpreter is gunicorn's too, and nobody can tell who does what there"
+
+    [own] = faults(read, '[mounts."/"]\napp = "a"\nisolation = "main"\npolicy = { chdir = "warn" }\n')
+    [default] = faults(read, '[defaults]\npolicy = "warn"\n[mounts]\n"/" = { app = "a", isolation = "main" }\n')
+
+    assert own.startswith(f'mounts."/".policy: {told}')
+    assert default.startswith(f"defaults.policy: {told}")
+    assert mount(read, 'app = "a"\nisolation = "main"\npolicy = "allow"', rest='[defaults]\npolicy = "warn"\n').policy == {}

@@ -25,13 +25,15 @@ import pytest
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi import configfile
+from isowsgi import configfile, policies
 from isowsgi.configfile import ConfigError, load
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIG_PAGE = ROOT / "docs/reference/config.md"
 ENVIRONMENT_PAGE = ROOT / "docs/reference/environment.md"
+ISOLATION_PAGE = ROOT / "docs/explanation/isolation.md"
+SECURITY_PAGE = ROOT / "SECURITY.md"
 TROUBLE_PAGE = ROOT / "docs/howto/troubleshoot.md"
 
 # Where the messages of the log come from; a text that is broken over two lines of source is joined.
@@ -165,7 +167,7 @@ def test_the_config_page_names_every_limit_with_its_value(name: str) -> None:
     assert f"{LIMITS[name]:.12g}" in re.findall(r"\d+", row)
 
 
-@pytest.mark.parametrize("value", [*configfile.ISOLATIONS, *configfile.CRASH_ACTIONS])
+@pytest.mark.parametrize("value", [*configfile.ISOLATIONS, *configfile.CRASH_ACTIONS, *policies.VALUES])
 def test_the_config_page_names_every_word_that_a_key_takes(value: str) -> None:
     assert CONFIG_PAGE.read_text().count(f'`"{value}"`') > 1, "once where the keys are listed, and once where it is explained"
 
@@ -184,6 +186,40 @@ def limits_of(page: Path) -> Iterator[tuple[str, float]]:
 def test_the_limits_in_the_environment_page_are_the_codes(name: str, shown: float) -> None:
     module, _, constant = name.rpartition(".")
     assert getattr(importlib.import_module(module), constant) == shown
+
+
+def rows_under(page: Path, head: str) -> list[list[str]]:
+    """Return the cells of the table with this beginning."""
+    [table] = re.findall(rf"^{re.escape(head)}.*?(?=\n\n|\n\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+
+
+CLAIMS = [row[0] for head in ("| what | each app has", "| what | what can happen") for row in rows_under(ISOLATION_PAGE, head)]
+PROOFS = [(ISOLATION_PAGE, *row) for row in rows_under(ISOLATION_PAGE, "| claim | proved by |")]
+PROOFS += [(SECURITY_PAGE, claim, tests) for claim, _, tests in rows_under(SECURITY_PAGE, "| it cannot | because | tested by |")]
+
+
+def test_each_claim_of_the_isolation_page_has_its_tests() -> None:
+    assert [claim for page, claim, _ in PROOFS if page == ISOLATION_PAGE] == CLAIMS
+
+
+@pytest.mark.parametrize(("page", "claim", "proved_by"), PROOFS, ids=[claim[:40] for _, claim, _ in PROOFS])
+def test_the_tests_that_prove_a_claim_exist(page: Path, claim: str, proved_by: str) -> None:
+    for part in proved_by.split("; "):
+        link, _, names = part.partition(": ")
+        [file] = re.findall(r"\]\((.*)\)", link)
+        tests = re.findall(r"^def (test_\w+)\(", (page.parent / file).read_text(), re.MULTILINE)
+        assert names, part
+        assert set(re.findall(r"`(\w+)`", names)) == set(names.replace("`", "").split(", ")) <= set(tests), part
+
+
+def test_the_config_page_names_every_call_that_a_policy_is_about() -> None:
+    table = {row[0].strip("`"): row[1] for row in rows_under(CONFIG_PAGE, "| word | calls |")}
+    assert list(table) == list(policies.WORDS)
+    shown = {"os.exec": "os.exec*", "subprocess.Popen": "subprocess", "_posixsubprocess.fork_exec": "multiprocessing"}
+    for call, word in (policies.EVENTS | policies.FUNCTIONS).items():
+        if word != "ctypes":  # its events have no functions that apps know
+            assert f"`{shown.get(call, call)}`" in table[word], call
 
 
 def messages() -> Iterator[str]:

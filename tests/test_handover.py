@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from isowsgi.handover import ARM_EDGE, ARM_ONCE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
+from isowsgi.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
 
 
 @pytest.fixture
@@ -33,29 +33,13 @@ def test_bytes_that_came_before_the_hand_over_are_seen_after_it(
     client, ours = connection
     client.sendall(b"GET")
 
-    Port(owner, ARM_ONCE).give(ours.fileno())
+    Port(owner, ARM_EDGE).give(ours.fileno())
 
     assert owner.poll(1) == [(ours.fileno(), select.EPOLLIN)]
     assert ours.recv(10) == b"GET"
 
 
-def test_an_instance_has_one_event_until_it_arms_the_connection_again(
-    owner: select.epoll, connection: tuple[socket.socket, socket.socket]
-) -> None:
-    """Otherwise a second thread would be told of a connection that the first one serves."""
-    client, ours = connection
-    Port(owner, ARM_ONCE).give(ours.fileno())
-    client.sendall(b"a")
-    assert len(owner.poll(1)) == 1
-
-    client.sendall(b"b")
-    assert owner.poll(0) == []
-
-    owner.modify(ours.fileno(), ARM_ONCE)
-    assert len(owner.poll(1)) == 1
-
-
-def test_the_acceptor_has_one_event_for_each_arrival(owner: select.epoll, connection: tuple[socket.socket, socket.socket]) -> None:
+def test_an_owner_has_one_event_for_each_arrival(owner: select.epoll, connection: tuple[socket.socket, socket.socket]) -> None:
     """With the bytes so far left in the buffer, level-triggered readiness would never end."""
     client, ours = connection
     Port(owner, ARM_EDGE).give(ours.fileno())
@@ -68,12 +52,9 @@ def test_the_acceptor_has_one_event_for_each_arrival(owner: select.epoll, connec
     assert ours.recv(10) == b"aaa"
 
 
-@pytest.mark.parametrize("arm", [ARM_ONCE, ARM_EDGE])
-def test_an_owner_learns_that_the_client_sends_no_more(
-    owner: select.epoll, connection: tuple[socket.socket, socket.socket], arm: int
-) -> None:
+def test_an_owner_learns_that_the_client_sends_no_more(owner: select.epoll, connection: tuple[socket.socket, socket.socket]) -> None:
     client, ours = connection
-    Port(owner, arm).give(ours.fileno())
+    Port(owner, ARM_EDGE).give(ours.fileno())
 
     client.shutdown(socket.SHUT_WR)
 
@@ -85,14 +66,14 @@ def test_a_port_opened_by_descriptor_leads_to_the_same_set(owner: select.epoll, 
     client, ours = connection
     client.sendall(b"a")
 
-    Port.open(owner.fileno(), ARM_ONCE).give(ours.fileno())
+    Port.open(owner.fileno(), ARM_EDGE).give(ours.fileno())
 
     assert owner.poll(1) == [(ours.fileno(), select.EPOLLIN)]
 
 
 def test_a_port_that_goes_away_leaves_the_set_to_its_owner(owner: select.epoll) -> None:
     """`epoll.fromfd` closes its descriptor when it is collected, so a port must not hold the owner's."""
-    port = Port.open(owner.fileno(), ARM_ONCE)
+    port = Port.open(owner.fileno(), ARM_EDGE)
     del port
 
     os.fstat(owner.fileno())
@@ -103,7 +84,7 @@ def test_a_connection_that_is_still_armed_cannot_be_given_again(
 ) -> None:
     """Two owners would be the end of all order: better an error at the spot."""
     _, ours = connection
-    port = Port(owner, ARM_ONCE)
+    port = Port(owner, ARM_EDGE)
     port.give(ours.fileno())
 
     with pytest.raises(FileExistsError):

@@ -5,13 +5,14 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import ChunkMissingTerminator, InvalidResponseHeader, InvalidResponseHeaderName, NoMoreData
+from gunicorn.http.errors import ChunkMissingTerminator, InvalidResponseHeader, InvalidResponseHeaderName, LimitRequestHeaders, NoMoreData
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import IterUnreader
@@ -118,7 +119,7 @@ bodies = st.one_of(
                 st.just([chunk for chunk, _ in chunks]),
                 st.just([size for _, size in chunks]),
                 st.sampled_from([b"", b";a=b", b' ; a="b\t c"']),
-                st.sampled_from([b"", b"X-Sum: 1\r\n", b"A: \r\nB: c\r\n"]),
+                st.sampled_from([b"", b"X-Sum: 1\r\n", b"A: \r\nB: c\r\n", b"A: b\r\n" * 90]),
             ),
         )
     ),
@@ -178,6 +179,28 @@ def test_a_request_without_a_body_reads_nothing() -> None:
     assert next(parser).body.read() == b""
     assert sock.rest() == NEXT
     sock.close()
+
+
+def test_the_time_to_read_trailers_grows_with_their_length_only() -> None:
+    """They were read line by line, and gunicorn looks through all it has for each: 800 KB of them kept a thread busy for minutes."""
+    ours, client = socket.socketpair()
+    trailers = b"a:\r\n" * 50_000
+    sending = threading.Thread(target=client.sendall, args=(b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n" + NEXT,))
+    sending.start()
+    parser = RequestParser(CFG, ours, PEER)
+    parser.unreader = ExactReader(ours)
+    parser.unreader.put_head(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    body = next(parser).body
+    began = time.thread_time()
+
+    with pytest.raises(LimitRequestHeaders):
+        body.read()
+    assert time.thread_time() - began < 2
+
+    sending.join(DEADLINE_S)
+    assert ours.recv(1000) == NEXT
+    ours.close()
+    client.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"3", b"3\r\nab", b"3\r\nabc", b"3\r\nabc\r\n0\r\n", b"3\r\nabc\r\n0\r\nX: y\r\n"])

@@ -1,30 +1,25 @@
 """The fast path takes nothing that gunicorn would refuse and reads nothing differently; ordinary requests it does take.
 
 Both sides get the same bytes, settings and addresses, and everything that comes of it is compared (`tests.differential`). The golden
-requests are in tests/requests; tests/fuzz_plain.py goes on from them for as long as one likes.
+requests are in tests/requests; tests/fuzz goes on from them for as long as one likes.
 """
 
 from __future__ import annotations
 
 import os
-import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gunicorn.http import message
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ExactReader
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import _PLAIN_LINE, Peeker
 from isowsgi.routing import Route, Router
-from tests import fuzz_plain
-from tests.conftest import ROOT, examples
+from tests.conftest import examples
 from tests.differential import PEERS, PREFIXES, READS, SERVERS, SETTINGS, Disagreement, Place, Wire, compare, configs
 
 REQUESTS = Path(__file__).parent / "requests"
@@ -260,28 +255,6 @@ def test_what_the_fast_path_takes_gunicorn_takes_and_reads_alike(data: bytes, pl
         event(reading.refusal.__name__ if reading.refusal else "taken" if reading.is_plain else "left to gunicorn")
 
 
-def test_changed_golden_requests_are_read_alike() -> None:
-    count = fuzz_plain.fuzz(2.0, random.randrange(1 << 32))
-
-    assert count["taken"] > 10
-
-
-def test_the_fuzzer_shows_a_disagreement_and_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A proof that cannot fail proves nothing."""
-    monkeypatch.setattr(message.Request, "should_close", lambda request: True)
-
-    assert fuzz_plain.main(["30", "1"]) == 1
-    assert "request_closes: False, gunicorn has True" in capsys.readouterr().out
-
-
-def test_the_fuzzer_runs_by_itself() -> None:
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_plain.py"), "0.2", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "connections" in done.stdout
-
-
 # Limits, at their edges.
 
 
@@ -432,7 +405,7 @@ def test_the_comparison_sees_what_differs() -> None:
 def reader_and_head(head: bytes) -> tuple[PlainReader, bytes]:
     _, cfg = configs({})
     base = {"SERVER_NAME": "a", "SERVER_PORT": "1"}
-    return PlainReader(base, cfg, ExactReader(Wire(b"")), ("127.0.0.1", 1), ""), head  # type: ignore[arg-type]
+    return PlainReader(base, PlainSettings(cfg, 0), ExactReader(Wire(b"")), ("127.0.0.1", 1)), head  # type: ignore[arg-type]
 
 
 def read(reader: PlainReader, data: bytes) -> Any:

@@ -38,6 +38,7 @@ Traceback (most recent call last):
         ("IndentationError: unexpected indent", BROKEN),
         ("ModuleNotFoundError: No module named 'flask'", BROKEN),
         ("gunicorn.errors.AppImportError: Failed to find attribute 'application' in 'shop'.", BROKEN),
+        ("isowsgi.inside.policy.PolicyError: [Errno 1] /blog: os.chdir('/') is refused by policy chdir = \"deny\"", BROKEN),
         ("ModuleNotFoundError: import of _asyncio halted; None in sys.modules", UNCLEAR),
         ("isowsgi.inside.boot.WarmUpError: the warm-up request '/' was answered '500 Internal Server Error'", UNCLEAR),
         ("ImportError: cannot import name 'encodings' from 'psycopg2._psycopg'", UNCLEAR),

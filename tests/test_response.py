@@ -26,7 +26,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import _PLAIN_LINE
 from tests.conftest import examples, receive_all
 from tests.differential import Wire, configs
@@ -140,7 +140,7 @@ def ours(head: bytes, wire: Any) -> Response:
     _, cfg = configs({})
     line = _PLAIN_LINE.match(head)
     assert line is not None
-    taken = PlainReader({"SERVER_NAME": "a"}, cfg, ExactReader(wire), ("127.0.0.1", 1), "").read(line, head, len(head))
+    taken = PlainReader({"SERVER_NAME": "a"}, PlainSettings(cfg, 0), ExactReader(wire), ("127.0.0.1", 1)).read(line, head, len(head))
     assert taken is not None
     return Response(taken[0], wire, cfg)
 

@@ -144,7 +144,7 @@ def test_those_who_wait_can_be_judged_while_every_thread_is_busy_and_only_then(g
     gates[2].let_go()
     gates[1].let_go()
     crew.stop()
-    assert 3 not in crew.port.kept
+    assert 3 not in crew.port.settled
 
 
 def test_what_is_ready_is_served_before_the_threads_end(gates: dict[int, Gate]) -> None:
@@ -232,6 +232,6 @@ def test_under_stress_one_thread_polls_at_a_time_and_each_connection_is_served_o
 
     assert crew.port.most_polling == 1
     assert served == dict.fromkeys(range(total), 1)
-    assert sorted(crew.port.kept + crew.port.kept_later) == list(range(total))
+    assert sorted(crew.port.settled + crew.port.settled_later) == list(range(total))
     assert retaken > 0
     assert crew.runner.served == total

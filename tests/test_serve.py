@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from isowsgi.handover import ARM_EDGE, ARM_ONCE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
+from isowsgi.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
@@ -49,6 +49,8 @@ class Place:
         order = {
             "mount": 0,
             "keepalive_s": 60,
+            "body_timeout_s": 60,
+            "send_timeout_s": 60,
             "listeners": [["127.0.0.1", 80]],
             "fds": {
                 "connections": self.connections.fileno(),
@@ -69,7 +71,7 @@ class Place:
         self.client, served = socket.socketpair()
         self.client.settimeout(DEADLINE_S)
         self.fd = served.detach()
-        self.connections.register(self.fd, ARM_ONCE)
+        self.connections.register(self.fd, ARM_EDGE)
 
     def _app(self, environ: Any, start_response: Any) -> list[bytes]:
         self.during_a_request()
@@ -89,15 +91,16 @@ class Place:
 
     def serve(self, fd: int) -> None:
         """Do what the runner does with a connection."""
-        kept = self.service.serve(fd)
-        if kept is not None:
-            self.service.keep(kept)
+        self.service.settle(self.service.serve(fd))
 
     def given_back(self) -> list[int]:
         """Return the connections that the acceptor was handed."""
         return [fd for fd, _ in self.returns.poll(0)]
 
     def close(self) -> None:
+        if self.service.open_connections():
+            self.drain()
+            self.service.poll(True)
         self.client.close()
         os.close(self.poke_fd)
         if self.service.open_connections() == 0 and not self.board.row(2).words[CLOSED]:  # given back, and so ours
@@ -166,6 +169,66 @@ def test_from_the_moment_the_worker_stops_each_response_is_its_connections_last(
     assert place.client.recv(1000) == b""
 
 
+def test_what_comes_while_a_request_is_served_is_told_to_nobody_until_the_connection_is_kept(place: Place) -> None:
+    """Another thread that polls would serve what the first one serves. The event is over then, so `settle` asks for another."""
+    polled: list[list[int]] = []
+
+    def send_and_poll() -> None:
+        place.client.sendall(REQUEST)
+        polled.append(place.service.poll(False))
+
+    place.during_a_request = send_and_poll
+    place.ask()
+    place.during_a_request = lambda: None
+
+    assert polled == [[]]
+    for fd in place.service.poll(True):
+        place.serve(fd)
+    assert place.client.recv(1000).endswith(b"ok")
+
+
+def test_requests_that_came_in_one_packet_are_all_served(place: Place) -> None:
+    """There is one event for them, and none for the second."""
+    place.client.sendall(REQUEST * 3)
+    answers = b""
+
+    for _ in range(3):
+        (fd,) = place.service.poll(True)
+        place.serve(fd)
+        answers += place.client.recv(1000)
+
+    assert answers.count(b"ok") == 3
+    assert place.service.poll(False) == []
+
+
+def test_a_client_that_sends_its_last_request_and_hangs_up_is_answered_and_then_closed(place: Place) -> None:
+    """Both are one event."""
+    place.client.sendall(REQUEST)
+    place.client.shutdown(socket.SHUT_WR)
+
+    for _ in range(2):
+        (fd,) = place.service.poll(True)
+        place.serve(fd)
+
+    assert place.client.recv(1000).endswith(b"ok")
+    assert place.client.recv(1000) == b""
+    assert place.service.open_connections() == 0
+
+
+def test_a_closed_connection_is_disarmed_though_a_child_process_still_has_its_descriptor(place: Place) -> None:
+    """Its number may be the next connection's, which an event of the old one would have served by two threads."""
+    inherited = os.dup(place.fd)
+    place.client.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    for fd in place.service.poll(True):
+        place.serve(fd)
+    assert place.service.open_connections() == 0
+
+    place.client.sendall(b"more")
+
+    assert place.connections.poll(0) == []
+    os.close(inherited)
+
+
 class Child(Place):
     """A service whose connections come by mail; the worker's side is the test's."""
 
@@ -177,7 +240,9 @@ class Child(Place):
         self.ours, self.theirs = ours, theirs
         self.loans = Loans(ours, lambda wants: None)
         order = {
-            "keepalive_s": 60, "listeners": [], "threads": 1, "first_row": 3,
+            "keepalive_s": 60,
+            "body_timeout_s": 60,
+            "send_timeout_s": 60, "listeners": [], "threads": 1, "first_row": 3,
             "fds": {"connections": self.connections.fileno(), "poke": self.poke_fd},
         }  # fmt: skip
         self.connections.unregister(self.poke_fd)  # the service that Place made will not poll

@@ -168,9 +168,9 @@ class TestCheck:
         assert check(config(**{name: other_value(name)})) == ([], [])
 
     def test_all_faults_are_told_at_once(self) -> None:
-        refusals, warnings = check(config(certfile="a.pem", proxy_protocol=True, spew=True, root_path="/x"))
+        refusals, warnings = check(config(http2_cleartext="upgrade", protocol="uwsgi", spew=True, root_path="/x"))
 
-        assert [line.split(":")[0] for line in refusals] == ["gunicorn setting proxy_protocol", "gunicorn setting certfile"]
+        assert [line.split(":")[0] for line in refusals] == ["gunicorn setting protocol", "gunicorn setting http2_cleartext"]
         assert [line.split(":")[0] for line in warnings] == ["gunicorn setting spew", "gunicorn setting root_path"]
 
     def test_only_the_fast_parser_is_refused(self) -> None:
@@ -180,10 +180,6 @@ class TestCheck:
             [f"gunicorn setting http_parser: refused, got 'fast': {SETTINGS['http_parser'].note}"],
             [],
         )
-
-    def test_an_empty_certfile_is_no_certfile(self) -> None:
-        """As gunicorn has it; conf files write `certfile = os.environ.get("CERT", "")`."""
-        assert check(config(certfile="", keyfile="", ca_certs="")) == ([], [])
 
     def test_a_hook_is_shown_by_name(self) -> None:
         def log_it(worker: object, request: object) -> None: ...

@@ -168,6 +168,7 @@ def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path, monkey
         {"venv": "/other"},
         {"python": "/other"},
         {"env": {"A": "1"}},
+        {"policy": {"chdir": "deny"}},
         with_member(order, target="other"),
         with_member(order, warmup="/"),
         {"members": order["members"] * 2},

@@ -27,7 +27,7 @@ from isowsgi.handover import Exchange, Mail, Port, SameProcess
 from isowsgi.inside import environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
-from isowsgi.inside.deadlines import Watcher, stacks
+from isowsgi.inside.deadlines import Patience, Watcher, stacks
 from isowsgi.inside.files import FileWatch, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
@@ -97,6 +97,10 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     else:
         environment.set_environ(order["env"])
         environment.refuse_fork()
+    if order["policy"]:
+        from isowsgi.inside import policy  # late: most mounts have none, and need not pay for it
+
+        policy.install(order["policy"], order["name"], log)
     if isolation == "main":
         environment.extend_path(order["pythonpath"])
     else:
@@ -253,6 +257,7 @@ class Instance:
             lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
             order["can_see_stacks"],
             self._control_rows,
+            Patience(order["body_timeout_s"], order["send_timeout_s"], order["min_rate"]),
             slow_s=order["slow_request_s"],
         )
         # Whichever comes last, this or an order, finds the other.

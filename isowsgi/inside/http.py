@@ -7,9 +7,11 @@ import logging
 import os
 import socket
 import stat
+import struct
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn import SERVER
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
@@ -33,6 +35,10 @@ _JOIN_MAX_BYTES = 64 * 1024
 _MAX_SENDFILE_BYTES = 1 << 30
 
 
+# Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
+_BYTES_ACKED = struct.Struct("=120xQ")
+
+
 class ClientGone(ConnectionError):
     """The client closed the connection or reset it before it had the response."""
 
@@ -48,6 +54,29 @@ def _client_error(exc: OSError) -> OSError:
     return ClientGone(str(exc))
 
 
+def delivered(sock: socket.socket) -> int:
+    """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
+
+    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
+    """
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _unread(sock)
+        acked: int
+        (acked,) = _BYTES_ACKED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
+        return acked
+    except (OSError, struct.error, ValueError):  # closed, by the app perhaps
+        return 0
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return how much the other side of a Unix socket has yet to read."""
+    from fcntl import ioctl  # late: needed on Unix sockets only
+    from termios import TIOCOUTQ
+
+    return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
+
+
 class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
     """Feeds gunicorn's parser, and never takes a byte that lies behind the request.
 
@@ -61,10 +90,13 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         self.reads = 0  # so far; a sign of progress
         self.taken = 0  # bytes of the current request's body
         self.is_waiting = False  # whether a thread waits for the client in here
+        self.is_given_up = False  # whether the watcher has ended the connection, for the client was too slow
+        self._lines = 0  # whole ones since the last data of a chunk, or since the head
 
     def put_head(self, head: bytes) -> None:
         """Let the parser read these bytes first; nothing may be left of a request before."""
         self.buf = io.BytesIO(head)
+        self._lines = 0
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         self.reads += 1
@@ -72,15 +104,34 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         try:
             if size_hint:
                 data = self.sock.recv(min(size_hint, _MAX_RECV_BYTES))
+                self._lines = 0
             else:
-                line = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
-                data = self.sock.recv(line.find(b"\n") + 1 or len(line))
+                data = self._take_line()
             self.taken += len(data)
+            if not data and self.is_given_up:
+                raise TimeoutError
             return data
         except OSError as exc:
             raise _client_error(exc) from exc
         finally:
             self.is_waiting = False
+
+    def _take_line(self) -> bytes:
+        """Read a line of a chunked body; of trailers, which may be many, all that are there.
+
+        gunicorn's parser looks through all trailers that it has whenever it gets more. By the line, 800 KB of short ones would cost the
+        square of their number: minutes. Two lines that no data came between, the end of a chunk and a size, are behind the last chunk only.
+        """
+        peeked = self.sock.recv(_LINE_PEEK_BYTES, socket.MSG_PEEK)
+        if self._lines < 2 or peeked.startswith(b"\r\n"):
+            end = peeked.find(b"\n") + 1
+        elif (last := peeked.find(b"\r\n\r\n")) >= 0:
+            end = last + 4
+        else:
+            end = peeked.rfind(b"\n") + 1
+        data = self.sock.recv(end or len(peeked))
+        self._lines = self._lines + 1 if data.endswith(b"\n") else min(self._lines, 1)  # within a line: the next read ends that one alone
+        return data
 
 
 class Response:
@@ -89,26 +140,30 @@ class Response:
     Attributes:
         status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
         headers_sent: whether the client has a status already.
+        is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
     """
 
+    # Most stay as they are here; set in the class, they cost a request nothing.
     board: memoryview | None = None
+    status: str | None = None
+    headers_sent = False
+    sent = 0
+    response_length: int | None = None
+    chunked = False
+    upgrade = False
+    must_close = False
+    is_sending = False
+    _lines: Sequence[bytes] = ()  # of the head, for `headers`
+    _omits_body = False
+    _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
+    _warned = False
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
         self.req = request
         self.sock = sock
         self.cfg = cfg
-        self.status: str | None = None
         self.headers: list[tuple[str, str]] = []
-        self.headers_sent = False
-        self.sent = 0
-        self.response_length: int | None = None
-        self.chunked = False
-        self.upgrade = False
-        self.must_close = False
-        self._omits_body = False
-        self._class = 0  # of the status: 2 for 200; 0: none that HTTP knows
-        self._warned = False
         self._claim: list[None] = [None]
 
     def claim(self) -> bool:
@@ -151,34 +206,30 @@ class Response:
         # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
         has_no_length = 100 <= code < 200 or code == 204
         self._omits_body = has_no_length or code == 304 or self.req.method == "HEAD"
-        if has_no_length:
-            self.headers = [field for field in self.headers if field[0].lower() != "content-length"]
+        if has_no_length and self.response_length is not None:
             self.response_length = None
+            self._take_headers([field for field in self.headers if field[0].lower() != "content-length"])
         self.chunked = self.response_length is None and not self._omits_body and self.req.version > (1, 0)
         return self.write
 
     def _take_headers(self, headers: Any) -> None:
         """Keep the fields that are the app's to say, in the place of a first call's; if one is bad, nothing changes."""
-        taken = []
+        taken, lines = [], []
         length = None
         upgrade = False
         for name, value in headers:
-            lower = _NAMES.get(name) if name.__class__ is str else None
-            if lower is None:
-                lower = _checked_name(name)
-            if value.__class__ is not str or not (value.isascii() and value.isprintable()):
-                _check_value(name, value)
-            if value[:1] in _BLANKS or value[-1:] in _BLANKS:
-                value = value.strip(" \t")
-            if lower == "content-length":
-                length = _checked_length(value)
-            elif lower in hop_headers:
-                if lower == "connection":
-                    upgrade = upgrade or value.lower() == "upgrade"
-                if lower != "upgrade" or value.lower() != "websocket":
-                    continue
-            taken.append((name, value))
+            field = _FIELDS.get((name, value)) if name.__class__ is str and value.__class__ is str else None
+            if field is None:
+                field = _checked_field(name, value)
+            if field.length is not None:
+                length = field.length
+            elif field.asks_upgrade:
+                upgrade = True
+            if field.line:
+                taken.append(field.pair)
+                lines.append(field.line)
         self.headers = taken
+        self._lines = lines
         self.response_length = length
         self.upgrade = upgrade
 
@@ -247,6 +298,7 @@ class Response:
             count = min(count, self.response_length)
         framed = self.chunked and count > 0
         self._send(self._head() + (b"%X\r\n" % count if framed else b""))
+        self.is_sending = True
         try:
             while self.sent < count:
                 sent = os.sendfile(self.sock.fileno(), fd, offset + self.sent, min(count - self.sent, _MAX_SENDFILE_BYTES))
@@ -255,6 +307,8 @@ class Response:
                 self.sent += sent
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
         if framed:
             if self.sent < count:
                 raise ClientGone("the file became shorter while it was sent; the response cannot be completed")
@@ -279,27 +333,33 @@ class Response:
             self.board[HEAD_SENT] = 1
             self.board[RESPONSES + self._class] += 1
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
-        major, minor = self.req.version
-        framing = "\r\nTransfer-Encoding: chunked" if self.chunked else ""
-        fields = "".join([f"\r\n{name}: {value}" for name, value in self.headers])
-        return (
-            f"HTTP/{major}.{minor} {self.status}\r\nServer: {SERVER}\r\nDate: {_http_date()}\r\n"
-            f"Connection: {connection}{framing}{fields}\r\n\r\n"
-        ).encode("latin-1")
+        return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
 
     def _send(self, data: bytes) -> None:
+        self.is_sending = True
         try:
             self.sock.sendall(data)
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
 
 
-# What was checked before: an app sends the same few statuses and field names again and again. Bounded, since it may also make them up.
+class _Field(NamedTuple):
+    """What becomes of a field that an app gives."""
+
+    pair: tuple[str, str]
+    line: bytes  # of the head; b"" if the field is not the app's to say
+    length: int | None  # that it states
+    asks_upgrade: bool
+
+
+# What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: when
+# there are too many, all are forgotten, and those that come often are soon there again.
 _STATUSES: dict[str, int] = {}
-_NAMES: dict[str, str] = {}  # as sent: lower case
+_FIELDS: dict[tuple[str, str], _Field] = {}
 _MAX_REMEMBERED = 512
-
-_BLANKS = ("", " ", "\t")  # "" so that an empty value is stripped, to no effect
+_MAX_REMEMBERED_CHARS = 128
 
 
 def _checked_status(status: Any) -> int:
@@ -313,22 +373,28 @@ def _checked_status(status: Any) -> int:
     return code
 
 
-def _checked_name(name: Any) -> str:
+def _checked_field(name: Any, value: Any) -> _Field:
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is not a string")
     if not TOKEN_RE.fullmatch(name):
         raise InvalidResponseHeaderName(repr(name))
-    lower = name.lower()
-    if len(_NAMES) < _MAX_REMEMBERED:
-        _NAMES[name] = lower
-    return lower
-
-
-def _check_value(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
     if not HEADER_VALUE_RE.fullmatch(value):
         raise InvalidResponseHeader(repr(name))  # not the value: it may be a secret
+    lower, stripped = name.lower(), value.strip(" \t")
+    is_ours = lower in hop_headers and not (lower == "upgrade" and stripped.lower() == "websocket")
+    field = _Field(
+        pair=(name, stripped),
+        line=b"" if is_ours else f"{name}: {stripped}\r\n".encode("latin-1"),
+        length=_checked_length(stripped) if lower == "content-length" else None,
+        asks_upgrade=lower == "connection" and stripped.lower() == "upgrade",
+    )
+    if len(name) + len(value) <= _MAX_REMEMBERED_CHARS and name.__class__ is value.__class__ is str:
+        if len(_FIELDS) >= _MAX_REMEMBERED:
+            _FIELDS.clear()
+        _FIELDS[name, value] = field
+    return field
 
 
 def _checked_length(value: str) -> int:
@@ -337,15 +403,26 @@ def _checked_length(value: str) -> int:
     return int(value)
 
 
-_date = (0, "")
+# A second, and heads as they begin in it: with a Date field (RFC 9110 section 5.6.7).
+_heads: tuple[int, dict[tuple[Any, ...], bytes]] = (0, {})
 
 
-def _http_date() -> str:
-    """Return the Date field's value, made once a second (RFC 9110 section 5.6.7)."""
-    global _date
+def _head_start(*key: Any) -> bytes:
+    """Return a head up to the fields that server and app do not always say the same in.
+
+    Args:
+        key: the request's version, the status line's end, the Connection field's value, and whether the body is chunked.
+    """
+    global _heads
     now = int(time.time())
-    second, text = _date
+    second, heads = _heads
     if second != now:
-        text = formatdate(now, usegmt=True)
-        _date = (now, text)  # one assignment: threads see the old pair or the new one
-    return text
+        heads = {}
+        _heads = (now, heads)  # one assignment: threads see the old pair or the new one
+    head = heads.get(key)
+    if head is None:
+        (major, minor), status, connection, is_chunked = key
+        framing = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
+        text = f"HTTP/{major}.{minor} {status}\r\nServer: {SERVER}\r\nDate: {formatdate(now, usegmt=True)}\r\n"
+        head = heads[key] = f"{text}Connection: {connection}\r\n{framing}".encode("latin-1")
+    return head

@@ -33,6 +33,9 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 # Longest block of fields that is kept for comparison with the next request's; an idle connection holds it.
 _MAX_KEPT_BYTES = 2048
 
+# Most addresses of clients remembered.
+_MAX_PEERS = 1024
+
 # Most field names remembered; names come from clients, so there may be any number of them.
 _MAX_NAMES = 1024
 
@@ -96,30 +99,58 @@ class PlainRequest:
         return self.must_close
 
 
+class PlainSettings:
+    """What is the same for all connections to a mount.
+
+    Args:
+        cfg: gunicorn's settings.
+        prefix_length: of the mount's prefix; the router matched it against the decoded path.
+    """
+
+    def __init__(self, cfg: Any, prefix_length: int) -> None:
+        self.prefix_length = prefix_length
+        # What gunicorn's Request and Message make of these: 0 is no limit for a line, and the greatest one for the other two.
+        self.line_limit = min(cfg.limit_request_line, MAX_REQUEST_LINE)
+        self.fields_limit = min(cfg.limit_request_fields or MAX_HEADERS, MAX_HEADERS)
+        self.field_size_limit = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
+        self.scheme = "https" if cfg.is_ssl else "http"
+        self._cfg = cfg
+        self._scheme_fields: dict[Any, dict[str, str]] = {}
+
+    def scheme_fields(self, peer: Any) -> dict[str, str]:
+        """Return the fields by which a client may say that it was reached by TLS, as gunicorn's parser finds them."""
+        host = peer[0] if isinstance(peer, tuple) else None  # the rest of the address makes no difference
+        found = self._scheme_fields.get(host)
+        if found is None:
+            if len(self._scheme_fields) >= _MAX_PEERS:
+                self._scheme_fields.clear()
+            policy = HeaderPolicy()
+            policy.cfg = self._cfg
+            policy.peer_addr = peer
+            found, _ = policy._peer_trusted_for_forwarded()
+            self._scheme_fields[host] = found
+        return found
+
+
 class PlainReader:
     """Reads the ordinary requests of one connection.
 
     Args:
         base: the environ entries that all requests of the connection share; if SERVER_NAME is none of them, the Host field gives it.
-        cfg: gunicorn's settings.
+        settings: the mount's.
         unreader: where a body is read from; its buffer is empty between requests.
         peer: the client's address as `accept` gives it.
-        prefix: the mount's; the router matched it against the decoded path.
     """
 
-    def __init__(self, base: dict[str, Any], cfg: Any, unreader: Any, peer: Any, prefix: str) -> None:
+    def __init__(self, base: dict[str, Any], settings: PlainSettings, unreader: Any, peer: Any) -> None:
         self._base = base
+        self._settings = settings
         self._unreader = unreader
         self._peer = peer
-        self._prefix_length = len(prefix)
         self._needs_host = "SERVER_NAME" not in base
-        # What gunicorn's Request and Message make of these: 0 is no limit for a line, and the greatest one for the other two.
-        self._line_limit = min(cfg.limit_request_line, MAX_REQUEST_LINE)
-        self._fields_limit = min(cfg.limit_request_fields or MAX_HEADERS, MAX_HEADERS)
-        self._field_size_limit = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
-        self._scheme = "https" if cfg.is_ssl else "http"
-        self._scheme_fields = _trusted_scheme_fields(cfg, peer)
-        self._block = b""
+        self._prefix_length = settings.prefix_length
+        self._line_limit = settings.line_limit
+        self.block = b""  # the last request's fields, as `peek.Peeker.look` takes them; b"" if they are left to gunicorn, or long
         self._fields: Fields | None = None
         self._no_body = Body(LengthReader(unreader, 0))
 
@@ -134,11 +165,12 @@ class PlainReader:
         method, target, path, query, minor = line.groups()
         if len(target) + len(method) + 10 > self._line_limit > 0:
             return None
-        start = line.end()
-        block = data[start - 1 : length]
-        if block != self._block:
+        start = line.end() - 1
+        block = self.block
+        if not block or length - start != len(block) or not data.startswith(block, start):
+            block = data[start:length]
             self._fields = self._read_fields(block)
-            self._block = block if len(block) <= _MAX_KEPT_BYTES else b""
+            self.block = block if self._fields is not None and len(block) <= _MAX_KEPT_BYTES else b""
         fields = self._fields
         if fields is None:
             return None
@@ -156,14 +188,15 @@ class PlainReader:
 
     def _read_fields(self, block: bytes) -> Fields | None:
         """Read a block that starts with the line feed of the request line and ends with the empty line."""
-        if len(block) > self._field_size_limit:
+        if len(block) > self._settings.field_size_limit:
             return None
         found = _FIELD.findall(block.decode("latin-1"))
         # Each match ends in the one line feed it holds. Two are outside of all matches: the first byte and the empty line's. So if
         # the counts agree every line is a match, and there is no bare line feed.
-        if len(found) + 2 != block.count(b"\n") or len(found) > self._fields_limit:
+        if len(found) + 2 != block.count(b"\n") or len(found) > self._settings.fields_limit:
             return None
         environ = self._base.copy()
+        scheme_fields = self._settings.scheme_fields(self._peer)
         pairs: list[tuple[str, str]] = []
         seen: set[str] = set()
         scheme: str | None = None
@@ -176,10 +209,10 @@ class PlainReader:
             pairs.append((upper, value))
             if lower in _LEFT_TO_GUNICORN or (lower in _SINGLE and lower in seen):
                 return None
-            if upper in self._scheme_fields:
+            if upper in scheme_fields:
                 if scheme is not None:
                     return None  # two of them must agree: gunicorn's to judge
-                scheme = "https" if value == self._scheme_fields[upper] else "http"
+                scheme = "https" if value == scheme_fields[upper] else "http"
             if lower == "content-length":
                 if _LENGTH.fullmatch(value) is None:
                     return None
@@ -192,11 +225,18 @@ class PlainReader:
             else:
                 environ[key] = value
             seen.add(lower)
-        environ["wsgi.url_scheme"] = scheme or self._scheme
+        environ["wsgi.url_scheme"] = scheme or self._settings.scheme
+        environ |= _TO_COME
         if self._needs_host and not _name_server(environ):
             return None
         return Fields(self._peer, environ, content_length, closes, pairs)
 
+
+# What each request sets. Keys that are there already save it the growing of its dict, which takes longer than the copying.
+_TO_COME = dict.fromkeys(
+    ("REQUEST_METHOD", "RAW_URI", "QUERY_STRING", "SERVER_PROTOCOL", "PATH_INFO", "wsgi.input", "wsgi.early_hints"),
+    "",
+)
 
 # Field name as sent: upper case, lower case, environ key. Shared by all connections of the interpreter.
 _NAMES: dict[str, tuple[str, str, str]] = {}
@@ -211,16 +251,6 @@ def _remember(name: str) -> tuple[str, str, str]:
     if len(_NAMES) < _MAX_NAMES:
         _NAMES[name] = entry
     return entry
-
-
-def _trusted_scheme_fields(cfg: Any, peer: Any) -> dict[str, str]:
-    """Return the fields by which this client may say that it was reached by TLS, as gunicorn's parser finds them."""
-    policy = HeaderPolicy()
-    policy.cfg = cfg
-    policy.peer_addr = peer
-    scheme_fields: dict[str, str]
-    scheme_fields, _ = policy._peer_trusted_for_forwarded()
-    return scheme_fields
 
 
 def _name_server(environ: dict[str, Any]) -> bool:

@@ -7,7 +7,8 @@ long system call. Measured on CPython 3.14, 8 connections, 8 threads, requests/s
 
 The baton is a lock held by the one thread that polls. Whoever pops the turn token owns the baton's fate: the runner that comes out of
 its request and goes on polling, or the monitor, which releases the baton for a standby. `list.pop` is atomic, so exactly one gets it
-and never do two threads poll. Hence also: only the holder of the baton touches connections that are idle.
+and never do two threads poll. Hence also: only the holder of the baton touches connections that no request is served on, and parts
+from any.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ class Source(Protocol[C]):
     """Where the work comes from; see `serve.Service`."""
 
     def poll(self, wait: bool) -> Iterable[int]:
-        """Return descriptors of connections that are ready, each disarmed; wait for some if asked to."""
+        """Return descriptors of connections that are ready, none of them twice before it is settled; wait for some if asked to."""
 
-    def serve(self, fd: int) -> C | None:
-        """Serve one; return it if it shall wait for its next request. Raises nothing."""
+    def serve(self, fd: int) -> C:
+        """Serve one request; raises nothing."""
 
-    def keep(self, connection: C) -> None:
-        """Let a connection wait for its next request; under the baton."""
+    def settle(self, connection: C) -> None:
+        """Let a connection wait for its next request, or part from it; under the baton."""
 
-    def keep_later(self, connection: C) -> None:
-        """Have the holder of the baton keep a connection."""
+    def settle_later(self, connection: C) -> None:
+        """Have the holder of the baton settle a connection."""
 
 
 class Runner(Generic[C]):
@@ -89,7 +90,7 @@ class Runner(Generic[C]):
 
     def _run(self, source: Source[C]) -> bool:
         """Poll and serve with the baton held; True when it was retaken, False when the instance stops."""
-        ready, turn, serve = self._ready, self._turn, source.serve
+        ready, turn, serve, settle = self._ready, self._turn, source.serve, source.settle
         while True:
             if not ready:
                 stopping = self.stopping
@@ -102,12 +103,10 @@ class Runner(Generic[C]):
             self.served += 1
             if self.resting:
                 self._rouse()
-            kept = serve(fd)
+            connection = serve(fd)
             try:
                 turn.pop()
             except IndexError:
-                if kept is not None:
-                    source.keep_later(kept)
+                source.settle_later(connection)
                 return True
-            if kept is not None:
-                source.keep(kept)
+            settle(connection)

@@ -1,14 +1,18 @@
 """An instance's connections: take them over, peek, serve, keep, give back, close.
 
-All idle connections of an instance are armed in its epoll set. Only the thread that holds the runner's baton polls, and only it touches
-an idle connection; a ready one belongs to the thread that serves it until it is armed again, given back or closed.
+All connections of an instance are armed in its epoll set, edge-triggered, for as long as it owns them. Only the thread that holds the
+runner's baton polls, and only it touches an idle connection. A ready one belongs to the thread that serves it, until it is settled: kept,
+given back or closed. That is done under the baton too, as who polls may have its next event in hand. What arrives on a connection that
+is not idle only leaves a mark, which is looked at when the connection is kept.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -17,17 +21,25 @@ from typing import Any
 
 from gunicorn.http.errors import ParseException
 
-from isowsgi.handover import ARM_ONCE, Exchange
+from isowsgi.handover import ARM_EDGE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.origins import Origins
 from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
 from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
+# The event of bytes that have come, and nothing else.
+_MORE = select.EPOLLIN
+
 # int() takes the flags out of their enum, whose `|` costs 2 us a request.
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+# How many times send_timeout the kernel lets a thread wait. It wakes a writer only once a third of a full buffer, of 4 MiB at most, is
+# free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
+_SEND_MARGIN = 10
 
 # Told to a client whose request has waited for a thread too long, or came behind too many others.
 _TURNED_AWAY = (
@@ -60,13 +72,17 @@ class Service:
         exchange: Exchange,
     ) -> None:
         self._keepalive_s = order["keepalive_s"]
+        self._receive_limit = _timeval(order["body_timeout_s"])
+        self._send_limit = _timeval(_SEND_MARGIN * order["send_timeout_s"])
         self._listeners = [tuple(address) for address in order["listeners"]]
+        self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._gateways = gateways
         self._first_gateway = next(iter(gateways.values()))
         self._log = log
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
         self._exchange = exchange
+        self._origins = Origins(order["fds"]["origins"]) if "origins" in order["fds"] else None
         self._acceptor_words = board.row(0).words
         first, mounts = order["first_row"], list(gateways)
         self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(order["threads"])]
@@ -98,15 +114,11 @@ class Service:
 
     def give_back_waiting(self, fd: int) -> None:
         """Return a connection that waits for a thread to the acceptor; by the holder of the baton only."""
-        connection = self._connections.get(fd) or self._take_over(fd)
-        if connection is not None:
-            self._give_back(connection)
+        self._give_back(self._connections[fd])
 
     def turn_away(self, fd: int) -> None:
         """Answer 503 to a request that waits; by the holder of the baton only."""
-        connection = self._connections.get(fd) or self._take_over(fd)
-        if connection is None:
-            return
+        connection = self._connections[fd]
         try:
             data = _peek(connection.sock)
             mount = self._look(data, connection).mount if data else None
@@ -126,20 +138,30 @@ class Service:
     # The runner's side.
 
     def poll(self, wait: bool) -> list[int]:
-        """Return connections that have something to say; each is disarmed and the caller's."""
+        """Return connections that have something to say; each is the caller's."""
         events = self._epoll.poll(self._poll_timeout() if wait else 0, _MAX_EVENTS)
-        calls = self._calls
-        ready = [fd for fd, _ in events if fd not in calls]
-        is_called = len(ready) != len(events)
-        if is_called:
-            self._answer_calls([fd for fd, _ in events if fd in calls], ready)
-        for fd in ready:
-            # Before another thread may poll: it must not take a connection for idle whose request is on its way to be served.
-            if (connection := self._connections.get(fd)) is not None:
+        connections = self._connections
+        ready = []
+        calls = []
+        for fd, flags in events:
+            connection = connections.get(fd)
+            if connection is None:
+                if fd in self._calls:
+                    calls.append(fd)
+                elif self._take_over(fd, flags):
+                    ready.append(fd)
+            elif connection.idle_since:
+                # Before another thread may poll: it must not take a connection for idle whose request is on its way to be served.
                 connection.idle_since = 0.0
-        if self.draining and is_called:
-            self._give_back_idle()
-        if self._connections and time.monotonic() >= self._next_sweep:
+                connection.is_stirred = flags != _MORE
+                ready.append(fd)
+            else:
+                connection.is_stirred = True
+        if calls:
+            self._answer_calls(calls, ready)
+            if self.draining:
+                self._give_back_idle()
+        if connections and time.monotonic() >= self._next_sweep:
             self._close_expired()
         return ready
 
@@ -147,105 +169,120 @@ class Service:
         """Deal with a poke and with mail.
 
         Args:
-            ready: what has come by mail and has something to say is added.
+            ready: what has come by mail is added; whether or not it has something to say is seen then.
         """
         if self._poke in calls:
             os.eventfd_read(self._poke)
             while self._returned:
-                self.keep(self._returned.popleft())
+                self.settle(self._returned.popleft())
         if self._mail_fd in calls:
             for fd in self._exchange.receive():
-                self._epoll.register(fd, ARM_ONCE)
-            # At once: an instance that ends polls without waiting, and must not take what it was just given for idle.
-            ready += [fd for fd, _ in self._epoll.poll(0, _MAX_EVENTS) if fd not in self._calls]
+                self._epoll.register(fd, ARM_EDGE)
+                if self._take_over(fd, 0):
+                    ready.append(fd)
 
-    def serve(self, fd: int) -> Connection | None:
+    def serve(self, fd: int) -> Connection:
         """Serve the next request of a connection that `poll` returned; what can go wrong ends that connection only.
 
         Returns:
-            the connection, if it shall wait for its next request: for `keep`, under the baton.
+            the connection: for `settle`, under the baton.
         """
-        connection = self._connections.get(fd) or self._take_over(fd)
-        if connection is None:
-            return None
+        connection = self._connections[fd]
         job = self._own.job
-        kept = False
         try:
-            kept = self._serve(connection, job)
+            connection.fate = self._serve(connection, job)
         except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
-            self._close(connection)
+            connection.fate = Fate.CLOSE
         except Exception:
             self._log.exception("a mistake in isowsgi ended a connection; please report it")
-            self._close(connection)
+            connection.fate = Fate.CLOSE
         while job.connection is not None or job.interrupted:
             try:
                 job.end()
             except RequestTimeout:  # raised for the request that is over
                 continue
-        return connection if kept else None
+        return connection
 
-    def keep(self, connection: Connection) -> None:
-        """Let a connection wait for its next request, or let the acceptor do so while draining; by the holder of the baton only."""
-        if self.draining:
+    def settle(self, connection: Connection) -> None:
+        """Do with a connection what its last request has led to; by the holder of the baton only."""
+        fate = connection.fate
+        if fate is Fate.KEEP and not self.draining:
+            connection.idle_since = time.monotonic()
+            if connection.is_stirred:
+                connection.is_stirred = False
+                self._epoll.modify(connection.fd, ARM_EDGE)  # fires at once, if there is something
+        elif fate is Fate.CLOSE:
+            self._close(connection)
+        elif fate is Fate.LINGER:
+            self._linger(connection)
+        else:
             self._give_back(connection)
-            return
-        connection.idle_since = time.monotonic()
-        self._epoll.modify(connection.fd, ARM_ONCE)
 
-    def keep_later(self, connection: Connection) -> None:
-        """Have the holder of the baton keep a connection, from a thread that has lost the baton meanwhile."""
+    def settle_later(self, connection: Connection) -> None:
+        """Have the holder of the baton settle a connection, from a thread that has lost the baton meanwhile."""
         self._returned.append(connection)
         os.eventfd_write(self._poke, 1)
 
-    def _serve(self, connection: Connection, job: Job) -> bool:
-        """Serve one request; True if the connection shall be kept."""
+    def _serve(self, connection: Connection, job: Job) -> Fate:
+        """Serve one request."""
         try:
             data = _peek(connection.sock)
         except BlockingIOError:
-            return True  # an event without a byte, as after a checksum error (epoll(7))
+            return Fate.KEEP  # an event for bytes that were taken with a request's body, or without any (epoll(7))
         if not data:
-            self._close(connection)
-            return False
+            return Fate.CLOSE
         look = self._look(data, connection)
         gateway = self._gateways.get(look.mount) if look.length else None  # type: ignore[arg-type] # None is no mount's number
         if gateway is None:
-            self._give_back(connection)
-            return False
+            return Fate.RETURN
         if connection.gateway is not gateway:
             connection.enter(gateway)
+        if len(data) != look.length:
+            connection.is_stirred = True  # the event for what follows the head has been
         job.begin(connection, data, time.monotonic_ns())
         _consume(connection.sock, look.length)
         words = self._acceptor_words
         last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
         fate = gateway.serve(connection, data, look, last, job.row)
         job.end()  # before anybody else may own the connection
-        if fate is Fate.KEEP:
-            return True
-        if fate is Fate.CLOSE and len(data) == look.length:
-            self._close(connection)
-        else:
-            self._linger(connection)
-        return False
+        return Fate.LINGER if fate is Fate.CLOSE and len(data) != look.length else fate
 
     def _look(self, data: bytes, connection: Connection) -> Look:
         """Return what the next request is; nothing to serve if the acceptor should refuse it."""
         try:
-            return self._peeker.look(data, connection.peer, first_look=False)
+            return self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
         except (ParseException, Refused):
             return INCOMPLETE
 
     # Ownership.
 
-    def _take_over(self, fd: int) -> Connection | None:
-        sock = socket.socket(fileno=fd)
+    def _take_over(self, fd: int, flags: int) -> bool:
+        """Become the owner of a connection that was handed over; False if it was reset before we looked."""
+        # Told family and type, Python does not ask the kernel, which is two system calls; what the address shows later is right.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        facts: dict[str, str] = {}
         try:
+            # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
             peer = sock.getpeername()
-            server = self._listener_of(sock.getsockname())
-        except OSError:  # reset before we looked
+            if peer.__class__ is not tuple or len(peer) != 2:
+                family = socket.AF_INET6 if isinstance(peer, tuple) else socket.AF_UNIX
+                sock = socket.socket(family, socket.SOCK_STREAM, 0, sock.detach())
+            if self._origins is not None:
+                peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
+                server = self._listener_of(own_name)
+            elif self._only_listener and isinstance(peer, tuple):
+                server = self._only_listener
+            else:
+                server = self._listener_of(sock.getsockname())
+        except OSError:
             self._part(sock, fd)
-            return None
-        connection = self._connections[fd] = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway)
-        return connection
+            return False
+        connection = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway, facts)
+        connection.is_stirred = flags != _MORE
+        self._connections[fd] = connection
+        return True
 
     def _listener_of(self, own_name: Any) -> Any:
         """Return the address of the listener that a connection came by, as gunicorn's workers have it for SERVER_NAME."""
@@ -281,12 +318,12 @@ class Service:
         self._part(connection.sock, connection.fd)
 
     def _part(self, sock: socket.socket, fd: int) -> None:
-        if self._mail_fd >= 0:
-            # What the worker has lent stays open there, and so would stay armed here, under a number that the next one may get.
-            try:
-                self._epoll.unregister(fd)
-            except OSError:  # it was closed as idle, or by the app
-                pass
+        # Closing the descriptor need not disarm it: the worker has what it lent, and a child process between fork and exec what it
+        # inherited. An event of it would be taken for one of the next connection that gets the number.
+        try:
+            self._epoll.unregister(fd)
+        except OSError:  # the app closed it
+            pass
         self._exchange.close(sock, fd, self._own.job.row.words)
 
     # Idle connections; only under the runner's baton.
@@ -300,7 +337,6 @@ class Service:
         now = time.monotonic()
         for connection in list(self._connections.values()):
             if connection.idle_since and now - connection.idle_since > self._keepalive_s:
-                self._epoll.unregister(connection.fd)
                 self._close(connection)
         self._next_sweep = now + _SWEEP_S
 
@@ -308,6 +344,11 @@ class Service:
         for connection in list(self._connections.values()):
             if connection.idle_since:
                 self._give_back(connection)
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return a time as SO_RCVTIMEO and SO_SNDTIMEO take it; 0 is for ever."""
+    return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))
 
 
 def _peek(sock: socket.socket) -> bytes:

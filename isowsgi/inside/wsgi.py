@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
+from socket import MSG_DONTWAIT
 from typing import Any
 
 from gunicorn.http.body import Body, LengthReader
@@ -15,8 +16,8 @@ from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
 
 from isowsgi.inside.deadlines import RequestTimeout
-from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response, delivered
+from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.peek import Look
 from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
 
@@ -33,6 +34,7 @@ class Fate(Enum):
     KEEP = "it waits for the next request"
     CLOSE = "nothing is left to read: close it"
     LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
+    RETURN = "its next request is another instance's, or none that can be served here: the acceptor sees to it"
 
 
 class Connection:
@@ -45,14 +47,17 @@ class Connection:
         peer: the client's address as `accept` gives it; "" on a Unix socket.
         server: the listener's address as `getsockname` gives it.
         gateway: of the app that its first request is for.
+        facts: environ entries that all its requests share: what TLS and the PROXY protocol say of the client.
     """
 
     __slots__ = (
-        "_parser", "cfg", "fd", "gateway", "idle_since", "in_app", "peer", "plain", "reader", "response", "server", "sock", "worker_fd"
+        "_parser", "cfg", "facts", "fate", "fd", "gateway", "idle_since", "in_app", "is_stirred", "peer", "plain", "reader", "response",
+        "server", "sock", "worker_fd",
     )  # fmt: skip
 
-    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway) -> None:
+    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
         self.sock = sock
+        self.facts = facts
         self.fd = fd
         self.worker_fd = worker_fd
         self.peer = peer
@@ -60,7 +65,9 @@ class Connection:
         self.cfg = gateway.cfg
         self.reader = ExactReader(sock)
         self.enter(gateway)
-        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it
+        self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it or it waits for one
+        self.fate = Fate.KEEP
+        self.is_stirred = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.in_app = False  # whether the thread that serves it runs the app's code
         self._parser: RequestParser | None = None
@@ -69,11 +76,19 @@ class Connection:
         """Let the connection's next request be for another app of the instance."""
         self.gateway = gateway
         base = gateway.base_environ(self.sock, self.peer, self.server)
-        self.plain = PlainReader(base, self.cfg, self.reader, self.peer, gateway.prefix)
+        if self.facts:
+            base |= self.facts
+        self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
 
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """Return what changes with every byte from the client or to it, within one request."""
-        return self.reader.reads, self.response.sent if self.response is not None else 0
+        return self.reader.reads, self.response.sent if self.response is not None else 0, delivered(self.sock)
+
+    def waits_for_client(self) -> str:
+        """Return "body" or "send" if its thread is in a call that waits for the client; else ""."""
+        if self.reader.is_waiting:
+            return "body"
+        return "send" if self.response is not None and self.response.is_sending else ""
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
@@ -114,12 +129,15 @@ class Gateway:
         self._app = app
         self._log = log
         self._extra = dict(extra)
+        self._base = {**base_environ(cfg), **self._extra, "SCRIPT_NAME": prefix}
+        self.plain = PlainSettings(cfg, len(prefix))
         self._end_lines = end_lines
         self._on_exception = on_exception
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
-        environ = {**base_environ(self.cfg), **self._extra, "gunicorn.socket": sock, "SCRIPT_NAME": self.prefix}
+        environ = self._base.copy()
+        environ["gunicorn.socket"] = sock
         if isinstance(peer, tuple):
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
         else:
@@ -149,7 +167,7 @@ class Gateway:
                 connection.reader.put_head(data[: look.length])
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
-                self._complete(environ)
+                self._complete(environ, connection.facts)
             if row is not None:
                 response.board = row.words
             connection.response = response
@@ -186,7 +204,7 @@ class Gateway:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "HTTP_HOST": "localhost",
             "HTTP_USER_AGENT": "isowsgi warm-up",
-            "wsgi.url_scheme": "http",
+            "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
             "wsgi.input": Body(LengthReader(None, 0)),
             "wsgi.early_hints": lambda headers: None,
         }
@@ -207,9 +225,10 @@ class Gateway:
                 body.close()
         return statuses[-1] if statuses else "no status at all"
 
-    def _complete(self, environ: dict[str, Any]) -> None:
+    def _complete(self, environ: dict[str, Any], facts: Mapping[str, str]) -> None:
         """Turn gunicorn's environ into the mount's."""
         environ.update(self._extra)
+        environ.update(facts)
         if self.prefix:
             # The router matched this very path, so it starts with the prefix and a segment ends there.
             environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]
@@ -311,6 +330,6 @@ def _count_response(row: Row | None, status: int) -> None:
 
 def _try_send(sock: Any, data: bytes) -> None:
     try:
-        sock.sendall(data)
+        sock.send(data, MSG_DONTWAIT)
     except OSError:
         return

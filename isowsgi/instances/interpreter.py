@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from isowsgi import interpreters
-from isowsgi.handover import ARM_ONCE, Port
+from isowsgi.handover import ARM_EDGE, Port
 from isowsgi.instances.housed import NOT_SERVED, HousedInstance, cut
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.scoreboard import BUSY_FD, Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ class InterpreterInstance(HousedInstance):
     def __init__(self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard) -> None:
         super().__init__(order, board)
         self._epoll = select.epoll()
-        self._port = Port(self._epoll, ARM_ONCE)
+        self._port = Port(self._epoll, ARM_EDGE)
         self._poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._rouse = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._turned_away: set[int] = set()
@@ -62,12 +62,14 @@ class InterpreterInstance(HousedInstance):
 
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there; the connections stay the inside's, which finds them closed one day."""
+        in_flight = {row.words[BUSY_FD] - 1 for row in self._thread_rows}
         for fd, _ in self._epoll.poll(0, 1024):
             if fd == self._poke or fd in self._turned_away:
                 continue
-            self._turned_away.add(fd)
-            cut(fd, NOT_SERVED)
-            self._epoll.modify(fd, ARM_ONCE)
+            if fd not in in_flight:
+                self._turned_away.add(fd)
+                cut(fd, NOT_SERVED)
+            self._epoll.modify(fd, ARM_EDGE)  # the event that was taken here is the inside's
 
     def dispose(self, destroy: bool) -> None:
         self._disposal.put(destroy and self.threads_left == 0)

@@ -47,13 +47,16 @@ class ProcessInstance(HousedInstance):
     """One live copy in a process of its own.
 
     Args:
+        shared_fds: board, and origins if there are any. They stay the caller's.
         owner: of the connections that come back.
         environ: the environment of the worker, without what apps in it have changed.
     """
 
     can_be_killed = True
 
-    def __init__(self, order: Mapping[str, Any], board: Scoreboard, owner: Owner, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard, owner: Owner, environ: Mapping[str, str]
+    ) -> None:
         super().__init__(order, board)
         self._owner = owner
         self._python: str = order["python"] or sys.executable
@@ -62,7 +65,7 @@ class ProcessInstance(HousedInstance):
         self._mail, self._inner_mail = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mail.setblocking(False)
         self._loans = Loans(self._mail, self._want_to_send)
-        fds = {"board": board.fd, "channel": self._inner.fileno(), "mail": self._inner_mail.fileno()}
+        fds = {**shared_fds, "channel": self._inner.fileno(), "mail": self._inner_mail.fileno()}
         self._order = {**order, "fds": fds, "worker_pid": os.getpid()}
         self._child: subprocess.Popen[bytes] | None = None
         self._is_killed = False

@@ -71,7 +71,7 @@ def assert_unharmed(quiet: list[Result], pressed: list[Result]) -> None:
 # CPU.
 
 
-@pytest.mark.parametrize("isolation", [pytest.param("own-gil", marks=own_gil_is_sound), "shared-gil"])
+@pytest.mark.parametrize("isolation", [pytest.param("own-gil", marks=own_gil_is_sound), "shared-gil", "process", "main"])
 def test_a_held_gil_stops_neighbours_only_where_they_share_it(serve: StartServer, isolation: str) -> None:
     """The isolation asked for is the one that is got; this holds on any machine, however busy."""
     server = serve(
@@ -83,7 +83,7 @@ def test_a_held_gil_stops_neighbours_only_where_they_share_it(serve: StartServer
         "/holds" = {{ app = "holds_gil", env = {{ GATE = "gate" }} }}
         "/hello" = "hello"
         """,
-        wait_for=2,
+        wait_for=1 if isolation == "main" else 2,
     )
     gate = server.folder / "gate"
     os.mkfifo(gate)
@@ -98,7 +98,7 @@ def test_a_held_gil_stops_neighbours_only_where_they_share_it(serve: StartServer
         held = pool.submit(server.get, "/holds")
         with open(gate, "wb", buffering=0) as pen:  # waits until the app has opened it
             try:
-                if isolation == "own-gil":
+                if isolation in ("own-gil", "process"):
                     eventually(lambda: all(hello_answers() for _ in range(20)), "answers")
                 else:
                     eventually(lambda: not hello_answers(), "a neighbour that waits")

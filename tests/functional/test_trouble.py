@@ -52,6 +52,16 @@ def test_python_code_that_does_not_end_is_interrupted(serve: StartServer, troubl
     assert "troubles.py" in server.log(), "the stack of the thread is in the log"
 
 
+def test_a_request_whose_client_reads_nothing_is_given_up_and_its_thread_is_free(serve: StartServer) -> None:
+    """Its thread came out of the send first, got the exception just when it had taken a lock, and then waited for itself for ever."""
+    server = serve('[mounts]\n"/" = { app = "big", threads = 1, request_timeout = 1 }')
+    deaf = server.ask("/")
+    server.wait_for_log("no progress for")
+    deaf.close()
+
+    assert len(server.get("/").content) == 10 * 1024 * 1024
+
+
 @pytest.mark.parametrize("trouble", ["sleep", "lock", "release_the_gil"])
 def test_a_thread_that_cannot_be_interrupted_has_its_instance_replaced(serve: StartServer, trouble: str) -> None:
     server = start(serve)

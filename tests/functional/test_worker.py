@@ -484,10 +484,10 @@ def test_refused_settings_on_hup_are_named_and_the_server_stays_up(serve: StartS
     """What could not be passed on to the apps' interpreters ended the worker with exit code 3, and so all of gunicorn."""
     server = serve(TWO_MOUNTS, files={"gunicorn.conf.py": "timeout = 30\n"}, wait_for=2)
 
-    (server.folder / "gunicorn.conf.py").write_text("proxy_protocol = True\nsecure_scheme_headers = {'X-FORWARDED-PROTO': {'https'}}\n")
+    (server.folder / "gunicorn.conf.py").write_text("protocol = 'uwsgi'\nsecure_scheme_headers = {'X-FORWARDED-PROTO': {'https'}}\n")
     reload(server, 2)
 
-    assert "gunicorn setting proxy_protocol: refused" in server.log()
+    assert "gunicorn setting protocol: refused" in server.log()
     assert "gunicorn setting secure_scheme_headers['X-FORWARDED-PROTO']: must be text" in server.log()
     assert server.get("/a").status_code == 200
 

@@ -346,10 +346,10 @@ def test_environment_folders_and_threads_reach_the_apps(serve: StartServer, tmp_
 
 def test_a_refused_setting_stops_the_start_and_an_ignored_one_warns(serve: StartServer) -> None:
     refused = serve(
-        HELLO, wait_for=0, files={"gunicorn.conf.py": "proxy_protocol = True\ndef pre_request(worker, req): pass\n"}
+        HELLO, wait_for=0, files={"gunicorn.conf.py": "protocol = 'uwsgi'\ndef pre_request(worker, req): pass\n"}
     )  # fmt: skip
     assert refused.process.wait(DEADLINE_S) == 1
-    assert "gunicorn setting proxy_protocol: refused, got " in refused.output()
+    assert "gunicorn setting protocol: refused, got " in refused.output()
     assert "gunicorn setting pre_request: refused, got pre_request(): " in refused.output()
     assert "Traceback" not in refused.output()
     assert "Booting worker" not in refused.log()

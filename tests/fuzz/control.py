@@ -1,0 +1,331 @@
+"""Target: the control socket, from the frame to the errand: a real `Desk` on a real Unix socket, and homes whose instances are made up.
+
+Oracle: docs/reference/control-protocol.md. Whoever sends a whole frame gets one answer of the kinds listed there, and never hears of a
+mistake in isowsgi; who does not is waited for, holds nobody up and leaves nothing behind; a proper client is answered at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import struct
+import tempfile
+import time
+import traceback
+from functools import partial
+from typing import Any
+
+from isowsgi.configfile import App, Mount
+from isowsgi.home import Home
+from isowsgi.incidents import Incidents, incident
+from isowsgi.lifecycle import ENDS, Event, State, step
+from isowsgi.operate import errands, frames
+from isowsgi.operate.desk import MAX_CLIENTS, Desk
+
+_PATTERNS = ["/", "/shop", "/shop/admin", "/caf\xe9", "api.example.com/v1"]
+_COMMANDS = ["status", "reload", "stop", "start", "stacks", "errors"]
+
+# What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
+_KINDS = frozenset((
+    *("forbidden", "busy", "timeout", "malformed", "version", "command", "mount", "unknown-mount"),
+    *("quarantined", "stopped", "failed", "stopping"),
+))  # fmt: skip
+
+# Connections that were left open with half a request.
+_MOST_LOITERERS = MAX_CLIENTS - 4
+
+# Turns of the loop in which a request is to be answered: none needs more than its instances' boots, which take a turn here.
+_MOST_TURNS = 20
+
+# Every so many cases a proper client asks, and descriptors are counted.
+_PROPER_EVERY = 16
+_COUNT_EVERY = 1000
+
+_VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 2, -1, 1.0, 1e308, 10**400, [], {}, [1], {"v": 1}, [[[]]]),
+    *("", "1", "x", "status", "/", "/shop", "/shop/", "/SHOP", "/shopp", "\ud800", "\0", "x" * 300, "/" + "é" * 50),
+]
+_PIECES = [
+    *(b"{", b"}", b"[", b"]", b'"', b":", b",", b"\\", b"\\u", b"\\ud800", b"\xff", b"\0", b" "),
+    *(b"NaN", b"1e999", b"-", b"null", b'"v"', b'"do"'),
+]
+
+
+class _Instance:
+    """Does in a turn of the loop what was asked of it."""
+
+    can_be_killed = is_loaded = False
+    traceback = error = how_it_ended = ""
+    unknown_extension = None
+    threads = threads_left = objects = objects_at_boot = first_row = rows = 0
+    boot_s = 0.25
+    isolation = "own-gil"
+
+    def __init__(self, fails: random.Random, isolation: str, slot: int, generation: int) -> None:
+        self._fails = fails
+        self.state = State.BOOTING
+        self.generation = generation
+        self.tag = f"#{generation}"
+        self.is_told_to_end = False
+        self.asked: list[int] = []
+
+    def start(self) -> None:
+        self.will_fail = self._fails.random() < 0.1
+
+    def drain(self) -> None:
+        self.state = step(self.state, Event.DRAIN)
+
+    def stop(self) -> None:
+        self.is_told_to_end = True
+
+    def ask_stacks(self, ask: int) -> None:
+        self.asked.append(ask)
+
+    def requests(self, mount: int | None = None) -> int:
+        return 3
+
+    def in_flight(self, now: float) -> list[tuple[str, float]]:
+        return [("GET /\udcff HTTP/1.1", 0.5)]
+
+    def has_free_thread(self) -> bool:
+        return True
+
+
+class _Supervisor:
+    """What the errands need of one."""
+
+    def __init__(self) -> None:
+        self._fails = random.Random(1)
+        self.mounts = tuple(Mount(pattern=pattern, app=App(kind="module", target="m", call="app")) for pattern in _PATTERNS)
+        self.on_stacks: Any = None
+        log = logging.getLogger("isowsgi-fuzz")
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+        self.homes = [
+            Home(
+                members=[mount],
+                make=partial(_Instance, self._fails),  # type: ignore[arg-type]
+                released=lambda: None,
+                try_out=lambda home: None,
+                log=log,
+                drain_s=30,
+                isolation="own-gil",
+                is_quarantined=mount.pattern == "/shop/admin",
+            )
+            for mount in self.mounts
+        ]
+        self.incidents = {home: Incidents() for home in self.homes}
+        for home in self.homes:
+            home.start(time.monotonic())
+
+    def turn(self) -> None:
+        """Let what was begun happen."""
+        now = time.monotonic()
+        for home in self.homes:
+            for instance in home.instances():
+                assert isinstance(instance, _Instance)
+                for ask in instance.asked:
+                    self.on_stacks(instance, {"ask": ask, "text": "a stack\udc80", "is_last": True})
+                instance.asked.clear()
+                if instance.state is State.BOOTING and instance.will_fail:
+                    instance.state = step(instance.state, Event.BOOT_FAILED)
+                    self.incidents[home].add(incident(time.time(), "boot", instance.tag, instance.generation, "E", "T", ""))
+                    home.on_failed(instance, now)
+                elif instance.state is State.BOOTING:
+                    instance.state, instance.is_loaded = step(instance.state, Event.READY), True
+                    home.on_ready(instance, now)
+                elif instance.state not in ENDS and instance.is_told_to_end:
+                    instance.state = step(instance.state, Event.ENDED)
+                    home.on_closed(instance, now)
+
+
+class _Log:
+    """Keeps what an exception of isowsgi's own is logged with."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[str] = []
+
+    def exception(self, message: str, *args: object) -> None:
+        self.mistakes.append(traceback.format_exc())
+
+    def warning(self, message: str, *args: object) -> None:
+        raise AssertionError(message % args)
+
+
+class ControlTarget:
+    name = "control"
+
+    def __init__(self, rng: random.Random) -> None:
+        self._folder = tempfile.mkdtemp(prefix="isowsgi-fuzz-")
+        self._supervisor = _Supervisor()
+        self._log = _Log()
+        begin = errands.Errands(self._supervisor).begin  # type: ignore[arg-type]
+        self._desk = Desk(begin, errands.facts("/srv/isowsgi.toml", 1), self._log)
+        path = self._desk.open([self._folder], "fuzz.sock")
+        assert path is not None
+        self._path = path
+        self._loiterers: list[socket.socket] = []
+        self._checked = 0
+        self._descriptors = 0
+
+    # Cases: {"pieces": what is sent, one after the other; "end": what the client does then}.
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        body = json.dumps(any_message(rng)).encode()
+        if rng.random() < 0.3:
+            body = _changed(body, rng)
+        length = len(body)
+        if rng.random() < 0.15:
+            length = rng.choice((0, 1, length - 1, length + 1, 65_536, 65_537, 2**31, 2**32 - 1, rng.randrange(2**32))) % 2**32
+        data = struct.pack("!I", length) + body
+        if rng.random() < 0.1:
+            data += rng.choice((data, b"\0", rng.randbytes(5)))
+        if rng.random() < 0.002:
+            data = struct.pack("!I", 65_536) + rng.choice((b"[", b'{"a":', b" ", b'"', b"\\", b"1", b"\xff")) * 65_536
+            data = data[: 65_536 + rng.choice((0, 3, 4, 4, 4, 5))]
+        return {"pieces": _split(data, rng), "end": any_end(rng)}
+
+    def change(self, case: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+        data = b"".join(case["pieces"])
+        body = _changed(data[4:], rng)
+        length = data[:4] if rng.random() < 0.1 else struct.pack("!I", len(body))
+        return {"pieces": _split(length + body, rng), "end": any_end(rng)}
+
+    def check(self, case: dict[str, Any]) -> list[str]:
+        kind = self._try(case)
+        self._checked += 1
+        if self._checked % _PROPER_EVERY == 0:
+            answer = self._converse([frames.encode({"v": 1, "do": "status"})], "wait")
+            assert answer, "a proper client was not answered"
+            assert _read(answer).get("ok") is True, f"a proper client was refused: {answer[:300]!r}"
+        if self._checked % _COUNT_EVERY == 0:
+            self._leave_all()
+            now = len(os.listdir("/proc/self/fd"))
+            assert now <= (self._descriptors or now), f"{now} descriptors, {self._descriptors} before"
+            self._descriptors = now
+        return [kind]
+
+    def close(self) -> None:
+        self._leave_all()
+        self._desk.close()
+        shutil.rmtree(self._folder)
+
+    def _try(self, case: dict[str, Any]) -> str:
+        data = b"".join(case["pieces"])
+        answer = self._converse(case["pieces"], case["end"])
+        assert not self._log.mistakes, self._log.mistakes[0]
+        if case["end"] not in ("wait", "shut"):
+            return "left"
+        if answer is None:
+            length = int.from_bytes(data[:4])
+            assert len(data) < 4 or (length <= frames.MAX_REQUEST_BYTES and len(data) < 4 + length), "a whole frame was not answered"
+            return "waited for"
+        if not answer:
+            assert case["end"] == "shut", "it was closed without an answer"
+            return "left"
+        message = _read(answer)
+        assert (message["v"], type(message["ok"]), message["worker"]) == (1, bool, os.getpid()), message
+        if message["ok"]:
+            return "done"
+        error = message["error"]
+        assert error["kind"] in _KINDS, error
+        assert isinstance(error["text"], str), error
+        return str(error["kind"])
+
+    def _converse(self, pieces: list[bytes], end: str) -> bytes | None:
+        """Send pieces and return all that came until the worker closed; None if it waits for more, or nobody looked."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        sock.connect(self._path)
+        for piece in pieces:
+            if not self._send(sock, piece):
+                break
+        if end == "loiter":
+            self._loiterers.append(sock)
+            if len(self._loiterers) > _MOST_LOITERERS:
+                self._loiterers.pop(0).close()
+            self._turn()
+            return None
+        if end == "shut":
+            sock.shutdown(socket.SHUT_WR)
+        answer = self._answer(sock) if end in ("wait", "shut") else None
+        sock.close()
+        self._turn()
+        return answer
+
+    def _send(self, sock: socket.socket, data: bytes) -> bool:
+        """Send while the worker reads; False if it has closed."""
+        while data:
+            try:
+                data = data[sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+            self._turn()
+        return True
+
+    def _answer(self, sock: socket.socket) -> bytes | None:
+        chunks: list[bytes] = []
+        for _ in range(_MOST_TURNS):
+            try:
+                while chunk := sock.recv(1 << 20):
+                    chunks.append(chunk)
+                return b"".join(chunks)
+            except BlockingIOError:
+                self._turn()
+            except ConnectionResetError:
+                return b"".join(chunks)
+        assert not chunks, "half an answer"
+        return None
+
+    def _turn(self) -> None:
+        self._desk.turn()
+        self._supervisor.turn()
+        self._desk.tick()
+
+    def _leave_all(self) -> None:
+        while self._loiterers:
+            self._loiterers.pop().close()
+        for _ in range(_MOST_TURNS):
+            self._turn()
+        waiting = self._desk.wait_s()
+        assert waiting == float("inf"), "a client that has gone is still known"
+
+
+def any_message(rng: random.Random) -> Any:
+    if rng.random() < 0.05:
+        return rng.choice(_VALUES)
+    message: dict[str, Any] = {"v": 1, "do": rng.choice(_COMMANDS), "mount": rng.choice(_PATTERNS)}
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 2))):
+        message[rng.choice(("v", "do", "mount", "mount", "x", ""))] = rng.choice(_VALUES)
+    if rng.random() < 0.2:
+        message.pop(rng.choice(("v", "do", "mount")), None)
+    return message
+
+
+def any_end(rng: random.Random) -> str:
+    return rng.choice(("wait", "wait", "wait", "wait", "shut", "close", "loiter"))
+
+
+def _changed(body: bytes, rng: random.Random) -> bytes:
+    start = rng.randint(0, len(body))
+    end = start + rng.choice((0, 0, 1, 2, 8))
+    return body[:start] + rng.choice(_PIECES) * rng.choice((1, 1, 1, 2, 100)) + body[end:]
+
+
+def _split(data: bytes, rng: random.Random) -> list[bytes]:
+    cuts = sorted(rng.randint(0, len(data)) for _ in range(rng.choice((0, 0, 0, 1, 2, 5))))
+    return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True) if start < end]
+
+
+def _read(answer: bytes) -> dict[str, Any]:
+    """Return the one frame that an answer is."""
+    assert len(answer) >= 4, answer
+    assert int.from_bytes(answer[:4]) == len(answer) - 4, f"expected one frame, got {answer[:100]!r}"
+    message: dict[str, Any] = json.loads(answer[4:])
+    return message

@@ -1,0 +1,162 @@
+"""The watcher of requests: it ends one in its thread alone, loses no thread by it, and is patient with clients to a point."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout
+from isowsgi.scoreboard import Scoreboard
+from tests.conftest import DEADLINE_S
+
+
+@pytest.fixture
+def switch_often() -> Iterator[None]:
+    """Let threads take turns far more often than they do otherwise."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_a_thread_that_is_interrupted_again_and_again_goes_on(switch_often: None) -> None:
+    """With a lock between the two, Python 3.14 left it locked when the exception came just then: the thread and the watcher hung."""
+    board = Scoreboard()
+    board.allot(1, [0])
+    job = Job(0, board.thread_rows(1, [0], 0))
+    served, interrupted, escaped = 0, 0, []
+    is_over = threading.Event()
+
+    def serve() -> None:
+        nonlocal served
+        job.enter()
+        while not is_over.is_set():
+            connection: Any = SimpleNamespace(
+                in_app=False, response=None, reader=SimpleNamespace(taken=0), worker_fd=5, gateway=SimpleNamespace(mount=0)
+            )
+            try:
+                serve_one(connection)
+            except RequestTimeout as exc:
+                escaped.append(exc)
+            served += 1
+
+    def serve_one(connection: Any) -> None:
+        """As `Service.serve` does it."""
+        try:
+            job.begin(connection, b"GET / HTTP/1.1\r\n", time.monotonic_ns())
+            connection.in_app = True
+            try:
+                sum(range(50))
+            finally:
+                connection.in_app = False
+        except RequestTimeout:
+            pass
+        while job.connection is not None or job.interrupted:
+            try:
+                job.end()
+            except RequestTimeout:
+                continue
+
+    def watch() -> None:
+        nonlocal interrupted
+        while not is_over.is_set():
+            job.interrupt()
+            interrupted += 1
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (serve, watch)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + DEADLINE_S
+    while (served < 20_000 or interrupted < 20_000) and time.monotonic() < end:
+        time.sleep(0.01)
+    is_over.set()
+    for thread in threads:
+        thread.join(1)
+        assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
+    assert not escaped
+    assert served >= 20_000
+
+
+# Clients.
+
+PATIENCE = Patience(body_s=10, send_s=20, min_rate=100)
+
+
+@pytest.mark.parametrize(
+    ("what", "waited_s", "still_s", "moved", "is_given_up"),
+    [
+        ("body", 10, 10, 0, False),  # the kernel ends the wait, and the thread answers
+        ("body", 10.5, 0, 0, True),
+        ("body", 10.5, 0, 100, False),
+        ("body", 11.5, 0, 100, True),
+        ("body", 10_000, 0, 1_000_000, False),
+        ("send", 19, 19, 0, False),
+        ("send", 20, 20, 10_000_000, True),
+        ("send", 21.5, 0, 100, True),
+        ("send", 10_000, 1, 1_000_000, False),
+    ],
+)
+def test_a_client_is_given_up_when_it_stands_still_or_is_too_slow_in_all(
+    what: str, waited_s: float, still_s: float, moved: int, is_given_up: bool
+) -> None:
+    assert bool(PATIENCE.fault(what, waited_s, still_s, moved)) == is_given_up
+
+
+def test_0_is_for_ever() -> None:
+    for_ever = Patience(body_s=0, send_s=0, min_rate=100)
+    at_any_rate = Patience(body_s=10, send_s=10, min_rate=0)
+
+    assert not for_ever.fault("body", 1e6, 1e6, 0)
+    assert not for_ever.fault("send", 1e6, 1e6, 0)
+    assert not at_any_rate.fault("body", 1e6, 9, 1)
+    assert at_any_rate.fault("send", 1e6, 10, 1)
+
+
+def test_only_the_time_that_a_thread_waits_for_the_client_counts() -> None:
+    wait = ClientWait()
+    for now, what in [
+        (100, "send"),
+        (100.25, "send"),
+        (100.5, ""),
+        (150, ""),
+        (150.25, "send"),
+        (150.5, "send"),
+        (150.75, "body"),
+        (151, "body"),
+    ]:
+        wait.look(now, 1, what, 0, 0)
+
+    assert wait.waited_s == 0.75
+
+
+def test_time_in_which_nobody_looked_is_not_held_against_the_client() -> None:
+    """On a machine that stood still for two seconds a thread that was just about to return from a send was taken for one that waits."""
+    wait = ClientWait()
+    wait.look(100, 1, "send", 0, 0)
+    wait.look(102.5, 1, "send", 0, 0)
+
+    assert (wait.waited_s, wait.still_s) == (0.5, 0.5)
+
+
+def test_each_request_has_its_own_time() -> None:
+    wait = ClientWait()
+    wait.look(100, 1, "send", 0, 1000)
+    wait.look(100.25, 1, "send", 0, 1500)
+    assert (wait.waited_s, wait.taken()) == (0.25, 500)
+
+    wait.look(100.5, 2, "send", 0, 1600)
+    assert (wait.waited_s, wait.still_s, wait.taken()) == (0, 0, 0)
+
+
+def test_a_client_stands_still_from_its_last_byte_on() -> None:
+    wait = ClientWait()
+    for now, taken in [(100, 0), (100.25, 5), (100.5, 5), (100.75, 5)]:
+        wait.look(now, 1, "send", 0, taken)
+
+    assert wait.still_s == 0.5
