@@ -72,7 +72,7 @@ def stages() -> list[tuple[str, float]]:
     job.enter()
     nowhere: Any = _Nowhere()
     peer, server = ("127.0.0.1", 50000), ("127.0.0.1", 8000)
-    connection = Connection(nowhere, 7, 7, peer, server, gateway)
+    connection = Connection(nowhere, 7, 7, peer, server, gateway, {})
     look = peeker.look(HEAD, peer, first_look=False)
     assert look.line is not None
     taken = connection.plain.read(look.line, HEAD, look.length)
