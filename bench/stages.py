@@ -98,7 +98,15 @@ def stages() -> list[tuple[str, float]]:
         gateway.serve(connection, HEAD, look, False, job.row)
         job.end()
 
-    order = {"keepalive_s": 60, "listeners": [list(server)], "threads": 1, "first_row": first_row, "fds": calls.fds}
+    order = {
+        "keepalive_s": 60,
+        "body_timeout_s": 60,
+        "send_timeout_s": 60,
+        "listeners": [list(server)],
+        "threads": 1,
+        "first_row": first_row,
+        "fds": calls.fds,
+    }
     service = Service(order, {0: gateway}, _Log(), peeker, board, _Exchange())  # type: ignore[arg-type] # as much of one as is asked
     connection.is_stirred = False
     timed: dict[str, Callable[[], object]] = {
