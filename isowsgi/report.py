@@ -32,7 +32,7 @@ _MAX_ERROR_CHARS = 500
 # Share of the acceptor's time that may go into texts published because something happened; what is left out comes with the next tick.
 _MOST_OF_TIME = 0.05
 
-# The same of those published at ticks, when nothing has happened; with a thousand mounts a text takes some 50 ms. And how old one may get.
+# The same of those published at ticks, when nothing has happened; with a thousand mounts a text takes long. And how old one may get.
 _MOST_OF_IDLE_TIME = 0.01
 _OLDEST_S = 3.0
 

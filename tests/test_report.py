@@ -149,7 +149,7 @@ def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk)
 
 
 def test_a_text_that_took_long_is_not_made_anew_at_each_tick_but_never_gets_old(desk: Desk) -> None:
-    """With a thousand mounts one took 50 ms, and each second of the worker began with that."""
+    """With a thousand mounts each second of the worker began with one, which takes long."""
     long_ago = time.monotonic() - 60  # then it seems to have taken a minute
     desk.reporter.publish(long_ago)
     desk.home.generation = 7
