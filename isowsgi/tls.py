@@ -47,7 +47,7 @@ _SWEEP_S = 1.0
 
 # How long a thread that computes may keep the main interpreter's GIL from the relay, which gives it up at each system call. Hello over
 # TLS by 16 connections, beside a mount that shares that GIL and computes: 87 a second with the default, 5 ms, 1,100 with 0.5 ms, 4,200 with
-# this, 5,800 with 0.05 ms (CPython 3.14.10, 2 cores, python -m bench.tls). A switch costs the other thread some 10 us.
+# this, 5,800 with 0.05 ms (CPython 3.14.10, 2 cores, python -m bench.tls).
 _SWITCH_INTERVAL_S = 0.0001
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
