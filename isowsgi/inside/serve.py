@@ -258,17 +258,18 @@ class Service:
 
     def _take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
-        # Told family and type, Python does not ask the kernel, which is two system calls; what the address shows later is right.
+        # Told family and type, Python does not ask the kernel for them: two system calls of three. The family must be right, for the room
+        # that Python has for addresses is that family's.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
         facts: dict[str, str] = {}
         try:
             # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
-            peer = sock.getpeername()
-            if peer.__class__ is not tuple or len(peer) != 2:
-                family = socket.AF_INET6 if isinstance(peer, tuple) else socket.AF_UNIX
+            family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+            if family != socket.AF_INET:
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, sock.detach())
+            peer = sock.getpeername()
             if self._origins is not None:
                 peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
                 server = self._listener_of(own_name)
