@@ -1,16 +1,14 @@
 """Write docs/reference/cli.md from the commands' own help; with --check, only tell whether it is stale."""
 
-import argparse
 import sys
-from pathlib import Path
 
 import click
+import pages
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference" / "cli.md"
+PAGE = pages.ROOT / "docs" / "reference" / "cli.md"
 
 # Run from a checkout, the page is drawn from that checkout, whichever isowsgi is installed.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pages.ROOT))
 
 from isowsgi.cli import main as group  # noqa: E402 -- see the line above
 
@@ -44,20 +42,5 @@ def _block(command: click.Command, name: str) -> str:
     return f"\n```text\n{command.get_help(context)}\n```\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
-    wanted = page()
-    shown = PAGE.relative_to(ROOT)
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text() == wanted:
-            return 0
-        print(f"{shown} is stale; write it anew with python tools/cli_page.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted)
-    print(f"wrote {shown}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.run(__doc__, PAGE, page, __file__))

@@ -1,14 +1,13 @@
 """Write the table of differences in docs/reference/http.md from tests/requests/differences.toml; with --check, only tell if it is stale."""
 
-import argparse
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference" / "http.md"
-DATA = ROOT / "tests" / "requests" / "differences.toml"
+import pages
+
+PAGE = pages.ROOT / "docs" / "reference" / "http.md"
+DATA = pages.ROOT / "tests" / "requests" / "differences.toml"
 
 # The table stands between these two lines of the page.
 BEGIN = "<!-- Written by tools/http_page.py from tests/requests/differences.toml; do not edit up to the next comment. -->\n"
@@ -29,21 +28,9 @@ def page(old: str, data: dict[str, Any]) -> str:
     return before + begin + table(data) + end + after
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
-    old = PAGE.read_text(encoding="utf-8")
-    wanted = page(old, tomllib.loads(DATA.read_text(encoding="utf-8")))
-    shown = PAGE.relative_to(ROOT)
-    if parser.parse_args().check:
-        if old == wanted:
-            return 0
-        print(f"{shown}: is stale; run: python tools/http_page.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"{shown}: written")
-    return 0
+def fresh() -> str:
+    return page(PAGE.read_text(encoding="utf-8"), tomllib.loads(DATA.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.run(__doc__, PAGE, fresh, __file__))

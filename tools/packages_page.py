@@ -18,12 +18,12 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import pages
 from make_venv import Failed, Progress, Venv, make
+from pages import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "packages.md"
 DATA = ROOT / "tools" / "packages.json"
 WORK = ROOT / ".bench" / "packages"
@@ -182,7 +182,7 @@ def _cell(cell: dict[str, Any] | None, newest: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
+    pages.add_option(parser)
     parser.add_argument("--measure", nargs="+", metavar="PYTHON", default=[], help="measure with these; other columns stay")
     options = parser.parse_args()
     data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
@@ -195,15 +195,7 @@ def main() -> int:
         data = {other: facts for other, facts in data.items() if other.rpartition(".")[0] != version.rpartition(".")[0]}
         data[version] = found
         DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    wanted, shown = page(data), PAGE.relative_to(ROOT)
-    if options.check:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print(f"{shown}: is stale; run: python tools/packages_page.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"{shown}: written")
-    return 0
+    return pages.bring_up_to_date(PAGE, page(data), __file__, options.check)
 
 
 if __name__ == "__main__":

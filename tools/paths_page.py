@@ -1,14 +1,13 @@
 """Write docs/reference/paths.md from tests/paths.toml; with --check, only tell whether it is stale."""
 
-import argparse
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference" / "paths.md"
-DATA = ROOT / "tests" / "paths.toml"
+import pages
+
+PAGE = pages.ROOT / "docs" / "reference" / "paths.md"
+DATA = pages.ROOT / "tests" / "paths.toml"
 
 HEAD = """\
 <!-- Written by tools/paths_page.py from tests/paths.toml; do not edit here. -->
@@ -72,21 +71,5 @@ def _code(text: str) -> str:
     return f"`{shown or chr(34) * 2}`" if shown == shown.strip() else f"`{shown!r}`"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
-    wanted = page(tomllib.loads(DATA.read_text(encoding="utf-8")))
-    shown = PAGE.relative_to(ROOT)
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print(f"{shown}: is stale; run: python tools/paths_page.py", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"{shown}: written")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.run(__doc__, PAGE, lambda: page(tomllib.loads(DATA.read_text(encoding="utf-8"))), __file__))

@@ -1,16 +1,14 @@
 """Write docs/reference/gunicorn-settings.md from isowsgi.settings and gunicorn's own list; with --check, only tell whether it is stale."""
 
-import argparse
 import sys
-from pathlib import Path
 
+import pages
 from gunicorn.config import KNOWN_SETTINGS
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference" / "gunicorn-settings.md"
+PAGE = pages.ROOT / "docs" / "reference" / "gunicorn-settings.md"
 
 # Run from a checkout, the page is drawn from that checkout, whichever isowsgi is installed.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pages.ROOT))
 
 from isowsgi.settings import SETTINGS, Handling  # noqa: E402 -- see the line above
 
@@ -52,21 +50,5 @@ def _sentence(note: str) -> str:
     return note[0].upper() + note[1:] + "."
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is stale")
-    wanted = page()
-    shown = PAGE.relative_to(ROOT)
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print(f"{shown}: is stale; run: python tools/settings_page.py", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"{shown}: written")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(pages.run(__doc__, PAGE, page, __file__))
