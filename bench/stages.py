@@ -20,10 +20,10 @@ from isowsgi.handover import ARM_EDGE
 from isowsgi.inside.deadlines import Job
 from isowsgi.inside.http import Response
 from isowsgi.inside.plain import PlainReader
-from isowsgi.inside.serve import Service, _peek
+from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway
-from isowsgi.peek import Peeker
+from isowsgi.peek import Peeker, peek
 from isowsgi.routing import Route, Router
 from isowsgi.scoreboard import Scoreboard
 from isowsgi.settings import snapshot
@@ -111,7 +111,7 @@ def stages() -> list[tuple[str, float]]:
     connection.is_stirred = False
     timed: dict[str, Callable[[], object]] = {
         "wait for an event: epoll_wait": lambda: service._epoll.poll(0, 16),
-        "look at the head: recv with MSG_PEEK": lambda: _peek(calls.head),
+        "look at the head: recv with MSG_PEEK": lambda: peek(calls.head),
         "find its end and its mount": lambda: peeker.look(HEAD, peer, first_look=False, fields=plain.block),
         "take it: recv": lambda: calls.served.recv(1),
         "note it on the scoreboard, begin and end": note,

@@ -28,7 +28,7 @@ from gunicorn.http.wsgi import default_environ
 
 from isowsgi.handover import ARM_EDGE
 from isowsgi.origins import Origin, Origins
-from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.peek import INCOMPLETE, PEEK_MAX_BYTES, Peeker, Refused, peek
 from isowsgi.proxyheader import Header
 from isowsgi.scoreboard import ACCEPTED, AT_CAPACITY, CLOSED, RESPONSES, STOPPING, Scoreboard
 
@@ -47,9 +47,6 @@ _RETRY_AFTER_S = 10
 _ACCEPT_BATCH = 64
 
 _SWEEP_S = 1.0
-
-# int() takes the flags out of their enum, whose `|` costs 2 us a connection.
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 # Share of head_timeout that a connection may take for its head before it yields to a new one, if there are as many as there may be.
 YIELD_SHARE = 0.1
@@ -313,6 +310,10 @@ class Acceptor:
     def open_connections(self) -> int:
         """Return how many connections this worker has, here and in its instances."""
         self._known_closed = self._closed + self._board.total(CLOSED)  # which takes long if there are many mounts
+        return self._at_most_open()
+
+    def _at_most_open(self) -> int:
+        """Return how many there were if none had been closed since they were counted last."""
         connections = self._accepted - self._known_closed
         # With TLS there are two ends of each, and either may be the last: the app's, or the client's that has not got all of its answer.
         return connections if self._relay is None else max(connections, self._relay.open_connections())
@@ -354,11 +355,6 @@ class Acceptor:
             else:
                 self._epoll.unregister(fd)
 
-    def _may_be_full(self) -> bool:
-        """Whether it is worth to count: connections that instances have closed are among these."""
-        most = self._accepted - self._known_closed
-        return (most if self._relay is None else max(most, self._relay.open_connections())) >= self._max_connections
-
     def _has_room(self) -> bool:
         if self.open_connections() < self._max_connections:
             self._words[AT_CAPACITY] = 0
@@ -384,7 +380,7 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):
-            if not self._stopping and self._may_be_full() and not self._has_room():
+            if not self._stopping and self._at_most_open() >= self._max_connections and not self._has_room():
                 self._set_accepting(False)
                 return
             try:
@@ -464,9 +460,7 @@ class Acceptor:
         """Peek at a head and do what can be done with it."""
         data = b""
         try:
-            data = client.sock.recv(PEEK_FIRST_BYTES, _PEEK)
-            if len(data) == PEEK_FIRST_BYTES:
-                data = client.sock.recv(PEEK_MAX_BYTES, _PEEK)
+            data = peek(client.sock)
             is_over = not data
             if client.is_new and data:
                 if self._take_proxy_header(client, data):
@@ -636,6 +630,6 @@ class _Answered:
 
 def _peeked(sock: socket.socket) -> bytes:
     try:
-        return sock.recv(PEEK_MAX_BYTES, _PEEK)
+        return peek(sock)
     except OSError:
         return b""

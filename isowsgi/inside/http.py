@@ -354,8 +354,8 @@ class _Field(NamedTuple):
     asks_upgrade: bool
 
 
-# What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: when
-# there are too many, all are forgotten, and those that come often are soon there again.
+# What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: no more
+# statuses are remembered then, and of fields, whose values change more, all are forgotten: those that come often are soon there again.
 _STATUSES: dict[str, int] = {}
 _FIELDS: dict[tuple[str, str], _Field] = {}
 _MAX_REMEMBERED = 512

@@ -25,7 +25,7 @@ from isowsgi.handover import ARM_EDGE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.origins import Origins
-from isowsgi.peek import INCOMPLETE, PEEK_FIRST_BYTES, PEEK_MAX_BYTES, Look, Peeker, Refused
+from isowsgi.peek import INCOMPLETE, Look, Peeker, Refused, peek
 from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
@@ -33,9 +33,6 @@ _MAX_EVENTS = 16
 
 # The event of bytes that have come, and nothing else.
 _MORE = select.EPOLLIN
-
-# int() takes the flags out of their enum, whose `|` costs 2 us a request.
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 # How many times send_timeout the kernel lets a thread wait. It wakes a writer only once a third of a full buffer, of 4 MiB at most, is
 # free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
@@ -120,7 +117,7 @@ class Service:
         """Answer 503 to a request that waits; by the holder of the baton only."""
         connection = self._connections[fd]
         try:
-            data = _peek(connection.sock)
+            data = peek(connection.sock)
             mount = self._look(data, connection).mount if data else None
             if mount is not None and mount in self._gateways:
                 words = self._own.job.rows[mount].words
@@ -226,7 +223,7 @@ class Service:
     def _serve(self, connection: Connection, job: Job) -> Fate:
         """Serve one request."""
         try:
-            data = _peek(connection.sock)
+            data = peek(connection.sock)
         except BlockingIOError:
             return Fate.KEEP  # an event for bytes that were taken with a request's body, or without any (epoll(7))
         if not data:
@@ -269,14 +266,13 @@ class Service:
             family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
             if family != socket.AF_INET:
                 sock = socket.socket(family, socket.SOCK_STREAM, 0, sock.detach())
-            peer = sock.getpeername()
             if self._origins is not None:
                 peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
                 server = self._listener_of(own_name)
-            elif self._only_listener and isinstance(peer, tuple):
-                server = self._only_listener
             else:
-                server = self._listener_of(sock.getsockname())
+                peer = sock.getpeername()
+                is_only = self._only_listener is not None and isinstance(peer, tuple)
+                server = self._only_listener if is_only else self._listener_of(sock.getsockname())
         except OSError:
             self._part(sock, fd)
             return False
@@ -350,13 +346,6 @@ class Service:
 def _timeval(seconds: float) -> bytes:
     """Return a time as SO_RCVTIMEO and SO_SNDTIMEO take it; 0 is for ever."""
     return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))
-
-
-def _peek(sock: socket.socket) -> bytes:
-    data = sock.recv(PEEK_FIRST_BYTES, _PEEK)
-    if len(data) == PEEK_FIRST_BYTES:
-        data = sock.recv(PEEK_MAX_BYTES, _PEEK)
-    return data
 
 
 def _consume(sock: socket.socket, length: int) -> None:
