@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,9 +51,8 @@ def count(server: Hello, requests: int, is_kept: bool) -> dict[str, int]:
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert tracer.stderr is not None
         for line in tracer.stderr:
-            if "attached" in line:
+            if "attached with" in line:  # "... attached with 21 threads": then it has all of them
                 break
-        time.sleep(1)  # until it has told all threads; it does not say when
         ask(server.url, requests, is_kept)
         tracer.send_signal(2)
         tracer.communicate()

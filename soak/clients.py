@@ -7,6 +7,7 @@ another connection; that is told too, and `verdict` judges whether the server ha
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import itertools
 import random
@@ -177,7 +178,7 @@ class Request:
 _numbers = itertools.count(1)
 
 
-class Client:
+class Client(abc.ABC):
     """A client that does the same thing over and over.
 
     Args:
@@ -205,8 +206,9 @@ class Client:
         finally:
             self.leave()
 
+    @abc.abstractmethod
     def turn(self) -> None:
-        raise NotImplementedError
+        """Ask once, in the way of its kind."""
 
     # Requests.
 

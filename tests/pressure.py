@@ -141,10 +141,14 @@ def raise_descriptor_limit(needed: int) -> bool:
 
 def send_half_heads(server: Server, path: str, count: int) -> list[socket.socket]:
     """Open connections on each of which a request's head never ends."""
+    return _send_on_each(server, count, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
+
+
+def _send_on_each(server: Server, count: int, text: str) -> list[socket.socket]:
     socks = []
     for _ in range(count):
         sock = server.connect()
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Half: ".encode())
+        sock.sendall(text.encode())
         socks.append(sock)
     return socks
 
@@ -191,12 +195,7 @@ def ask_and_read_nothing(server: Server, path: str, count: int) -> list[socket.s
 
 def send_half_bodies(server: Server, path: str, count: int) -> list[socket.socket]:
     """Open connections on each of which a request's body never ends."""
-    socks = []
-    for _ in range(count):
-        sock = server.connect()
-        sock.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf".encode())
-        socks.append(sock)
-    return socks
+    return _send_on_each(server, count, f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
 
 
 def count_begun(socks: Sequence[socket.socket]) -> int:
