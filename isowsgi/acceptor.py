@@ -380,8 +380,7 @@ class Acceptor:
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):
-            if not self._stopping and self._at_most_open() >= self._max_connections and not self._has_room():
-                self._set_accepting(False)
+            if not self._accepting and not self._stopping:
                 return
             try:
                 sock, peer = listener.accept()
@@ -396,6 +395,9 @@ class Acceptor:
                 return
             self._accepted += 1
             self._words[ACCEPTED] += 1
+            # Before it is handed over: the answers to all of them say `Connection: close` from the last one there is room for on.
+            if not self._stopping and self._at_most_open() >= self._max_connections:
+                self._set_accepting(self._has_room())
             if self._relay is not None:
                 self._relay.take(sock, peer)
             else:

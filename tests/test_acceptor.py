@@ -672,6 +672,17 @@ def test_over_the_limit_clients_wait_in_the_listeners_queue(make_place: MakePlac
         assert place.board.row(0).words[AT_CAPACITY] == 1
 
 
+def test_who_takes_the_last_place_is_handed_over_at_capacity(make_place: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer has to say that the connection is not kept; said a moment later, it came too late for an instance on another core."""
+    place = make_place(max_connections=2)
+    flags: list[int] = []
+    monkeypatch.setattr(FakeInstance, "give", lambda home, fd: (flags.append(place.board.row(0).words[AT_CAPACITY]), home.given.append(fd)))
+    with place.connect(A), place.connect(A), place.connect(A):
+        place.turn_until(lambda: len(flags) == 2)
+
+    assert flags == [0, 1]
+
+
 def test_a_place_that_an_instance_frees_is_taken_when_it_tells(make_place: MakePlace) -> None:
     place = make_place(max_connections=1)
     with place.connect(A), place.connect(A):
