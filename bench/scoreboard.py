@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from unittest.mock import sentinel
 
 from isowsgi.inside.deadlines import Job
-from isowsgi.scoreboard import HEAD_SENT, RESPONSES, Scoreboard
+from isowsgi.scoreboard import ANSWERED, BY_APP, RESPONSES, Scoreboard
 
 LIMIT_NS = 1000
 LIMIT_SHARE = 0.95
@@ -39,7 +39,7 @@ CUTS = {
         "            reader.taken = 0\n": "            pass\n",
         "            job.take_cpu()\n": "",
     },
-    "inside/http.py": {"            self.board[RESPONSES + self._class] += 1\n": ""},
+    "inside/http.py": {"            board[RESPONSES + self._class] += 1\n": ""},
 }
 
 HELLO = """
@@ -80,7 +80,7 @@ def recording_ns() -> tuple[float, float]:
     def request() -> None:
         job.begin(connection, head, time.monotonic_ns())
         connection.response = response
-        words[HEAD_SENT] = 1
+        words[ANSWERED] = BY_APP
         words[RESPONSES + 2] += 1
         job.end()
 
@@ -91,7 +91,7 @@ def recording_ns() -> tuple[float, float]:
         words[0] += 1
         words[2] = 8
         connection.response = response
-        words[HEAD_SENT] = 1
+        words[ANSWERED] = BY_APP
         words[2] = 0
 
     number = 100_000

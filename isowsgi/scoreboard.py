@@ -29,13 +29,17 @@ from typing import Any, NamedTuple
 REQUESTS = 0  # requests whose head was taken from the connection
 CLOSED = 1  # connections that this thread closed
 BUSY_FD = 2  # descriptor of the connection whose request is being served, plus 1; 0: none
-HEAD_SENT = 3  # 1 once the client has the current request's status
+ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or GIVEN_UP
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
 MOUNT = 6  # the mount's number, plus 1; 0: none
 LINE_LENGTH = 7  # bytes of the request line that count
 ISOLATION = 8  # place in ISOLATIONS, plus 1
 ERROR_AT = 10  # seconds since the epoch when the app last raised out of a request
 ERROR_LENGTH = 11
+
+# Values of ANSWERED.
+BY_APP = 1
+GIVEN_UP = 2  # whoever looks after requests without progress, in the instance or outside: the other one leaves it alone
 
 # Words of an instance's control rows.
 BEAT = 5  # monotonic milliseconds of the control thread's last look at the others; stale while an own GIL is held by C code
@@ -412,7 +416,7 @@ class Scoreboard:
             row = self.row(number)
             words, pattern = row.words, self._pattern(row.words[MOUNT])
             if words[BUSY_FD]:
-                busy.append(Busy(number, pattern, row.line(), words[BUSY_SINCE], bool(words[HEAD_SENT])))
+                busy.append(Busy(number, pattern, row.line(), words[BUSY_SINCE], bool(words[ANSWERED])))
             if words[QUEUED]:
                 queued[pattern] = queued.get(pattern, 0) + words[QUEUED]
             if words[ERROR_AT]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -11,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, Watcher
+from isowsgi.scoreboard import ANSWERED, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
 
@@ -81,6 +83,32 @@ def interrupt_often() -> None:
         assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
     assert not escaped
     assert served >= 20_000
+
+
+@pytest.mark.parametrize(("is_given_up_already", "count"), [(False, 1), (True, 0)])
+def test_a_request_is_given_up_once(is_given_up_already: bool, count: int) -> None:
+    """The supervisor does it too, from outside, when nothing seems to run in here."""
+    board = Scoreboard()
+    board.allot(1, [0])
+    job = Job(0, board.thread_rows(1, [0], 0))
+    rows = board.control_rows(1, [0])
+    client, sock = socket.socketpair()
+    with client, sock:
+        reader = SimpleNamespace(taken=0, is_waiting=False)
+        connection: Any = SimpleNamespace(
+            in_app=False, reader=reader, worker_fd=5, gateway=SimpleNamespace(mount=0), sock=sock,
+            progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
+        )  # fmt: skip
+        watcher = Watcher([job], 1, logging.getLogger("test"), pytest.fail, True, rows, PATIENCE)
+        job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
+        if is_given_up_already:
+            job.row.words[ANSWERED] = GIVEN_UP
+
+        for now in (10, 11, 12):
+            watcher.look(now)
+
+        job.end()
+    assert (rows[0].words[TIMEOUTS], rows[0].words[RESPONSES + 5], job.row.words[ANSWERED]) == (count, count, GIVEN_UP)
 
 
 # Clients.

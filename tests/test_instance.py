@@ -11,13 +11,13 @@ import pytest
 
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.lifecycle import State
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 
 
 class Puppet(InterpreterInstance):
     """An instance without an interpreter: the test says what the inside says."""
 
-    def __init__(self) -> None:
+    def __init__(self, isolation: str = "shared-gil") -> None:
         self._shared = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
         self.board = Scoreboard()
         self.board.set_mounts(["/"])
@@ -25,7 +25,7 @@ class Puppet(InterpreterInstance):
             "tag": "/ #1",
             "generation": 1,
             "members": [{"mount": 0}],
-            "isolation": "shared-gil",
+            "isolation": isolation,
             "threads": 2,
             "first_row": self.board.allot(2, [0]),
         }
@@ -157,3 +157,30 @@ def test_several_reports_may_be_read_at_once(instance: Puppet) -> None:
 
     assert [report["event"] for report in instance.read_reports()] == ["files", "ready"]
     assert not poller.poll(0)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "answered", "is_overdue", "counts"),
+    [
+        ("own-gil", 0, True, (1, 1)),
+        ("own-gil", BY_APP, True, (1, 0)),
+        ("own-gil", GIVEN_UP, True, (0, 0)),
+        ("shared-gil", 0, False, (0, 0)),  # who could look has that GIL: the control thread is only late
+    ],
+)
+def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_inside(
+    isolation: str, answered: int, is_overdue: bool, counts: tuple[int, int]
+) -> None:
+    """With 3.11 the control thread was once late by two seconds, and both it and the supervisor counted an answer."""
+    instance = Puppet(isolation)
+    client, connection = socket.socketpair()
+    with client, connection:
+        [row] = instance.board.thread_rows(instance.first_row, [0], 0).values()
+        row.words[BUSY_FD], row.words[BUSY_SINCE], row.words[ANSWERED] = connection.fileno() + 1, 1000, answered
+        instance.board.row(instance.first_row).words[BEAT] = 1000
+
+        assert [instance.cut_off(1, 60), instance.cut_off(1, 61)] == [is_overdue] * 2
+
+    words = instance.board.mount_row(0).words
+    assert (words[TIMEOUTS], words[RESPONSES + 5]) == counts
+    instance.close()

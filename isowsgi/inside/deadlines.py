@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, CPU_NS, HEAD_SENT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
+from isowsgi.scoreboard import ANSWERED, BUSY_FD, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -177,7 +177,7 @@ class Job:
         words = row.words
         self._began_ns = now_ns
         words[BUSY_SINCE] = now_ns // 1_000_000
-        words[HEAD_SENT] = 0
+        words[ANSWERED] = 0
         connection.response = None
         row.set_line(data)
         words[REQUESTS] += 1
@@ -257,7 +257,7 @@ class Watcher:
         for job in self._jobs:
             job.take_cpu()
             connection = job.connection
-            mark = None if connection is None else (job.row.words[REQUESTS], connection.progress())
+            mark = _mark(job, connection)
             if mark != job.mark:
                 if job.reported and (mark is None or mark[0] != job.mark[0]):
                     job.reported = False
@@ -283,7 +283,7 @@ class Watcher:
             job.cut = True
             self._log.info("%s, the request is given up: %s", fault, job.row.line())
             connection.reader.is_given_up = True
-            _answer(connection, self._rows[connection.gateway.mount].words)  # that ends the call in which the thread waits
+            _give_up(connection, job.row, self._rows[connection.gateway.mount].words)  # that ends the call in which the thread waits
 
     def _look_for_slow(self, job: Job, now: float) -> None:
         words = job.row.words
@@ -297,12 +297,15 @@ class Watcher:
 
     def _act(self, job: Job, connection: Any, waited_s: float) -> None:
         if not job.cut:
+            row, stack = job.row, self._stack_of(job)
+            if _mark(job, job.connection) != job.mark:  # the stack's lines are read from files: it may have gone on
+                return
             job.cut = True
-            stack = self._stack_of(job)
-            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, job.row.line(), stack)
-            words = self._rows[connection.gateway.mount].words
-            words[TIMEOUTS] += 1
-            _answer(connection, words)
+            if row.words[ANSWERED] != GIVEN_UP:
+                words = self._rows[connection.gateway.mount].words
+                words[TIMEOUTS] += 1
+                _give_up(connection, row, words)
+            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, row.line(), stack)
             job.interrupt()
         elif waited_s >= self._timeout_s + INTERRUPT_GRACE_S and not job.reported:
             job.reported = True
@@ -336,13 +339,20 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
     return "\n".join(texts)
 
 
-def _answer(connection: Any, words: memoryview) -> None:
+def _mark(job: Job, connection: Any) -> Any:
+    """Return what changes with every sign of progress of a thread."""
+    return None if connection is None else (job.row.words[REQUESTS], connection.progress())
+
+
+def _give_up(connection: Any, row: Row, words: memoryview) -> None:
     """Answer a client whose request is given up, unless its thread has begun to, and shut the connection down.
 
     Args:
+        row: of the request's thread. It is marked, for the supervisor does the same when nothing seems to run in here.
         words: of the row where the response counts; before it is sent, so that nobody counts one before we do.
     """
     response = connection.response
+    row.words[ANSWERED] = GIVEN_UP
     if response is None or response.claim():
         status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
         head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}\r\n\r\n{status}\n"

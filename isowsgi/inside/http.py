@@ -20,7 +20,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
 from gunicorn.util import has_fileno, hop_headers
 
-from isowsgi.scoreboard import HEAD_SENT, RESPONSES
+from isowsgi.scoreboard import ANSWERED, BY_APP, GIVEN_UP, RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
@@ -327,11 +327,12 @@ class Response:
     def _head(self) -> bytes:
         if self.status is None:
             raise AssertionError("the app returned without calling start_response")
-        if not self.claim():
+        board = self.board
+        if not self.claim() or (board is not None and board[ANSWERED] == GIVEN_UP):
             raise ClientGone("the request was given up meanwhile")
-        if self.board is not None:
-            self.board[HEAD_SENT] = 1
-            self.board[RESPONSES + self._class] += 1
+        if board is not None:
+            board[ANSWERED] = BY_APP
+            board[RESPONSES + self._class] += 1
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
 

@@ -9,8 +9,9 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from isowsgi import interpreters
 from isowsgi.lifecycle import Event, State, step
-from isowsgi.scoreboard import BEAT, BUSY_FD, BUSY_SINCE, HEAD_SENT, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -162,23 +163,25 @@ class HousedInstance(abc.ABC):
     def cut_off(self, older_than_s: float, now: float) -> bool:
         """Answer, from outside, requests that last too long while the control thread inside does not run either.
 
-        It does not because C code holds the GIL in there. So nobody in there touches these connections meanwhile.
+        It does not because C code holds its own GIL in there. So nobody in there touches these connections meanwhile. Who calls this under
+        a shared GIL would have it: there the control thread is late at most.
 
         Returns:
             whether that is so.
         """
         now_ms = int(now * 1000)
-        if now_ms - self._control_words[BEAT] < _LOST_BEAT_MS:
+        if self.isolation in (interpreters.SHARED_GIL, interpreters.MAIN) or now_ms - self._control_words[BEAT] < _LOST_BEAT_MS:
             return False
         limit_ms = int(older_than_s * 1000) + _LOST_BEAT_MS
         overdue = [row for row in self._thread_rows if row.words[BUSY_FD] and now_ms - row.words[BUSY_SINCE] > limit_ms]
         for row in overdue:
-            is_answered, row.words[HEAD_SENT] = row.words[HEAD_SENT], 1
-            if not is_answered:
-                words = self._board.mount_row(row.words[MOUNT] - 1).words
-                words[TIMEOUTS] += 1
-                words[RESPONSES + 5] += 1
-            cut(row.words[BUSY_FD] - 1, b"" if is_answered else TIMED_OUT)
+            answered, row.words[ANSWERED] = row.words[ANSWERED], GIVEN_UP
+            if answered == GIVEN_UP:
+                continue
+            words = self._board.mount_row(row.words[MOUNT] - 1).words
+            words[TIMEOUTS] += 1
+            words[RESPONSES + 5] += not answered
+            cut(row.words[BUSY_FD] - 1, b"" if answered else TIMED_OUT)
         if overdue:
             self._cut_waiting()
         return bool(overdue)

@@ -20,7 +20,7 @@ from isowsgi.handover import LINGERING, RETURNED, Loans
 from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.lifecycle import State
-from isowsgi.scoreboard import BUSY_FD, HEAD_SENT, MOUNT, RESPONSES, Scoreboard
+from isowsgi.scoreboard import ANSWERED, BUSY_FD, MOUNT, RESPONSES, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
@@ -137,7 +137,7 @@ class ProcessInstance(HousedInstance):
             row = begun.get(fd)
             if row is None:
                 self._unserved.append(fd)
-            elif row.words[HEAD_SENT]:
+            elif row.words[ANSWERED]:
                 self._owner.take_closed(fd)
             else:
                 self._board.mount_row(row.words[MOUNT] - 1).words[RESPONSES + 5] += 1
