@@ -20,6 +20,9 @@ from isowsgi.routing import Router
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
 DEFAULT_THREADS = 4
 
+# How long all pauses of a replacement's boot may be: somebody has asked for it, and may be watching.
+_MOST_PAUSE_S = 5.0
+
 
 class Orders:
     """Writes the boot orders of one worker.
@@ -70,6 +73,7 @@ class Orders:
         generation: int,
         first_row: int,
         extensions: Mapping[str, Sequence[int]] | None = None,
+        is_replacement: bool = False,
     ) -> dict[str, Any]:
         """Return the order for one instance.
 
@@ -79,6 +83,7 @@ class Orders:
             slot: which of the mount's `instances` it is.
             first_row: of its rows on the scoreboard.
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
+            is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
         """
         mount = members[0][1]
         letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
@@ -102,6 +107,7 @@ class Orders:
             "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
             "first_row": first_row,
             "extensions": extensions,
+            "pause_s": _pause_s(mount) if is_replacement else 0.0,
             "watch": mount.watch,
             "request_timeout_s": mount.request_timeout,
             "body_timeout_s": mount.body_timeout,
@@ -125,6 +131,11 @@ class Orders:
         if mount.threads is not None:
             return mount.threads
         return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+
+def _pause_s(mount: Mount) -> float:
+    """Return how long all pauses of a boot may be: never so long that it is taken for one that hangs."""
+    return min(_MOST_PAUSE_S, mount.boot_timeout / 4) if mount.boot_timeout else _MOST_PAUSE_S
 
 
 def name_of(mount: Mount) -> str:

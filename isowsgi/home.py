@@ -86,6 +86,7 @@ class Home:
         log: gunicorn's logger.
         drain_s: how long a replaced instance's requests may take to end.
         isolation: where its instances live; for "auto" the first that is tried.
+        take_turn: whether it may load a new generation now, see `turns`; if not, `go_on` is called later.
         is_quarantined: whether it crashed the worker too often; it is answered 503 then.
         is_suspect: whether a worker died while it was loaded; it is loaded here only after a trial.
     """
@@ -100,6 +101,7 @@ class Home:
         log: Any,
         drain_s: float,
         isolation: str,
+        take_turn: Callable[[Home, float], bool],
         is_quarantined: bool = False,
         is_suspect: bool = False,
     ) -> None:
@@ -121,6 +123,7 @@ class Home:
         self._make = make
         self._released = released
         self._try_out = try_out
+        self._take_turn = take_turn
         self._is_suspect = is_suspect and isolation != PROCESS
         self._log = log
         self._drain_s = drain_s
@@ -138,7 +141,7 @@ class Home:
         self.restart_reason = ""  # why the worker should be replaced for it
         self._traceback = ""  # of the last boot that failed
         self._retry_at: float | None = None
-        self._is_reload_wanted = ""  # why, while one is under way already
+        self._is_reload_wanted = ""  # why, while one is under way already, or it waits for its turn
         self._touched = _changed_at(mount.touch)
         self._requests = 0
         self._quiet_since = 0.0
@@ -198,7 +201,7 @@ class Home:
         """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
         serving = self.serving()
         is_whole = len(serving) == len(self._live) and all(instance.generation >= generation for instance in serving)
-        return is_whole and not self._is_reload_wanted and not any(instance is not None for instance in self._next)
+        return is_whole and not self._is_reload_wanted and not self.is_replacing()
 
     def is_under_way(self) -> bool:
         """Whether some instance is being loaded, or will be at once."""
@@ -220,7 +223,7 @@ class Home:
         if State.STUCK in states:
             return "stuck"
         if self.is_serving():
-            return "reloading" if any(instance is not None for instance in self._next) else "serving"
+            return "reloading" if self.is_replacing() or self._is_reload_wanted else "serving"
         return "booting" if State.BOOTING in states or self._is_on_trial else "failed"
 
     # What is to be done.
@@ -272,7 +275,7 @@ class Home:
             # What is loaded in the main interpreter stays so until the process ends.
             self.restart_reason = f"{self.name} lives in the main interpreter and is to be loaded anew: {reason}"
             return
-        if self._is_on_trial or any(instance is not None for instance in self._next):
+        if self._is_on_trial or self.is_replacing():
             self._is_reload_wanted = reason  # what it was loaded from may be out of date already
             return
         if not any(instance is not None and instance.is_loaded and instance.state not in ENDS for instance in self._live):
@@ -283,6 +286,9 @@ class Home:
             self._live = [None] * self.mount.instances
             self.start(now)
             return
+        if not self._take_turn(self, now):
+            self._is_reload_wanted = reason
+            return
         self._is_reload_wanted = ""
         self.generation += 1
         self.reloads += 1
@@ -290,8 +296,17 @@ class Home:
         for slot in range(self.mount.instances):
             self._next[slot] = self._boot(slot, now)
 
+    def is_replacing(self) -> bool:
+        return any(instance is not None for instance in self._next)
+
+    def go_on(self, now: float) -> None:
+        """Replace if that was asked for while it could not be done."""
+        if self._is_reload_wanted and not self.is_replacing():
+            self.replace(self._is_reload_wanted, now)
+
     def sleep(self, now: float) -> None:
         """End its instances; the next request starts it again."""
+        self._is_reload_wanted = ""
         for instance in self._live:
             if instance is not None:
                 self._retire(instance, now)
@@ -327,7 +342,7 @@ class Home:
             if before is not None:
                 self._retire(before, now)
         self._released()
-        self._go_on(now)
+        self.go_on(now)
 
     def is_news(self, traceback: str) -> bool:
         """Whether a boot failed in another way than the one before: the same traceback need not be read every minute."""
@@ -339,7 +354,7 @@ class Home:
         if instance in self._next:
             self._next[self._next.index(instance)] = None
             self._log.error("%s: the generation before goes on", instance.tag)
-            self._go_on(now)
+            self.go_on(now)
         elif instance in self._live:
             self._plan_retry(now)
         self._released()
@@ -383,7 +398,7 @@ class Home:
             return
         if self.is_serving():
             self._log.error("%s: the generation before goes on", self.name)
-            self._go_on(now)
+            self.go_on(now)
         else:
             self._plan_retry(now)
         self._released()
@@ -470,11 +485,6 @@ class Home:
             self.generation += 1
             self._next[slot] = self._boot(slot, now)
 
-    def _go_on(self, now: float) -> None:
-        """Replace once more if that was asked for meanwhile."""
-        if self._is_reload_wanted and not any(instance is not None for instance in self._next):
-            self.replace(self._is_reload_wanted, now)
-
     def _look_at(self, instance: Instance, now: float) -> None:
         mount, age = self.mount, now - self._began.get(instance, now)
         if instance.state is State.BOOTING and mount.boot_timeout and age > mount.boot_timeout:
@@ -505,7 +515,7 @@ class Home:
         self._log.error("%s: was not loaded within %g s; %s", instance.tag, self.mount.boot_timeout, _fate_of(instance))
         if instance in self._next:
             self._next[self._next.index(instance)] = None
-            self._go_on(now)
+            self.go_on(now)
         elif instance in self._live:
             self._live[self._live.index(instance)] = None
             self._plan_retry(now)
@@ -519,7 +529,7 @@ class Home:
             self.replace(f"{self.mount.touch} was touched", now)
 
     def _look_for_quiet(self, now: float) -> None:
-        if not self.mount.idle_timeout or not self.is_serving() or any(instance is not None for instance in self._next):
+        if not self.mount.idle_timeout or not self.is_serving() or self.is_replacing():
             return
         live = [instance for instance in self._live if instance is not None]
         requests = sum(instance.requests() for instance in live)

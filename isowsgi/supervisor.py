@@ -26,6 +26,7 @@ from isowsgi.lifecycle import ENDS, State
 from isowsgi.placement import Placement
 from isowsgi.report import Reporter, rss_bytes
 from isowsgi.scoreboard import REQUESTS, Scoreboard
+from isowsgi.turns import Turns
 
 # Trials of a mount that loads other extension modules each time, before it goes to a process of its own.
 _MOST_TRIALS = 3
@@ -80,6 +81,7 @@ class Supervisor:
         self.incidents: dict[Home, Incidents] = {}
         self._environ = dict(os.environ)  # before an app in the main interpreter changes it
         self._placement = Placement(orders, self._on_verdict)
+        self._turns = Turns()
         self.homes: list[Home] = []
         self._members_of: dict[Home, list[tuple[int, Mount]]] = {}
         self._home_of: dict[int, Home] = {}  # by the mount's number; those of a group have the same one
@@ -93,6 +95,7 @@ class Supervisor:
                 drain_s=drain_s,
                 isolation=interpreters.PROCESS if any(member.pattern in moved for _, member in members) else _isolation_of(mount),
                 try_out=self._try_out,
+                take_turn=self._turns.take,
                 is_quarantined=any(member.pattern in quarantined for _, member in members),
                 is_suspect=any(member.pattern in suspects for _, member in members),
             )
@@ -136,6 +139,7 @@ class Supervisor:
         now = time.monotonic()
         for home in self.homes:
             home.tick(now)
+        self._turns.pass_on(now)
         self._look_at_memory(now)
         if self._reporter is not None:
             self._reporter.tick(now)
@@ -223,7 +227,7 @@ class Supervisor:
             isolation = home.isolation
         extensions = home.extensions if is_known or isolation != interpreters.OWN_GIL else self._placement.vouched()
         first_row = self._board.allot(self._orders.threads_of(members[0][1]), [number for number, _ in members], isolation)
-        order = self._orders.write(members, isolation, slot, generation, first_row, extensions)
+        order = self._orders.write(members, isolation, slot, generation, first_row, extensions, is_replacement=home.is_serving())
         everywhere = {"board": self._board.fd, **self._orders.shared_fds}
         shared_fds = {
             **everywhere,
@@ -286,6 +290,7 @@ class Supervisor:
                 self._on_closed(home, instance, now)
             if self._reporter is not None:
                 self._reporter.note(home, instance, report)
+        self._turns.pass_on(now)
         if self._reporter is not None:
             self._reporter.publish_soon(now)
 

@@ -15,6 +15,7 @@ from isowsgi.acceptor import NotServing
 from isowsgi.configfile import App, Mount
 from isowsgi.home import Home
 from isowsgi.lifecycle import ENDS, Event, State, step
+from isowsgi.turns import TURN_S, Turns
 
 LOG = logging.getLogger("test")
 
@@ -96,14 +97,21 @@ class FakeInstance:
 class Site:
     """A home with everything the test wants to see."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, turns: Turns | None = None, **changes: Any) -> None:
         self.made: list[FakeInstance] = []
         self.releases = 0
         self.trials = 0
         self.now = 100.0
         mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
         self.home = Home(
-            members=[mount], make=self._make, released=self._release, try_out=self._try_out, log=LOG, drain_s=30, isolation="own-gil"
+            members=[mount],
+            make=self._make,
+            released=self._release,
+            try_out=self._try_out,
+            log=LOG,
+            drain_s=30,
+            isolation="own-gil",
+            take_turn=turns.take if turns is not None else lambda home, now: True,
         )
 
     def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
@@ -136,8 +144,8 @@ class Site:
         return self.home.choose(self.now)
 
 
-def up(**changes: Any) -> Site:
-    site = Site(**changes)
+def up(turns: Turns | None = None, **changes: Any) -> Site:
+    site = Site(turns, **changes)
     site.home.start(site.now)
     for instance in list(site.made):
         site.ready(instance)
@@ -182,6 +190,68 @@ def test_a_reload_asked_for_during_another_is_done_after_it() -> None:
     site.ready(site.made[2])
     assert site.chosen() is site.made[2]
     assert len(site.made) == 3
+
+
+def test_mounts_are_replaced_one_after_the_other_in_the_order_in_which_they_asked() -> None:
+    turns = Turns()
+    first, second, third = sites = [up(turns) for _ in range(3)]
+
+    for site in (*sites, first):
+        site.home.replace("test", site.now)
+    assert [len(site.made) for site in sites] == [2, 1, 1]
+    assert [site.home.is_under_way() for site in sites] == [True, True, True]
+    assert not second.home.has_arrived(1)
+
+    first.ready(first.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [2, 2, 1]
+
+    second.failed(second.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [2, 2, 2]
+
+    third.ready(third.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [3, 2, 2]
+    first.ready(first.made[2])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [3, 2, 2]
+
+
+def test_a_replacement_that_takes_long_keeps_nobody_from_theirs_for_ever() -> None:
+    turns = Turns()
+    slow, quick = up(turns), up(turns)
+    slow.home.replace("test", slow.now)
+    quick.home.replace("test", quick.now)
+
+    turns.pass_on(slow.now + TURN_S - 1)
+    assert len(quick.made) == 1
+    turns.pass_on(slow.now + TURN_S)
+    assert len(quick.made) == 2
+
+
+@pytest.mark.parametrize("loses_interest", ["sleep", "halt"])
+def test_who_has_no_use_for_its_turn_any_more_keeps_nobody_waiting(loses_interest: str) -> None:
+    turns = Turns()
+    first, second, third = (up(turns) for _ in range(3))
+    for site in (first, second, third):
+        site.home.replace("test", site.now)
+
+    getattr(second.home, loses_interest)(second.now)
+    first.ready(first.made[1])
+    turns.pass_on(first.now)
+
+    assert [len(site.made) for site in (first, second, third)] == [2, 1, 2]
+
+
+def test_an_instance_with_a_stuck_thread_waits_for_nobodys_turn() -> None:
+    turns = Turns()
+    first, second = up(turns), up(turns)
+    first.home.replace("test", first.now)
+
+    second.home.on_stuck(second.made[0], second.now)
+
+    assert len(second.made) == 2
 
 
 def test_what_ends_while_its_replacement_is_loaded_is_not_started_again_itself() -> None:

@@ -30,7 +30,14 @@ class Desk:
         self.place = AcceptorPlace()
         acceptor: Acceptor = self.place.acceptor
         self.home = Home(
-            members=[mount], make=self._make, released=lambda: None, try_out=lambda home: None, log=None, drain_s=1, isolation="own-gil"
+            members=[mount],
+            make=self._make,
+            released=lambda: None,
+            try_out=lambda home: None,
+            log=None,
+            drain_s=1,
+            isolation="own-gil",
+            take_turn=lambda home, now: True,
         )
         orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
         self.reporter = Reporter(self.board, [mount], {0: self.home}, orders, acceptor)

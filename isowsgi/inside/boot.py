@@ -24,7 +24,7 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.handover import Exchange, Mail, Port, SameProcess
-from isowsgi.inside import environment, extensions
+from isowsgi.inside import environment, extensions, pace
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
@@ -206,6 +206,7 @@ class Instance:
             self._control.report("failed", error=_one_line(exc) + self._whose, traceback=_traceback(), **facts)
             return
         record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
+        pace.speed_up()
         self._end_lines()
         for number in range(1, self._order["threads"]):
             thread = threading.Thread(target=self._work, args=(service, number), name=f"isowsgi-{number}")

@@ -29,6 +29,10 @@ del BOOT  # noqa: F821
 for blocked in order["blocked_modules"]:
     sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
 sys.meta_path.insert(0, PinnedFinder(order["packages"]))
+if order["pause_s"]:
+    from isowsgi.inside import pace
+
+    pace.slow_down(order["pause_s"])
 
 if order["isolation"] == "process":
     from isowsgi.inside import child

@@ -101,6 +101,9 @@ def refuse_fork() -> None:
     os.fork, os.forkpty, os.execv, os.execve = fork, fork, execute, execute  # what the others of their families call
 
 
+# Our own in `sys.meta_path`, by their class: `bootstrap`'s and `pace`'s.
+_OWN_FINDERS = ("PinnedFinder", "Pacer")
+
 # What Python sets at the start of a process; all else is SIG_DFL.
 _HANDLERS_AT_START = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN, signal.SIGXFSZ: signal.SIG_IGN}
 
@@ -187,7 +190,7 @@ def _forget_host_modules(host_site: list[str]) -> None:
         origin = getattr(module, "__file__", None)
         if origin and name.partition(".")[0] not in ("isowsgi", "gunicorn") and _inside(origin, host_site):
             del sys.modules[name]
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ == "PinnedFinder" or _is_importlibs(finder)]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ in _OWN_FINDERS or _is_importlibs(finder)]
 
 
 def _is_importlibs(finder: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def test_no_request_is_lost_while_a_mount_is_replaced_over_and_over(serve: Start
             server.wait_for_log(rf"/a #{generation - 1}: ended")
 
     assert load.failures == []
+
+
+def test_mounts_that_are_touched_at_once_are_replaced_one_after_the_other(serve: StartServer) -> None:
+    mounts = "".join(f'"/{name}" = {{ app = "hello", touch = "touched" }}\n' for name in "abcd")
+    server = serve("[mounts]\n" + mounts, wait_for=4)
+
+    (server.folder / "touched").write_text("")
+    server.wait_for_log(r"#2: serving", 4)
+
+    steps = re.findall(r"/(\w)(?:: generation 2 is to replace| #2: (serving))", server.log())
+    assert [bool(is_serving) for _, is_serving in steps] == [False, True] * 4
+    names = [name for name, _ in steps]
+    assert names[::2] == names[1::2]
+    assert sorted(names[::2]) == list("abcd")
 
 
 def test_a_changed_module_replaces_a_watched_mount(serve: StartServer) -> None:

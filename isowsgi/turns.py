@@ -1,0 +1,55 @@
+"""Replacements take turns: one mount at a time loads its new generation.
+
+Loading takes a processor from all apps that serve, and there are two generations in memory meanwhile. So however many mounts are to be
+replaced, their neighbours feel no more of it than of one. First boots do not wait: nobody serves their requests.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+# How long a replacement keeps others waiting: an app that hangs in its import must not keep them from their new code.
+TURN_S = 10.0
+
+
+class Replaceable(Protocol):
+    """What is needed of a home."""
+
+    def is_replacing(self) -> bool:
+        """Whether a new generation is on its way."""
+        ...
+
+    def go_on(self, now: float) -> None:
+        """Ask for its turn once more, if it still has a use for it."""
+        ...
+
+
+class Turns:
+    """Who may begin to replace, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Replaceable] = []
+        self._called: Replaceable | None = None  # while it is told to go on
+        self._holder: Replaceable | None = None
+        self._since = 0.0
+
+    def take(self, home: Replaceable, now: float) -> bool:
+        """Return whether a home has its turn and begins at once; if not, it is told to go on when it has."""
+        if self._is_taken(now) or (self._waiting and home is not self._called):
+            if home not in self._waiting:
+                self._waiting.append(home)
+            return False
+        self._holder, self._since = home, now
+        return True
+
+    def pass_on(self, now: float) -> None:
+        """Tell who is next to go on; called when a replacement may have ended, and about once a second."""
+        while self._waiting and not self._is_taken(now):
+            self._called = self._waiting.pop(0)
+            self._called.go_on(now)
+        self._called = None
+
+    def _is_taken(self, now: float) -> bool:
+        return self._holder is not None and self._holder.is_replacing() and now - self._since < TURN_S

@@ -1,0 +1,123 @@
+"""A replacement's boot lets others go first, where there are others, and within limits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from isowsgi.inside import pace
+from isowsgi.inside.pace import Pacer
+from tests.conftest import ROOT
+
+
+class Clock:
+    """Stands in for the module `time`: work and waiting are what the test says."""
+
+    def __init__(self) -> None:
+        self.now = self.ran = 100.0
+        self.slept: list[float] = []
+
+    def thread_time(self) -> float:
+        return self.ran
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(round(seconds, 6))
+        self.now += seconds
+
+    def passes(self, ran: float, waited: float) -> None:
+        self.ran += ran
+        self.now += ran + waited
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    return clock
+
+
+def imports(pacer: Pacer) -> None:
+    assert pacer.find_spec("x") is None
+
+
+def test_who_had_to_wait_pauses_and_who_had_not_does_not(clock: Clock) -> None:
+    pacer = Pacer()
+    pacer.left_s = 1
+    imports(pacer)
+
+    clock.passes(ran=0.002, waited=0)
+    imports(pacer)
+    assert clock.slept == []
+
+    clock.passes(ran=0.002, waited=0.001)
+    imports(pacer)
+    assert clock.slept == [0.008]
+
+    clock.passes(ran=0.002, waited=0)
+    imports(pacer)
+    assert clock.slept == [0.008]
+
+
+def test_short_stretches_add_up(clock: Clock) -> None:
+    pacer = Pacer()
+    pacer.left_s = 1
+    for _ in range(8):
+        imports(pacer)
+        clock.passes(ran=0.0004, waited=0.0004)
+
+    assert clock.slept == [0.0048, 0.0048]
+
+
+def test_all_pauses_together_have_a_limit(clock: Clock) -> None:
+    pacer = Pacer()
+    pacer.left_s = 0.02
+    for _ in range(5):
+        imports(pacer)
+        clock.passes(ran=0.003, waited=0.003)
+
+    assert clock.slept == [0.012, 0.008, 0, 0]
+
+
+def test_the_time_of_one_thread_is_not_taken_for_that_of_another(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacer = Pacer()
+    pacer.left_s = 1
+    for thread in (1, 2, 1, 2):
+        monkeypatch.setattr(pace, "threading", SimpleNamespace(get_ident=lambda thread=thread: thread))
+        imports(pacer)
+        clock.passes(ran=0.003, waited=0.003)
+
+    assert clock.slept == []
+
+
+IMPORTS = """
+import os, sys
+from isowsgi.inside import pace
+pace.slow_down(5.0)
+import asyncio, email.message, http.client, json, sqlite3, unittest.mock, xml.dom.minidom
+paused = 5.0 - pace._pacer.left_s
+pace.speed_up()
+print(paused, pace._pacer in sys.meta_path)
+"""
+
+
+def test_on_a_crowded_processor_real_imports_pause() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    crowd = subprocess.Popen(["taskset", "--cpu-list", str(cpu), sys.executable, "-c", "while True: pass"])
+    try:
+        command = ["taskset", "--cpu-list", str(cpu), sys.executable, "-c", IMPORTS]
+        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    finally:
+        crowd.kill()
+        crowd.wait()
+
+    paused, is_there = output.split()
+    assert float(paused) > 0.01
+    assert is_there == "False"
