@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -203,6 +204,9 @@ def _reload(count: int, pause_s: float) -> dict[str, Any]:
         urls = [f"{found.url}/f/", f"{found.url}/d/"]
         # What the reloads do to the neighbour, and not what the load does: so before them too both are under load.
         before = _under_load(urls, found, pause_s)
+        # And what any program costs the neighbour that takes as much of a processor as a reload does.
+        with _other_program():
+            beside = _under_load(urls, found, pause_s)
         loads = [LoadProcess(url, connections=4, seconds=seconds + 600, pause_s=pause_s) for url in urls]
         hello = LoadProcess(f"{found.url}/h/", connections=2, seconds=seconds + 600, pause_s=pause_s)
         sizes: list[float] = []
@@ -228,11 +232,24 @@ def _reload(count: int, pause_s: float) -> dict[str, Any]:
             "neighbour lost": lost(results[2]),
             "neighbour p99, ms": results[2].p99_ms,
             "p99 without reloads, ms": before.p99_ms,
+            "p99 beside another program, ms": beside.p99_ms,
             "MiB after 20": sizes[min(9, len(sizes) - 1)],
             "MiB at the end": sizes[-1],
             "left behind": len(re.findall("left behind", found.log())),
             "worker": "same" if found.workers() == [worker] else "new",
         }
+
+
+@contextmanager
+def _other_program() -> Iterator[None]:
+    """Run a program that has nothing to do with the server and takes a fifth of a processor, a few milliseconds at a time."""
+    busy = "import time\nwhile True:\n end = time.thread_time() + 0.003\n while time.thread_time() < end: pass\n time.sleep(0.012)"
+    program = subprocess.Popen([sys.executable, "-I", "-S", "-c", busy])
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 def _under_load(urls: list[str], found: Server, pause_s: float) -> Result:
