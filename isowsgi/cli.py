@@ -47,9 +47,9 @@ def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: f
 
     from rich.console import Console
 
-    from isowsgi import checkpage
-    from isowsgi.check import as_json
-    from isowsgi.check import check as run_check
+    from isowsgi.check import page
+    from isowsgi.check.findings import as_json
+    from isowsgi.check.findings import check as run_check
 
     console = Console(stderr=True)
     # Redrawn on a terminal only; a log of a build gets nothing of it.
@@ -69,7 +69,7 @@ def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: f
         out = Console(highlight=False)
         if not out.is_terminal:
             out.width = 140  # 80, as it would be, folds the table
-        checkpage.show(report, out)
+        page.show(report, out)
     sys.exit(0 if report.is_fine else 1)
 
 

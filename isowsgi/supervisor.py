@@ -11,19 +11,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from isowsgi import interpreters, refusals
+from isowsgi import interpreters
 from isowsgi.acceptor import Acceptor, NotServing
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Config, Mount
 from isowsgi.home import Home, Instance
-from isowsgi.housing import Verdict
+from isowsgi.housing import refusals
+from isowsgi.housing.decision import Verdict
+from isowsgi.housing.placement import Placement
 from isowsgi.incidents import Incidents, incident
 from isowsgi.instances.housed import HousedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.main import MainInstance
 from isowsgi.instances.process import ProcessInstance
 from isowsgi.lifecycle import ENDS, State
-from isowsgi.placement import Placement
 from isowsgi.report import Reporter, rss_bytes
 from isowsgi.scoreboard import REQUESTS, Scoreboard
 from isowsgi.turns import Turns

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi import interpreters, trial
+from isowsgi import interpreters
+from isowsgi.housing import trial
 from isowsgi.interpreters import PROCESS
 from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import copy_extension, order_for, with_member
@@ -251,7 +252,7 @@ def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:
     order_for(tmp_path, f"import os, re\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nre.match('(a*)*b', 'a' * 60)")
     code = f"""
 from pathlib import Path
-from isowsgi import trial
+from isowsgi.housing import trial
 from tests.orders import order_for
 folder = Path({str(tmp_path)!r})
 order = order_for(folder, (folder / "tried.py").read_text())

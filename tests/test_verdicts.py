@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi import verdicts
-from isowsgi.housing import Verdict
+from isowsgi.housing import verdicts
+from isowsgi.housing.decision import Verdict
+from isowsgi.housing.verdicts import Verdicts, key_of
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.verdicts import Verdicts, key_of
 from tests.orders import order_for, with_member
 
 

@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isowsgi import declares, interpreters
-from isowsgi.check import MountReport, Report, kind_of
-from isowsgi.housing import NAMES
+from isowsgi import interpreters
+from isowsgi.check import declares
+from isowsgi.check.findings import MountReport, Report, kind_of
+from isowsgi.housing.decision import NAMES
+from isowsgi.housing.trial import Outcome
 from isowsgi.interpreters import MAIN, PROCESS
-from isowsgi.trial import Outcome
 
 # Of a traceback or of what a crashed process printed; the whole is in the JSON.
 _TRACEBACK_LINES = 12

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isowsgi import interpreters, refusals
+from isowsgi import interpreters
+from isowsgi.housing import refusals
 from isowsgi.interpreters import PROCESS
 
 # The end of what the app printed that is kept: a traceback of some depth, or what a crash left behind.

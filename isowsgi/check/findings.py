@@ -1,6 +1,6 @@
 """`isowsgi check`: what becomes of each mount of a config file, found out by loading its app in each kind of home.
 
-All of it happens in processes to throw away. The answers are values; `checkpage` shows them to people.
+All of it happens in processes to throw away. The answers are values; `page` shows them to people.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import Any
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi import alternatives, declares, housing, interpreters, refusals, trial
+from isowsgi import interpreters
 from isowsgi import settings as gunicorn_settings
 from isowsgi.bootorder import Orders
+from isowsgi.check import alternatives, declares
 from isowsgi.configfile import Config, Mount
-from isowsgi.housing import COPIES, NAMES, Verdict
+from isowsgi.housing import decision, refusals, trial
+from isowsgi.housing.decision import COPIES, NAMES, Verdict
+from isowsgi.housing.trial import Outcome
+from isowsgi.housing.verdicts import Verdicts, key_of
 from isowsgi.interpreters import MAIN, PROCESS
 from isowsgi.routing import Route, Router
-from isowsgi.trial import Outcome
-from isowsgi.verdicts import Verdicts, key_of
 
 # A line of the log, as inside/policy.py writes it.
 _POLICY_LINE = re.compile(r'^\[.*\[WARNING\] .+?: (.* is (?:called|refused): policy \w+ = "\w+")$', re.MULTILINE)
@@ -158,7 +160,7 @@ class _MountCheck:
         return self._outcomes[isolation]
 
     def _decide(self) -> Verdict:
-        verdict = housing.decide(self._order, timeout_s=self._timeout_s, run=self._try)
+        verdict = decision.decide(self._order, timeout_s=self._timeout_s, run=self._try)
         self._memory.remember(key_of(self._order), verdict)
         return verdict
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import isowsgi
-from isowsgi.housing import Verdict
+from isowsgi.housing.decision import Verdict
 from isowsgi.inside.extensions import stamp_of
 
 FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"

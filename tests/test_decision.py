@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from isowsgi import housing, interpreters
-from isowsgi.housing import Verdict
+from isowsgi import interpreters
+from isowsgi.housing import decision
+from isowsgi.housing.decision import Verdict
+from isowsgi.housing.trial import Outcome
 from isowsgi.interpreters import PROCESS
-from isowsgi.trial import Outcome
 from tests.conftest import DEADLINE_S
 from tests.orders import copy_extension, order_for
 
@@ -39,7 +40,7 @@ class FakeTrials:
 
 
 def decide(trials: FakeTrials, **order: Any) -> Verdict:
-    return housing.decide(order, timeout_s=1, run=trials)
+    return decision.decide(order, timeout_s=1, run=trials)
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +172,7 @@ def test_a_mount_with_a_python_of_its_own_is_tried_in_a_process_only() -> None:
 
 
 def test_a_pure_app_gets_an_interpreter(tmp_path: Path) -> None:
-    verdict = housing.decide(order_for(tmp_path, "import json"), timeout_s=DEADLINE_S)
+    verdict = decision.decide(order_for(tmp_path, "import json"), timeout_s=DEADLINE_S)
 
     assert verdict.isolation == interpreters.best_isolation()
 
@@ -180,7 +181,7 @@ def test_a_pure_app_gets_an_interpreter(tmp_path: Path) -> None:
 def test_a_verdict_rests_on_the_files_that_loaded_and_refused(tmp_path: Path) -> None:
     paths = [copy_extension("xxlimited", tmp_path), copy_extension("xxlimited_35", tmp_path)]
 
-    verdict = housing.decide(order_for(tmp_path, "import xxlimited, xxlimited_35"), timeout_s=DEADLINE_S)
+    verdict = decision.decide(order_for(tmp_path, "import xxlimited, xxlimited_35"), timeout_s=DEADLINE_S)
 
     assert (verdict.isolation, verdict.reason) == (SHARED, "xxlimited_35 refuses an own GIL")
     assert verdict.extensions == {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
@@ -190,7 +191,7 @@ def test_a_verdict_rests_on_the_files_that_loaded_and_refused(tmp_path: Path) ->
 def test_an_extension_that_loads_once_leads_to_a_process(tmp_path: Path) -> None:
     copy_extension("_curses", tmp_path)
 
-    verdict = housing.decide(order_for(tmp_path, "import _curses"), timeout_s=DEADLINE_S)
+    verdict = decision.decide(order_for(tmp_path, "import _curses"), timeout_s=DEADLINE_S)
 
     assert (verdict.isolation, verdict.reason) == (PROCESS, "_curses loads once per process")
 
@@ -198,6 +199,6 @@ def test_an_extension_that_loads_once_leads_to_a_process(tmp_path: Path) -> None
 def test_an_app_that_forks_gets_a_process(tmp_path: Path) -> None:
     code = "import os\nif (child := os.fork()) == 0:\n    os._exit(0)\nos.waitpid(child, 0)"
 
-    verdict = housing.decide(order_for(tmp_path, code), timeout_s=DEADLINE_S)
+    verdict = decision.decide(order_for(tmp_path, code), timeout_s=DEADLINE_S)
 
     assert (verdict.isolation, verdict.reason[:9]) == (PROCESS, "it forks:")

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from isowsgi import interpreters, refusals, trial
+from isowsgi import interpreters
+from isowsgi.housing import refusals, trial
+from isowsgi.housing.trial import Outcome
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.interpreters import PROCESS
-from isowsgi.trial import Outcome
 
 # How many copies one process must hold for a home to do: an instance and the one that replaces it.
 COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}

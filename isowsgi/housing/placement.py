@@ -1,7 +1,7 @@
 """Which home each mount with `isolation = "auto"` gets, found in the background and remembered.
 
 A mount that nobody knows yet boots in the best kind of interpreter, behind a guard that lets it load no extension module of a package: an
-app without any is served at once. What needs more is tried in processes to throw away (`housing`), and the verdict is remembered. So no
+app without any is served at once. What needs more is tried in processes to throw away (`decision`), and the verdict is remembered. So no
 extension module is ever loaded in a worker that was not tried before, by this worker or an earlier one.
 
 Apps of one box mostly load the same few. A file that one app has loaded with a GIL of its own says by itself that it can do that, any
@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from isowsgi import housing, interpreters
+from isowsgi import interpreters
 from isowsgi.bootorder import Orders
 from isowsgi.configfile import Mount
 from isowsgi.home import Home
-from isowsgi.housing import Stamp, Verdict
-from isowsgi.verdicts import Verdicts, key_of
+from isowsgi.housing import decision
+from isowsgi.housing.decision import Stamp, Verdict
+from isowsgi.housing.verdicts import Verdicts, key_of
 
 # For a mount without a boot_timeout: a trial must end.
 _LONGEST_LOAD_S = 600.0
@@ -99,7 +100,7 @@ class Placement:
                 self._tell(home, verdict)
                 return
             try:
-                decide = housing.decide if home.is_auto else partial(housing.confirm, isolation=home.isolation)
+                decide = decision.decide if home.is_auto else partial(decision.confirm, isolation=home.isolation)
                 verdict = decide(order, timeout_s=home.mount.boot_timeout or _LONGEST_LOAD_S)
             except Exception as exc:  # no process can be started: no memory, no descriptors
                 text = f"its home cannot be found out: {type(exc).__name__}: {exc}"

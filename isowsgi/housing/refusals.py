@@ -1,7 +1,7 @@
 """Why an app failed to load: does its interpreter not suit it, or is it broken? Values and rules, no I/O.
 
 A *refusal* is about the home: the same app loads elsewhere. A *broken* app loads nowhere, so its own traceback is all there is to say.
-What is neither for certain is *unclear*, and only a trial elsewhere can settle it (see `housing`).
+What is neither for certain is *unclear*, and only a trial elsewhere can settle it (see `decision`).
 
 Packages often wrap a refusal in an error of their own ("Error importing numpy: you should not try to ..."), so the whole chain of
 exceptions is looked at, not the last line. Kept small: the interpreters of apps import it when an import fails.
@@ -13,7 +13,7 @@ import re
 
 OWN_GIL = "own-gil"  # the isolation, as in `interpreters`, which apps' interpreters do not import
 
-# Kinds of failure. All but the last two are refusals. A crash is none of them: it has no error, and `housing` settles it elsewhere.
+# Kinds of failure. All but the last two are refusals. A crash is none of them: it has no error, and `decision` settles it elsewhere.
 REFUSES_OWN_GIL = "refuses an own GIL"
 ONCE = "loads once per process"
 MAIN_ONLY = "loads in the main interpreter only"
