@@ -25,8 +25,8 @@ import pytest
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi import configfile, policies
-from isowsgi.configfile import ConfigError, load
+from isowsgi import policies
+from isowsgi.configfile import ConfigError, load, values
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -94,7 +94,7 @@ def make_what_is_named(folder: Path, data: dict[str, Any]) -> None:
         if "python" in settings:
             make_python(folder / settings["python"])
         target, colon, _ = settings.get("app", "").partition(":")
-        script = [target] if "/" in target or (not colon and target.endswith(configfile.SCRIPT_SUFFIXES)) else []
+        script = [target] if "/" in target or (not colon and target.endswith(values.SCRIPT_SUFFIXES)) else []
         for name in listed(settings.get("env_file", [])) + script:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
@@ -158,7 +158,7 @@ def test_the_config_page_names_every_key(tmp_path: Path, monkeypatch: pytest.Mon
         assert f"`{key}`" in page or f"`[{key}]`" in page, key
 
 
-LIMITS = {name: value for name, value in vars(configfile).items() if name.isupper() and type(value) in (int, float)}
+LIMITS = {name: value for name, value in vars(values).items() if name.isupper() and type(value) in (int, float)}
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -167,7 +167,7 @@ def test_the_config_page_names_every_limit_with_its_value(name: str) -> None:
     assert f"{LIMITS[name]:.12g}" in re.findall(r"\d+", row)
 
 
-@pytest.mark.parametrize("value", [*configfile.ISOLATIONS, *configfile.CRASH_ACTIONS, *policies.VALUES])
+@pytest.mark.parametrize("value", [*values.ISOLATIONS, *values.CRASH_ACTIONS, *policies.VALUES])
 def test_the_config_page_names_every_word_that_a_key_takes(value: str) -> None:
     assert CONFIG_PAGE.read_text().count(f'`"{value}"`') > 1, "once where the keys are listed, and once where it is explained"
 

@@ -1,0 +1,120 @@
+"""What a config file says, checked: `Config` and its parts; and the limits and defaults of all settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+ISOLATIONS = ("auto", "own-gil", "shared-gil", "process", "main")
+MAIN_GROUP = "main"  # of all mounts in the main interpreter: there is one
+SCRIPT_SUFFIXES = (".wsgi", ".py")  # mod_wsgi's custom, and what a path to a module looks like
+MAX_THREADS = 1024  # per instance; far above what helps, low enough to catch a slip of the keyboard
+MAX_INSTANCES = 64  # per mount: at 10 to 50 MiB each, more is a mistake
+MAX_HEAD_TIMEOUT_S = 3600  # each slow head holds a connection of worker_connections; more is none at all
+HEAD_TIMEOUT_S = 20.0  # what Apache's RequestReadTimeout begins with; nginx's client_header_timeout is 60
+MAX_SECONDS = 7 * 24 * 3600  # for time limits of a mount: longer is a slip of the keyboard, or none at all
+BOOT_TIMEOUT_S = 60.0  # a large Django takes a few seconds, with cold disks some tens
+REQUEST_TIMEOUT_S = 60.0  # nginx's proxy_read_timeout
+BODY_TIMEOUT_S = SEND_TIMEOUT_S = 60.0  # nginx's client_body_timeout and send_timeout
+MIN_RATE = 500  # bytes/s; what Apache's configuration asks of bodies (mod_reqtimeout). A modem of 1990 had twice as much
+QUEUE = 100  # per instance; at 50 ms a request and 4 threads the last of them waits for about a second
+QUEUE_TIMEOUT_S = 30.0
+MAX_COUNT = 1_000_000_000
+MAX_STUCK = 5  # each keeps its memory and a thread
+MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
+CRASHES = 3
+CRASH_WINDOW_S = 600.0
+HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
+CRASH_ACTIONS = ("quarantine", "process", "serve")
+MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
+LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
+
+
+@attrs.frozen(kw_only=True)
+class App:
+    """Where the WSGI callable is: an object of a module or of a script file."""
+
+    kind: str  # "module" or "script"
+    target: str  # dotted module name, or the script's absolute path
+    call: str  # a name ("application"), or a call with literal arguments ('create_app("x", debug=True)')
+
+
+@attrs.frozen(kw_only=True)
+class Mount:
+    """A URL pattern with its app and settings."""
+
+    pattern: str  # normalised, for people: "/", "/blog", "api.example.com/v1"
+    host: str = ""  # lower case, without port; "" is any host
+    prefix: str = ""  # decoded, in WSGI form (UTF-8 bytes as latin-1 text), no slash at the end; "" is the root
+    app: App
+    pythonpath: tuple[str, ...] = ()  # absolute
+    venv: str | None = None  # absolute
+    python: str | None = None  # absolute; of another Python than gunicorn's, for a process of its own
+    env: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # env_file's values included
+    threads: int | None = None  # None: gunicorn's --threads decides
+    isolation: str = "auto"
+    group: str | None = None  # mounts with the same one share an instance, and all settings but app and warmup
+    instances: int = 1
+    lazy: bool = False  # start at the first request
+    idle_timeout: float = 0.0  # seconds without a request after which it is ended until the next one; 0: never
+    boot_timeout: float = BOOT_TIMEOUT_S  # seconds that loading may take, and that a request waits for it
+    request_timeout: float = REQUEST_TIMEOUT_S  # seconds without a byte from or to the client; 0: for ever
+    body_timeout: float = BODY_TIMEOUT_S  # seconds that a client may stand still while its body is read; 0: for ever
+    send_timeout: float = SEND_TIMEOUT_S  # seconds that it may take nothing of the response; 0: for ever
+    min_rate: int = MIN_RATE  # bytes/s that a client must come to in the time that a thread waits for it; 0: none
+    queue: int = QUEUE  # requests that may wait for a thread of an instance; more are answered 503
+    queue_timeout: float = QUEUE_TIMEOUT_S  # seconds that one may wait
+    warmup: str | None = None  # a path that a new instance is asked for before it serves
+    touch: str | None = None  # absolute; a change of this file replaces the mount's instances
+    watch: bool = False  # so does a change of any file that its modules came from
+    max_requests: int = 0  # after which an instance is replaced; 0: never
+    max_requests_jitter: int = 0  # at most so many more, at random
+    max_age: float = 0.0  # seconds; 0: for ever
+    log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
+    slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
+    on_boot: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
+    on_drain: str | None = None
+    on_request_start: str | None = None
+    on_request_end: str | None = None
+    on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
+    policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """`[worker]`: what a worker may come to before it is replaced, gracefully."""
+
+    max_stuck: int = MAX_STUCK  # instances with a thread that does not end
+    max_leaked: int = MAX_LEAKED  # interpreters ended on a release that keeps their memory
+    max_rss: int = 0  # MiB; 0: no limit
+    crashes: int = CRASHES  # of a worker with this mount alone in flight, before `on_crash` acts
+    crash_window: float = CRASH_WINDOW_S  # seconds in which they count
+
+
+@attrs.frozen(kw_only=True)
+class Control:
+    """`[control]`: the socket by which `isowsgi status` and the like reach a worker."""
+
+    enabled: bool = True
+    folder: str | None = None  # absolute; None: see operate.places
+
+
+@attrs.frozen(kw_only=True)
+class Status:
+    """`[status]`: who may see the status page and the metrics, besides those who ask from this machine by itself."""
+
+    allow: tuple[str, ...] = ()  # networks, "10.0.0.0/8"; and "unix": clients of a Unix socket
+    hosts: tuple[str, ...] = ()  # names that the page is asked for under, besides addresses and "localhost"; lower case
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """A whole config file, checked."""
+
+    path: str  # absolute
+    mounts: tuple[Mount, ...]  # in the order of the file
+    head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
+    limits: Limits = Limits()
+    control: Control = Control()
+    status: Status = Status()
