@@ -60,7 +60,7 @@ def test_a_mount_may_have_a_log_of_its_own(serve: StartServer) -> None:
     own = (server.folder / "a.log").read_text()
     assert "/a #1: Error handling request GET /a/raise" in own
     assert "LookupError" in own
-    assert "/b" not in own
+    assert "/b #1" not in own
     assert "/b #1: Error handling request GET /b/raise" in server.log()
     assert "/a #1: Error" not in server.log()
     assert "/a #1: serving" in server.log(), "what the worker says of a mount stays where all of it is"
