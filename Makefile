@@ -28,7 +28,7 @@ soak: ## load, reloads, restarts and kills for MINUTES (30), then an account of 
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 lint: ## ruff and mypy
-	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy isowsgi tools examples/demo/demo.py examples/demo/page.py
+	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy
 
 clean: ## remove what the targets above made
 	rm -rf .bench .demo .soak .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache

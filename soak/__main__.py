@@ -234,7 +234,7 @@ def _make_venvs(out: Path, with_plot: bool) -> dict[str, Venv]:
 
 
 def _draw(venv: Venv, out: Path) -> str:
-    command = [venv.python, "-m", "soak.plot", (out / "report.json").absolute(), (out / "soak.svg").absolute()]
+    command: list[str | Path] = [venv.python, "-m", "soak.plot", (out / "report.json").absolute(), (out / "soak.svg").absolute()]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(f"soak: the report is without a plot: {done.stdout[-2000:]}", file=sys.stderr)

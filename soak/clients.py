@@ -565,9 +565,13 @@ class Vanishes(Client):
     kind = "vanishing"
 
     def turn(self) -> None:
-        request = self._random.choice(
-            [self.small, lambda: self.give(2 * MIB), lambda: self.stream(256 * KIB, 50), lambda: self.take(MIB, chunked=False)]
-        )()
+        kinds: list[Callable[[], Request]] = [
+            self.small,
+            lambda: self.give(2 * MIB),
+            lambda: self.stream(256 * KIB, 50),
+            lambda: self.take(MIB, chunked=False),
+        ]
+        request = self._random.choice(kinds)()
         if (connection := self.connect(request)) is None:
             return
         self._connection = None
