@@ -82,9 +82,10 @@ CLAIMS = {
         "import logging; logging.getLogger('left').setLevel(0)",
     ),
     "threads": Claim(
-        "import sys, threading; sys.left = threading.Event(); threading.Thread(target=sys.left.wait, name='left').start()",
+        "import sys, threading; sys.left = threading.Event(); "
+        "sys.left.thread = threading.Thread(target=sys.left.wait, name='left'); sys.left.thread.start()",
         "import threading; answer = 'left' in [thread.name for thread in threading.enumerate()]",
-        "import sys; sys.left.set(); del sys.left",
+        "import sys; sys.left.set(); sys.left.thread.join(); del sys.left",
     ),
     "garbage collector": Claim(
         "import gc; answer = gc.get_threshold(); gc.set_threshold(701, *answer[1:])",
