@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -227,6 +228,21 @@ def running_server(
     finally:
         server.close_connections()
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests of other processes away from one that is marked `alone`, where several run at a time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    is_alone = request.node.get_closest_marker("alone") is not None
+    folder = tmp_path_factory.getbasetemp().parent  # of the whole run
+    with open(folder / "queue", "w") as queue, open(folder / "room", "w") as room:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # in turn: else those who share the room would keep a lone one out
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture

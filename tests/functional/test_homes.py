@@ -240,6 +240,7 @@ def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_ne
     assert all(b"200 OK" in receive_all(sock) for sock in socks)
 
 
+@pytest.mark.alone
 def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(serve: StartServer) -> None:
     """`bench/chaos.py --only kills` does so twenty times."""
     server = serve(

@@ -33,6 +33,8 @@ from tests.pressure import (
     wait_until_closed,
 )
 
+pytestmark = pytest.mark.alone
+
 own_gil_is_sound = pytest.mark.skipif(
     bool(interpreters.own_gil_error() or interpreters.own_gil_warning()), reason="an own GIL is not sound on this Python"
 )

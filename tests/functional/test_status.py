@@ -252,6 +252,7 @@ def test_the_page_shows_every_mount_and_goes_on_by_itself(serve: StartServer, pa
     card(page, "/a").locator("dt:text-is('requests') + dd:text-is('7')").wait_for()
 
 
+@pytest.mark.alone
 def test_a_stuck_mount_is_shown_as_stuck_within_two_seconds_with_its_stack(serve: StartServer, page: Any) -> None:
     server = serve('[mounts]\n"/t" = { app = "troubles", request_timeout = 0.5 }\n"/b" = "hello"\n' + STATUS, wait_for=3)
     page.goto(f"{server.url}/-/isowsgi/")
