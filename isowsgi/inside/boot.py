@@ -24,7 +24,7 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.handover import Exchange, Mail, Port, SameProcess
-from isowsgi.inside import environment, extensions, pace
+from isowsgi.inside import deadlines, environment, extensions, pace
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
@@ -251,6 +251,8 @@ class Instance:
         peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
         service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
         self._admission = Admission(self._runner, service, order["queue"], order["queue_timeout_s"])
+        if order["isolation"] == "shared-gil" and order["request_timeout_s"]:
+            deadlines.prepare()
         self._watcher = Watcher(
             service.jobs,
             order["request_timeout_s"],
