@@ -197,6 +197,9 @@ class Home:
     def serving(self) -> list[Instance]:
         return [instance for instance in self._live if instance is not None and instance.state is State.SERVING]
 
+    def is_replacing(self) -> bool:
+        return any(instance is not None for instance in self._next)
+
     def has_arrived(self, generation: int) -> bool:
         """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
         serving = self.serving()
@@ -296,12 +299,9 @@ class Home:
         for slot in range(self.mount.instances):
             self._next[slot] = self._boot(slot, now)
 
-    def is_replacing(self) -> bool:
-        return any(instance is not None for instance in self._next)
-
     def go_on(self, now: float) -> None:
         """Replace if that was asked for while it could not be done."""
-        if self._is_reload_wanted and not self.is_replacing():
+        if self._is_reload_wanted:
             self.replace(self._is_reload_wanted, now)
 
     def sleep(self, now: float) -> None:

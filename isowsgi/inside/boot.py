@@ -24,7 +24,7 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.handover import Exchange, Mail, Port, SameProcess
-from isowsgi.inside import deadlines, environment, extensions, pace
+from isowsgi.inside import deadlines, environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
@@ -206,7 +206,10 @@ class Instance:
             self._control.report("failed", error=_one_line(exc) + self._whose, traceback=_traceback(), **facts)
             return
         record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
-        pace.speed_up()
+        if self._order["pause_s"]:
+            from isowsgi.inside import pace  # late: only replacements have it
+
+            pace.speed_up()
         self._end_lines()
         for number in range(1, self._order["threads"]):
             thread = threading.Thread(target=self._work, args=(service, number), name=f"isowsgi-{number}")
@@ -252,7 +255,7 @@ class Instance:
         service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
         self._admission = Admission(self._runner, service, order["queue"], order["queue_timeout_s"])
         if order["isolation"] == "shared-gil" and order["request_timeout_s"]:
-            deadlines.prepare()
+            deadlines.load_ctypes()
         self._watcher = Watcher(
             service.jobs,
             order["request_timeout_s"],

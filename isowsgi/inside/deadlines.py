@@ -381,23 +381,25 @@ def stack_from_app(frame: Any, or_all: bool = True) -> str:
     return "".join(traceback.format_list(entries)).rstrip()
 
 
-def prepare() -> None:
-    """Import what raising an exception in a thread takes, where there is no time for it later.
+def load_ctypes() -> Any:
+    """Import what raising an exception in a thread takes; call it early where there is no time for it later.
 
     An import gives up the GIL hundreds of times. If it is shared with a thread in a loop and with other interpreters, it took 20 s once
     (3.11) until the loop was interrupted. With an own GIL it takes 0.05 s, and most instances never need it: 0.3 to 1 MiB.
+
+    Returns:
+        the module; None on a Python that was built without libffi.
     """
-    try:
-        import ctypes  # noqa: F401 # for _set_async_exception
-    except ImportError:
-        return
-
-
-def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
-    # Late, but for `prepare`. Without it (a Python built without libffi) the first step of the ladder must do.
     try:
         import ctypes
     except ImportError:
+        return None
+    return ctypes
+
+
+def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    ctypes = load_ctypes()
+    if ctypes is None:  # the first step of the ladder must do
         return
     raised = None if exception is None else ctypes.py_object(exception)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)

@@ -57,8 +57,8 @@ def slow_down(most_s: float) -> None:
 
 
 def speed_up() -> None:
-    """End that, if it is so: what a request imports is waited for."""
-    if _pacer in sys.meta_path:
+    """End that: what a request imports is waited for."""
+    if _pacer in sys.meta_path:  # an app may have put others in the place of all
         sys.meta_path.remove(_pacer)
 
 
