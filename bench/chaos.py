@@ -27,8 +27,8 @@ import requests
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from isowsgi import interpreters  # noqa: E402
-from isowsgi.home import _LONG_LIFE_S  # noqa: E402
+from isowsgi.shared import interpreters  # noqa: E402
+from isowsgi.worker.deployment import _LONG_LIFE_S  # noqa: E402
 from tests.conftest import Server, eventually, running_server  # noqa: E402
 from tests.load import Load  # noqa: E402
 from tests.load_process import LoadProcess, Result, run_load  # noqa: E402

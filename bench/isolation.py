@@ -30,7 +30,7 @@ import gunicorn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from isowsgi import interpreters  # noqa: E402
+from isowsgi.shared import interpreters  # noqa: E402
 from tests.conftest import Server, eventually, running_server  # noqa: E402
 from tests.load_process import LoadProcess, Result  # noqa: E402
 from tests.pressure import (  # noqa: E402

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from unittest.mock import sentinel
 
 from isowsgi.inside.deadlines import Job
-from isowsgi.scoreboard import ANSWERED, BY_APP, RESPONSES, Scoreboard
+from isowsgi.shared.scoreboard import ANSWERED, BY_APP, RESPONSES, Scoreboard
 
 LIMIT_NS = 1000
 LIMIT_SHARE = 0.95

@@ -16,17 +16,17 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from isowsgi.handover import ARM_EDGE
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.deadlines import Job
 from isowsgi.inside.http import Response
 from isowsgi.inside.plain import PlainReader
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway
-from isowsgi.peek import Peeker, peek
-from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import Scoreboard
-from isowsgi.settings import snapshot
+from isowsgi.shared.handover import ARM_EDGE
+from isowsgi.shared.peek import Peeker, peek
+from isowsgi.shared.routing import Route, Router
+from isowsgi.shared.scoreboard import Scoreboard
 
 HEAD = b"GET /hello/ HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 BODY = b"Hello, World!"
@@ -108,7 +108,7 @@ def stages() -> list[tuple[str, float]]:
         "fds": calls.fds,
     }
     service = Service(order, {0: gateway}, _Log(), peeker, board, _Exchange())  # type: ignore[arg-type] # as much of one as is asked
-    connection.is_stirred = False
+    connection.has_pending_event = False
     timed: dict[str, Callable[[], object]] = {
         "wait for an event: epoll_wait": lambda: service._epoll.poll(0, 16),
         "look at the head: recv with MSG_PEEK": lambda: peek(calls.head),

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.certificates import Authority
 from tests.conftest import APPS, ROOT, Server, eventually, running_server
 

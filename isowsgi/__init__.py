@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from isowsgi.worker import Worker as Worker
-    from isowsgi.worker import config as config
+    from isowsgi.worker.gunicorn import Worker as Worker
+    from isowsgi.worker.gunicorn import config as config
 
 __all__ = ["Worker", "__version__", "config"]
 
@@ -16,7 +16,7 @@ __all__ = ["Worker", "__version__", "config"]
 def __getattr__(name: str) -> Any:
     # Late, for every interpreter imports this package, and an app's must not pay for the worker's imports (nor find attrs there).
     if name in ("Worker", "config"):
-        from isowsgi import worker
+        from isowsgi.worker import gunicorn as worker
 
         return getattr(worker, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,8 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from isowsgi import interpreters
-from isowsgi.operate import client
+from isowsgi.cli import client
+from isowsgi.shared import interpreters
 from soak import report
 from soak.load import Load
 from soak.logwatch import LogWatch

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parent.parent

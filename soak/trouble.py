@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isowsgi.operate import client
+from isowsgi.cli import client
 from soak.site import MAIN, PROCESSES, RELOADS, Process, Site, ports_of, tag_of
 
 # How long a worker may take to carry out a reload: longer than `boot_timeout`, whose report is to be seen.

@@ -387,7 +387,7 @@ class Pair:
 
 
 def mended(theirs: Outcome) -> Outcome:
-    """Put a carriage return where gunicorn's error pages lack it from Python 3.14 on; see isowsgi.errorpage."""
+    """Put a carriage return where gunicorn's error pages lack it from Python 3.14 on; see isowsgi.shared.errorpage."""
     return replace(theirs, answers=theirs.answers.replace(b"\r\n\n<html>", b"\r\n\r\n<html>"))
 
 

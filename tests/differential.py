@@ -20,12 +20,12 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
 
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.plain import PlainRequest
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
-from isowsgi.peek import PEEK_MAX_BYTES, Peeker, Refused
-from isowsgi.routing import Route, Router
-from isowsgi.settings import snapshot
+from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.shared.routing import Route, Router
 
 # What an instance puts into every environ, in both environs here.
 EXTRA = {"wsgi.multithread": True, "isowsgi.mount": "/"}

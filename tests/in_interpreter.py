@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 
 _PRELUDE = """
 import json, os, sys

@@ -10,9 +10,10 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from isowsgi import configfile, settings
-from isowsgi.bootorder import Orders
-from isowsgi.routing import Route, Router
+from isowsgi import configuration
+from isowsgi.configuration import gunicorn_settings
+from isowsgi.instances.bootorder import Orders
+from isowsgi.shared.routing import Route, Router
 
 WSGI = "\ndef application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
 
@@ -27,9 +28,9 @@ def order_for(folder: Path, code: str, **mount: Any) -> dict[str, Any]:
     (folder / "tried.py").write_text(textwrap.dedent(code) + WSGI)
     config = folder / "isowsgi.toml"
     config.write_text(f'[mounts]\n"/tried" = {{ app = "tried", pythonpath = ["{folder}"], threads = 2 }}\n')
-    mounts = configfile.load(config).mounts
+    mounts = configuration.load(config).mounts
     router = Router(Route(number, each.host, each.prefix) for number, each in enumerate(mounts))
-    orders = Orders(router, settings.snapshot(Config()), Config(), [], report_files=False)
+    orders = Orders(router, gunicorn_settings.snapshot(Config()), Config(), [], report_files=False)
     order = {**orders.write([(0, mounts[0])], mounts[0].isolation, 0, 0, 0), **mount}
     return with_member(order, warmup=order.pop("warmup", None))
 

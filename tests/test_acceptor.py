@@ -16,14 +16,14 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
-from isowsgi import acceptor as acceptor_module
-from isowsgi.acceptor import Acceptor, NotServing, Statistics
-from isowsgi.handover import ARM_RETURN, Port
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.settings import Settings
-from isowsgi.peek import PEEK_MAX_BYTES, Peeker
-from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
-from isowsgi.settings import snapshot
+from isowsgi.shared.handover import ARM_RETURN, Port
+from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker
+from isowsgi.shared.routing import Route, Router
+from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
+from isowsgi.worker import acceptor as acceptor_module
+from isowsgi.worker.acceptor import Acceptor, NotServing, Statistics
 from tests.conftest import DEADLINE_S, receive_all
 
 A = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"  # for the only mount that there is

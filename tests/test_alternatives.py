@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isowsgi.check.alternatives import ALTERNATIVES, Alternative, advice_for
+from isowsgi.isolation.check.alternatives import ALTERNATIVES, Alternative, advice_for
 
 
 def test_advice_is_for_the_package_of_a_module() -> None:

@@ -11,7 +11,7 @@ from bench.report import page
 from bench.results import TARGETS, Reading, errors, figure, verdicts
 from bench.scenarios import LOADS, MOUNTS, flask_apps
 from bench.venvs import Failed, reason_of
-from isowsgi import configfile
+from isowsgi import configuration
 
 
 def measurement(peer, scenario, number, **figures):
@@ -178,7 +178,7 @@ def site(tmp_path):
 def test_the_config_written_for_isowsgi_is_a_good_one(site):
     PEERS["isowsgi"].commands(site)
 
-    config = configfile.load(site.folder / "isowsgi.toml")
+    config = configuration.load(site.folder / "isowsgi.toml")
 
     assert {mount.pattern for mount in config.mounts} == {mount.prefix for mount in MOUNTS}
 

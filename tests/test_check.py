@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import WSGI, copy_extension
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, Watcher
-from isowsgi.scoreboard import ANSWERED, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.scoreboard import ANSWERED, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
 

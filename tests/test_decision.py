@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from isowsgi import interpreters
-from isowsgi.housing import decision
-from isowsgi.housing.decision import Verdict
-from isowsgi.housing.trial import Outcome
-from isowsgi.interpreters import PROCESS
+from isowsgi.isolation import decision
+from isowsgi.isolation.decision import Verdict
+from isowsgi.isolation.trial import Outcome
+from isowsgi.shared import interpreters
+from isowsgi.shared.interpreters import PROCESS
 from tests.conftest import DEADLINE_S
 from tests.orders import copy_extension, order_for
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi.check.declares import declared_by
+from isowsgi.isolation.check.declares import declared_by
 from tests.orders import copy_extension
 
 

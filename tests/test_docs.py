@@ -25,8 +25,8 @@ import pytest
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi import policies
-from isowsgi.configfile import ConfigError, load, values
+from isowsgi.configuration import ConfigError, load, values
+from isowsgi.shared import policies
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from isowsgi import interpreters
 from isowsgi.inside.extensions import stamp_of
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import copy_extension, order_for
 from tests.test_environment import in_interpreter
@@ -134,10 +134,10 @@ def test_an_error_that_is_no_refusal_is_not_told(tmp_path: Path) -> None:
 # Boots one instance in a process of its own and prints what became of it; the order comes on standard input.
 BOOT = """
 import json, os, select, sys
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from isowsgi.instances.interpreter import InterpreterInstance
-from isowsgi.lifecycle import State
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.instances.lifecycle import State
+from isowsgi.shared.scoreboard import Scoreboard
 board = Scoreboard()
 order = {**json.load(sys.stdin), "first_row": board.allot(2, [0])}
 sets = [select.epoll(), select.epoll()]

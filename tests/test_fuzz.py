@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from gunicorn.http import message
 
-from isowsgi.operate.desk import Desk
-from isowsgi.peek import Peeker
-from isowsgi.routing import Router
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Router
+from isowsgi.worker.control.server import ControlServer
 from tests.conftest import ROOT
 from tests.fuzz import engine
 from tests.fuzz.__main__ import TARGETS
@@ -69,7 +69,7 @@ def slow_match(self: Router, host: str, path: str) -> int | None:
         ("peeker", Peeker, "look", lambda *args: 1 / 0, "ZeroDivisionError"),
         ("router", Router, "match", always_2, "expected mount"),
         ("router", Router, "match", slow_match, "Slow"),
-        ("control", Desk, "_go_on", lambda *args: None, "a whole frame was not answered"),
+        ("control", ControlServer, "_go_on", lambda *args: None, "a whole frame was not answered"),
     ],
 )
 def test_a_mistake_is_found(monkeypatch: pytest.MonkeyPatch, name: str, place: Any, attribute: str, mistake: Any, said: str) -> None:

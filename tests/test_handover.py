@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from isowsgi.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
+from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from gunicorn.http.wsgi import FileWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.settings import Settings
-from isowsgi.settings import snapshot
 from tests.conftest import DEADLINE_S, examples
 
 CFG = Settings(snapshot(Config()))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from isowsgi.instances.interpreter import InterpreterInstance
-from isowsgi.lifecycle import State
-from isowsgi.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.instances.lifecycle import State
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 
 
 class Puppet(InterpreterInstance):

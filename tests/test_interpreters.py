@@ -11,8 +11,8 @@ import textwrap
 
 import pytest
 
-from isowsgi import interpreters
-from isowsgi.interpreters import OWN_GIL, SHARED_GIL
+from isowsgi.shared import interpreters
+from isowsgi.shared.interpreters import OWN_GIL, SHARED_GIL
 from tests.conftest import DEADLINE_S, ROOT
 
 # Explicit own-gil is allowed where CPython has it, with a warning on some releases; see own_gil_error and own_gil_warning.
@@ -26,7 +26,7 @@ def in_child(code: str, *arguments: str) -> str:
     """
     prelude = """
         import os, sys, threading
-        from isowsgi import interpreters
+        from isowsgi.shared import interpreters
 
         def keep(source, isolation=None, destroy=True):
             results = []

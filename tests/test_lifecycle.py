@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from isowsgi.lifecycle import SETTLED, TRANSITIONS, Event, LifecycleError, State, step
+from isowsgi.instances.lifecycle import SETTLED, TRANSITIONS, Event, LifecycleError, State, step
 from tests.conftest import examples
 
 

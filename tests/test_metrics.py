@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from isowsgi import metrics
-from isowsgi.scoreboard import BYTES_OUT, REQUESTS, RESPONSES, Board, Scoreboard, record
+from isowsgi.shared.scoreboard import BYTES_OUT, REQUESTS, RESPONSES, Board, Scoreboard, record
+from isowsgi.status import metrics
 from tests.conftest import ROOT
 from tests.test_snapshot import instance, mount, worker
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.origins import PLACE_BYTES, Origin, Origins
+from isowsgi.shared.origins import PLACE_BYTES, Origin, Origins
 
 
 @pytest.fixture

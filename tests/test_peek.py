@@ -21,10 +21,10 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.settings import Settings
-from isowsgi.peek import INCOMPLETE, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.routing import Route, Router
-from isowsgi.settings import snapshot
+from isowsgi.shared.peek import INCOMPLETE, PEEK_MAX_BYTES, Look, Peeker, Refused
+from isowsgi.shared.routing import Route, Router
 from tests.conftest import examples
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from isowsgi.inside.http import ExactReader
 from isowsgi.inside.plain import PlainReader, PlainSettings
-from isowsgi.peek import _PLAIN_LINE, Peeker
-from isowsgi.routing import Route, Router
+from isowsgi.shared.peek import _PLAIN_LINE, Peeker
+from isowsgi.shared.routing import Route, Router
 from tests.conftest import examples
 from tests.differential import PEERS, PREFIXES, READS, SERVERS, SETTINGS, Disagreement, Place, Wire, compare, configs
 

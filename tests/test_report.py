@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from isowsgi.acceptor import Acceptor
-from isowsgi.configfile import App, Mount
-from isowsgi.home import Home
-from isowsgi.lifecycle import State
-from isowsgi.report import Reporter, state_of
-from isowsgi.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, Scoreboard
+from isowsgi.configuration import App, Mount
+from isowsgi.instances.lifecycle import State
+from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, Scoreboard
+from isowsgi.worker.acceptor import Acceptor
+from isowsgi.worker.deployment import Home
+from isowsgi.worker.report import Reporter, state_of
 from tests.test_acceptor import Place as AcceptorPlace
 
 MOUNT = Mount(pattern="/a", app=App(kind="module", target="shop.wsgi", call="application"))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isowsgi import routing
-from isowsgi.routing import Route, Router, bare_host
+from isowsgi.shared import routing
+from isowsgi.shared.routing import Route, Router, bare_host
 from tests.conftest import examples
 
 # Few values, so that tables and requests meet; "ab" begins as "a" does, "é" is what its two bytes in UTF-8 are in WSGI text.

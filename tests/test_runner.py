@@ -134,12 +134,12 @@ def test_those_who_wait_can_be_judged_while_every_thread_is_busy_and_only_then(g
 
     crew.port.feed(1)
     gates[1].wait_until_entered()
-    crew.runner.thin_out(crew.port, judge)
+    crew.runner.shed(crew.port, judge)
     assert judged == [], "the runner has the baton"
 
     crew.runner.retake()
     crew.port.feed(2, 3)
-    crew.runner.thin_out(crew.port, judge)
+    crew.runner.shed(crew.port, judge)
     assert judged == [[2, 3]]
     gates[2].let_go()
     gates[1].let_go()

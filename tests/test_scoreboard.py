@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isowsgi.scoreboard import (
+from isowsgi.shared.scoreboard import (
     AT_CAPACITY,
     BUCKET_LIMITS_S,
     BUSY_FD,
@@ -69,7 +69,7 @@ def test_another_process_with_the_descriptor_sees_what_is_in_flight(board: Score
     row = board.row(board.allot(1, [1]) + 1)
     row.words[BUSY_FD] = 9 + 1
     row.set_line(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
-    code = f"from isowsgi.scoreboard import Scoreboard; print(Scoreboard({board.fd}).in_flight())"
+    code = f"from isowsgi.shared.scoreboard import Scoreboard; print(Scoreboard({board.fd}).in_flight())"
 
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     master = subprocess.run([sys.executable, "-c", code], check=True, pass_fds=[board.fd], env=environ, capture_output=True, text=True)
@@ -246,7 +246,7 @@ def test_a_reader_sees_no_count_twice_and_none_missing_while_workers_come_and_go
     """The master moves counters from a region to the retired ones while others read."""
     code = f"""if True:
         import sys
-        from isowsgi.scoreboard import Board
+        from isowsgi.shared.scoreboard import Board
         board, seen = Board({whole.fd}), []
         while True:
             totals = board.read().totals

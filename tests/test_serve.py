@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from isowsgi.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
-from isowsgi.peek import Peeker
-from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import BUSY_FD, CLOSED, STOPPING, Scoreboard
-from isowsgi.settings import snapshot
+from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Route, Router
+from isowsgi.shared.scoreboard import BUSY_FD, CLOSED, STOPPING, Scoreboard
 from tests.conftest import DEADLINE_S
 
 CFG = Settings(snapshot(Config()))

@@ -24,8 +24,8 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import create
 from gunicorn.instrument.statsd import Statsd
 
+from isowsgi.configuration.gunicorn_settings import SETTINGS, Handling, check, snapshot
 from isowsgi.inside.settings import Settings
-from isowsgi.settings import SETTINGS, Handling, check, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [setting.name for setting in KNOWN_SETTINGS]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from isowsgi.scoreboard import BUSY_FD, BUSY_SINCE, CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
-from isowsgi.snapshot import patterns, snapshot, unready
+from isowsgi.shared.scoreboard import BUSY_FD, BUSY_SINCE, CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
+from isowsgi.status.snapshot import patterns, snapshot, unready
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from isowsgi.scoreboard import Board, Scoreboard
+from isowsgi.shared.scoreboard import Board, Scoreboard
 from isowsgi.status.access import Access
 from isowsgi.status.app import StatusPage, application
 from tests.test_metrics import WORKER

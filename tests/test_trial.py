@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi import interpreters
-from isowsgi.housing import trial
-from isowsgi.interpreters import PROCESS
+from isowsgi.isolation import trial
+from isowsgi.shared import interpreters
+from isowsgi.shared.interpreters import PROCESS
 from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import copy_extension, order_for, with_member
 
@@ -252,7 +252,7 @@ def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:
     order_for(tmp_path, f"import os, re\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nre.match('(a*)*b', 'a' * 60)")
     code = f"""
 from pathlib import Path
-from isowsgi.housing import trial
+from isowsgi.isolation import trial
 from tests.orders import order_for
 folder = Path({str(tmp_path)!r})
 order = order_for(folder, (folder / "tried.py").read_text())

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi.housing import verdicts
-from isowsgi.housing.decision import Verdict
-from isowsgi.housing.verdicts import Verdicts, key_of
 from isowsgi.inside.extensions import stamp_of
+from isowsgi.isolation import verdicts
+from isowsgi.isolation.decision import Verdict
+from isowsgi.isolation.verdicts import Verdicts, key_of
 from tests.orders import order_for, with_member
 
 

@@ -10,7 +10,7 @@ PAGE = pages.ROOT / "docs" / "reference" / "cli.md"
 # Run from a checkout, the page is drawn from that checkout, whichever isowsgi is installed.
 sys.path.insert(0, str(pages.ROOT))
 
-from isowsgi.cli import main as group  # noqa: E402 -- see the line above
+from isowsgi.cli.main import main as group  # noqa: E402 -- see the line above
 
 HEAD = """\
 <!-- Written by tools/cli_page.py from the commands' own help; do not edit here. -->

@@ -1,4 +1,4 @@
-"""Write docs/reference/gunicorn-settings.md from isowsgi.settings and gunicorn's own list; with --check, only tell whether it is stale."""
+"""Write docs/reference/gunicorn-settings.md from `gunicorn_settings` and gunicorn's own list; with --check, only tell if it is stale."""
 
 import sys
 
@@ -10,10 +10,10 @@ PAGE = pages.ROOT / "docs" / "reference" / "gunicorn-settings.md"
 # Run from a checkout, the page is drawn from that checkout, whichever isowsgi is installed.
 sys.path.insert(0, str(pages.ROOT))
 
-from isowsgi.settings import SETTINGS, Handling  # noqa: E402 -- see the line above
+from isowsgi.configuration.gunicorn_settings import SETTINGS, Handling  # noqa: E402 -- see the line above
 
 HEAD = """\
-<!-- Written by tools/settings_page.py from isowsgi/settings.py; do not edit here. -->
+<!-- Written by tools/settings_page.py from isowsgi/configuration/gunicorn_settings.py; do not edit here. -->
 
 # gunicorn's settings
 

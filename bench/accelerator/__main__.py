@@ -19,11 +19,11 @@ from typing import Any
 from gunicorn.config import Config
 
 from bench.linkage import linkage_of
+from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.inside.settings import Settings
-from isowsgi.peek import Peeker
-from isowsgi.routing import Route, Router
-from isowsgi.settings import snapshot
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Route, Router
 
 HEADS = {
     "wrk's": b"GET /hello/ HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n",

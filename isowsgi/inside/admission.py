@@ -41,9 +41,9 @@ class Admission:
             self._since.clear()
             self.waiting = 0
         elif give_back:
-            self._runner.thin_out(self._service, self._give_back)
+            self._runner.shed(self._service, self._give_back)
         else:
-            self._runner.thin_out(self._service, self._judge)
+            self._runner.shed(self._service, self._judge)
 
     def _give_back(self, ready: deque[int]) -> None:
         while ready:

@@ -23,7 +23,6 @@ from typing import Any
 
 from gunicorn import util
 
-from isowsgi.handover import Exchange, Mail, Port, SameProcess
 from isowsgi.inside import deadlines, environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
@@ -34,9 +33,10 @@ from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
-from isowsgi.peek import Peeker
-from isowsgi.routing import Route, Router
-from isowsgi.scoreboard import BEAT, LOADING, QUEUED, Scoreboard
+from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Route, Router
+from isowsgi.shared.scoreboard import BEAT, LOADING, QUEUED, Scoreboard
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from isowsgi.scoreboard import ANSWERED, BUSY_FD, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
+from isowsgi.shared.scoreboard import ANSWERED, BUSY_FD, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0

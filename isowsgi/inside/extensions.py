@@ -75,7 +75,7 @@ class Extensions:
         if error is None:
             self.loaded.append((name, path))
             return
-        from isowsgi.housing import refusals  # only here, for most apps never need it
+        from isowsgi.shared import refusals  # only here, for most apps never need it
 
         text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
         is_news = len(self.refused) < _MAX_REFUSED and path not in [known for _, known, _ in self.refused]

@@ -20,7 +20,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
 from gunicorn.util import has_fileno, hop_headers
 
-from isowsgi.scoreboard import ANSWERED, BY_APP, GIVEN_UP, RESPONSES
+from isowsgi.shared.scoreboard import ANSWERED, BY_APP, GIVEN_UP, RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024

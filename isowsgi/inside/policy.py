@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping
 from types import FrameType, ModuleType
 from typing import Any
 
-from isowsgi import policies
 from isowsgi.inside import environment
 from isowsgi.inside.deadlines import stack_from_app
+from isowsgi.shared import policies
 
 # Lines of code that are remembered as logged, for each instance; calls from more are refused or allowed without a word.
 MAX_PLACES = 100

@@ -75,7 +75,7 @@ class Runner(Generic[C]):
         self._baton.release()
         return True
 
-    def thin_out(self, source: Source[C], judge: Callable[[deque[int]], None]) -> None:
+    def shed(self, source: Source[C], judge: Callable[[deque[int]], None]) -> None:
         """Look through the connections that wait while all threads are busy; without effect while one polls.
 
         Args:

@@ -21,12 +21,12 @@ from typing import Any
 
 from gunicorn.http.errors import ParseException
 
-from isowsgi.handover import ARM_EDGE, Exchange
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
-from isowsgi.origins import Origins
-from isowsgi.peek import INCOMPLETE, Look, Peeker, Refused, peek
-from isowsgi.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
+from isowsgi.shared.handover import ARM_EDGE, Exchange
+from isowsgi.shared.origins import Origins
+from isowsgi.shared.peek import INCOMPLETE, Look, Peeker, Refused, peek
+from isowsgi.shared.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
@@ -150,10 +150,10 @@ class Service:
             elif connection.idle_since:
                 # Before another thread may poll: it must not take a connection for idle whose request is on its way to be served.
                 connection.idle_since = 0.0
-                connection.is_stirred = flags != _MORE
+                connection.has_pending_event = flags != _MORE
                 ready.append(fd)
             else:
-                connection.is_stirred = True
+                connection.has_pending_event = True
         if calls:
             self._answer_calls(calls, ready)
             if self.draining:
@@ -205,8 +205,8 @@ class Service:
         fate = connection.fate
         if fate is Fate.KEEP and not self.draining:
             connection.idle_since = time.monotonic()
-            if connection.is_stirred:
-                connection.is_stirred = False
+            if connection.has_pending_event:
+                connection.has_pending_event = False
                 self._epoll.modify(connection.fd, ARM_EDGE)  # fires at once, if there is something
         elif fate is Fate.CLOSE:
             self._close(connection)
@@ -235,7 +235,7 @@ class Service:
         if connection.gateway is not gateway:
             connection.enter(gateway)
         if len(data) != look.length:
-            connection.is_stirred = True  # the event for what follows the head has been
+            connection.has_pending_event = True  # the event for what follows the head has been
         job.begin(connection, data, time.monotonic_ns())
         _consume(connection.sock, look.length)
         words = self._acceptor_words
@@ -277,7 +277,7 @@ class Service:
             self._part(sock, fd)
             return False
         connection = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway, facts)
-        connection.is_stirred = flags != _MORE
+        connection.has_pending_event = flags != _MORE
         self._connections[fd] = connection
         return True
 

@@ -18,8 +18,8 @@ from gunicorn.util import unquote_to_wsgi_str
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response, delivered
 from isowsgi.inside.plain import PlainReader, PlainSettings
-from isowsgi.peek import Look
-from isowsgi.scoreboard import EXCEPTIONS, RESPONSES, Row
+from isowsgi.shared.peek import Look
+from isowsgi.shared.scoreboard import EXCEPTIONS, RESPONSES, Row
 
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
 # gthread's DEFAULT_WORKER_DATA_TIMEOUT.
@@ -51,8 +51,22 @@ class Connection:
     """
 
     __slots__ = (
-        "_parser", "cfg", "facts", "fate", "fd", "gateway", "idle_since", "in_app", "is_stirred", "peer", "plain", "reader", "response",
-        "server", "sock", "worker_fd",
+        "_parser",
+        "cfg",
+        "facts",
+        "fate",
+        "fd",
+        "gateway",
+        "has_pending_event",
+        "idle_since",
+        "in_app",
+        "peer",
+        "plain",
+        "reader",
+        "response",
+        "server",
+        "sock",
+        "worker_fd",
     )  # fmt: skip
 
     def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
@@ -67,7 +81,7 @@ class Connection:
         self.enter(gateway)
         self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it or it waits for one
         self.fate = Fate.KEEP
-        self.is_stirred = False  # whether more may have come since, or the client may have hung up
+        self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.in_app = False  # whether the thread that serves it runs the app's code
         self._parser: RequestParser | None = None
@@ -299,7 +313,7 @@ class Gateway:
         # Late: errors are rare, and this pulls in ssl and the reloader.
         from gunicorn.workers.base import Worker
 
-        from isowsgi.errorpage import PageSocket
+        from isowsgi.shared.errorpage import PageSocket
 
         has_body = request is None or request.method != "HEAD"
         sock = PageSocket(connection.sock, has_body, lambda status: _count_response(row, status))

@@ -1,1 +1,1 @@
-"""Homes of a mount's app, one module per isolation; each gives the same object to the supervisor."""
+"""The host's side of an instance, one module for each isolation: in a worker, and in a trial."""

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from isowsgi import interpreters
-from isowsgi.lifecycle import Event, State, step
-from isowsgi.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.instances.lifecycle import Event, State, step
+from isowsgi.shared import interpreters
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from isowsgi import interpreters
-from isowsgi.handover import ARM_EDGE, Port
 from isowsgi.instances.housed import NOT_SERVED, HousedInstance, cut
-from isowsgi.scoreboard import BUSY_FD, Scoreboard
+from isowsgi.shared import interpreters
+from isowsgi.shared.handover import ARM_EDGE, Port
+from isowsgi.shared.scoreboard import BUSY_FD, Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 

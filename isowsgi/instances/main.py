@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.instances.interpreter import InterpreterInstance
-from isowsgi.scoreboard import Scoreboard
+from isowsgi.shared.scoreboard import Scoreboard
 
 
 class MainInstance(InterpreterInstance):

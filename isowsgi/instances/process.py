@@ -16,11 +16,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from isowsgi.handover import LINGERING, RETURNED, Loans
 from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
-from isowsgi.lifecycle import State
-from isowsgi.scoreboard import ANSWERED, BUSY_FD, MOUNT, RESPONSES, Scoreboard
+from isowsgi.instances.lifecycle import State
+from isowsgi.shared.handover import LINGERING, RETURNED, Loans
+from isowsgi.shared.scoreboard import ANSWERED, BUSY_FD, MOUNT, RESPONSES, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"

@@ -23,7 +23,7 @@ class Access:
     """Judges requests.
 
     Args:
-        allow: networks, and "unix", see `configfile.Status`.
+        allow: networks, and "unix", see `configuration.Status`.
         hosts: names besides this machine's own.
     """
 

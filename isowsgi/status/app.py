@@ -19,10 +19,10 @@ from werkzeug.exceptions import Forbidden, HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from isowsgi import metrics
-from isowsgi.scoreboard import Board, Reading
-from isowsgi.snapshot import patterns, snapshot, unready
+from isowsgi.shared.scoreboard import Board, Reading
+from isowsgi.status import metrics
 from isowsgi.status.access import Access
+from isowsgi.status.snapshot import patterns, snapshot, unready
 
 # How long a worker's main interpreter may be silent; it reports once a second.
 _MOST_SILENT_S = 10.0

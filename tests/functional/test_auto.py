@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer
 from tests.load import Load
 

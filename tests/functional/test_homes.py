@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.load import Load
 

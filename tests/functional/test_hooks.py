@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from isowsgi.configfile import HOOKS
-from isowsgi.interpreters import best_isolation
+from isowsgi.configuration import HOOKS
+from isowsgi.shared.interpreters import best_isolation
 from tests.conftest import StartServer, receive_all
 
 ALL = ", ".join(f'{name} = "hooked:{name}"' for name in HOOKS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.fuzz.mutate import any_request
 from tests.pressure import Footprint, ask_and_read_nothing, close_all, count_begun, count_open, send_half_bodies, send_half_heads

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import StartServer, eventually
 from tests.load_process import LoadProcess, Result, run_load
 from tests.pressure import (

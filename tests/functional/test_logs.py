@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi.interpreters import best_isolation, can_see_stacks
+from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from tests.apps.chatters import LINES, THREADS
 from tests.conftest import StartServer, eventually, receive_all
 

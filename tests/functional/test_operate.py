@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isowsgi.interpreters import best_isolation, can_see_stacks
-from isowsgi.operate import places
-from isowsgi.operate.desk import IDLE_S, MAX_CLIENTS
-from isowsgi.operate.frames import encode
+from isowsgi.shared import sockets
+from isowsgi.shared.frames import encode
+from isowsgi.shared.interpreters import best_isolation, can_see_stacks
+from isowsgi.worker.control.server import IDLE_S, MAX_CLIENTS
 from tests.conftest import DEADLINE_S, EXAMPLES_FACTOR, ROOT, Server, StartServer, eventually, receive_all
 
 TWO = '[mounts]\n"/a" = "hello"\n"/b" = "code"\n[defaults]\npythonpath = [".", "{apps}"]\n[control]\nfolder = "control"'
@@ -61,7 +61,7 @@ def control_socket(server: Server) -> Path:
 def connect(path: Path) -> socket.socket:
     folder_fd = os.open(path.parent, os.O_RDONLY)
     try:
-        return places.connect(folder_fd, path.name, DEADLINE_S)
+        return sockets.connect(folder_fd, path.name, DEADLINE_S)
     finally:
         os.close(folder_fd)
 
@@ -415,12 +415,12 @@ def test_a_connection_waits_while_the_queue_is_full(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "full"))
     listener.listen(0)
-    first = places.connect(fd, "full", DEADLINE_S)
+    first = sockets.connect(fd, "full", DEADLINE_S)
     try:
         with pytest.raises(TimeoutError):
-            places.connect(fd, "full", 0.1)
+            sockets.connect(fd, "full", 0.1)
         with ThreadPoolExecutor(1) as pool:
-            second = pool.submit(places.connect, fd, "full", DEADLINE_S)
+            second = pool.submit(sockets.connect, fd, "full", DEADLINE_S)
             listener.accept()[0].close()
             second.result().close()
     finally:
@@ -457,19 +457,19 @@ def test_a_client_that_does_not_wait_for_its_reload_does_no_harm(serve: StartSer
 
 def test_names_of_sockets_are_told_apart_from_what_else_is_there(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    fd = places.open_folder(str(tmp_path))
-    name = places.socket_name("/srv/isowsgi.toml", 10, 11)
+    fd = sockets.open_folder(str(tmp_path))
+    name = sockets.socket_name("/srv/isowsgi.toml", 10, 11)
     (tmp_path / "README").touch()
     (tmp_path / f"{'0' * 16}.1.2.sock").symlink_to("/run/somebody-elses.sock")
-    listener = places.listen(fd, name)
+    listener = sockets.listen(fd, name)
     try:
-        assert [(place.config, place.master, place.worker) for place in places.places(str(tmp_path), fd)] == [
-            (places.config_hash("/srv/isowsgi.toml"), 10, 11)
+        assert [(place.config, place.master, place.worker) for place in sockets.places(str(tmp_path), fd)] == [
+            (sockets.config_hash("/srv/isowsgi.toml"), 10, 11)
         ]
-        places.clean_up(str(tmp_path), fd)
+        sockets.clean_up(str(tmp_path), fd)
         assert (tmp_path / name).exists()
         listener.close()
-        places.clean_up(str(tmp_path), fd)
+        sockets.clean_up(str(tmp_path), fd)
         assert sorted(path.name for path in tmp_path.iterdir()) == [f"{'0' * 16}.1.2.sock", "README"]
     finally:
         listener.close()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from isowsgi import policies
 from isowsgi.inside.policy import MAX_PLACES
+from isowsgi.shared import policies
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all, running_server
 
 # A use of each word that changes nothing where it is allowed, with what is told of it. In an interpreter `IN_PROCESS` are refused anyway.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from isowsgi.operate import client
+from isowsgi.cli import client
 from tests.conftest import DEADLINE_S, StartServer, eventually, receive_all
 from tests.functional.test_homes import children_of, facts
 from tests.load import Load

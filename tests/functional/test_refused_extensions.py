@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import StartServer
 
 # As numpy, PyO3, Cython and mypyc, and CPython say it.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import Server, StartServer, eventually
 from tests.load import Load
 

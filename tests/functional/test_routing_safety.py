@@ -22,8 +22,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
-from isowsgi.peek import PEEK_MAX_BYTES, Peeker, Refused
-from isowsgi.routing import Route, Router
+from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker, Refused
+from isowsgi.shared.routing import Route, Router
 from tests.conftest import Server, examples, running_server
 from tests.differential import Wire, configs
 from tests.raw import Client

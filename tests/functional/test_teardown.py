@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import StartServer, eventually
 
 ISOLATIONS = [interpreters.SHARED_GIL] if interpreters.own_gil_error() else [interpreters.OWN_GIL, interpreters.SHARED_GIL]

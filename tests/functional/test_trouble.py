@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 
 OWN_GIL = interpreters.best_isolation() == interpreters.OWN_GIL

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from isowsgi.interpreters import OWN_GIL, best_isolation
+from isowsgi.shared.interpreters import OWN_GIL, best_isolation
 from tests.conftest import StartServer
 
 APPS = 8

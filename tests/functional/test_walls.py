@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
-from isowsgi import interpreters
+from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, ROOT, Server, running_server
 
 PAGE = ROOT / "docs/explanation/isolation.md"

@@ -1,4 +1,4 @@
-"""Target: the control socket, from the frame to the errand: a real `Desk` on a real Unix socket, and homes whose instances are made up.
+"""Target: the control socket, from frame to command: a real `ControlServer` on a real Unix socket, and homes whose instances are made up.
 
 Oracle: docs/reference/control-protocol.md. Whoever sends a whole frame gets one answer of the kinds listed there, and never hears of a
 mistake in isowsgi; who does not is waited for, holds nobody up and leaves nothing behind; a proper client is answered at any time.
@@ -19,12 +19,13 @@ import traceback
 from functools import partial
 from typing import Any
 
-from isowsgi.configfile import App, Mount
-from isowsgi.home import Home
-from isowsgi.incidents import Incidents, incident
-from isowsgi.lifecycle import ENDS, Event, State, step
-from isowsgi.operate import errands, frames
-from isowsgi.operate.desk import MAX_CLIENTS, Desk
+from isowsgi.configuration import App, Mount
+from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.shared import frames
+from isowsgi.worker.control import commands
+from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
+from isowsgi.worker.deployment import Home
+from isowsgi.worker.incidents import Incidents, incident
 
 _PATTERNS = ["/", "/shop", "/shop/admin", "/caf\xe9", "api.example.com/v1"]
 _COMMANDS = ["status", "reload", "stop", "start", "stacks", "errors"]
@@ -164,8 +165,8 @@ class ControlTarget:
         self._folder = tempfile.mkdtemp(prefix="isowsgi-fuzz-")
         self._supervisor = _Supervisor()
         self._log = _Log()
-        begin = errands.Errands(self._supervisor).begin  # type: ignore[arg-type]
-        self._desk = Desk(begin, errands.facts("/srv/isowsgi.toml", 1), self._log)
+        begin = commands.Commands(self._supervisor).begin  # type: ignore[arg-type]
+        self._desk = ControlServer(begin, commands.facts("/srv/isowsgi.toml", 1), self._log)
         path = self._desk.open([self._folder], "fuzz.sock")
         assert path is not None
         self._path = path

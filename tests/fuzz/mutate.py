@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from isowsgi.peek import PEEK_MAX_BYTES
+from isowsgi.shared.peek import PEEK_MAX_BYTES
 
 CORPUS = [path.read_bytes() for path in sorted((Path(__file__).parent.parent / "requests").rglob("*.http"))]
 

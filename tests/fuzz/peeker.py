@@ -18,8 +18,8 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import create
 
-from isowsgi.peek import INCOMPLETE, PEEK_MAX_BYTES, Look, Peeker, Refused
-from isowsgi.routing import Route, Router
+from isowsgi.shared.peek import INCOMPLETE, PEEK_MAX_BYTES, Look, Peeker, Refused
+from isowsgi.shared.routing import Route, Router
 from tests.differential import PEERS, Wire, configs
 from tests.fuzz.mutate import any_request, changed
 from tests.fuzz.plain import any_settings

@@ -6,7 +6,7 @@ import random
 from typing import Any
 from urllib.parse import quote
 
-from isowsgi.peek import PEEK_MAX_BYTES
+from isowsgi.shared.peek import PEEK_MAX_BYTES
 from tests.differential import PEERS, PREFIXES, READS, SERVERS, SETTINGS, Place, compare
 from tests.fuzz.mutate import any_request, changed
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from isowsgi.routing import Route, Router
+from isowsgi.shared.routing import Route, Router
 
 _SEGMENTS = ["a", "b", "ab", "A", ".", "..", "", "\xc3\xa9", "a b", "%61", "*"]
 _HOSTS = ["", "", "", "a.example", "b.example", "example", "[::1]"]

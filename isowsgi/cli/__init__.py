@@ -1,0 +1,1 @@
+"""The command `isowsgi`: the operator's end of the control socket, and `isowsgi check`."""

@@ -1,0 +1,85 @@
+"""The command `isowsgi`: a group of commands, each of which imports what it needs when it is called.
+
+Exit codes: 0 all is well, 1 something was found, 2 bad usage or a faulty config file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+
+import click
+
+import isowsgi
+from isowsgi import configuration
+from isowsgi.cli.commands import COMMANDS
+from isowsgi.shared import interpreters
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(isowsgi.__version__, prog_name="isowsgi")
+def main() -> None:
+    """Look after the apps that a gunicorn with isowsgi's worker serves."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
+
+
+@main.command()
+@click.argument("config", default="isowsgi.toml", type=click.Path())
+@click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Only this mount; may be given more than once.")
+@click.option("--json", "wants_json", is_flag=True, help="Print JSON for machines.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S", help="Seconds that an app may take to load.")
+def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: float | None) -> None:
+    """Find out which home each mount of CONFIG gets, by loading its app in processes to throw away.
+
+    Exit code: 0 all fine, 1 some mount has no home, 2 the config file has faults.
+    """
+    loaded = _load(config, wants_json)
+    known = [mount.pattern for mount in loaded.mounts]
+    for pattern in patterns:
+        if pattern not in known:
+            near = difflib.get_close_matches(pattern, known, 1)
+            raise click.BadParameter(f"no mount {pattern!r} in {config}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if (reason := interpreters.unusable_reason()) is not None:
+        raise click.UsageError(reason)
+
+    from rich.console import Console
+
+    from isowsgi.isolation.check import page
+    from isowsgi.isolation.check.findings import as_json
+    from isowsgi.isolation.check.findings import check as run_check
+
+    console = Console(stderr=True)
+    # Redrawn on a terminal only; a log of a build gets nothing of it.
+    with console.status("reading ...") as status:
+        total = len(patterns or known)
+        seen: list[str] = []
+
+        def progress(pattern: str, what: str) -> None:
+            if pattern not in seen:
+                seen.append(pattern)
+            status.update(f"{len(seen)}/{total} {pattern}: {what}")
+
+        report = run_check(loaded, patterns=patterns, timeout_s=timeout_s, progress=progress)
+    if wants_json:
+        click.echo(json.dumps(as_json(report), indent=2))
+    else:
+        out = Console(highlight=False)
+        if not out.is_terminal:
+            out.width = 140  # 80, as it would be, folds the table
+        page.show(report, out)
+    sys.exit(0 if report.is_fine else 1)
+
+
+def _load(path: str, wants_json: bool) -> configuration.Config:
+    try:
+        return configuration.load(path, own_gil_error=interpreters.own_gil_error())
+    except configuration.ConfigError as exc:
+        if wants_json:
+            click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
+        else:
+            click.echo(str(exc), err=True)
+        sys.exit(2)

@@ -1,1 +1,0 @@
-"""Which home an app can live in: found out by loading it in processes to throw away, and remembered."""

@@ -1,0 +1,166 @@
+"""The boot order: all that an instance is told of its app and its place, as values that JSON can carry."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import gunicorn
+
+import isowsgi
+from isowsgi.configuration import HOOKS, App, Mount
+from isowsgi.shared import interpreters
+from isowsgi.shared.handover import ARM_RETURN
+from isowsgi.shared.routing import Router
+
+# Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
+DEFAULT_THREADS = 4
+
+# How long all pauses of a replacement's boot may be: somebody has asked for it, and may be watching.
+_MOST_PAUSE_S = 5.0
+
+
+class Orders:
+    """Writes the boot orders of one worker.
+
+    Args:
+        router: over all mounts, numbered by their place in the config file.
+        settings: gunicorn's settings as `settings.snapshot` made them, for the inside.
+        cfg: gunicorn's own settings.
+        listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
+        report_files: whether instances shall say which files their modules came from.
+        region: the worker's on the scoreboard.
+        status: what the status page is told of who may see it, see `configuration.Status`.
+        origins_fd: of the table that says where connections come from; None: their sockets do.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        settings: Mapping[str, Any],
+        cfg: Any,
+        listeners: list[Any],
+        report_files: bool,
+        region: int = 0,
+        status: Mapping[str, Any] | None = None,
+        origins_fd: int | None = None,
+    ) -> None:
+        self._router = router
+        self._cfg = cfg
+        self._status = status or {}
+        self.shared_fds = {} if origins_fd is None else {"origins": origins_fd}
+        self._common: dict[str, Any] = {
+            "settings": settings,
+            "keepalive_s": cfg.keepalive,
+            "listeners": listeners,
+            "report_files": report_files,
+            "host_site": _host_site(),
+            "packages": _packages(),
+            "max_int_digits": sys.get_int_max_str_digits(),
+            "arm_returns": ARM_RETURN,
+            "region": region,
+        }
+
+    def write(
+        self,
+        members: Sequence[tuple[int, Mount]],
+        isolation: str,
+        slot: int,
+        generation: int,
+        first_row: int,
+        extensions: Mapping[str, Sequence[int]] | None = None,
+        is_replacement: bool = False,
+    ) -> dict[str, Any]:
+        """Return the order for one instance.
+
+        Args:
+            members: the mounts that it serves, with their numbers; all but one's own app and warm-up is the same for all.
+            isolation: its home, one of `interpreters` or "process" or "main".
+            slot: which of the mount's `instances` it is.
+            first_row: of its rows on the scoreboard.
+            extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
+            is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
+        """
+        mount = members[0][1]
+        letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
+        is_process = isolation == "process"
+        return {
+            **self._common,
+            "name": name_of(mount),
+            "tag": f"{name_of(mount)} #{generation}{letter}",
+            "members": [
+                {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app), "warmup": member.warmup}
+                for number, member in members
+            ],
+            "generation": generation,
+            "isolation": isolation,
+            "python": mount.python,
+            "threads": self.threads_of(mount),
+            "multiprocess": is_process or self._cfg.workers > 1 or mount.instances > 1,
+            "env": dict(mount.env),
+            "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
+            "venv": None if is_status(mount.app) else mount.venv,  # it needs the packages that came with isowsgi
+            "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
+            "first_row": first_row,
+            "extensions": extensions,
+            "pause_s": _pause_s(mount) if is_replacement else 0.0,
+            "watch": mount.watch,
+            "request_timeout_s": mount.request_timeout,
+            "body_timeout_s": mount.body_timeout,
+            "send_timeout_s": mount.send_timeout,
+            "min_rate": mount.min_rate,
+            "log": mount.log,
+            "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
+            "slow_request_s": mount.slow_request,
+            "policy": dict(mount.policy),
+            "queue": mount.queue,
+            "queue_timeout_s": mount.queue_timeout,
+            # What an interpreter of some releases needs, and a process of its own does not.
+            "blocked_modules": [] if is_process or isolation == "main" else list(interpreters.BLOCKED_MODULES),
+            "needs_ticker": not is_process and interpreters.NEEDS_TICKER,
+            "can_see_stacks": is_process or interpreters.can_see_stacks(isolation),
+            # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
+            "status": {**self._status, "host": mount.host} if is_status(mount.app) else None,
+        }
+
+    def threads_of(self, mount: Mount) -> int:
+        if mount.threads is not None:
+            return mount.threads
+        return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+
+def _pause_s(mount: Mount) -> float:
+    """Return how long all pauses of a boot may be: never so long that it is taken for one that hangs."""
+    return min(_MOST_PAUSE_S, mount.boot_timeout / 4) if mount.boot_timeout else _MOST_PAUSE_S
+
+
+def name_of(mount: Mount) -> str:
+    """Return what the log calls a mount, or all of a group: a pattern has a slash in it, a group's name has none."""
+    return mount.group or mount.pattern
+
+
+def is_status(app: App) -> bool:
+    """Whether it is the status page."""
+    return app.kind == "module" and app.target == "isowsgi.status"
+
+
+def _packages() -> dict[str, str]:
+    """Return the folders that hold the two packages each interpreter takes from here, by package."""
+    return {package.__name__: os.path.dirname(os.path.dirname(str(package.__file__))) for package in (isowsgi, gunicorn)}
+
+
+def _host_site() -> list[str]:
+    folders = site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return folders
+
+
+def _gunicorns_path(cfg: Any) -> list[str]:
+    """Return what gunicorn itself puts on `sys.path`: its `pythonpath` setting, then `chdir`."""
+    setting = cfg.pythonpath.split(",") if cfg.pythonpath else []
+    return [os.path.abspath(folder) for folder in [*setting, cfg.chdir]]

@@ -1,0 +1,156 @@
+"""Which home an app gets under `isolation = "auto"`, and why. Decided by loading it, never by a list of packages.
+
+The order of preference: an own GIL, where this CPython is sound for it; a shared GIL, if two copies load in one process, for else the mount
+could never be replaced there; a process. A refusal moves on to the next. A broken app is reported once, with its own traceback, and not
+tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that
+fails there in the same way is broken, one that loads there was refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from isowsgi.inside.extensions import stamp_of
+from isowsgi.isolation import trial
+from isowsgi.isolation.trial import Outcome
+from isowsgi.shared import interpreters, refusals
+from isowsgi.shared.interpreters import PROCESS
+
+# How many copies one process must hold for a home to do: an instance and the one that replaces it.
+COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}
+
+# Names of the homes, for people.
+NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
+
+# Refusals that an extension module makes, not the app.
+_EXTENSION_KINDS = frozenset({refusals.REFUSES_OWN_GIL, refusals.ONCE, refusals.MAIN_ONLY})
+
+Stamp = tuple[int, int]
+
+
+class Run(Protocol):
+    """Runs one trial; `trial.run` is the real one."""
+
+    def __call__(self, order: Mapping[str, Any], isolation: str, *, copies: int, timeout_s: float) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A mount's home, or why it has none.
+
+    Attributes:
+        isolation: the home; None if the app loads nowhere.
+        reason: one line for people.
+        extensions: path and stamp of each extension file that was loaded or refused, in any of the trials: what the verdict rests
+            on, and what may be loaded in a worker.
+        error: one line, if there is no home.
+        traceback: of the app's own failure; if there was none, what its process printed last.
+    """
+
+    isolation: str | None
+    reason: str
+    extensions: Mapping[str, Stamp] = field(default_factory=dict)
+    error: str = ""
+    traceback: str = ""
+
+
+def homes_of(order: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the homes that an app may have on this Python, the best first."""
+    if order.get("python"):
+        return (PROCESS,)
+    if interpreters.best_isolation() == interpreters.OWN_GIL:
+        return (interpreters.OWN_GIL, interpreters.SHARED_GIL, PROCESS)
+    return (interpreters.SHARED_GIL, PROCESS)
+
+
+def decide(order: Mapping[str, Any], *, timeout_s: float, run: Run = trial.run) -> Verdict:
+    """Find the best home for an app; blocks for as long as the trials take, one to three of them.
+
+    Args:
+        order: a boot order as `bootorder.Orders` writes it; its warm-up request is part of each trial. Its isolation does not count.
+        timeout_s: how long the app may take to load.
+        run: runs a trial.
+    """
+    return _Decision(order, timeout_s, run).make()
+
+
+def confirm(order: Mapping[str, Any], *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
+    """Find out whether an app loads in the home that it was given, where trying it in a worker would be a risk; blocks."""
+    tried_in = PROCESS if isolation == interpreters.MAIN else isolation
+    outcome = run(order, tried_in, copies=1, timeout_s=timeout_s)
+    if outcome.loaded:
+        return Verdict(isolation=isolation, reason="configured")
+    reason = f"no home: {outcome.failure.line}"
+    return Verdict(isolation=None, reason=reason, error=outcome.error, traceback=outcome.traceback or outcome.output)
+
+
+class _Decision:
+    def __init__(self, order: Mapping[str, Any], timeout_s: float, run: Run) -> None:
+        self._order = order
+        self._timeout_s = timeout_s
+        self._run = run
+        self._outcomes: dict[str, Outcome] = {}
+
+    def make(self) -> Verdict:
+        reason = "it has a Python of its own" if self._order.get("python") else ""
+        for isolation in homes_of(self._order):
+            outcome = self._try(isolation)
+            if outcome.loaded:
+                return Verdict(isolation=isolation, reason=reason or "it loads", extensions=self._stamps())
+            if isolation == PROCESS or self._is_broken(outcome):
+                return self._no_home(outcome)
+            reason = _why_not(outcome)
+        raise AssertionError("a process is always the last resort")
+
+    def _try(self, isolation: str) -> Outcome:
+        if isolation not in self._outcomes:
+            self._outcomes[isolation] = self._run(self._order, isolation, copies=COPIES[isolation], timeout_s=self._timeout_s)
+        return self._outcomes[isolation]
+
+    def _is_broken(self, outcome: Outcome) -> bool:
+        failure = outcome.failure
+        if failure.is_refusal or outcome.failed_copy > 1:  # the first copy loaded, so the app is whole
+            return False
+        if failure.kind == refusals.BROKEN:
+            return True
+        elsewhere = self._try(PROCESS)
+        return not elsewhere.loaded and _sameness(elsewhere) == _sameness(outcome)
+
+    def _stamps(self) -> dict[str, Stamp]:
+        paths = {path for outcome in self._outcomes.values() for _, path in outcome.extensions}
+        paths |= {path for outcome in self._outcomes.values() for _, path, _ in outcome.refused}
+        stamps = {path: stamp_of(path) for path in sorted(paths)}
+        return {path: (stamp[0], stamp[1]) for path, stamp in stamps.items() if stamp is not None}
+
+    def _no_home(self, outcome: Outcome) -> Verdict:
+        told = self._outcomes.get(PROCESS, outcome) if not outcome.traceback else outcome
+        return Verdict(
+            isolation=None,
+            reason=f"no home: {outcome.failure.line}",
+            extensions=self._stamps(),
+            error=outcome.error,
+            traceback=told.traceback or told.output,
+        )
+
+
+def _sameness(outcome: Outcome) -> tuple[object, ...]:
+    """Return what two failures of the same cause have in common."""
+    return outcome.exit_code, outcome.signal, outcome.timed_out, re.sub(r"0x[0-9a-f]+|\d+", "0", outcome.error)
+
+
+def _why_not(outcome: Outcome) -> str:
+    """Say in one line why an app that loads in a process, as far as is known, does not in an interpreter of this kind."""
+    where = NAMES[outcome.isolation]
+    failure = outcome.failure
+    if failure.is_refusal and (failure.module or failure.kind in _EXTENSION_KINDS):
+        return f"{failure.module or 'an extension module'} {failure.kind}"
+    if failure.is_refusal:
+        return f"it {failure.kind}: {failure.line}"
+    if outcome.has_died or outcome.timed_out:
+        return f"{where}: {outcome.error}"
+    if outcome.failed_copy > 1:
+        return f"{where}: it cannot be replaced there: {failure.line}"
+    return f"{where}: {failure.line}"

@@ -1,0 +1,257 @@
+"""A trial: load an app in a process to throw away, to see whether and how it loads in one kind of home.
+
+What an app may do when it is loaded (crash, exit, hang, print without end, take an extension module's only slot) it does there, and it is
+a finding. The child is started anew, never forked, runs the same code as an instance in a worker, and cannot outlive its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isowsgi.shared import interpreters, refusals
+from isowsgi.shared.interpreters import PROCESS
+
+# The end of what the app printed that is kept: a traceback of some depth, or what a crash left behind.
+_OUTPUT_BYTES = 16 * 1024
+
+# Longest result that is read: two copies' tracebacks and extension modules are far below.
+_RESULT_BYTES = 4 * 1024 * 1024
+
+# Reads of a pipe after the child's end: more than a pipe holds (64 KiB, or 1 MiB at most for other users than root).
+_PIPE_READS = 20
+
+# How much longer than a load may take the child may say nothing: it keeps that limit by itself if it can, takes a moment to start, and
+# ending a copy takes 10 s at most.
+_MARGIN_S = 12.0
+
+_CHILD = str(Path(__file__).with_name("trialchild.py"))
+
+# Of gunicorn's settings: the app's lines go to the child's standard error, and nowhere else.
+_QUIET: dict[str, Any] = {
+    "accesslog": None,
+    "capture_output": False,
+    "errorlog": "-",
+    "logconfig": None,
+    "logconfig_dict": {},
+    "logconfig_json": None,
+    "logger_class": "gunicorn.glogging.Logger",
+    "loglevel": "info",
+    "statsd_host": None,
+    "syslog": False,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a trial went."""
+
+    isolation: str
+    loaded: bool
+    error: str = ""  # one line, if it was not loaded
+    traceback: str = ""
+    failed_copy: int = 0  # which of the copies failed, from 1; 0: none
+    boot_s: float = 0.0  # of the last copy, without starting Python
+    memory_mib: float = 0.0  # that the last copy takes: an interpreter's share of its process, or a whole process
+    python: str = ""  # version of the Python that loaded it
+    extensions: tuple[tuple[str, str], ...] = ()  # name and path of each extension module that was loaded
+    refused: tuple[tuple[str, str, str], ...] = ()  # name, path and error of each that refused
+    exit_code: int | None = None  # if the app ended the process
+    signal: str | None = None  # if the process crashed: "SIGSEGV"
+    timed_out: bool = False
+    output: str = ""  # the end of what the app and the interpreter printed
+
+    @property
+    def has_died(self) -> bool:
+        return self.exit_code is not None or self.signal is not None
+
+    @property
+    def failure(self) -> refusals.Failure:
+        """What its error comes to; only for one that was not loaded."""
+        failure = refusals.classify(self.error, self.traceback)
+        if not self.refused:
+            return failure
+        if failure.kind == refusals.BROKEN:
+            # A missing module may be what a package turns to when its extension module was refused; other faults are the app's own.
+            is_certain = "ModuleNotFoundError" not in self.error
+            return failure if is_certain else refusals.Failure(refusals.UNCLEAR, "", failure.line)
+        if failure.kind == refusals.UNCLEAR:
+            failure = refusals.classify("\n".join(error for _, _, error in self.refused))
+        # By the name it is imported by: CPython's messages have the last part of it only.
+        names = [name for name, _, error in self.refused if refusals.classify(error).kind == failure.kind]
+        return refusals.Failure(failure.kind, names[0], failure.line) if names else failure
+
+
+def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s: float) -> Outcome:
+    """Load an app in a child process and wait for the end of it; call it from a thread that may wait.
+
+    Args:
+        order: a boot order as `bootorder.Orders` writes it. Where it has a "python", that one runs the child of a "process" trial.
+        isolation: "own-gil", "shared-gil" or "process".
+        copies: how many to load in one process, one after the other, all of them staying alive. Interpreters are then ended and others
+            loaded, as when mounts are replaced and when they sleep: an extension module may crash only then.
+        timeout_s: how long each load may take.
+
+    Returns:
+        the outcome; never raises for what the app does, nor for a Python that does not start.
+    """
+    outcome = _run(order, isolation, copies, timeout_s, os.environ)
+    if not (outcome.loaded and outcome.extensions and isolation == interpreters.SHARED_GIL):
+        return outcome
+    # Extension modules that keep objects of an interpreter in C variables are caught by what lies there when it has gone; in one trial in
+    # 60 that is something harmless. CPython's debug allocator fills what is freed, so that it never is (orjson 3.13.0: 36 crashes in 36
+    # trials). A second run, as the first one's time and memory are those that people are told.
+    strict = _run(order, isolation, copies, timeout_s, {**os.environ, "PYTHONMALLOC": "debug"})
+    return strict if strict.signal else outcome
+
+
+def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
+    executable = (order.get("python") if isolation == PROCESS else None) or sys.executable
+    task = {"order": _trial_order(order, isolation), "copies": copies, "timeout_s": timeout_s}
+    lifeline, held = os.pipe()
+    result_fd, result_end = os.pipe()
+    output_fd, output_end = os.pipe()
+    stdin = os.memfd_create("isowsgi-trial")
+    try:
+        with open(stdin, "w", closefd=False) as file:
+            json.dump(task, file)
+        os.lseek(stdin, 0, os.SEEK_SET)
+        flags = [*subprocess._args_from_interpreter_flags(), "-P"] if executable == sys.executable else []  # type: ignore[attr-defined]
+        try:
+            child = subprocess.Popen(
+                [executable, *flags, _CHILD, str(result_end), str(lifeline)],
+                stdin=stdin,
+                stdout=output_end,
+                stderr=output_end,
+                pass_fds=[result_end, lifeline],
+                env=environ,
+                start_new_session=True,  # a process group of its own, so that all of it can be ended; and Ctrl-C is not for it
+            )
+        except OSError as exc:
+            return Outcome(isolation=isolation, loaded=False, error=f"cannot run {executable!r}: {exc.strerror}", failed_copy=1)
+        finally:
+            os.close(result_end)
+            os.close(output_end)
+        try:
+            result, output, is_over = _follow(child.pid, result_fd, output_fd, timeout_s + _MARGIN_S)
+        finally:
+            # Before it is reaped, so that its number cannot be another's by then.
+            os.killpg(child.pid, signal.SIGKILL)
+            code = child.wait()
+    finally:
+        for fd in (lifeline, held, result_fd, output_fd, stdin):
+            os.close(fd)
+    if not result and is_over:
+        error = f"{executable!r} does not run isowsgi: it ended with exit code {code}"
+        return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, output=output.decode("utf-8", "replace"))
+    return _outcome(isolation, result, output.decode("utf-8", "replace"), code if is_over else None, timeout_s)
+
+
+def _trial_order(order: Mapping[str, Any], isolation: str) -> dict[str, Any]:
+    is_interpreter = isolation != PROCESS
+    return {
+        **order,
+        "settings": {**order["settings"], **_QUIET},
+        "isolation": isolation,
+        "tag": order["members"][0]["pattern"],
+        "report_files": False,
+        "watch": False,
+        "log": None,
+        "region": 0,  # of a scoreboard of its own
+        # What hooks do is meant for an app that serves; only what their modules load counts.
+        "hooks": {},
+        "imports": [*order.get("imports", ()), *(text.partition(":")[0] for text in order["hooks"].values())],
+        "extensions": None,
+        "can_see_stacks": is_interpreter and interpreters.can_see_stacks(isolation),
+        "blocked_modules": order["blocked_modules"] if is_interpreter else [],
+        "needs_ticker": order["needs_ticker"] and is_interpreter,
+    }
+
+
+def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[bytes, bytes, bool]:
+    """Read what a child has to say until it says how it went, ends, or has had its time.
+
+    Args:
+        limit_s: how long it may give no sign.
+
+    Returns:
+        the result, the end of its output, and whether it ended by itself.
+    """
+    process = os.pidfd_open(pid)
+    deadline = time.monotonic() + limit_s
+    result, output = bytearray(), bytearray()
+    poller = select.poll()
+    for fd in (process, result_fd, output_fd):
+        poller.register(fd, select.POLLIN)
+    is_over = is_told = False
+    try:
+        while not is_told and not is_over and (left := deadline - time.monotonic()) > 0:
+            for fd, _ in poller.poll(left * 1000):
+                if fd == process:
+                    is_over = True  # what it left in the pipes is read below
+                elif fd == output_fd:
+                    if not _take(fd, output, _OUTPUT_BYTES):
+                        poller.unregister(fd)
+                elif _take(fd, result, _RESULT_BYTES):
+                    deadline = time.monotonic() + limit_s
+                else:
+                    poller.unregister(fd)
+                is_told = result.endswith(b"\n")
+    finally:
+        os.close(process)
+    for fd, taken, most in ((result_fd, result, _RESULT_BYTES), (output_fd, output, _OUTPUT_BYTES)):
+        os.set_blocking(fd, False)  # a process that the app started may hold the other end, and write on
+        for _ in range(_PIPE_READS):
+            if not _take(fd, taken, most):
+                break
+    return bytes(result), bytes(output), is_over
+
+
+def _take(fd: int, into: bytearray, most: int) -> bool:
+    """Read on, and keep the last bytes; False at the end of it, or if there is nothing now."""
+    try:
+        data = os.read(fd, 65536)
+    except BlockingIOError:
+        return False
+    into += data
+    del into[:-most]
+    return bool(data)
+
+
+def _outcome(isolation: str, result: bytes, output: str, code: int | None, timeout_s: float) -> Outcome:
+    facts = result.lstrip(b".e")
+    signs = result[: len(result) - len(facts)]
+    failed: dict[str, Any] = {"isolation": isolation, "loaded": False, "failed_copy": signs.count(b"."), "output": output}
+    if facts.endswith(b"\n"):
+        try:
+            return _read(isolation, json.loads(facts), output)
+        except (ValueError, TypeError, KeyError):
+            # Another release of isowsgi was installed while this one runs, or the app wrote into a descriptor that is not its own.
+            return Outcome(**failed, error="its trial gave an answer that cannot be read")
+    when = "it was loaded"
+    if b"e" in signs:
+        when = "a copy of it was ended" if signs.endswith(b"e") else "it was loaded after a copy had been ended"
+    elif failed["failed_copy"] > 1:
+        when = "a second copy was loaded"
+    if code is None:
+        error = f"it hangs when {when}" if failed["failed_copy"] > 1 or b"e" in signs else f"it was not loaded within {timeout_s:g} s"
+        return Outcome(**failed, timed_out=True, error=error)
+    if code < 0:
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        return Outcome(**failed, signal=name, error=f"it crashed the process by {name} when {when}")
+    return Outcome(**failed, exit_code=code, error=f"it ended the process with exit code {code} when {when}")
+
+
+def _read(isolation: str, facts: dict[str, Any], output: str) -> Outcome:
+    facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
+    facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
+    return Outcome(isolation=isolation, output=output, **facts)

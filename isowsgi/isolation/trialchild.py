@@ -1,0 +1,215 @@
+"""The child process of a trial, run as a script: `trialchild.py RESULT_FD LIFELINE_FD`, with the task as JSON on its standard input.
+
+Writes into RESULT_FD signs of what it is about to do, then one line of JSON, the fields of `trial.Outcome`, and leaves. For a
+"process" trial it may be run by another CPython than the host's, whose folders have neither isowsgi nor gunicorn: both come from the
+host's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from importlib.machinery import PathFinder
+
+# How long an instance that serves nobody may take to end; its exit functions have 5 s of that.
+_END_S = 10.0
+
+# How often a copy comes anew after all others have gone.
+_REBIRTHS = 3
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+def main() -> None:
+    result_fd, lifeline = int(sys.argv[1]), int(sys.argv[2])
+    for fd in (result_fd, lifeline):
+        os.set_inheritable(fd, False)
+    _die_with(lifeline)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder for folder in sys.path if folder and folder != here]  # the script's, whose names hide others'
+    with open(0, closefd=False) as file:
+        task = json.load(file)
+    for name, folder in task["order"]["packages"].items():
+        _import_from(name, folder)
+    _say_where_it_crashes()
+    outcome = _try(task["order"], task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
+    with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(json.dumps(outcome) + "\n")
+    os._exit(0)
+
+
+def _die_with(lifeline: int) -> None:
+    """Have the kernel kill this process group when the parent is gone, which holds the other end of this pipe.
+
+    So it works while the app holds the GIL. PR_SET_PDEATHSIG would fire when the thread ends that started the child.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(1)  # it was gone before
+
+
+def _import_from(name: str, folder: str) -> None:
+    """Import a package from a folder that is not on the path; its submodules are found by its own path."""
+    spec = PathFinder.find_spec(name, [folder])
+    assert spec is not None, f"the host has {name} in {folder}"
+    assert spec.loader is not None, "a package with an __init__.py has one"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _say_where_it_crashes() -> None:
+    try:
+        import faulthandler
+    except ImportError:  # left out of some builds
+        return
+    if sys.version_info >= (3, 14):
+        faulthandler.enable(c_stack=False)
+    else:
+        faulthandler.enable()
+
+
+class Unloadable(Exception):
+    """A copy was not loaded; carries what is known of it, as fields of `trial.Outcome`."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.facts = facts
+
+
+def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> dict[str, Any]:
+    """Load copies one after the other, let them live and die as a worker does, and return how it went.
+
+    Args:
+        mark: tells the parent what comes next: a copy is loaded ("."), one is ended ("e"). It is all that is left of a crash.
+    """
+    from isowsgi.instances.interpreter import InterpreterInstance
+    from isowsgi.instances.lifecycle import State
+    from isowsgi.shared import interpreters
+    from isowsgi.shared.scoreboard import Scoreboard
+
+    is_process = order["isolation"] == "process"
+    kind = _plain_instance() if is_process else InterpreterInstance
+    if not is_process:
+        interpreters.preload()
+    board = Scoreboard()
+    sets = [select.epoll(), select.epoll()]
+    shared = {"returns": sets[0].fileno(), "lingering": sets[1].fileno(), "board": board.fd, "capacity": os.eventfd(0, os.EFD_CLOEXEC)}
+    outcome: dict[str, Any] = {"loaded": False, "python": interpreters.version_text()}
+    loads = 0
+
+    def load() -> Any:
+        nonlocal loads
+        loads += 1
+        mark(b".")
+        order["first_row"] = board.allot(order["threads"], [member["mount"] for member in order["members"]])
+        instance = kind(order, shared, board)
+        instance.start()
+        _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)
+        if loads <= copies or instance.state is not State.SERVING:
+            outcome.update(extensions=instance.extensions, refused=instance.refused, boot_s=instance.boot_s)
+        if instance.state is State.BOOTING:
+            error = f"it was not loaded within {timeout_s:g} s"
+            raise Unloadable({"timed_out": True, "error": error, "traceback": _stack_of_boot(), "failed_copy": loads})
+        if instance.state is not State.SERVING:
+            raise Unloadable({"error": instance.error, "traceback": instance.traceback, "failed_copy": loads})
+        return instance
+
+    def end(instance: Any) -> bool:
+        """End an instance and its interpreter; False if a thread of the app's does not let it."""
+        mark(b"e")
+        instance.drain()
+        instance.stop()
+        _follow(instance, _END_S, lambda: instance.state in (State.CLOSED, State.FAILED))
+        if instance.state is not State.CLOSED or instance.threads_left:
+            return False  # a worker leaves such a one behind
+        instance.dispose(destroy=True)
+        instance.join()
+        return True
+
+    alive = []
+    try:
+        for _ in range(copies):
+            before = 0.0 if is_process else _memory_mib()
+            alive.append(load())
+            outcome["memory_mib"] = round(_memory_mib() - before, 1)
+        # What keeps objects of one interpreter in C variables, and hands them to the next, shows when the first is gone. One replaces
+        # another, then all are gone and one comes anew, as after `idle_timeout`.
+        if not is_process:
+            for _ in range(copies - 1):
+                if not end(alive.pop(0)):
+                    return {**outcome, "loaded": True}
+                alive.append(load())
+            # And again where there is C code, and to the end: whether it meets what the first has left depends on what lies there by then.
+            # orjson 3.13.0 crashed a shared GIL's process in 11 of 12 trials that loaded it once more, and in 59 of 60 that went on so.
+            rounds = _REBIRTHS if outcome["extensions"] else 1
+            while rounds and all(end(instance) for instance in alive):
+                alive, rounds = [load()], rounds - 1
+            if not rounds:
+                end(alive[0])
+    except Unloadable as exc:
+        return {**outcome, **exc.facts}
+    return {**outcome, "loaded": True}
+
+
+def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_over() and (left := deadline - time.monotonic()) > 0:
+        if select.select([instance], [], [], left)[0]:
+            instance.read_reports()
+
+
+def _plain_instance() -> Any:
+    """Return a class of instances that live in this interpreter, the only one of its process."""
+    from isowsgi.inside import boot
+    from isowsgi.instances.interpreter import InterpreterInstance
+
+    class PlainInstance(InterpreterInstance):
+        def _keep(self) -> None:
+            try:
+                boot.run(self._order)
+            except BaseException as exc:
+                import traceback
+
+                text = traceback.format_exc()
+                self._report_from_keeper("failed", error=f"{type(exc).__name__}: {exc}", traceback=text[-32_768:])
+
+    return PlainInstance
+
+
+def _stack_of_boot() -> str:
+    """Return where the thread that loads the app is, if that is in this interpreter."""
+    import threading
+    import traceback
+
+    boots = [thread.ident for thread in threading.enumerate() if thread.name == "isowsgi-0"]
+    frames = sys._current_frames() if boots else {}
+    return "".join("".join(traceback.format_stack(frames[ident])) for ident in boots if ident in frames)
+
+
+def _memory_mib() -> float:
+    """Return the memory of this process: its own and its share of what it has in common with others (PSS)."""
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            [line] = [line for line in file if line.startswith("Pss:")]
+        return int(line.split()[1]) / 1024
+    except (OSError, ValueError):  # hidden from us, or a kernel before 4.14
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1024 * 1024)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Verdicts that are remembered on disk, so that a restart needs no trials.
+
+A file for each, in a folder of the user's own. Nothing here is ever an error: without a folder, or with one that others may write to, there
+is no memory, and the trials are run again. Several processes may read and write: a file is put in place whole, the last one stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import isowsgi
+from isowsgi.inside.extensions import stamp_of
+from isowsgi.isolation.decision import Verdict
+
+FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
+
+# Of files and their sizes. A verdict on an app with 500 extension modules has some 100 KiB; most have less than 2.
+_MAX_FILES = 4000
+_MAX_BYTES = 1024 * 1024
+
+_SUFFIX = ".verdict"
+
+# What of a boot order a verdict depends on. The environment is part of it (DJANGO_SETTINGS_MODULE, feature switches); only a hash is kept.
+_DEPENDS_ON = ("pythonpath", "venv", "python", "env", "host_site", "policy")
+
+
+def key_of(order: Mapping[str, Any]) -> str:
+    """Return the name under which a verdict on an app is remembered: a hash of all that is known beforehand to decide it."""
+    facts = {name: order.get(name) for name in _DEPENDS_ON}
+    facts["members"] = [[member["app"], member["warmup"]] for member in order["members"]]
+    facts["isowsgi"] = isowsgi.__version__
+    facts["host"] = [sys.version, os.path.realpath(sys.executable)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Verdicts:
+    """The memory; safe to use from several threads and processes.
+
+    Args:
+        folder: where; None: $ISOWSGI_CACHE_DIR, else isowsgi in $XDG_CACHE_HOME, else ~/.cache/isowsgi.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder or _default_folder()
+
+    def recall(self, key: str) -> Verdict | None:
+        """Return a verdict, if there is one and each extension file that it rests on is as it was."""
+        try:
+            if not _is_ours_alone(self._folder):
+                return None
+            with open(self._path(key), "rb") as file:
+                content = file.read(_MAX_BYTES + 1)
+            facts = json.loads(content)
+            extensions = {str(path): (int(size), int(mtime)) for path, (size, mtime) in facts["extensions"].items()}
+            verdict = Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if any(stamp_of(path) != list(stamp) for path, stamp in extensions.items()):
+            return None
+        return verdict
+
+    def remember(self, key: str, verdict: Verdict) -> bool:
+        """Write a verdict down; one without a home is not, for apps get mended.
+
+        Returns:
+            whether it was.
+        """
+        if verdict.isolation is None:
+            return False
+        facts = {"isolation": verdict.isolation, "reason": verdict.reason, "extensions": verdict.extensions}
+        content = json.dumps(facts).encode()
+        if len(content) > _MAX_BYTES:
+            return False
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            if not _is_ours_alone(self._folder):
+                return False
+            self._make_room()
+            fd, path = tempfile.mkstemp(dir=self._folder, suffix=".new")
+            try:
+                with open(fd, "wb") as file:
+                    file.write(content)
+                os.replace(path, self._path(key))
+            except OSError:
+                os.unlink(path)
+                raise
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def forget(self, key: str) -> None:
+        """Drop a verdict that turned out wrong."""
+        try:
+            os.unlink(self._path(key))
+        except (OSError, ValueError):
+            return
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._folder, key + _SUFFIX)
+
+    def _make_room(self) -> None:
+        """Drop the oldest half once there are too many, and what writers that were killed left behind."""
+        with os.scandir(self._folder) as entries:
+            files = [entry for entry in entries if entry.name.endswith((_SUFFIX, ".new"))]
+        if len(files) < _MAX_FILES:
+            return
+        files.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
+        for entry in files[: _MAX_FILES // 2]:
+            try:
+                os.unlink(entry.path)
+            except OSError:  # another process did
+                continue
+
+
+def _default_folder() -> str:
+    named = os.environ.get(FOLDER_VARIABLE)
+    return named or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "isowsgi")
+
+
+def _is_ours_alone(folder: str) -> bool:
+    """Whether nobody else may write there: a forged verdict would make a worker load what crashes it."""
+    status = os.stat(folder)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

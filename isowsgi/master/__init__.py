@@ -1,0 +1,1 @@
+"""What runs in gunicorn's master, which never has an interpreter beside its own."""

@@ -1,0 +1,110 @@
+"""Whose crash it was: read in gunicorn's master from the scoreboard of a worker that died.
+
+A subinterpreter is no wall against a crash: a segmentation fault or `os._exit` in one app ends the worker and every app in it. What
+can be done is to name the app, and to keep one that does it again and again out of the next worker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gunicorn.workers.workertmp import WorkerTmp
+
+from isowsgi.configuration import Config
+from isowsgi.shared.scoreboard import CLEAN_EXIT, Scoreboard
+
+# What becomes of a mount that was being loaded when its worker died: the next one loads it only after that went well in another process.
+SUSPECT = "suspect"
+
+
+class Ledger:
+    """Counts the crashes of each mount, over workers; the master's.
+
+    Args:
+        crashes: how many are too many.
+        window_s: in what time.
+    """
+
+    def __init__(self, crashes: int, window_s: float) -> None:
+        self._crashes = crashes
+        self._window_s = window_s
+        self._times: dict[str, deque[float]] = {}
+
+    def record(self, pattern: str, now: float) -> bool:
+        """Note a crash of a mount that was alone in flight; True if it is one too many."""
+        times = self._times.setdefault(pattern, deque(maxlen=self._crashes))
+        times.append(now)
+        return len(times) == self._crashes and now - times[0] <= self._window_s
+
+
+class CrashReport:
+    """Says in the log what a worker was doing when it died, and decides who is to be quarantined.
+
+    Args:
+        board: the dead worker's.
+        config: what it served.
+        verdicts: patterns of mounts that crashed too often, by what becomes of them: "quarantine", "process" or SUSPECT; some are added.
+    """
+
+    def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, verdicts: Mapping[str, set[str]], log: Any) -> None:
+        self._board = board
+        self._config = config
+        self._ledger = ledger
+        self._verdicts = verdicts
+        self._log = log
+
+    def write(self, pid: object) -> str | None:
+        """Return the pattern of the mount that is blamed, "" if none is, or None if it was no crash."""
+        if self._board.row(0).words[CLEAN_EXIT]:
+            return None
+        in_flight = self._board.in_flight()
+        mounts = sorted({mount for mount, _ in in_flight})
+        if not in_flight:
+            self._suspect(pid, [self._config.mounts[mount].pattern for mount in sorted(set(self._board.loading()))])
+            return ""
+        requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
+        self._log.error("worker %s died while it served %s", pid, requests)
+        if len(mounts) > 1:
+            self._log.error("worker %s: %d mounts had requests in flight, so none of them is blamed", pid, len(mounts))
+            return ""
+        mount = self._config.mounts[mounts[0]]
+        is_too_often = self._ledger.record(mount.pattern, time.monotonic())
+        if is_too_often and mount.on_crash in self._verdicts:
+            self._verdicts[mount.on_crash].add(mount.pattern)
+            self._log.error("%s: has crashed %d workers and %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
+        return mount.pattern
+
+    def _suspect(self, pid: object, loading: list[str]) -> None:
+        if not loading:
+            self._log.error("worker %s died with no request in flight", pid)
+            return
+        self._log.error("worker %s died while it loaded %s; that is tried in a process of its own from now on", pid, ", ".join(loading))
+        self._verdicts[SUSPECT].update(loading)
+
+
+_VERDICTS = {
+    "quarantine": "is quarantined: 503 until the next reload",
+    "process": "lives in a process of its own from now on, until the next reload",
+}
+
+
+class WatchedTmp(WorkerTmp):  # type: ignore[misc] # gunicorn is not annotated
+    """gunicorn's file for a worker's heartbeat. The master closes it once it has reaped the worker: the only sign of that it gives.
+
+    Args:
+        on_reaped: called then, in the process that made this object; a forked sibling closes its copy too.
+    """
+
+    def __init__(self, cfg: Any, on_reaped: Callable[[], None]) -> None:
+        super().__init__(cfg)
+        self._maker = os.getpid()
+        self._on_reaped = on_reaped
+
+    def close(self) -> None:
+        super().close()
+        if os.getpid() == self._maker:
+            self._on_reaped()

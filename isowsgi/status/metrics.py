@@ -1,0 +1,203 @@
+"""The metrics: what the board says, for Prometheus, over all workers of one gunicorn.
+
+Counters are exact: they are in shared memory, each with one writer, and those of a worker that ended are kept by the master. So
+whichever worker answers a scrape, it answers for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from isowsgi.shared import scoreboard
+from isowsgi.shared.scoreboard import BUCKET_LIMITS_S, ZERO, Board, Counters, Reading
+from isowsgi.status.snapshot import mounts_of, patterns, responses, unready, wholes
+
+_MOUNT = ("mount",)
+_BOTH = ("mount", "isolation")
+
+
+class _Family(NamedTuple):
+    """A counter: its name, what it counts, the word that has it, and what it is divided by."""
+
+    name: str
+    text: str
+    word: int
+    unit: float = 1.0
+
+
+# By mount and isolation: what threads count.
+_BY_BOTH = (
+    _Family("isowsgi_requests_total", "Requests that an app was given to serve.", scoreboard.REQUESTS),
+    _Family("isowsgi_request_body_bytes_total", "Bytes of requests' bodies that were read, chunk framing included.", scoreboard.BYTES_IN),
+    _Family("isowsgi_response_body_bytes_total", "Bytes of responses' bodies that were sent.", scoreboard.BYTES_OUT),
+    _Family("isowsgi_cpu_seconds_total", "CPU time of the threads that serve a mount.", scoreboard.CPU_NS, 1e9),
+    _Family("isowsgi_exceptions_total", "Exceptions that an app raised out of a request.", scoreboard.EXCEPTIONS),
+)
+
+# By mount: what more than one part of a worker counts, or the main interpreter alone.
+_BY_MOUNT = (
+    _Family("isowsgi_request_timeouts_total", "Requests given up because they made no progress.", scoreboard.TIMEOUTS),
+    _Family("isowsgi_requests_turned_away_total", "Requests answered 503 because the queue was too long, or they too long in it.",
+            scoreboard.TURNED_AWAY),
+    _Family("isowsgi_reloads_total", "Times that a new generation was started to replace a serving one.", scoreboard.RELOADS),
+    _Family("isowsgi_stuck_instances_total", "Instances left behind with a thread that did not end.", scoreboard.STUCK),
+    _Family("isowsgi_boots_total", "Instances that loaded their app.", scoreboard.BOOTS),
+    _Family("isowsgi_boot_seconds_total", "Time that loading took in these.", scoreboard.BOOT_NS, 1e9),
+    _Family("isowsgi_boot_failures_total", "Instances that could not load their app.", scoreboard.BOOT_FAILURES),
+    _Family("isowsgi_crashes_total", "Crashes of a worker that are laid at a mount's door.", scoreboard.CRASHES),
+)  # fmt: skip
+
+
+class BoardCollector(Collector):
+    """Reads the board anew for each scrape."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterable[Metric]:
+        return families(self._board.read())
+
+
+def registry(board: Board) -> CollectorRegistry:
+    """Return a registry with the board's metrics and nothing else; not the process' of whoever answers."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(BoardCollector(board))
+    return made
+
+
+def families(reading: Reading) -> Iterator[Metric]:
+    """Return all metrics of one reading."""
+    # A mount's own rows have no isolation; threads' rows always do.
+    served = {key: counters for key, counters in reading.totals.items() if key[0] and key[1]}
+    by_mount = wholes(reading)
+    yield from (_counter(family, _BOTH, served) for family in _BY_BOTH)
+    yield _durations(served)
+    yield _responses(by_mount)
+    yield from (_counter(family, _MOUNT, {(pattern,): counters for pattern, counters in by_mount.items()}) for family in _BY_MOUNT)
+    yield from _mounts(reading)
+    yield from _workers(reading)
+
+
+def _counter(family: _Family, labels: Sequence[str], values: Mapping[Any, Counters]) -> Metric:
+    metric = CounterMetricFamily(family.name, family.text, labels=labels)
+    for key, counters in values.items():
+        count = counters.get(family.word)
+        metric.add_metric(key, count if family.unit == 1 else count / family.unit)
+    return metric
+
+
+def _durations(served: dict[tuple[str, str], Counters]) -> Metric:
+    text = "How long requests took, from their head to the end of the response."
+    metric = HistogramMetricFamily("isowsgi_request_duration_seconds", text, labels=_BOTH)
+    for key, counters in served.items():
+        buckets, so_far = [], 0
+        for limit, count in zip((*map(str, BUCKET_LIMITS_S), "+Inf"), counters.buckets(), strict=True):
+            so_far += count
+            buckets.append((limit, so_far))
+        metric.add_metric(key, buckets, counters.get(scoreboard.BUSY_NS) / 1e9)
+    return metric
+
+
+def _responses(by_mount: dict[str, Counters]) -> Metric:
+    text = "Responses that were begun, by the class of their status; those that isowsgi gives in a mount's place too."
+    metric = CounterMetricFamily("isowsgi_responses_total", text, labels=("mount", "code"))
+    for pattern, counters in by_mount.items():
+        for code, count in responses(counters).items():
+            metric.add_metric((pattern, code), count)
+    return metric
+
+
+def _mounts(reading: Reading) -> Iterator[Metric]:
+    said = [(region, mount) for region in reading.regions for mount in mounts_of(region)]
+    served = patterns(reading)
+
+    info = GaugeMetricFamily("isowsgi_mount_info", "What is mounted, and how; always 1.", labels=("mount", "app", "isolation", "reason"))
+    for key in dict.fromkeys((mount["pattern"], mount["app"], mount["isolation"], mount["reason"]) for _, mount in said):
+        info.add_metric(key, 1)
+    yield info
+
+    ready = GaugeMetricFamily("isowsgi_mount_ready", "1 if every worker that accepts requests can serve the mount.", labels=_MOUNT)
+    missing = unready(reading)
+    for pattern in served:
+        ready.add_metric((pattern,), int(missing is not None and pattern not in missing))
+    yield ready
+
+    instances = GaugeMetricFamily(
+        "isowsgi_instances", "Instances that have not ended, by generation and state.", labels=("mount", "isolation", "generation", "state")
+    )
+    tally = Tally(
+        (mount["pattern"], instance["isolation"], str(instance["generation"]), instance["state"])
+        for _, mount in said
+        for instance in mount["instances"]
+    )
+    for labels, count in tally.items():
+        instances.add_metric(labels, count)
+    yield instances
+
+    busy = Tally(request.pattern for region in reading.regions for request in region.busy)
+    queued: Tally[str] = Tally()
+    threads: Tally[str] = Tally()
+    objects: Tally[str] = Tally()
+    for region in reading.regions:
+        queued.update(region.queued)
+    for _, mount in said:
+        queued[mount["pattern"]] += mount["parked"]
+        for instance in mount["instances"]:
+            threads[mount["pattern"]] += mount["threads"] * (instance["state"] == "serving")
+            objects[mount["pattern"]] += instance["objects"]
+    gauges = (
+        ("isowsgi_requests_in_flight", "Requests that are being served.", busy),
+        ("isowsgi_requests_queued", "Requests that wait for a thread, or for their app to be loaded.", queued),
+        ("isowsgi_threads", "Threads that can serve the mount.", threads),
+        ("isowsgi_objects", "Objects that the garbage collector knew of when last asked, mostly at boot.", objects),
+    )
+    for name, text, values in gauges:
+        gauge = GaugeMetricFamily(name, text, labels=_MOUNT)
+        for pattern in served:
+            gauge.add_metric((pattern,), values[pattern])
+        yield gauge
+
+
+def _workers(reading: Reading) -> Iterator[Metric]:
+    acceptor = reading.totals.get(("", ""), ZERO)
+    text = "Connections that were accepted."
+    yield CounterMetricFamily("isowsgi_connections_accepted_total", text, value=acceptor.get(scoreboard.ACCEPTED))
+    text = "TLS handshakes that ended well."
+    yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(scoreboard.HANDSHAKES))
+    text = "TLS handshakes that failed, plain HTTP requests in their place included."
+    yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(scoreboard.HANDSHAKE_FAILURES))
+    refused = CounterMetricFamily(
+        "isowsgi_refusals_total", "Requests that were answered before it was known whose they are: no mount, a bad or slow head.",
+        labels=("code",),
+    )  # fmt: skip
+    for code, count in responses(acceptor).items():
+        refused.add_metric((code,), count)
+    yield refused
+    yield CounterMetricFamily("isowsgi_worker_crashes_total", "Workers that died unasked.", value=acceptor.get(scoreboard.CRASHES))
+
+    reports = [(str(region.number), region.report) for region in reading.regions if region.report]
+    yield GaugeMetricFamily("isowsgi_workers", "Workers that live.", value=len(reading.regions))
+    info = GaugeMetricFamily(
+        "isowsgi_worker_info", "A worker and what it runs on; always 1.", labels=("worker", "pid", "version", "python")
+    )
+    accepts = GaugeMetricFamily("isowsgi_worker_accepting", "1 if the worker accepts connections.", labels=("worker",))
+    started = GaugeMetricFamily("isowsgi_worker_start_time_seconds", "When the worker began, since the epoch.", labels=("worker",))
+    updated = GaugeMetricFamily("isowsgi_worker_report_time_seconds", "When it last reported, since the epoch.", labels=("worker",))
+    rss = GaugeMetricFamily("isowsgi_worker_resident_memory_bytes", "Resident memory of the worker.", labels=("worker",))
+    cpu = CounterMetricFamily("isowsgi_worker_cpu_seconds_total", "CPU time of the worker.", labels=("worker",))
+    open_ = GaugeMetricFamily("isowsgi_worker_connections", "Open connections of the worker.", labels=("worker",))
+    for worker, report in reports:
+        info.add_metric((worker, str(report["pid"]), report["isowsgi"], report["python"]), 1)
+        accepts.add_metric((worker,), int(report["is_accepting"] and not report["is_stopping"]))
+        started.add_metric((worker,), report["started"])
+        updated.add_metric((worker,), report["updated"])
+        rss.add_metric((worker,), report["rss_bytes"])
+        cpu.add_metric((worker,), report["cpu_s"])
+        open_.add_metric((worker,), report["connections"]["open"])
+    yield from (info, accepts, started, updated, rss, cpu, open_)

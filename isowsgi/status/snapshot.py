@@ -1,0 +1,187 @@
+"""What the whole board says, by mount and over all workers, as plain values for JSON: for the status page and whoever else asks.
+
+Pure: made from one reading of the board. Counters are those of all workers that ever lived; what is in flight, queued or stuck is the
+living ones'.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from isowsgi.shared import scoreboard
+from isowsgi.shared.scoreboard import BUCKET_LIMITS_S, RESPONSES, ZERO, Busy, Counters, Reading, RegionReading
+
+# The worst first: what a mount is, if it is not the same in all workers.
+STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "serving", "asleep")
+
+# States in which a request is served, or starts what serves it. A mount that is "stuck" may be ready: a new instance serves then.
+_READY = ("serving", "asleep")
+
+# Names of the counters in a snapshot.
+_COUNTERS = {
+    "bytes_in": scoreboard.BYTES_IN,
+    "bytes_out": scoreboard.BYTES_OUT,
+    "exceptions": scoreboard.EXCEPTIONS,
+    "timeouts": scoreboard.TIMEOUTS,
+    "turned_away": scoreboard.TURNED_AWAY,
+    "reloads": scoreboard.RELOADS,
+    "stuck": scoreboard.STUCK,
+    "boots": scoreboard.BOOTS,
+    "boot_failures": scoreboard.BOOT_FAILURES,
+    "crashes": scoreboard.CRASHES,
+}
+_SECONDS = {"busy_s": scoreboard.BUSY_NS, "cpu_s": scoreboard.CPU_NS, "boot_s": scoreboard.BOOT_NS}
+
+_Said = tuple[RegionReading, dict[str, Any]]  # a worker, and what it says of a mount
+_Request = tuple[RegionReading, Busy]
+
+# Most requests in flight that are listed for a mount, the longest first.
+_MOST_LISTED = 20
+
+
+def responses(counters: Counters) -> dict[str, int]:
+    """Return how many responses there were of each class, from "1xx" to "5xx"."""
+    return {f"{place}xx": counters.get(RESPONSES + place) for place in range(1, 6)}
+
+
+def wholes(reading: Reading) -> dict[str, Counters]:
+    """Return each mount's counters over all isolations it ever had, by pattern."""
+    found: dict[str, Counters] = {}
+    for (pattern, _), counters in reading.totals.items():
+        if pattern:
+            found[pattern] = found[pattern].plus(counters) if pattern in found else counters
+    return found
+
+
+def mounts_of(region: RegionReading) -> list[dict[str, Any]]:
+    """Return what a worker reported of each mount; none before it first did."""
+    return region.report["mounts"] if region.report else []
+
+
+def accepting(reading: Reading) -> list[RegionReading]:
+    """Return the workers that take requests."""
+    return [region for region in reading.regions if region.report and region.report["is_accepting"] and not region.report["is_stopping"]]
+
+
+def unready(reading: Reading) -> list[str] | None:
+    """Return the patterns that some accepting worker cannot serve; None if no worker accepts.
+
+    A worker that is booting beside others does not accept yet, and counts for nothing.
+    """
+    regions = accepting(reading)
+    if not regions:
+        return None
+    return sorted({mount["pattern"] for region in regions for mount in mounts_of(region) if mount["state"] not in _READY})
+
+
+def patterns(reading: Reading) -> list[str]:
+    """Return the patterns of all mounts that are served now, in the order of the config file."""
+    newest_first = sorted(reading.regions, key=lambda region: -(region.report or {}).get("started", 0))
+    return list(dict.fromkeys(mount["pattern"] for region in newest_first for mount in mounts_of(region)))
+
+
+def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
+    """Return all of it.
+
+    Args:
+        now_ms: monotonic milliseconds.
+        now: seconds since the epoch.
+    """
+    acceptor = reading.totals.get(("", ""), ZERO)
+    # Each looked through once: with a thousand mounts a search for each would take longer than the page's second.
+    counted = wholes(reading)
+    said: dict[str, list[_Said]] = defaultdict(list)
+    busy: dict[str, list[_Request]] = defaultdict(list)
+    errors: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for region in reading.regions:
+        for mount in mounts_of(region):
+            said[mount["pattern"]].append((region, mount))
+        for request in region.busy:
+            busy[request.pattern].append((region, request))
+        for error in region.errors:
+            errors[error.pattern].append({"at": error.at, "text": error.text})
+    return {
+        "now": round(now, 3),
+        "bucket_limits_s": BUCKET_LIMITS_S,
+        "answered_by": os.getpid(),
+        "workers": [_worker(region) for region in reading.regions],
+        "acceptor": {
+            "accepted": acceptor.get(scoreboard.ACCEPTED),
+            "tls_handshakes": acceptor.get(scoreboard.HANDSHAKES),
+            "tls_handshake_failures": acceptor.get(scoreboard.HANDSHAKE_FAILURES),
+            "responses": responses(acceptor),
+            "worker_crashes": acceptor.get(scoreboard.CRASHES),
+        },
+        "mounts": [
+            _mount(pattern, said[pattern], busy[pattern], errors[pattern], counted.get(pattern, ZERO), now_ms)
+            for pattern in patterns(reading)
+        ],
+    }
+
+
+def _worker(region: RegionReading) -> dict[str, Any]:
+    report = {name: value for name, value in (region.report or {}).items() if name != "mounts"}
+    return {**report, "worker": region.number}
+
+
+def _mount(
+    pattern: str, said: list[_Said], busy: list[_Request], errors: list[dict[str, Any]], counters: Counters, now_ms: int
+) -> dict[str, Any]:
+    newest = max(said, key=lambda pair: pair[0].report["started"] if pair[0].report else 0)[1]
+    instances = [{**instance, "worker": region.number} for region, mount in said for instance in mount["instances"]]
+    states = [mount["state"] for _, mount in said]
+    stuck = [instance for instance in instances if instance["state"] == "stuck"]
+    return {
+        "pattern": pattern,
+        **{name: newest[name] for name in ("app", "isolation", "reason")},
+        "state": min([*states, *(["stuck"] if stuck else [])], key=STATES.index),
+        "states": {state: states.count(state) for state in STATES if state in states},
+        "is_ready": all(state in _READY for state in states),
+        "generation": max(mount["generation"] for _, mount in said),
+        "threads": sum(mount["threads"] * _live(mount["instances"]) for _, mount in said),
+        "in_flight": len(busy),
+        "queued": sum(region.queued.get(pattern, 0) for region, _ in said),
+        "parked": sum(mount["parked"] for _, mount in said),
+        "requests": counters.requests,
+        "responses": responses(counters),
+        **{name: counters.get(word) for name, word in _COUNTERS.items()},
+        **{name: round(counters.get(word) / 1e9, 6) for name, word in _SECONDS.items()},
+        "buckets": counters.buckets(),
+        # What went wrong last, in a request or at a boot.
+        "last_error": max([*errors, *(mount["boot_error"] for _, mount in said if mount["boot_error"])], key=_at, default=None),
+        "instances": instances,
+        "requests_in_flight": _listed(busy, instances, now_ms),
+    }
+
+
+def _live(instances: Iterable[dict[str, Any]]) -> int:
+    return sum(instance["state"] == "serving" for instance in instances)
+
+
+def _at(error: dict[str, Any]) -> float:
+    at: float = error["at"]
+    return at
+
+
+def _listed(busy: list[_Request], instances: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
+    listed = []
+    for region, request in sorted(busy, key=lambda pair: pair[1].since_ms)[:_MOST_LISTED]:
+        owner: dict[str, Any] = next((one for one in instances if one["worker"] == region.number and _owns(one, request)), {})
+        listed.append(
+            {
+                "worker": region.number,
+                "instance": owner.get("tag"),
+                "is_stuck": owner.get("state") == "stuck",
+                "line": request.line,
+                "age_s": round(max(now_ms - request.since_ms, 0) / 1000, 3),
+                "has_head": request.has_head,
+            }
+        )
+    return listed
+
+
+def _owns(instance: dict[str, Any], request: Busy) -> bool:
+    return request.row in range(instance["first_row"], instance["first_row"] + instance["rows"])

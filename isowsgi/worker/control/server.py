@@ -1,0 +1,251 @@
+"""A worker's control socket: takes requests of the operator's, has them carried out, answers.
+
+On the acceptor's loop and thread, because all that a request asks for or changes (homes, instances) is that thread's alone; a thread of
+its own could only queue for it. Nothing here waits: connections are non-blocking in an epoll set of their own, which the acceptor
+watches as one descriptor, and an errand that takes time (a reload) is a generator, looked at on each turn of the loop.
+
+One request and one answer a connection. Whoever misbehaves is told once what was wrong, and closed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from isowsgi.shared import frames, sockets
+from isowsgi.shared.frames import Decoder, FrameError
+
+# Connections at a time; each may wait for a reload. They are few operators and scripts.
+MAX_CLIENTS = 16
+
+# How long a client may take to send its request, or to read its answer.
+IDLE_S = 5.0
+
+# How often an errand that takes time is looked at when nothing else wakes the loop.
+_LOOK_S = 0.1
+
+Errand = Generator[None, float, dict[str, Any]]
+
+
+class Refusal(Exception):
+    """A request cannot be carried out.
+
+    Args:
+        kind: for programs.
+        text: for people.
+        facts: more for programs.
+    """
+
+    def __init__(self, kind: str, text: str, **facts: Any) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.facts = facts
+
+    def answer(self) -> dict[str, Any]:
+        return {"ok": False, "error": {"kind": self.kind, "text": self.text, **self.facts}}
+
+
+class _Client:
+    """A connection: it sends its request, then waits while there is an errand, then reads its answer."""
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.decoder = Decoder(frames.MAX_REQUEST_BYTES)
+        self.errand: Errand | None = None
+        self.answer = b""
+        self.is_answered = False
+        self.deadline = now + IDLE_S
+
+
+class ControlServer:
+    """Serves one worker's control socket. All methods are for the acceptor's thread.
+
+    Args:
+        begin: returns the errand that a request asks for, or raises Refusal.
+        facts: what is added to every answer: who answers.
+        log: gunicorn's logger.
+    """
+
+    def __init__(self, begin: Callable[[Mapping[str, Any]], Errand], facts: Mapping[str, Any], log: Any) -> None:
+        self._begin = begin
+        self._facts = facts
+        self._log = log
+        self._epoll = select.epoll()
+        self._listener: socket.socket | None = None
+        self.folder_fd = -1  # of the folder with the socket, once it is open
+        self._name = ""
+        self._clients: dict[int, _Client] = {}
+
+    def open(self, folders: list[str], name: str) -> str | None:
+        """Listen in the first folder that is safe; return the socket's path.
+
+        None if there is none: the worker serves without, and the log says why.
+        """
+        problems = []
+        for folder in folders:
+            try:
+                # Only the last one is always ours to make; /run/isowsgi is root's, or a service manager's.
+                fd = sockets.open_folder(folder, make=folder == folders[-1] or os.geteuid() == 0)
+            except sockets.UnsafeFolder as exc:
+                problems.append(str(exc))
+                continue
+            try:
+                sockets.clean_up(folder, fd)
+                self._listener = sockets.listen(fd, name)
+            except OSError as exc:
+                os.close(fd)
+                problems.append(f"{folder}: {exc.strerror or exc}")
+                continue
+            self.folder_fd, self._name = fd, name
+            self._epoll.register(self._listener, select.EPOLLIN)
+            return os.path.join(folder, name)
+        self._log.warning("no control socket, so `isowsgi status` and the like do not reach this worker: %s", "; ".join(problems))
+        return None
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `turn` has something to do."""
+        return self._epoll.fileno()
+
+    def wait_s(self) -> float:
+        """Return after how many seconds `tick` is to be called at the latest."""
+        return _LOOK_S if self._clients else math.inf
+
+    def turn(self) -> None:
+        """Deal with what connections have to say."""
+        now = time.monotonic()
+        for fd, flags in self._epoll.poll(0):
+            client = self._clients.get(fd)
+            if client is not None:
+                self._serve(client, flags, now)
+            elif self._listener is not None and fd == self._listener.fileno():
+                self._accept(now)
+
+    def tick(self) -> None:
+        """Look at errands and deadlines."""
+        if not self._clients:
+            return
+        now = time.monotonic()
+        for client in list(self._clients.values()):
+            if client.errand is not None:
+                self._go_on(client, now)
+            elif now > client.deadline:
+                if client.is_answered:
+                    self._close(client)
+                else:
+                    self._refuse(client, Refusal("timeout", f"expected a whole request within {IDLE_S:g} s"), now)
+
+    def close(self) -> None:
+        """Listen no more; those who wait are told that the worker stops."""
+        if self._listener is not None:
+            sockets.remove(self.folder_fd, self._name)
+            self._epoll.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+            os.close(self.folder_fd)
+            self.folder_fd = -1
+        for client in list(self._clients.values()):
+            if not client.is_answered:
+                self._refuse(client, Refusal("stopping", "the worker is stopping"), time.monotonic())
+
+    def _accept(self, now: float) -> None:
+        assert self._listener is not None, "its descriptor has just fired"
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # gone again, or no descriptor is left; the loop comes back
+            return
+        sock.setblocking(False)
+        client = _Client(sock, now)
+        uid = sockets.peer_uid(sock)
+        is_full = len(self._clients) >= MAX_CLIENTS
+        self._clients[client.fd] = client
+        self._epoll.register(client.fd, select.EPOLLIN)
+        if uid not in (0, os.geteuid()):
+            self._refuse(client, Refusal("forbidden", f"only uid {os.geteuid()} and root may use this socket, got uid {uid}"), now)
+        elif is_full:
+            self._refuse(client, Refusal("busy", f"{MAX_CLIENTS} connections are open; try again"), now)
+
+    def _serve(self, client: _Client, flags: int, now: float) -> None:
+        if client.is_answered:
+            self._write(client)
+            return
+        try:
+            data = client.sock.recv(frames.MAX_REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(client)  # what it asked for goes on by itself
+            return
+        if client.errand is not None:
+            self._refuse(client, Refusal("malformed", "expected one request, got bytes behind it"), now)
+            return
+        try:
+            request = client.decoder.feed(data)
+            if request is None:
+                return
+            if request.get("v") != frames.VERSION:
+                raise Refusal("version", f'expected "v": {frames.VERSION}, got {str(request.get("v"))[:40]!r}', versions=[frames.VERSION])
+            client.errand = self._begin(request)
+            next(client.errand)
+        except FrameError as exc:
+            self._refuse(client, Refusal("malformed", str(exc)), now)
+        except Refusal as refusal:
+            self._refuse(client, refusal, now)
+        except StopIteration as done:
+            self._answer(client, {"ok": True, **done.value}, now)
+        except Exception:
+            self._mistake(client, now)
+
+    def _go_on(self, client: _Client, now: float) -> None:
+        assert client.errand is not None, "asked by tick()"
+        try:
+            client.errand.send(now)
+        except StopIteration as done:
+            self._answer(client, {"ok": True, **done.value}, now)
+        except Refusal as refusal:
+            self._refuse(client, refusal, now)
+        except Exception:
+            self._mistake(client, now)
+
+    def _mistake(self, client: _Client, now: float) -> None:
+        self._log.exception("a mistake in isowsgi ended a request on the control socket; please report it")
+        self._refuse(client, Refusal("mistake", "a mistake in isowsgi; the error log has its traceback"), now)
+
+    def _refuse(self, client: _Client, refusal: Refusal, now: float) -> None:
+        self._answer(client, refusal.answer(), now)
+
+    def _answer(self, client: _Client, message: dict[str, Any], now: float) -> None:
+        client.errand = None
+        client.is_answered = True
+        client.answer = frames.encode({"v": frames.VERSION, **self._facts, **message})
+        client.deadline = now + IDLE_S
+        self._write(client)
+
+    def _write(self, client: _Client) -> None:
+        try:
+            client.answer = client.answer[client.sock.send(client.answer) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone
+            self._close(client)
+            return
+        if client.answer:
+            self._epoll.modify(client.fd, select.EPOLLOUT)
+        else:
+            self._close(client)
+
+    def _close(self, client: _Client) -> None:
+        del self._clients[client.fd]
+        try:
+            client.sock.recv(frames.MAX_REQUEST_BYTES)  # unread data would make a reset of the close
+        except OSError:
+            pass
+        client.sock.close()

@@ -1,0 +1,89 @@
+"""The table that the log gets once all mounts are loaded: what serves where, how long it took to load, and what it may have cost."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any, NamedTuple
+
+from isowsgi.configuration import Mount
+from isowsgi.instances.bootorder import Orders
+from isowsgi.worker.deployment import Home
+from isowsgi.worker.supervisor import Supervisor, rss_mib
+
+# No line is folded: whoever reads a log has a window that scrolls, or a file.
+_WIDTH = 1000
+
+
+class Row(NamedTuple):
+    """What the table says of one mount; the names are its headings."""
+
+    mount: str
+    app: str
+    state: str
+    isolation: str
+    why: str
+    threads: str
+    boot: str
+    memory: str
+
+
+def report(supervisor: Supervisor, orders: Orders, log: Any) -> None:
+    """Log the table, from a thread: drawing it takes a tenth of a second, most of it the import of rich, and requests are there."""
+    grown_mib = max(rss_mib() - supervisor.rss_at_start, 0)
+    table = rows(supervisor.homes, orders, grown_mib)
+    threading.Thread(target=_write, args=(table, grown_mib, log), name="isowsgi-startup", daemon=True).start()
+
+
+def rows(homes: list[Home], orders: Orders, grown_mib: int) -> list[Row]:
+    """Return a row for each mount.
+
+    Args:
+        grown_mib: by how much the worker has grown since before the first mount was loaded. Nobody can say whose memory is whose, as
+            interpreters of a process share its allocator and boot side by side; so it is shared out by the number of Python objects.
+    """
+    objects = [sum(instance.objects_at_boot for instance in home.serving()) for home in homes]
+    return [
+        _row(home, member, orders, grown_mib * count / (sum(objects) or 1))
+        for home, count in zip(homes, objects, strict=True)
+        for member in home.members
+    ]
+
+
+def _row(home: Home, mount: Mount, orders: Orders, mib: float) -> Row:
+    serving = home.serving()
+    threads = str(orders.threads_of(mount))
+    state = home.summary()
+    return Row(
+        mount=mount.pattern,
+        app=f"{mount.app.target}:{mount.app.call}",
+        state="lazy" if state == "asleep" else state,
+        isolation=home.isolation if mount.group is None else f"{home.isolation}, group {mount.group}",
+        why=home.why(),
+        threads=threads if mount.instances == 1 else f"{mount.instances} x {threads}",
+        boot=f"{max(instance.boot_s for instance in serving):.2f} s" if serving else "-",
+        memory=f"{mib:.0f} MiB" if serving else "-",
+    )
+
+
+def _write(table: list[Row], grown_mib: int, log: Any) -> None:
+    for line in draw(table):
+        log.info("%s", line)
+    log.info("the worker grew by %d MiB while they were loaded; memory is each mount's share of it by its Python objects", grown_mib)
+
+
+def draw(table: list[Row]) -> list[str]:
+    """Return the table as lines of equal columns."""
+    # Late: a worker needs it once.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in Row._fields:
+        drawn.add_column(name, no_wrap=True, justify="right" if name in ("threads", "boot", "memory") else "left")
+    for row in table:
+        drawn.add_row(*map(Text, row))
+    text = io.StringIO()
+    Console(file=text, width=_WIDTH, color_system=None, legacy_windows=False).print(drawn)
+    return [line.rstrip() for line in text.getvalue().splitlines()]

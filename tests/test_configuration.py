@@ -1,0 +1,908 @@
+"""The config file: what it becomes, and what is said when it is wrong."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load
+from isowsgi.shared import policies
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+SITE_PACKAGES = f"lib/python{PYTHON}{'t' if 't' in sys.abiflags else ''}/site-packages"
+
+Write = Callable[[str], Config]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one, as for `gunicorn isowsgi.toml`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def read(folder: Path) -> Write:
+    """Write a text as isowsgi.toml and load it."""
+
+    def read(text: str) -> Config:
+        (folder / "isowsgi.toml").write_text(text, encoding="utf-8")
+        return load("isowsgi.toml")
+
+    return read
+
+
+def faults(read: Write, text: str) -> list[str]:
+    """Return the faults of a file, without the file's name, which must begin each."""
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    assert all(fault.startswith("isowsgi.toml: ") for fault in caught.value.faults)
+    return [fault.removeprefix("isowsgi.toml: ") for fault in caught.value.faults]
+
+
+def mount(read: Write, table: str, *, rest: str = "") -> Mount:
+    """Return the one mount, at "/", of a file with this table."""
+    (only,) = read(f'[mounts."/"]\n{table}\n{rest}').mounts
+    return only
+
+
+# What a good file becomes.
+
+
+def test_the_short_form_names_the_app_and_leaves_the_rest_at_its_default(read: Write, folder: Path) -> None:
+    config = read('[mounts]\n"/" = "shop.wsgi:application"\n')
+
+    root = Mount(
+        pattern="/",
+        host="",
+        prefix="",
+        app=App(kind="module", target="shop.wsgi", call="application"),
+        pythonpath=(str(folder),),
+        venv=None,
+        env={},
+        threads=None,
+        isolation="auto",
+        instances=1,
+    )
+    assert config == Config(path=str(folder / "isowsgi.toml"), mounts=(root,), head_timeout=20.0)
+
+
+def test_a_long_and_an_inline_table_mean_the_same(read: Write, folder: Path) -> None:
+    (folder / "lib").mkdir()
+    inline = read('[mounts]\n"/blog" = { app = "blog:create_app()", pythonpath = ["lib"], threads = 8, instances = 2 }\n')
+    long = read('[mounts."/blog"]\napp = "blog:create_app()"\npythonpath = "lib"\nthreads = 8\ninstances = 2\n')
+
+    assert inline == long
+    assert (long.mounts[0].threads, long.mounts[0].instances) == (8, 2)
+    assert long.mounts[0].pythonpath == (str(folder / "lib"),)
+
+
+def test_mounts_keep_the_order_of_the_file(read: Write) -> None:
+    config = read('[mounts]\n"/b" = "b"\n"/" = "root"\n"/a" = "a"\n')
+
+    assert [mount.pattern for mount in config.mounts] == ["/b", "/", "/a"]
+
+
+def test_a_mount_is_hashable_and_its_tables_travel_as_json(read: Write) -> None:
+    """A reload compares mounts; a boot passes one as JSON text into the interpreter."""
+    first, again = (mount(read, 'app = "a"\nenv = { A = "1" }') for _ in range(2))
+
+    assert {first: "generation 3"}[again] == "generation 3"
+    assert json.loads(json.dumps(attrs.asdict(first)))["env"] == {"A": "1"}
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("1", 1.0), ("0.5", 0.5), ("3600", 3600.0)])
+def test_the_head_timeout_is_a_number_of_seconds(read: Write, written: str, seconds: float) -> None:
+    assert read(f'acceptor.head_timeout = {written}\n[mounts]\n"/" = "a"\n').head_timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "pattern", "host", "prefix"),
+    [
+        ("/", "/", "", ""),
+        ("/blog", "/blog", "", "/blog"),
+        ("/blog/", "/blog", "", "/blog"),
+        ("/a/b.c/...", "/a/b.c/...", "", "/a/b.c/..."),
+        ("/100%", "/100%", "", "/100%"),
+        ("/Blog", "/Blog", "", "/Blog"),
+        ("/bücher", "/bücher", "", "/b\u00c3\u00bccher"),
+        ("api.example.com/", "api.example.com/", "api.example.com", ""),
+        ("API.Example.com/V1/", "api.example.com/V1", "api.example.com", "/V1"),
+        ("api.example.com./v1", "api.example.com/v1", "api.example.com", "/v1"),
+        ("localhost/x", "localhost/x", "localhost", "/x"),
+        ("xn--bcher-kva.example/", "xn--bcher-kva.example/", "xn--bcher-kva.example", ""),
+        ("127.0.0.1/", "127.0.0.1/", "127.0.0.1", ""),
+        ("[::1]/x", "[::1]/x", "[::1]", "/x"),
+        ("[2001:DB8:0::1]/", "[2001:db8::1]/", "[2001:db8::1]", ""),
+    ],
+)
+def test_a_pattern_is_a_host_and_a_prefix(read: Write, written: str, pattern: str, host: str, prefix: str) -> None:
+    (only,) = read(f'[mounts]\n"{written}" = "a"\n').mounts
+
+    assert (only.pattern, only.host, only.prefix) == (pattern, host, prefix)
+
+
+def test_the_same_prefix_on_two_hosts_is_two_patterns(read: Write) -> None:
+    assert len(read('[mounts]\n"/v1" = "a"\n"a.example/v1" = "a"\n"b.example/v1" = "a"\n"/V1" = "a"\n').mounts) == 4
+
+
+@pytest.mark.parametrize(
+    ("written", "target", "call"),
+    [
+        ("shop", "shop", "application"),
+        ("shop.wsgi:application", "shop.wsgi", "application"),
+        ("shop.wsgi:app", "shop.wsgi", "app"),
+        ("blog:create_app()", "blog", "create_app()"),
+        ("blog:create_app('x', debug=True)", "blog", "create_app('x', debug=True)"),
+        ("blog:create_app({'a': [1, -2.5, None]}, b=(b'x',))", "blog", "create_app({'a': [1, -2.5, None]}, b=(b'x',))"),
+        ("blog:create_app('/etc/blog.py')", "blog", "create_app('/etc/blog.py')"),
+        ("blog:create_app('a:b')", "blog", "create_app('a:b')"),
+    ],
+)
+def test_a_module_app_is_written_as_for_gunicorn(read: Write, written: str, target: str, call: str) -> None:
+    assert mount(read, f'app = "{written}"').app == App(kind="module", target=target, call=call)
+
+
+@pytest.mark.parametrize(
+    ("written", "file", "call"),
+    [
+        ("api/v1.wsgi", "api/v1.wsgi", "application"),
+        ("api/v1.wsgi:app", "api/v1.wsgi", "app"),
+        ("api/v1.wsgi:make('a:b', x='/')", "api/v1.wsgi", "make('a:b', x='/')"),
+        ("shop.wsgi", "shop.wsgi", "application"),
+        ("./shop.wsgi:app", "shop.wsgi", "app"),
+        ("app.py", "app.py", "application"),
+        ("api/without_a_suffix", "api/without_a_suffix", "application"),
+    ],
+)
+def test_a_script_app_is_a_file(read: Write, folder: Path, written: str, file: str, call: str) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).touch()
+
+    assert mount(read, f'app = "{written}"').app == App(kind="script", target=str(folder / file), call=call)
+
+
+def test_paths_are_relative_to_the_folder_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = folder / "conf"
+    for name in ("conf/lib", "home/lib"):
+        (folder / name).mkdir(parents=True)
+    for name in ("app.wsgi", "home/app.wsgi"):
+        (folder / name).touch()
+    (folder / "conf/a.env").write_text("A=1")
+    (conf / "x.toml").write_text(
+        '[mounts."/a"]\napp = "../app.wsgi"\nenv_file = "a.env"\npythonpath = ["lib", "."]\n'
+        '[mounts."/b"]\napp = "~/app.wsgi"\npythonpath = "~/lib"\n'
+    )
+    monkeypatch.setenv("HOME", str(folder / "home"))
+
+    config = load(Path("conf/x.toml"))
+
+    assert config.path == str(conf / "x.toml")
+    assert [mount.app.target for mount in config.mounts] == [str(folder / "app.wsgi"), str(folder / "home/app.wsgi")]
+    assert [mount.pythonpath for mount in config.mounts] == [(str(conf / "lib"), str(conf)), (str(folder / "home/lib"),)]
+    assert config.mounts[0].env == {"A": "1"}
+
+
+# [defaults]
+
+
+def test_defaults_hold_where_a_mount_says_nothing(read: Write, folder: Path) -> None:
+    (folder / "lib").mkdir()
+    config = read(
+        '[defaults]\nthreads = 4\ninstances = 2\nisolation = "shared-gil"\npythonpath = "lib"\n'
+        '[mounts]\n"/a" = "a"\n"/b" = { app = "b", threads = 1, isolation = "auto", pythonpath = [] }\n'
+    )
+
+    a, b = config.mounts
+    assert (a.threads, a.instances, a.isolation, a.pythonpath) == (4, 2, "shared-gil", (str(folder / "lib"),))
+    assert (b.threads, b.instances, b.isolation, b.pythonpath) == (1, 2, "auto", ())
+
+
+def test_the_environment_merges_name_by_name_and_the_mount_wins(read: Write, folder: Path) -> None:
+    """The mount's env_file too wins over the defaults' env: what is nearer to the app wins."""
+    (folder / "default.env").write_text("A=default file\nB=default file\nC=default file\nD=default file\nE=default file\n")
+    (folder / "one.env").write_text("C=one\nD=one\nE=one\n")
+    (folder / "two.env").write_text("D=two\nE=two\n")
+
+    only = mount(
+        read,
+        'app = "a"\nenv_file = ["one.env", "two.env"]\nenv = { E = "env" }',
+        rest='[defaults]\nenv_file = "default.env"\nenv = { B = "default env", C = "default env" }',
+    )
+
+    assert only.env == {"A": "default file", "B": "default env", "C": "one", "D": "two", "E": "env"}
+
+
+# env_file
+
+
+def test_an_env_file_is_read_as_python_dotenv_does(read: Write, folder: Path) -> None:
+    (folder / "a.env").write_text("# comment\n\nexport A=1\nB='two words' # comment\nC=\"a\\nb\"\nD=\nE = ü\n", encoding="utf-8")
+
+    assert mount(read, 'app = "a"\nenv_file = "a.env"').env == {"A": "1", "B": "two words", "C": "a\nb", "D": "", "E": "ü"}
+
+
+def test_nothing_of_gunicorns_environment_gets_into_an_env_file(read: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """python-dotenv fills in ${NAME} from os.environ, which is not the app's."""
+    monkeypatch.setenv("SECRET", "of the host")
+    (folder / "a.env").write_text("PASSWORD=a${SECRET}b$SECRET\n")
+
+    assert mount(read, 'app = "a"\nenv_file = "a.env"').env == {"PASSWORD": "a${SECRET}b$SECRET"}
+
+
+def test_each_wrong_line_of_an_env_file_is_a_fault_with_its_number(read: Write, folder: Path) -> None:
+    (folder / "a.env").write_text("A=1\n\n\n'no end\nNAME_ALONE\nSCRIPT_NAME=/x\n")
+
+    assert faults(read, '[mounts."/"]\napp = "a"\nenv_file = ["a.env"]\n') == [
+        """mounts."/".env_file[0]: 'a.env', line 4: expected NAME=value, got "'no end\"""",
+        """mounts."/".env_file[0]: 'a.env', line 5: expected NAME=value, got 'NAME_ALONE'""",
+        """mounts."/".env_file[0]: 'a.env', line 6: SCRIPT_NAME: remove it: the mount's pattern says it""",
+    ]
+
+
+def test_an_env_file_must_exist_and_be_utf_8(read: Write, folder: Path) -> None:
+    (folder / "latin.env").write_bytes(b"A=b\xfccher")
+
+    assert faults(read, '[mounts."/"]\napp = "a"\nenv_file = ["none.env", "latin.env"]\n') == [
+        f"""mounts."/".env_file[0]: expected a readable file, got 'none.env' (that is '{folder}/none.env')""",
+        f"""mounts."/".env_file[1]: expected UTF-8, got byte 0xfc in 'latin.env' (that is '{folder}/latin.env')""",
+    ]
+
+
+# venv
+
+
+def make_venv(path: Path, cfg: str, *, site_packages: bool = True) -> Path:
+    path.mkdir()
+    (path / "pyvenv.cfg").write_text(cfg)
+    if site_packages:
+        (path / SITE_PACKAGES).mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}.99\nexecutable = /usr/bin/python\n",
+        f"home = /usr/bin\nversion_info = {PYTHON}.0.final.0\n",
+        f"version={PYTHON}\n",
+    ],
+    ids=["venv", "uv", "short"],
+)
+def test_a_venv_of_the_running_python_is_taken(read: Write, folder: Path, cfg: str) -> None:
+    venv = make_venv(folder / ".venv", cfg)
+
+    assert mount(read, 'app = "a"\nvenv = ".venv"').venv == str(venv)
+
+
+def test_a_venv_made_by_the_venv_module_is_taken(read: Write, folder: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "real"], check=True)
+
+    assert mount(read, 'app = "a"\nvenv = "real"').venv == str(folder / "real")
+
+
+def test_a_venv_of_another_python_is_a_fault_that_says_both_versions(read: Write, folder: Path) -> None:
+    make_venv(folder / "old env", "version = 3.9.18\n")
+
+    assert faults(read, '[mounts."/blog"]\napp = "a"\nvenv = "old env"\n') == [
+        f'mounts."/blog".venv: made for Python 3.9, but gunicorn runs on Python {PYTHON}; '
+        f"make it anew with python{PYTHON} -m venv --clear '{folder}/old env'"
+    ]
+
+
+def test_a_folder_that_is_no_whole_venv_is_a_fault(read: Write, folder: Path) -> None:
+    make_venv(folder / "bare", f"version = {PYTHON}.1\n", site_packages=False)
+    make_venv(folder / "mute", "home = /usr/bin\n")
+    (folder / "plain").mkdir()
+    text = "[mounts]\n" + "".join(f'"/{name}" = {{ app = "a", venv = "{name}" }}\n' for name in ("bare", "mute", "plain", "none"))
+
+    no_venv = "expected a virtual environment (a folder with pyvenv.cfg), got"
+    assert faults(read, text) == [
+        f"""mounts."/bare".venv: expected the folder '{SITE_PACKAGES}' in '{folder}/bare', got none; """
+        f"make it anew with python{PYTHON} -m venv --clear {folder}/bare",
+        f"""mounts."/mute".venv: expected a Python version in its pyvenv.cfg, got none in 'mute' (that is '{folder}/mute')""",
+        f"""mounts."/plain".venv: {no_venv} 'plain' (that is '{folder}/plain')""",
+        f"""mounts."/none".venv: {no_venv} 'none' (that is '{folder}/none')""",
+    ]
+
+
+# What is said when the file is wrong.
+
+
+def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) -> None:
+    (folder / "isowsgi.toml").write_text(
+        """
+        [mounts]
+        "/" = "shop.wsgi:application"
+        "/blog" = { app = "blog:create_app(os.environ)", thread = 8 }
+        blog = "blog"
+
+        [mounts."/api"]
+        app = "api"
+        env = { DEBUG = 1 }
+
+        [defaults]
+        threads = 0
+        """
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        load("isowsgi.toml")
+
+    assert str(caught.value).splitlines() == [
+        """isowsgi.toml: mounts."/blog".app: expected literal arguments, got 'os.environ' in 'blog:create_app(os.environ)'; """
+        "compute it inside the factory",
+        """isowsgi.toml: mounts."/blog".thread: unknown key; did you mean 'threads'?""",
+        """isowsgi.toml: mounts.blog: expected '/blog' (a pattern begins with a slash or a host), got 'blog'""",
+        """isowsgi.toml: mounts."/api".env.DEBUG: expected a string, got 1 (a whole number); write it in quotes: "1\"""",
+        """isowsgi.toml: defaults.threads: must be 1 to 1024, got 0""",
+    ]
+
+
+MOUNT_KEYS = (
+    "app, body_timeout, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
+    "max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, python, pythonpath, "
+    "queue, queue_timeout, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
+)
+ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
+MAIN = '[mounts]\n"/" = "a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [f"mounts: missing; {ONE_MOUNT}"]),
+        ("[mounts]\n", [f"mounts: {ONE_MOUNT}"]),
+        ("mounts = []\n", ["mounts: expected a table, got a list"]),
+        ('[mount]\n"/" = "a"\n', ["mount: unknown key; did you mean 'mounts'?"]),
+        (MAIN + "[logging]\n", ["logging: unknown key; expected one of acceptor, control, defaults, mounts, status, worker"]),
+        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, control, defaults, mounts, status, worker']),
+        ("defaults = 1\n" + MAIN, ["defaults: expected a table, got 1 (a whole number)"]),
+        (MAIN + '[defaults]\napp = "a"\n', ["defaults.app: unknown key; each mount names its own app"]),
+        (MAIN + "[defaults]\nthread = 1\n", ["defaults.thread: unknown key; did you mean 'threads'?"]),
+        (MAIN + '"/b" = "b"\n[defaults]\nthreads = "4"\n', ["defaults.threads: expected a whole number, got '4' (a string)"]),
+        (MAIN + "[acceptor]\nhead_timeout = 0\n", ["acceptor.head_timeout: must be above 0 and at most 3600 seconds, got 0"]),
+        (MAIN + "[acceptor]\nhead_timeout = 3600.5\n", ["acceptor.head_timeout: must be above 0 and at most 3600 seconds, got 3600.5"]),
+        (MAIN + "[acceptor]\nhead_timeout = nan\n", ["acceptor.head_timeout: must be above 0 and at most 3600 seconds, got nan"]),
+        (MAIN + '[acceptor]\nhead_timeout = "20"\n', ["acceptor.head_timeout: expected a number of seconds, got '20' (a string)"]),
+        (MAIN + "[acceptor]\nhead_timeout = true\n", ["acceptor.head_timeout: expected a number of seconds, got true (a boolean)"]),
+        (MAIN + "[acceptor]\ntimeout = 1\n", ["acceptor.timeout: unknown key; did you mean 'head_timeout'?"]),
+        (MAIN + "[status]\nallow = 1\n", ["status.allow: expected a string or a list of strings, got 1 (a whole number)"]),
+        (
+            MAIN + '[status]\nallow = ["10.1.0.0/8"]\n',
+            [
+                "status.allow[0]: its address has bits below the prefix; "
+                "expected an address, a network such as '10.0.0.0/8', or 'unix', got '10.1.0.0/8'"
+            ],
+        ),
+        (MAIN + '[status]\nhosts = ""\n', ["status.hosts: expected a host name, got ''"]),
+        ('[mounts]\n"/" = 4\n', ['mounts."/": expected an app (a string) or a table, got 4 (a whole number)']),
+        ('[mounts]\n"/" = ["a"]\n', ['mounts."/": expected an app (a string) or a table, got a list']),
+        ('[mounts."/"]\n', ['mounts."/".app: missing; expected an app, as in app = "shop.wsgi:application"']),
+        ('[mounts."/"]\nap = "a"\n', ["""mounts."/".ap: unknown key; did you mean 'app'?"""]),
+        ('[mounts."/"]\napp = "a"\n"x y" = 1\n', [f'mounts."/"."x y": unknown key; expected one of {MOUNT_KEYS}']),
+    ],
+)
+def test_a_wrong_file_is_told_so_line_by_line(read: Write, text: str, expected: list[str]) -> None:
+    assert faults(read, text) == expected
+
+
+NAME = "expected a name that is not empty and holds no '=' and no NUL"
+WARMUP = "expected a path below the mount as a browser sends it, such as '/health', got"
+ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main', got"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("threads = 0", "threads: must be 1 to 1024, got 0"),
+        ("threads = 1025", "threads: must be 1 to 1024, got 1025"),
+        ("threads = '4'", "threads: expected a whole number, got '4' (a string)"),
+        ("threads = true", "threads: expected a whole number, got true (a boolean)"),
+        ("threads = 4.0", "threads: expected a whole number, got 4.0 (a float)"),
+        ("threads = 2026-01-31", "threads: expected a whole number, got 2026-01-31 (a date or time)"),
+        (f"threads = 0x{'f' * 4000}", f"threads: must be 1 to 1024, got 0x{'f' * 18}..."),
+        ("instances = 65", "instances: must be 1 to 64, got 65"),
+        ("isolation = 'thread'", f"isolation: {ISOLATION} 'thread'"),
+        ("isolation = true", "isolation: expected a string, got true (a boolean)"),
+        ("pythonpath = 4", "pythonpath: expected a string or a list of strings, got 4 (a whole number)"),
+        ("pythonpath = ['.', 4]", "pythonpath[1]: expected a string, got 4 (a whole number)"),
+        ("pythonpath = ['.', '']", "pythonpath[1]: expected a path, got ''"),
+        ("pythonpath = '/no/such'", "pythonpath: expected an existing folder, got '/no/such'"),
+        ("env_file = { A = '1' }", "env_file: expected a string or a list of strings, got a table"),
+        ("venv = ''", "venv: expected a path, got ''"),
+        ("venv = ['a']", "venv: expected a string, got a list"),
+        ("env = ['A']", "env: expected a table, got a list"),
+        ("env = { A = true }", 'env.A: expected a string, got true (a boolean); write it in quotes: "true"'),
+        ("env = { A = 1.5 }", 'env.A: expected a string, got 1.5 (a float); write it in quotes: "1.5"'),
+        ("env = { A = ['x'] }", "env.A: expected a string, got a list"),
+        ('env = { A = "x\\u0000" }', "env.A: expected a string without NUL"),
+        ("env = { '' = 'x' }", f'env."": {NAME}'),
+        ("env = { 'A=B' = 'x' }", f'env."A=B": {NAME}'),
+        ('env = { "A\\u0000" = "x" }', f'env."A\\u0000": {NAME}'),
+        ("env = { SCRIPT_NAME = '/' }", "env.SCRIPT_NAME: remove it: the mount's pattern says it"),
+        ("lazy = 1", "lazy: expected a boolean, got 1 (a whole number)"),
+        ("idle_timeout = -1", "idle_timeout: must be 0 (no limit) to 604800 seconds, got -1"),
+        ("request_timeout = '1 min'", "request_timeout: expected a number of seconds, got '1 min' (a string)"),
+        ("body_timeout = true", "body_timeout: expected a number of seconds, got true (a boolean)"),
+        ("send_timeout = 604801", "send_timeout: must be 0 (no limit) to 604800 seconds, got 604801"),
+        ("min_rate = 0.5", "min_rate: expected a whole number, got 0.5 (a float)"),
+        ("boot_timeout = nan", "boot_timeout: must be 0 (no limit) to 604800 seconds, got nan"),
+        ("queue = -1", "queue: must be 0 to 1000000000, got -1"),
+        ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
+        ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
+        ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),
+        ("touch = ''", "touch: expected a path, got ''"),
+        ("on_crash = 'ignore'", "on_crash: expected one of 'quarantine', 'process', 'serve', got 'ignore'"),
+        ("python_path = '.'", "python_path: unknown key; did you mean 'pythonpath'?"),
+        ("Threads = 1", "Threads: unknown key; did you mean 'threads'?"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_place_and_what_was_expected(read: Write, line: str, expected: str) -> None:
+    assert faults(read, f'[mounts."/blog"]\napp = "blog"\n{line}\n') == [f'mounts."/blog".{expected}']
+    assert faults(read, f"{MAIN}[defaults]\n{line}\n") == [f"defaults.{expected}"]
+
+
+def test_the_settings_of_a_mounts_life_are_read(read: Write) -> None:
+    text = (
+        "[defaults]\nrequest_timeout = 5\nqueue = 7\n[worker]\nmax_stuck = 1\nmax_rss = 900\n"
+        "[mounts.'/a']\napp = 'a'\nlazy = true\nidle_timeout = 600\ntouch = 'reload-a'\nwarmup = '/health?deep=1'\nqueue = 0\n"
+        "body_timeout = 1.5\nsend_timeout = 0\n"
+    )
+
+    config = read(text)
+
+    (mount,) = config.mounts
+    assert (mount.lazy, mount.idle_timeout, mount.request_timeout, mount.queue) == (True, 600.0, 5.0, 0)
+    assert (mount.body_timeout, mount.send_timeout, mount.min_rate) == (1.5, 0.0, 500)
+    assert mount.warmup == "/health?deep=1"
+    assert mount.touch == os.path.join(os.path.dirname(config.path), "reload-a")
+    assert (config.limits.max_stuck, config.limits.max_rss, config.limits.crashes) == (1, 900, 3)
+
+
+DOTS = "expected no '//', '.' or '..': no request path is normalised, so they would be matched literally, got"
+BLANK = "a pattern may not hold spaces and control characters, got"
+HOST = "expected a host of letters, digits, '-', '_' and '.', got"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", 'expected a pattern, as in "/blog" or "api.example.com/", got \'\''),
+        ("blog", "expected '/blog' (a pattern begins with a slash or a host), got 'blog'"),
+        ("bücher", "expected '/bücher' (a pattern begins with a slash or a host), got 'bücher'"),
+        ("api.example.com", 'write "api.example.com/" for the whole host'),
+        ("localhost", 'write "localhost/" for the whole host'),
+        ("[::1]", 'write "[::1]/" for the whole host'),
+        ("/a%20b", "write it decoded: requests are matched after percent-decoding, got '%20'"),
+        ("/a//b", f"{DOTS} '//'"),
+        ("/a//", f"{DOTS} '//'"),
+        ("/a/./b", f"{DOTS} '/.'"),
+        ("/a/..", f"{DOTS} '/..'"),
+        ("/../", f"{DOTS} '/..'"),
+        ("/a?b=1", "a pattern is a path: no query and no fragment, got '?'"),
+        ("/a#b", "a pattern is a path: no query and no fragment, got '#'"),
+        ("/a b", f"{BLANK} '/a b'"),
+        ("GET /a", f"{BLANK} 'GET /a'"),
+        ("/a\x7f", f"{BLANK} '/a\\x7f'"),
+        ("/a\u2028", f"{BLANK} '/a\\u2028'"),
+        ("https://example.com/a", "expected a pattern without a scheme: 'example.com/a'"),
+        ("example.com:8000/a", "expected a host without a port, got 'example.com:8000'; ports belong to gunicorn's bind"),
+        ("localhost:8000", "expected a host without a port, got 'localhost:8000'; ports belong to gunicorn's bind"),
+        ("[::1]:80/", "expected a host without a port, got '[::1]:80'; ports belong to gunicorn's bind"),
+        ("[::1::2]/", "expected an IPv6 address in brackets, got '[::1::2]'"),
+        ("bücher.example/", "a host must be ASCII, got 'bücher.example'; write the form that begins with 'xn--'"),
+        ("*.example.com/", f"{HOST} '*.example.com'"),
+        ("a..example/", f"{HOST} 'a..example'"),
+        ("me@example.com/", f"{HOST} 'me@example.com'"),
+        (f"{'a' * 64}.example/", f"{HOST} '{'a' * 64}.example'"),
+    ],
+)
+def test_a_wrong_pattern_is_told_what_to_write(read: Write, pattern: str, expected: str) -> None:
+    key = pattern if pattern in ("blog", "localhost") else json.dumps(pattern, ensure_ascii=not pattern.isprintable())
+
+    assert faults(read, f'[mounts]\n{json.dumps(pattern)} = "a"\n') == [f"mounts.{key}: {expected}"]
+
+
+def test_two_spellings_of_one_pattern_are_a_fault_that_names_both(read: Write) -> None:
+    assert faults(read, '[mounts]\n"/blog" = "a"\n"A.example/" = "a"\n"/blog/" = "b"\n"a.Example./" = "b"\n') == [
+        'mounts."/blog/": the same pattern as "/blog"; keep one of them',
+        'mounts."a.Example./": the same pattern as "A.example/"; keep one of them',
+    ]
+
+
+def test_a_wrong_pattern_does_not_hide_what_is_wrong_below_it(read: Write) -> None:
+    """cattrs leaves a key unchecked once its value has failed."""
+    assert faults(read, '[mounts]\n"/a" = "1"\n"/a/" = { app = "a", env = { "" = 1 } }\n') == [
+        """mounts."/a": expected a dotted module name, got '1'; a path to a script holds a slash""",
+        'mounts."/a/": the same pattern as "/a"; keep one of them',
+        f'mounts."/a/".env."": {NAME}',
+        'mounts."/a/".env."": expected a string, got 1 (a whole number); write it in quotes: "1"',
+    ]
+
+
+CALL = "expected a name or a call with literal arguments after ':', as in create_app(debug=True), got"
+MODULE = "expected a dotted module name, got"
+
+
+@pytest.mark.parametrize(
+    ("app", "expected"),
+    [
+        ("", "expected an app, as in 'shop.wsgi:application' or 'shop/app.wsgi', got ''"),
+        (":app", "expected an app, as in 'shop.wsgi:application' or 'shop/app.wsgi', got ':app'"),
+        ("my-shop:app", f"{MODULE} 'my-shop'; a path to a script holds a slash"),
+        (".shop:app", f"{MODULE} '.shop'; a path to a script holds a slash"),
+        ("shop.class:app", f"{MODULE} 'shop.class'; a path to a script holds a slash"),
+        ("create_app()", f"{MODULE} 'create_app()'; a path to a script holds a slash"),
+        ("shop:", f"{CALL} 'shop:'"),
+        ("shop:app.wsgi", f"{CALL} 'shop:app.wsgi'"),
+        ("shop:make()()", f"{CALL} 'shop:make()()'"),
+        ("shop:make(", f"{CALL} 'shop:make('"),
+        ("shop:make(**{})", f"{CALL} 'shop:make(**{{}})'"),
+        ("shop:True", f"{CALL} 'shop:True'"),
+        ("shop:a:b", f"{CALL} 'shop:a:b'"),
+        ("s:f(x=os.sep)", "expected literal arguments, got 'os.sep' in 's:f(x=os.sep)'; compute it inside the factory"),
+        ("s:f(1, g())", "expected literal arguments, got 'g()' in 's:f(1, g())'; compute it inside the factory"),
+        ("s:f({[]: 1})", "expected literal arguments, got '{[]: 1}' in 's:f({[]: 1})'; compute it inside the factory"),
+        ("s:f(*[1])", "expected literal arguments, got '*[1]' in 's:f(*[1])'; compute it inside the factory"),
+        ("/no/such.wsgi", "expected an existing script file, got '/no/such.wsgi'"),
+        ("/no/such.wsgi:app", "expected an existing script file, got '/no/such.wsgi'"),
+    ],
+)
+def test_a_wrong_app_is_told_what_to_write(read: Write, app: str, expected: str) -> None:
+    assert faults(read, f'[mounts]\n"/" = {json.dumps(app)}\n') == [f'mounts."/": {expected}']
+    assert faults(read, f'[mounts]\n"/" = {{ app = {json.dumps(app)} }}\n') == [f'mounts."/".app: {expected}']
+
+
+def test_a_missing_script_that_may_be_meant_as_a_module_is_told_how_to_write_that(read: Write, folder: Path) -> None:
+    assert faults(read, '[mounts]\n"/" = "shop.wsgi"\n') == [
+        f"""mounts."/": expected an existing script file, got 'shop.wsgi' (that is '{folder}/shop.wsgi'); """
+        "for the module write 'shop.wsgi:application'"
+    ]
+
+
+def test_own_gil_is_refused_where_it_is_asked_for_with_the_callers_reason(folder: Path) -> None:
+    (folder / "x.toml").write_text(
+        '[mounts]\n"/a" = { app = "a", isolation = "own-gil" }\n"/b" = { app = "b", isolation = "own-gil" }\n"/c" = "c"\n'
+    )
+
+    assert [mount.isolation for mount in load("x.toml").mounts] == ["own-gil", "own-gil", "auto"]
+    with pytest.raises(ConfigError) as caught:
+        load("x.toml", own_gil_error="needs Python 3.13, got 3.12")
+    assert caught.value.faults == tuple(f'x.toml: mounts."/{name}".isolation: needs Python 3.13, got 3.12' for name in "ab")
+
+
+# Files that are no TOML.
+
+
+@pytest.mark.parametrize(
+    ("content", "begins"),
+    [
+        (b'[mounts]\n"/" = = 1\n', "x.toml: line 2, column 7: not valid TOML: invalid value"),
+        (b"[mounts\n", "x.toml: line 1, column 8: not valid TOML: expected ']'"),
+        (b"a = ", "x.toml: end of document: not valid TOML: invalid value"),
+        (b"a = '\xff'", "x.toml: not valid TOML: expected UTF-8, got byte 0xff at offset 5"),
+        (b"a = " + b"[" * 50_000, "x.toml: "),
+        (b"a = " + b"9" * 5_000, "x.toml: not valid TOML: "),
+        (b".".join([b"a"] * 3_000) + b" = 1", "x.toml: "),
+    ],
+    ids=["value", "table", "end", "utf-8", "nested", "digits", "dotted"],
+)
+def test_a_file_that_is_no_toml_is_one_fault_with_its_line_and_column(folder: Path, content: bytes, begins: str) -> None:
+    (folder / "x.toml").write_bytes(content)
+
+    with pytest.raises(ConfigError) as caught:
+        load("x.toml")
+    assert caught.value.faults[0].startswith(begins)
+    assert all(len(fault.splitlines()) == 1 for fault in caught.value.faults)
+
+
+def test_a_file_that_cannot_be_read_is_one_fault(folder: Path) -> None:
+    (folder / "folder.toml").mkdir()
+    said: list[str] = []
+    for path in ("conf/none.toml", "folder.toml", "a\0b"):
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        said += caught.value.faults
+
+    assert said == [
+        f"conf/none.toml: no such file, looked for '{folder}/conf/none.toml'",
+        "folder.toml: cannot read it: is a directory",
+        "a\0b: cannot read it: embedded null byte",
+    ]
+
+
+# Any file: a small writer of TOML, so that the structures are not only those tests think of.
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, (str, bool)):
+        return json.dumps(value).replace("\x7f", "\\u007f")
+    return str(value)
+
+
+SETTINGS = ["app", "pythonpath", "venv", "env", "env_file", "threads", "isolation", "instances"]
+PATTERNS = ["/", "/blog", "/blog/", "blog", "a.example", "A.example/", "[::1]/", "/a/..", "/%41", "x:1/"]
+WORDS = ["a:b", "a:f(1)", "a:f(x)", "a/b.wsgi", "b.wsgi", "auto", "own-gil", ".", "~", "SCRIPT_NAME", "\0", "\u2028"]
+# No astral characters, which JSON writes as a pair of surrogates and TOML refuses.
+text = st.sampled_from(WORDS) | st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=20)
+atoms = text | st.integers() | st.floats() | st.booleans() | st.dates(min_value=datetime.date(1000, 1, 1))
+anything = st.recursive(atoms, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=8)
+
+
+def tables(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(names) | text, anything, max_size=5)
+
+
+files = tables(["mounts"]) | st.fixed_dictionaries(
+    {"mounts": st.dictionaries(st.sampled_from(PATTERNS) | text, anything | tables(SETTINGS), max_size=4)},
+    optional={"defaults": tables(SETTINGS) | anything, "acceptor": tables(["head_timeout"]) | anything},
+)
+
+
+def faults_of(path: Path, content: bytes) -> tuple[str, ...]:
+    path.write_bytes(content)
+    try:
+        config = load(path)
+    except ConfigError as error:
+        return error.faults or ("an error without a fault",)
+    assert config.mounts
+    return ()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any") / "isowsgi.toml"
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=files)
+@example(data={"mounts": {"/": {"app": "a", "env": {"\0": "\0"}, "pythonpath": ["\0"], "venv": "\0", "env_file": "\0"}}})
+@example(data={"mounts": {"/\0": "\0/", "": ""}, "": {}})
+def test_any_structure_is_a_config_or_faults_of_one_line_each(path: Path, data: dict[str, Any]) -> None:
+    content = "".join(f"{json.dumps(key)} = {as_toml(value)}\n" for key, value in data.items())
+
+    for fault in faults_of(path, content.encode()):
+        assert fault.startswith(f"{path}: ")
+        assert "not valid TOML" not in fault  # it is valid: the writer above is the one that would be wrong
+        assert len(fault.splitlines()) == 1
+
+
+@settings(deadline=None)
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_bytes_are_a_config_or_faults_of_one_line_each(path: Path, content: bytes) -> None:
+    for fault in faults_of(path, content):
+        assert fault.startswith(f"{path}: ")
+        assert len(fault.splitlines()) == 1
+
+
+def test_reading_a_config_loads_no_c_extension_from_outside_the_standard_library() -> None:
+    """Many may live in only one interpreter of a process: one that we import is one taken from an app."""
+    code = (
+        "import sys, isowsgi.configuration\n"
+        "files = [getattr(module, '__file__', None) or '' for module in sys.modules.values()]\n"
+        "print([file for file in files if file.endswith('.so') and 'site-packages' in file])"
+    )
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environ)
+
+    assert run.stdout == "[]\n"
+
+
+def test_who_may_see_the_status_page_is_told_by_network_and_host(read: Write) -> None:
+    status = read(MAIN + '[status]\nallow = ["10.0.0.0/8", "::1", "unix", "192.0.2.7"]\nhosts = "Web1.Example."\n').status
+
+    assert status == Status(allow=("10.0.0.0/8", "::1/128", "unix", "192.0.2.7/32"), hosts=("web1.example",))
+
+
+# What several keys mean together.
+
+
+def fake_python(folder: Path, version: str) -> str:
+    """An executable that answers as a Python of this version would."""
+    path = folder / f"python{version}"
+    major, minor = version.split(".")
+    path.write_text(f"#!/bin/sh\necho '[\"cpython\", {major}, {minor}, 0]'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_another_python_takes_a_venv_of_its_own_version(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", "version = 3.42.0\n")
+    (folder / "env/lib/python3.42/site-packages").mkdir(parents=True)
+    python = fake_python(folder, "3.42")
+
+    found = mount(read, f'app = "a"\npython = "{python}"\nvenv = "env"')
+
+    assert (found.python, found.venv) == (python, str(folder / "env"))
+
+
+def test_a_python_is_a_path_or_a_command(read: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = fake_python(folder, "3.42")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    assert mount(read, 'app = "a"\npython = "python3.42"').python == python
+    assert mount(read, 'app = "a"\npython = "./python3.42"').python == python
+
+
+def test_a_python_that_will_not_do_is_a_fault_that_says_why(read: Write, folder: Path) -> None:
+    (folder / "text").write_text("no program")
+    old = fake_python(folder, "3.9")
+    text = "[mounts]\n" + "".join(f'"/{n}" = {{ app = "a", python = "{p}" }}\n' for n, p in enumerate(("./none", "./text", old)))
+
+    none, no_python, too_old = faults(read, text)
+    assert none == f"mounts.\"/0\".python: expected a Python's executable, got '{folder}/none': no such file or directory"
+    assert no_python == f"mounts.\"/1\".python: expected a Python's executable, got '{folder}/text', which does not answer as one"
+    assert "expected CPython 3.10 or newer, which gunicorn" in too_old
+    assert f"got CPython 3.9.0 ('{old}')" in too_old
+
+
+def test_another_python_needs_a_process(read: Write, folder: Path) -> None:
+    python = fake_python(folder, "3.42")
+
+    assert faults(read, f'[mounts."/"]\napp = "a"\npython = "{python}"\nisolation = "main"\n') == [
+        'mounts."/".python: another Python runs in a process of its own: expected isolation = "process" (or "auto"), got \'main\''
+    ]
+
+
+def test_a_venv_of_another_version_names_its_own_python_if_that_could_run_the_app(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", "version = 3.42.0\n")
+    (folder / "env/bin").mkdir()
+    (folder / "env/bin/python").symlink_to(fake_python(folder, "3.42"))
+
+    [fault] = faults(read, '[mounts."/"]\napp = "a"\nvenv = "env"\n')
+
+    assert fault.endswith(f', or set python = "{folder}/env/bin/python" to run the app on that, in a process of its own')
+
+
+def test_faults_of_keys_together_are_told_with_the_others(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", f"version = {PYTHON}.1\n")
+    text = """
+        [mounts]
+        "/a" = { app = "a", isolation = "main", venv = "env", instances = 2 }
+        "/b" = { app = "b", threads = 0 }
+    """
+
+    assert faults(read, text) == [
+        'mounts."/a".venv: an app in the main interpreter has the packages of gunicorn\'s own environment; use isolation = "process"',
+        'mounts."/a".instances: there is one main interpreter, got 2',
+        'mounts."/b".threads: must be 1 to 1024, got 0',
+    ]
+
+
+def test_what_the_defaults_bring_about_is_a_fault_of_theirs(read: Write, folder: Path) -> None:
+    make_venv(folder / "env", f"version = {PYTHON}.1\n")
+
+    [fault] = faults(read, '[defaults]\nvenv = "env"\n[mounts."/a"]\napp = "a"\nisolation = "main"\n')
+
+    assert fault.startswith("defaults.venv: an app in the main interpreter")
+
+
+# Groups.
+
+
+def test_members_of_a_group_share_what_one_of_them_says(read: Write, folder: Path) -> None:
+    for name in ("x", "y"):
+        (folder / name).mkdir()
+    a, b, c = read(
+        """
+        [defaults]
+        threads = 2
+        env = { A = "default", B = "default" }
+        [mounts]
+        "/a" = { app = "a", group = "g", threads = 8, pythonpath = "x", env = { A = "1" }, warmup = "/a" }
+        "/b" = { app = "b", group = "g", pythonpath = "y", env = { C = "3" } }
+        "/c" = "c"
+        """
+    ).mounts
+
+    assert (a.threads, b.threads, c.threads) == (8, 8, 2)
+    assert a.pythonpath == b.pythonpath == (str(folder / "x"), str(folder / "y"))
+    assert a.env == b.env == {"A": "1", "B": "default", "C": "3"}
+    assert (a.warmup, b.warmup, c.group) == ("/a", None, None)
+
+
+def test_contradictions_within_a_group_are_faults(read: Write) -> None:
+    text = """
+        [mounts]
+        "/a" = { app = "a", group = "g", threads = 8, env = { A = "1" } }
+        "/b" = { app = "b", group = "g", threads = 4, env = { A = "2" } }
+        "/c" = { app = "c", group = "h", threads = 4 }
+    """
+
+    assert faults(read, text) == [
+        'mounts."/b".threads: contradicts mounts."/a", which says 8: both share the group \'g\'',
+        "mounts.\"/b\".env.A: contradicts mounts.\"/a\", which says '1': both share the group 'g'",
+    ]
+
+
+def test_all_mounts_of_the_main_interpreter_are_one_group(read: Write) -> None:
+    a, b = read('[mounts]\n"/a" = { app = "a", isolation = "main", threads = 3 }\n"/b" = { app = "b", isolation = "main" }\n').mounts
+
+    assert (a.group, b.group, b.threads) == ("main", "main", 3)
+    assert faults(read, '[mounts."/"]\napp = "a"\ngroup = "main"\n') == [
+        'mounts."/".group: \'main\' is the group of the mounts with isolation = "main"; choose another name'
+    ]
+    assert faults(read, '[mounts."/"]\napp = "a"\ngroup = "g"\nisolation = "main"\n') == [
+        'mounts."/": mounts of the main interpreter share it anyway; remove their group'
+    ]
+
+
+# Policies.
+
+
+def test_a_policy_is_laid_over_the_defaults_word_by_word_and_what_is_allowed_is_left_out(read: Write) -> None:
+    a, b, c = read(
+        """
+        [defaults]
+        policy = { chdir = "deny", umask = "warn" }
+        [mounts]
+        "/a" = { app = "a", policy = { chdir = "allow", exit = "deny" } }
+        "/b" = { app = "b", policy = "allow" }
+        "/c" = { app = "c", policy = "deny" }
+        """
+    ).mounts
+
+    assert a.policy == {"umask": "warn", "exit": "deny"}
+    assert b.policy == {}
+    assert c.policy == dict.fromkeys(policies.WORDS, "deny")
+    assert mount(read, 'app = "a"').policy == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1", "policy: expected one of 'allow', 'warn', 'deny' or a table of them, got 1 (a whole number)"),
+        ('"forbid"', "policy: expected one of 'allow', 'warn', 'deny', got 'forbid'"),
+        ("{ chdir = true }", "policy.chdir: expected a string, got true (a boolean)"),
+        ('{ chdir = "log" }', "policy.chdir: expected one of 'allow', 'warn', 'deny', got 'log'"),
+        ('{ locale = "warn" }', "policy.locale: unknown word; did you mean 'setlocale'?"),
+        ('{ setuid = "deny" }', "policy.setuid: unknown word; did you mean 'ids'?"),
+        ('{ prlimit = "deny" }', "policy.prlimit: unknown word; did you mean 'setrlimit'?"),
+        ('{ Fork = "deny" }', "policy.Fork: unknown word; did you mean 'fork'?"),
+        ('{ qqqqq = "deny" }', f"policy.qqqqq: unknown word; expected one of {', '.join(policies.WORDS)}"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_a_fault(read: Write, value: str, expected: str) -> None:
+    assert faults(read, f'[mounts."/"]\napp = "a"\npolicy = {value}\n') == [f'mounts."/".{expected}']
+    assert faults(read, f'[defaults]\npolicy = {value}\n[mounts]\n"/" = "a"\n') == [f"defaults.{expected}"]
+
+
+def test_members_of_a_group_have_one_policy(read: Write) -> None:
+    a, b = read('[mounts]\n"/a" = { app = "a", group = "g", policy = { chdir = "deny" } }\n"/b" = { app = "b", group = "g" }\n').mounts
+    assert a.policy == b.policy == {"chdir": "deny"}
+
+    text = """
+        [mounts]
+        "/a" = { app = "a", group = "g", policy = { chdir = "deny", umask = "warn" } }
+        "/b" = { app = "b", group = "g", policy = { chdir = "warn", umask = "warn", exit = "deny" } }
+    """
+    assert faults(read, text) == [
+        "mounts.\"/b\".policy.chdir: contradicts mounts.\"/a\", which says 'deny': both share the group 'g'",
+    ]
+
+
+def test_the_main_interpreter_can_have_no_policy(read: Write) -> None:
+    """An audit hook there hears of what gunicorn and the acceptor do as well."""
+    told = "the main interpreter is gunicorn's too, and nobody can tell who does what there"
+
+    [own] = faults(read, '[mounts."/"]\napp = "a"\nisolation = "main"\npolicy = { chdir = "warn" }\n')
+    [default] = faults(read, '[defaults]\npolicy = "warn"\n[mounts]\n"/" = { app = "a", isolation = "main" }\n')
+
+    assert own.startswith(f'mounts."/".policy: {told}')
+    assert default.startswith(f"defaults.policy: {told}")
+    assert mount(read, 'app = "a"\nisolation = "main"\npolicy = "allow"', rest='[defaults]\npolicy = "warn"\n').policy == {}

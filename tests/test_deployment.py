@@ -1,0 +1,687 @@
+"""A mount's home: replacing, retrying, sleeping and giving up never lose an instance and never leave a gap."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from isowsgi.configuration import App, Mount
+from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.worker.acceptor import NotServing
+from isowsgi.worker.deployment import Home
+from isowsgi.worker.turns import TURN_S, Turns
+
+LOG = logging.getLogger("test")
+
+
+class FakeInstance:
+    """An instance without an interpreter: the test says what happens in it."""
+
+    def __init__(self, slot: int, generation: int) -> None:
+        self.tag = f"/ #{generation}"
+        self.slot = slot
+        self.generation = generation
+        self.isolation = "own-gil"
+        self.state = State.BOOTING
+        self.is_loaded = False
+        self.error = self.traceback = ""
+        self.boot_s = 0.0
+        self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
+        self.started = self.drained = self.stopped = False
+        self.served = 0
+        self.busy = False
+        self.holds_gil = False
+        self.can_be_killed = False
+        self.how_it_ended = ""
+        self.unknown_extension: str | None = None
+        self.killed = False
+
+    def start(self) -> None:
+        self.started = True
+
+    def give(self, fd: int) -> None:
+        raise AssertionError("the home hands nothing over")
+
+    def drain(self) -> None:
+        self.drained = True
+        self.happens(Event.DRAIN)
+
+    finish = drain
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def abandon(self) -> None:
+        self.happens(Event.DRAIN_TIMEOUT)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def time_out_boot(self) -> None:
+        self.happens(Event.BOOT_TIMEOUT)
+
+    def call_stuck(self) -> None:
+        self.happens(Event.THREAD_STUCK)
+
+    def requests(self, mount: int | None = None) -> int:
+        return self.served
+
+    def is_busy(self) -> bool:
+        return self.busy
+
+    def has_free_thread(self) -> bool:
+        return not self.busy
+
+    def requests_in_flight(self) -> list[str]:
+        return ["GET / HTTP/1.1"] if self.busy else []
+
+    def cut_off(self, older_than_s: float, now: float) -> bool:
+        return self.holds_gil
+
+    def measure(self) -> None: ...
+
+    def reopen_logs(self) -> None: ...
+
+    def happens(self, event: Event) -> None:
+        if event is Event.READY:
+            self.is_loaded = True
+        self.state = step(self.state, event)
+
+
+class Site:
+    """A home with everything the test wants to see."""
+
+    def __init__(self, turns: Turns | None = None, **changes: Any) -> None:
+        self.made: list[FakeInstance] = []
+        self.releases = 0
+        self.trials = 0
+        self.now = 100.0
+        mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
+        self.home = Home(
+            members=[mount],
+            make=self._make,
+            released=self._release,
+            try_out=self._try_out,
+            log=LOG,
+            drain_s=30,
+            isolation="own-gil",
+            take_turn=turns.take if turns is not None else lambda home, now: True,
+        )
+
+    def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
+        self.made.append(FakeInstance(slot, generation))
+        return self.made[-1]
+
+    def _try_out(self, home: Home) -> None:
+        self.trials += 1
+
+    def _release(self) -> None:
+        self.releases += 1
+
+    def ready(self, instance: FakeInstance) -> None:
+        instance.happens(Event.READY)
+        self.home.on_ready(instance, self.now)
+
+    def failed(self, instance: FakeInstance) -> None:
+        instance.happens(Event.BOOT_FAILED)
+        self.home.on_failed(instance, self.now)
+
+    def closed(self, instance: FakeInstance) -> None:
+        instance.happens(Event.ENDED)
+        self.home.on_closed(instance, self.now)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.home.tick(self.now)
+
+    def chosen(self) -> Any:
+        return self.home.choose(self.now)
+
+
+def up(turns: Turns | None = None, **changes: Any) -> Site:
+    site = Site(turns, **changes)
+    site.home.start(site.now)
+    for instance in list(site.made):
+        site.ready(instance)
+    return site
+
+
+def test_a_replacement_serves_before_the_old_one_drains() -> None:
+    site = up()
+    old = site.made[0]
+
+    site.home.replace("test", site.now)
+    assert site.chosen() is old
+    assert not old.drained
+
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+    assert old.drained
+    assert old.stopped
+    assert old.generation < site.made[1].generation
+
+
+def test_a_replacement_that_fails_leaves_the_old_one_serving() -> None:
+    site = up()
+
+    site.home.replace("test", site.now)
+    site.failed(site.made[1])
+
+    assert site.chosen() is site.made[0]
+    assert not site.made[0].drained
+
+
+def test_a_reload_asked_for_during_another_is_done_after_it() -> None:
+    """What the first one loaded may be out of date already."""
+    site = up()
+
+    site.home.replace("first", site.now)
+    site.home.replace("second", site.now)
+    assert len(site.made) == 2
+    site.ready(site.made[1])
+
+    assert len(site.made) == 3
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+    assert len(site.made) == 3
+
+
+def test_mounts_are_replaced_one_after_the_other_in_the_order_in_which_they_asked() -> None:
+    turns = Turns()
+    first, second, third = sites = [up(turns) for _ in range(3)]
+
+    for site in (*sites, first):
+        site.home.replace("test", site.now)
+    assert [len(site.made) for site in sites] == [2, 1, 1]
+    assert [site.home.is_under_way() for site in sites] == [True, True, True]
+    assert not second.home.has_arrived(1)
+
+    first.ready(first.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [2, 2, 1]
+
+    second.failed(second.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [2, 2, 2]
+
+    third.ready(third.made[1])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [3, 2, 2]
+    first.ready(first.made[2])
+    turns.pass_on(first.now)
+    assert [len(site.made) for site in sites] == [3, 2, 2]
+
+
+def test_a_replacement_that_takes_long_keeps_nobody_from_theirs_for_ever() -> None:
+    turns = Turns()
+    slow, quick = up(turns), up(turns)
+    slow.home.replace("test", slow.now)
+    quick.home.replace("test", quick.now)
+
+    turns.pass_on(slow.now + TURN_S - 1)
+    assert len(quick.made) == 1
+    turns.pass_on(slow.now + TURN_S)
+    assert len(quick.made) == 2
+
+
+@pytest.mark.parametrize("loses_interest", ["sleep", "halt"])
+def test_who_has_no_use_for_its_turn_any_more_keeps_nobody_waiting(loses_interest: str) -> None:
+    turns = Turns()
+    first, second, third = (up(turns) for _ in range(3))
+    for site in (first, second, third):
+        site.home.replace("test", site.now)
+
+    getattr(second.home, loses_interest)(second.now)
+    first.ready(first.made[1])
+    turns.pass_on(first.now)
+
+    assert [len(site.made) for site in (first, second, third)] == [2, 1, 2]
+
+
+def test_an_instance_with_a_stuck_thread_waits_for_nobodys_turn() -> None:
+    turns = Turns()
+    first, second = up(turns), up(turns)
+    first.home.replace("test", first.now)
+
+    second.home.on_stuck(second.made[0], second.now)
+
+    assert len(second.made) == 2
+
+
+def test_what_ends_while_its_replacement_is_loaded_is_not_started_again_itself() -> None:
+    """It was, as a later generation than the replacement's, which then took the place from it."""
+    site = up()
+
+    site.home.replace("test", site.now)
+    site.closed(site.made[0])
+    assert site.chosen() is NotServing.BOOTING
+    assert not site.home.has_arrived(2)
+
+    site.ready(site.made[1])
+    assert len(site.made) == 2
+    assert site.chosen() is site.made[1]
+    assert site.home.has_arrived(site.home.generation)
+
+
+def test_a_replacement_that_fails_when_nothing_serves_any_more_is_tried_again() -> None:
+    site = up()
+
+    site.home.replace("test", site.now)
+    site.closed(site.made[0])
+    site.failed(site.made[1])
+    assert site.chosen() is NotServing.FAILED
+
+    site.wait(1.0)
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+
+
+def test_a_crash_soon_after_a_start_has_to_do_with_the_one_before_only_if_nothing_lived_for_long_in_between() -> None:
+    """Two crashes hours apart, with a good life and a reload in between, once made the mount wait as if it crashed again and again."""
+    site = up()
+    site.closed(site.made[0])
+    site.ready(site.made[1])
+    site.wait(3600.0)
+    site.home.replace("test", site.now)
+    site.ready(site.made[2])
+
+    site.closed(site.made[2])
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[3])
+    site.closed(site.made[3])
+    assert site.chosen() is NotServing.FAILED
+
+
+def test_a_mount_that_fails_is_tried_again_with_growing_pauses() -> None:
+    site = Site()
+    site.home.start(site.now)
+    pauses = []
+    for attempt in range(8):
+        site.failed(site.made[attempt])
+        assert site.chosen() is NotServing.FAILED
+        began = site.now
+        while len(site.made) == attempt + 1:
+            site.wait(0.5)
+        pauses.append(site.now - began)
+
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= 1
+    assert pauses[-1] == 60
+
+
+def test_a_lazy_mount_starts_at_its_first_request_and_sleeps_again_when_idle() -> None:
+    site = Site(lazy=True, idle_timeout=10.0)
+    assert site.made == []
+    assert site.home.is_asleep()
+
+    assert site.chosen() is NotServing.BOOTING
+    assert site.chosen() is NotServing.BOOTING
+    assert len(site.made) == 1
+    site.ready(site.made[0])
+    assert site.chosen() is site.made[0]
+
+    site.wait(9)
+    site.made[0].served += 1
+    site.wait(9)
+    assert not site.home.is_asleep()
+    site.wait(11)
+    assert site.home.is_asleep()
+    assert site.made[0].drained
+    assert site.chosen() is NotServing.BOOTING
+
+
+def test_a_busy_instance_is_not_idle() -> None:
+    site = up(idle_timeout=10.0)
+    site.made[0].busy = True
+
+    site.wait(60)
+
+    assert not site.home.is_asleep()
+
+
+def test_an_instance_with_a_stuck_thread_is_replaced_and_serves_until_then() -> None:
+    site = up()
+
+    site.home.on_stuck(site.made[0], site.now)
+    assert site.chosen() is site.made[0]
+    assert site.made[0].state is State.STUCK
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
+    assert site.home.stuck == 1
+
+
+def test_c_code_that_holds_the_gil_has_its_instance_replaced() -> None:
+    site = up(request_timeout=5.0)
+    site.made[0].holds_gil = True
+
+    site.wait(1)
+    site.wait(1)
+
+    assert len(site.made) == 2
+    assert site.made[0].state is State.STUCK
+
+
+def test_an_app_that_is_not_loaded_in_time_is_left_behind_and_tried_again() -> None:
+    site = Site(boot_timeout=5.0)
+    site.home.start(site.now)
+
+    site.wait(6)
+    assert site.made[0].state is State.STUCK
+    assert site.chosen() is NotServing.FAILED
+    site.wait(2)
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
+
+
+def test_a_mount_whose_boots_hang_does_not_pile_them_up() -> None:
+    """Each keeps an interpreter and a thread; one that ends makes room for another try."""
+    site = Site(boot_timeout=5.0)
+    site.home.start(site.now)
+
+    for _ in range(600):
+        site.wait(1)
+    assert len(site.made) == 2
+
+    site.failed(site.made[0])
+    site.closed(site.made[0])
+    site.wait(1)
+    assert len(site.made) == 3
+
+
+def test_the_same_failure_is_told_in_full_once() -> None:
+    site = Site()
+    site.home.start(site.now)
+    site.made[0].traceback = "a"
+
+    assert site.home.is_news(site.made[0].traceback)
+    assert not site.home.is_news(site.made[0].traceback)
+    site.made[0].traceback = "b"
+    assert site.home.is_news(site.made[0].traceback)
+
+
+def test_a_boot_that_ends_after_it_was_given_up_does_not_serve() -> None:
+    site = Site(boot_timeout=5.0)
+    site.home.start(site.now)
+    site.wait(6)
+
+    site.ready(site.made[0])
+
+    assert site.made[0].drained
+    assert site.chosen() is NotServing.FAILED
+
+
+def test_an_instance_is_replaced_after_its_requests_or_its_time() -> None:
+    site = up(max_requests=10)
+    site.made[0].served = 9
+    site.wait(1)
+    assert len(site.made) == 1
+    site.made[0].served = 10
+    site.wait(1)
+    site.wait(1)
+    assert len(site.made) == 2
+
+    site = up(max_age=60.0)
+    site.wait(59)
+    assert len(site.made) == 1
+    site.wait(2)
+    site.wait(2)
+    assert len(site.made) == 2
+
+
+def test_a_touched_file_replaces_the_mount(tmp_path: Any) -> None:
+    file = tmp_path / "touched"
+    site = up(touch=str(file))
+    site.wait(1)
+    assert len(site.made) == 1
+
+    file.write_text("")
+    site.wait(1)
+
+    assert len(site.made) == 2
+
+
+def test_a_drain_that_takes_too_long_leaves_the_instance_behind() -> None:
+    site = up()
+    site.home.replace("test", site.now)
+    site.ready(site.made[1])
+
+    site.wait(31)
+    assert site.made[0].state is State.STUCK
+
+    site.closed(site.made[0])
+    assert site.made[0] not in site.home.instances()
+
+
+def test_a_worker_may_stop_while_a_replaced_instance_still_drains() -> None:
+    """A second order to drain was no event of that state once, and a SIGTERM soon after a reload ended the worker with a traceback."""
+    site = up()
+    site.home.replace("test", site.now)
+    site.ready(site.made[1])
+
+    site.home.finish()
+    site.home.stop()
+
+    assert [instance.state for instance in site.made] == [State.DRAINING, State.DRAINING]
+    assert all(instance.stopped for instance in site.made)
+
+
+def test_a_stopping_worker_still_serves_what_it_has_accepted() -> None:
+    site = up()
+
+    site.home.finish()
+
+    assert site.chosen() is site.made[0]
+
+
+def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_accepted() -> None:
+    """Requests that waited for a process that was killed then were answered 503."""
+    site = up()
+    site.home.finish()
+
+    site.closed(site.made[0])
+    assert len(site.made) == 1
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+
+    site.home.stop()
+    site.closed(site.made[1])
+    assert site.chosen() is NotServing.FAILED
+    assert len(site.made) == 2
+
+
+def test_a_worker_that_stops_while_an_app_is_loaded_lets_its_clients_wait_for_that() -> None:
+    """A connection given to an instance that then fails would be lost without an answer."""
+    site = Site()
+    site.home.start(site.now)
+
+    site.home.finish()
+
+    assert site.chosen() is NotServing.BOOTING
+
+
+def test_a_stopping_worker_replaces_nothing_any_more() -> None:
+    """Nobody would tell the new instance to end, and the worker waited for it until graceful_timeout."""
+    site = up()
+    site.home.replace("test", site.now)
+    site.home.replace("asked for meanwhile", site.now)
+    site.home.finish()
+
+    site.ready(site.made[1])
+    site.home.replace("a file has changed", site.now)
+    site.home.on_stuck(site.made[1], site.now)
+
+    assert len(site.made) == 2
+
+
+def test_each_of_several_instances_gets_its_turn() -> None:
+    site = up(instances=3)
+
+    assert {id(site.chosen()) for _ in range(3)} == {id(instance) for instance in site.made}
+
+
+def test_a_quarantined_mount_is_never_started() -> None:
+    site = Site()
+    site.home.is_quarantined = True
+
+    site.home.start(site.now)
+    site.home.replace("test", site.now)
+
+    assert site.made == []
+    assert site.chosen() is NotServing.FAILED
+
+
+def test_what_the_operator_stopped_is_not_started_by_anything_else(tmp_path: Any) -> None:
+    file = tmp_path / "touched"
+    site = up(touch=str(file), lazy=True)
+    site.home.replace("test", site.now)
+
+    site.home.halt(site.now)
+    assert [instance.stopped for instance in site.made] == [True, True]
+    assert site.releases > 0, "who waits for the one that was being loaded is answered"
+    file.write_text("")
+    site.ready(site.made[1])
+    site.wait(100)
+    site.home.replace("test", site.now)
+    assert site.chosen() is NotServing.FAILED
+    assert site.home.summary() == "stopped"
+    assert len(site.made) == 2
+
+    site.home.resume(site.now)
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+    assert site.home.summary() == "serving"
+
+
+def test_a_mount_has_arrived_once_every_slot_serves_what_was_asked_for() -> None:
+    site = up(instances=2)
+    assert site.home.has_arrived(1)
+
+    site.home.replace("test", site.now)
+    assert site.home.summary() == "reloading"
+    site.ready(site.made[2])
+    assert not site.home.has_arrived(2)
+    assert site.home.is_under_way()
+    site.ready(site.made[3])
+
+    assert site.home.has_arrived(2)
+    assert not site.home.is_under_way()
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = Site(lazy=True, idle_timeout=120.0, boot_timeout=20.0, request_timeout=5.0, max_requests=50, max_age=600.0, instances=2)
+        self.is_stopping = False
+
+    def pick(self, data: Any, *states: State) -> FakeInstance | None:
+        found = [instance for instance in self.site.made if instance.state in states]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    @rule()
+    def request(self) -> None:
+        chosen = self.site.chosen()
+        if isinstance(chosen, FakeInstance):
+            assert chosen.is_loaded
+            assert chosen.state not in ENDS
+            chosen.served += 1
+
+    @rule(data=st.data())
+    def becomes_ready(self, data: Any) -> None:
+        instance = self.pick(data, State.BOOTING, State.STUCK, State.DRAINING)
+        if instance is not None and not instance.is_loaded:
+            self.site.ready(instance)
+
+    @rule(data=st.data())
+    def fails_to_boot(self, data: Any) -> None:
+        instance = self.pick(data, State.BOOTING, State.STUCK, State.DRAINING)
+        if instance is not None and not instance.is_loaded:
+            self.site.failed(instance)
+
+    @rule(data=st.data())
+    def gets_stuck(self, data: Any) -> None:
+        instance = self.pick(data, State.SERVING, State.DRAINING, State.STUCK)
+        if instance is not None and instance.is_loaded:
+            self.site.home.on_stuck(instance, self.site.now)
+
+    @rule(data=st.data())
+    def ends(self, data: Any) -> None:
+        instance = self.pick(data, State.DRAINING, State.STUCK, State.FAILED)
+        if instance is not None and (instance.stopped or instance.state is State.FAILED):
+            self.site.closed(instance)
+
+    @rule(data=st.data())
+    def dies(self, data: Any) -> None:
+        instance = self.pick(data, State.SERVING)
+        if instance is not None:
+            self.site.closed(instance)
+
+    @rule(reason=st.just("asked"))
+    def is_replaced(self, reason: str) -> None:
+        self.site.home.replace(reason, self.site.now)
+
+    @precondition(lambda self: not self.is_stopping)
+    @rule()
+    def operator_stops_it(self) -> None:
+        self.site.home.halt(self.site.now)
+        assert self.site.chosen() is NotServing.FAILED
+        assert not any(instance.state in (State.BOOTING, State.SERVING) for instance in self.site.made)
+
+    @precondition(lambda self: not self.is_stopping)
+    @rule()
+    def operator_starts_it(self) -> None:
+        self.site.home.resume(self.site.now)
+        assert not self.site.home.is_asleep()
+
+    @rule()
+    def worker_stops(self) -> None:
+        self.is_stopping = True
+        self.site.home.finish()
+        self.site.home.stop()
+
+    @precondition(lambda self: not self.is_stopping)
+    @rule(seconds=st.sampled_from([0.5, 3.0, 25.0, 130.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.site.wait(seconds)
+
+    @precondition(lambda self: self.site.made)
+    @rule(data=st.data(), busy=st.booleans())
+    def is_busy_or_not(self, data: Any, busy: bool) -> None:
+        data.draw(st.sampled_from(self.site.made)).busy = busy
+
+    @invariant()
+    def nobody_is_lost(self) -> None:
+        known = self.site.home.instances()
+        for instance in self.site.made:
+            assert instance.state in ENDS or instance in known, f"{instance.tag} is {instance.state} and nobody knows it"
+        assert len(known) == len({id(instance) for instance in known}), "an instance is kept in two places"
+
+    @invariant()
+    def whoever_comes_is_newer(self) -> None:
+        for live, coming in zip(self.site.home._live, self.site.home._next, strict=True):
+            assert live is None or coming is None or live.generation < coming.generation, f"{coming.tag} is to replace {live.tag}"
+
+    @invariant()
+    def whoever_is_up_is_chosen(self) -> None:
+        home = self.site.home
+        if any(isinstance(chosen := instance, FakeInstance) and chosen.state is State.SERVING for instance in home._live if instance):
+            assert isinstance(home.choose(self.site.now), FakeInstance)
+
+    @invariant()
+    def at_most_one_generation_boots(self) -> None:
+        booting = [instance for instance in self.site.made if instance.state is State.BOOTING]
+        assert len(booting) <= 2 * self.site.home.mount.instances
+
+
+TestAnyOrder = pytest.mark.filterwarnings("ignore")(AnyOrder.TestCase)
+TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
