@@ -64,6 +64,7 @@ CRASHES = 33  # of workers, among the retired only: all, or those laid at the do
 ACCEPTED = 34  # connections; these three: row 0
 HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's thread, see `tls`
 HANDSHAKE_FAILURES = 36
+INTERNAL_ERRORS = 37  # mistakes of isowsgi's own that were contained; by whoever contained them, see `containment`
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.

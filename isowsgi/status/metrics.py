@@ -172,6 +172,9 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(scoreboard.HANDSHAKES))
     text = "TLS handshakes that failed, plain HTTP requests in their place included."
     yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(scoreboard.HANDSHAKE_FAILURES))
+    text = "Mistakes of isowsgi's own that were contained; each is in the log with its traceback."
+    mistakes = sum(counters.get(scoreboard.INTERNAL_ERRORS) for counters in reading.totals.values())
+    yield CounterMetricFamily("isowsgi_internal_errors_total", text, value=mistakes)
     refused = CounterMetricFamily(
         "isowsgi_refusals_total", "Requests that were answered before it was known whose they are: no mount, a bad or slow head.",
         labels=("code",),

@@ -1,0 +1,83 @@
+"""What isowsgi does about mistakes of its own."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import pytest
+
+from isowsgi.shared import containment
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Scoreboard
+
+
+class Log:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def error(self, message: str, *args: Any) -> None:
+        self.lines.append(message % args)
+
+
+def fail() -> NoReturn:
+    raise ValueError("some mistake")
+
+
+@pytest.fixture
+def words() -> memoryview:
+    return Scoreboard().row(0).words
+
+
+def test_what_fails_is_logged_with_its_traceback_and_counted(words: memoryview) -> None:
+    log = Log()
+
+    assert not Containment(log, words).call("/shop #3: report 'ready'", fail)
+
+    [line] = log.lines
+    assert line.startswith("/shop #3: report 'ready': internal error, contained; please report it\nTraceback")
+    assert "in fail" in line
+    assert "ValueError: some mistake" in line
+    assert words[INTERNAL_ERRORS] == 1
+
+
+def test_what_returns_is_not_noted(words: memoryview) -> None:
+    log = Log()
+
+    assert Containment(log, words).call("x", lambda: None)
+
+    assert log.lines == []
+    assert words[INTERNAL_ERRORS] == 0
+
+
+def test_the_same_mistake_is_logged_once_a_minute_and_counted_each_time(words: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = Log(), 100.0
+    monkeypatch.setattr(containment.time, "monotonic", lambda: now)
+    contained = Containment(log, words)
+
+    for _ in range(5):
+        contained.call("x", fail)
+    now += 61
+    contained.call("x", fail)
+
+    assert len(log.lines) == 2
+    assert "(4 more since the last time)" in log.lines[1]
+    assert words[INTERNAL_ERRORS] == 6
+
+
+def test_a_logger_that_fails_costs_the_line_in_the_log_only(words: memoryview, capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def error(self, *args: Any) -> None:
+            raise OSError("disk full")
+
+    assert not Containment(Broken(), words).call("x", fail)
+
+    assert "isowsgi: x: internal error, contained\nTraceback" in capfd.readouterr().err
+    assert words[INTERNAL_ERRORS] == 1
+
+
+def test_what_signal_handlers_raise_passes(words: memoryview) -> None:
+    def leave() -> NoReturn:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        Containment(Log(), words).call("x", leave)
