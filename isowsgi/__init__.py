@@ -16,6 +16,9 @@ __all__ = ["Worker", "__version__", "config"]
 def __getattr__(name: str) -> Any:
     # Late, for every interpreter imports this package, and an app's must not pay for the worker's imports (nor find attrs there).
     if name in ("Worker", "config"):
+        from isowsgi.shared import gunicorn_parts
+
+        gunicorn_parts.require()  # before the worker's own imports, which would fail with a traceback
         from isowsgi.worker import gunicorn as worker
 
         return getattr(worker, name)

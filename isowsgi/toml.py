@@ -4,6 +4,6 @@ gunicorn imports APP_MODULE for --check-config, and "isowsgi.toml" reads as this
 in another folder write 'isowsgi:config("path/x.toml")'.
 """
 
-from isowsgi.worker.gunicorn import config
+from isowsgi import config
 
 application = config("isowsgi.toml")

@@ -264,9 +264,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors_of(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_has_two_headings_of_the_same_name(page: Path) -> None:
-    """A link would lead to the first of them only."""
+    """A link would lead to the first of them only. The changelog repeats "Added" in each version, and nobody links to that."""
     headings = re.findall(r"^#+ .*$", without_blocks(page), re.MULTILINE)
 
     assert sorted(set(headings)) == sorted(headings)

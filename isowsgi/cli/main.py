@@ -14,7 +14,7 @@ import click
 import isowsgi
 from isowsgi import configuration
 from isowsgi.cli.commands import COMMANDS
-from isowsgi.shared import interpreters
+from isowsgi.shared import gunicorn_parts, interpreters
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,7 +43,7 @@ def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: f
         if pattern not in known:
             near = difflib.get_close_matches(pattern, known, 1)
             raise click.BadParameter(f"no mount {pattern!r} in {config}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if (reason := interpreters.unusable_reason()) is not None:
+    if (reason := interpreters.unusable_reason() or gunicorn_parts.unfit_reason()) is not None:
         raise click.UsageError(reason)
 
     from rich.console import Console
