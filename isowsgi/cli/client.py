@@ -1,49 +1,44 @@
-"""The operator's side of the control protocol: find the workers, ask all of them, collect the answers."""
+"""The operator's side of the control protocol: find the workers, ask all of them, collect the answers.
+
+root looks into folders of other users, who may have put there what they like. So a socket counts only if the folder's owner listens on it,
+which the kernel says; all workers of one ask share one time limit; and what they answer is bounded, checked and shown as plain text.
+"""
 
 from __future__ import annotations
 
 import os
+import pwd
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
-from isowsgi.shared import frames, sockets
+from isowsgi.cli.answers import Answer, checked, no_answer, plain
+from isowsgi.shared import frames, regular, sockets
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.shared.sockets import Place
 
-_MOST_AT_A_TIME = 32
+# Each waits in a thread; more workers than this share a machine only in tests of it.
+_MOST_AT_A_TIME = 128
+
+# How long all workers that serve something else may take to say what, and how much: they only tell which config file is theirs.
+_OTHERS_S = 2.0
+_OTHERS_BYTES = 16 * 1024
+
+# Most bytes of a pid file: 20 digits, with some room for spaces.
+_MOST_PIDFILE_BYTES = 64
 
 
 class NobodyServes(Exception):
     """No running worker was found; the text says what was looked for, and what runs instead."""
 
 
-class Answer(NamedTuple):
-    """What came of asking one worker.
-
-    Attributes:
-        message: its answer; with `ok` false also if there was none, and then `error` says why.
-    """
-
-    place: Place
-    message: dict[str, Any]
-
-    @property
-    def is_ok(self) -> bool:
-        return self.message.get("ok") is True
-
-    @property
-    def error(self) -> dict[str, Any]:
-        error = self.message.get("error")
-        return error if isinstance(error, dict) else {"kind": "malformed", "text": "the answer says neither ok nor what is wrong"}
-
-
 def find(config: str | None, pidfile: str | None) -> list[Place]:
     """Return the sockets of the workers that serve a config file, of all gunicorns or of the one with a pid file.
 
     Raises:
-        NobodyServes: there is none.
+        NobodyServes: there is none, or several users say that they do.
     """
     path = os.path.abspath(config or "isowsgi.toml")
     master = None if pidfile is None else _master(pidfile)
@@ -53,61 +48,101 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
         wanted = [place for place in found if place.master == master and (config is None or place.config in hashes)]
         if not wanted:
             raise NobodyServes(f"{pidfile}: no worker of process {master} has a control socket here")
-        return wanted
-    wanted = [place for place in found if place.config in hashes]
-    if wanted:
-        return wanted
-    others = sorted({f"{answer.message['config']} (gunicorn {answer.place.master})" for answer in ask(found, {"do": "errors"}, 2.0)
-                     if isinstance(answer.message.get("config"), str)})  # fmt: skip
+    else:
+        wanted = [place for place in found if place.config in hashes]
+    if not wanted:
+        raise NobodyServes(_who_else(path, found))
+    if len({place.owner for place in wanted}) > 1:
+        claims = ", ".join(sorted({f"gunicorn {place.master} of {user(place.owner)}" for place in wanted}))
+        raise NobodyServes(f"several users say that they serve {plain(path)}: {claims}; run this command as the user of the right one")
+    return wanted
+
+
+def _who_else(path: str, found: list[Place]) -> str:
+    """Say that nobody serves a config file, and what is served instead."""
+    others = set()
+    for answer in ask(found, {"do": "errors"}, _OTHERS_S, _OTHERS_BYTES):
+        if isinstance(config := answer.message.get("config"), str):
+            others.add(f"{plain(config)} (gunicorn {answer.place.master}{of_whom(answer.place)})")
     me = "" if os.geteuid() == 0 else f" as uid {os.geteuid()}; ask as the user of its workers, or as root"
     if others:
-        raise NobodyServes(f"no running gunicorn serves {path}{me}; running: {', '.join(others)}")
+        return f"no running gunicorn serves {plain(path)}{me}; running: {', '.join(sorted(others))}"
     missing = "; there is no such file, name it with --config" if not os.path.exists(path) else ""
-    raise NobodyServes(f"no running gunicorn serves {path}{me}{missing}")
+    return f"no running gunicorn serves {plain(path)}{me}{missing}"
 
 
-def ask(workers: Iterable[Place], request: Mapping[str, Any], timeout_s: float) -> list[Answer]:
-    """Send a request to workers, all at the same time, and return their answers in the same order."""
+def user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def of_whom(place: Place) -> str:
+    """Return " of USER" for another user's worker; root must know whose word it is."""
+    return "" if place.owner == os.geteuid() else f" of {user(place.owner)}"
+
+
+def ask(workers: Iterable[Place], request: Mapping[str, Any], timeout_s: float, most_bytes: int = frames.MAX_ANSWER_BYTES) -> list[Answer]:
+    """Send a request to workers, all at the same time, and return their answers in the same order.
+
+    Args:
+        timeout_s: for all of them together.
+        most_bytes: of each answer.
+    """
     workers = list(workers)
     if not workers:
         return []
+    deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(min(len(workers), _MOST_AT_A_TIME)) as pool:
-        return list(pool.map(lambda place: Answer(place, _ask(place, request, timeout_s)), workers))
+        return list(pool.map(lambda place: Answer(place, _ask(place, request, deadline, timeout_s, most_bytes)), workers))
 
 
-def _ask(place: Place, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+def _ask(place: Place, request: Mapping[str, Any], deadline: float, timeout_s: float, most_bytes: int) -> dict[str, Any]:
     try:
         folder_fd = sockets.open_folder(place.folder)
     except sockets.UnsafeFolder as exc:
-        return _no_answer("gone", str(exc))
+        return no_answer("gone", str(exc))
     try:
-        owner = os.fstat(folder_fd).st_uid
-        with sockets.connect(folder_fd, place.name, timeout_s) as sock:
-            if sockets.peer_uid(sock) not in (0, owner, os.geteuid()):
-                return _no_answer("forbidden", f"another user answers at {place.folder}/{place.name}")
-            return _exchange(sock, request)
+        with sockets.connect(folder_fd, place.name, _left_s(deadline)) as sock:
+            # Whoever can put a link there leads us to another's socket: then it is not the folder's owner who listens.
+            if sockets.peer_uid(sock) != os.fstat(folder_fd).st_uid:
+                return no_answer("forbidden", f"another user answers at {place.folder}/{place.name}")
+            return checked(_exchange(sock, request, deadline, most_bytes), request["do"])
     except TimeoutError:
-        return _no_answer("timeout", f"no answer within {timeout_s:g} s")
+        return no_answer("timeout", f"no answer within {timeout_s:g} s")
     except (OSError, FrameError) as exc:
-        return _no_answer("gone", f"no answer: {getattr(exc, 'strerror', None) or exc}")
+        return no_answer("gone", f"no answer: {getattr(exc, 'strerror', None) or exc}")
     finally:
         os.close(folder_fd)
 
 
-def _exchange(sock: socket.socket, request: Mapping[str, Any]) -> dict[str, Any]:
+def _exchange(sock: socket.socket, request: Mapping[str, Any], deadline: float, most_bytes: int) -> dict[str, Any]:
+    sock.settimeout(_left_s(deadline))
     try:
         sock.sendall(frames.encode({"v": frames.VERSION, **request}))
     except BrokenPipeError:
         pass  # it refused us before it read anything, and said why
-    decoder = Decoder(frames.MAX_ANSWER_BYTES)
-    while data := sock.recv(256 * 1024):
+    decoder = Decoder(most_bytes)
+    while True:
+        sock.settimeout(_left_s(deadline))  # for each anew: who sends a byte now and then must not hold us
+        data = sock.recv(256 * 1024)
+        if not data:
+            raise FrameError("the worker closed the connection; it may have ended")
         if (answer := decoder.feed(data)) is not None:
             return answer
-    raise FrameError("the worker closed the connection; it may have ended")
 
 
-def _no_answer(kind: str, text: str) -> dict[str, Any]:
-    return {"ok": False, "error": {"kind": kind, "text": text}}
+def _left_s(deadline: float) -> float:
+    """Return how long may still be waited.
+
+    Raises:
+        TimeoutError: no longer.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _living(folder: str) -> list[Place]:
@@ -125,9 +160,8 @@ def _living(folder: str) -> list[Place]:
 
 def _master(pidfile: str) -> int:
     try:
-        with open(pidfile, encoding="ascii") as file:
-            return int(file.read())
+        return int(regular.read(pidfile, _MOST_PIDFILE_BYTES))
     except OSError as exc:
         raise NobodyServes(f"{pidfile}: cannot read it: {(exc.strerror or str(exc)).lower()}") from exc
-    except ValueError as exc:
+    except (ValueError, regular.NotRegular) as exc:
         raise NobodyServes(f"{pidfile}: expected the process id of a gunicorn master") from exc

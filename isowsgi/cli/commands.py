@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from isowsgi.cli import client
-from isowsgi.cli.client import Answer
+from isowsgi.cli.answers import Answer, for_people, plain
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) 
     if as_json:
         _print_json(answers)
     else:
-        _console().print(_status_view(answers))
+        _console().print(_status_view(for_people(answers)))
     sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
 
 
@@ -90,7 +90,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
                 if as_json:
                     _print_json(answers)
                 else:
-                    live.update(_status_view(answers), refresh=True)
+                    live.update(_status_view(for_people(answers)), refresh=True)
             if signal.sigtimedwait({signal.SIGINT}, 1.0) is not None:
                 return
 
@@ -132,7 +132,7 @@ def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
         _print_json(answers)
     _fail_on_bad_input(answers)
     if not as_json:
-        for answer in answers:
+        for answer in for_people(answers):
             _print_stacks(answer)
     sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
 
@@ -147,7 +147,7 @@ def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
         _print_json(answers)
     _fail_on_bad_input(answers)
     if not as_json:
-        _print_errors(answers)
+        _print_errors(for_people(answers))
     sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
 
 
@@ -166,24 +166,23 @@ def _find(config: str | None, pidfile: str | None) -> list[Place]:
 
 def _do(workers: list[Place], request: Mapping[str, Any], timeout_s: float) -> None:
     """Ask all workers to do something and say what came of it."""
-    answers = client.ask(workers, request, timeout_s)
+    answers = for_people(client.ask(workers, request, timeout_s))
     _fail_on_bad_input(answers)
     for answer in answers:
         if answer.is_ok:
-            text = f"{answer.message.get('mount')} #{answer.message.get('generation')}: {answer.message.get('text')}"
-            click.echo(f"{_who(answer)}: {_plain(text)}")
+            click.echo(f"{_who(answer)}: {answer.message['mount']} #{answer.message['generation']}: {answer.message['text']}")
         else:
-            click.echo(f"{_who(answer)}: {_plain(answer.error.get('text'))}", err=True)
+            click.echo(f"{_who(answer)}: {answer.error['text']}", err=True)
             if traceback := answer.error.get("traceback"):
-                click.echo(_plain(traceback).rstrip(), err=True)
+                click.echo(str(traceback).rstrip(), err=True)
     sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
 
 
 def _fail_on_bad_input(answers: list[Answer]) -> None:
     """End with one line if all workers refuse what was asked for in the same way."""
-    kinds = {answer.error.get("kind") for answer in answers if not answer.is_ok}
+    kinds = {answer.error["kind"] for answer in answers if not answer.is_ok}
     if len(kinds) == 1 and kinds <= {*_BAD_INPUT} and not any(answer.is_ok for answer in answers):
-        _fail(_plain(answers[0].error.get("text")), 2)
+        _fail(plain(answers[0].error["text"]), 2)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -192,11 +191,6 @@ def _fail(text: str, code: int) -> NoReturn:
 
 
 # Printing.
-
-
-def _plain(value: object) -> str:
-    """Return text that a terminal shows and does not obey: an app's traceback may hold anything."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in str(value))
 
 
 def _console() -> Any:
@@ -212,11 +206,11 @@ def _print_json(answers: list[Answer]) -> None:
 
 
 def _who(answer: Answer) -> str:
-    return f"worker {answer.place.worker} of gunicorn {answer.place.master}"
+    return f"worker {answer.place.worker} of gunicorn {answer.place.master}{client.of_whom(answer.place)}"
 
 
 def _silent(answers: list[Answer]) -> list[str]:
-    return [f"{_who(answer)}: {_plain(answer.error.get('text'))}" for answer in answers if not answer.is_ok]
+    return [f"{_who(answer)}: {answer.error['text']}" for answer in answers if not answer.is_ok]
 
 
 _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
@@ -249,7 +243,7 @@ def _status_view(answers: list[Answer]) -> Group:
         instances = [instance for mount in mounts for instance in mount["instances"]]
         generations = sorted({mount["generation"] for mount in mounts})
         table.add_row(
-            Text(_plain(pattern)),
+            Text(pattern),
             Text(state, style=_STYLES.get(state, "bold red")),
             ", ".join(sorted({mount["isolation"] for mount in mounts})),
             str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
@@ -259,7 +253,7 @@ def _status_view(answers: list[Answer]) -> Group:
             str(sum(mount["stuck"] for mount in mounts)),
         )
         if last := max((mount["last_error"] for mount in mounts if mount["last_error"]), key=lambda error: error["at"], default=None):
-            errors.append(Text(f"{_when(last['at'])} {_plain(pattern)}: {_plain(last['error'])}"))
+            errors.append(Text(f"{_when(last['at'])} {pattern}: {last['error']}"))
     title = Text(f"{len(told)} of {len(answers)} workers of gunicorn {masters} ({memory})")
     below = [Text("\nlast errors:"), *errors] if errors else []
     return Group(title, Text(), table, *below, *map(Text, _silent(answers)))
@@ -267,17 +261,17 @@ def _status_view(answers: list[Answer]) -> Group:
 
 def _print_stacks(answer: Answer) -> None:
     if not answer.is_ok:
-        click.echo(f"{_who(answer)}: {_plain(answer.error.get('text'))}", err=True)
+        click.echo(f"{_who(answer)}: {answer.error['text']}", err=True)
         return
     if not answer.message["instances"]:
         click.echo(f"{_who(answer)}: the mount has no instance")
     for instance in answer.message["instances"]:
-        click.echo(f"{_who(answer)}, {_plain(instance['tag'])} ({instance['state']}):")
+        click.echo(f"{_who(answer)}, {instance['tag']} ({instance['state']}):")
         for request in instance["in_flight"]:
-            click.echo(f"  in flight for {request['for_s']} s: {_plain(request['request'])}")
+            click.echo(f"  in flight for {request['for_s']} s: {request['request']}")
         if instance["problem"]:
-            click.echo(f"  {_plain(instance['problem'])}")
-        click.echo(_plain(instance["stacks"]).rstrip() + "\n" if instance["stacks"] else "")
+            click.echo(f"  {instance['problem']}")
+        click.echo(instance["stacks"].rstrip() + "\n" if instance["stacks"] else "")
 
 
 def _print_errors(answers: list[Answer]) -> None:
@@ -288,10 +282,13 @@ def _print_errors(answers: list[Answer]) -> None:
     if not found and told:
         click.echo("no error so far")
     for incident, answer in sorted(found, key=lambda pair: pair[0]["at"]):
-        what = "could not be loaded" if incident["kind"] == "boot" else _plain(incident["request"])
-        click.echo(f"{_when(incident['at'])} worker {answer.place.worker}, {_plain(incident['tag'])}: {what}: {_plain(incident['error'])}")
-        click.echo(_plain(incident["details"]).rstrip() + "\n")
+        what = "could not be loaded" if incident["kind"] == "boot" else incident["request"]
+        click.echo(f"{_when(incident['at'])} worker {answer.place.worker}, {incident['tag']}: {what}: {incident['error']}")
+        click.echo(incident["details"].rstrip() + "\n")
 
 
 def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):  # no time that a worker would tell
+        return "at an unknown time"

@@ -17,7 +17,10 @@ import struct
 import time
 import tomllib
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
+
+from isowsgi.shared import regular
 
 # A service manager makes it for the service's user (systemd: RuntimeDirectory=isowsgi, RuntimeDirectoryMode=0700); root makes it itself.
 RUN_FOLDER = "/run/isowsgi"
@@ -25,7 +28,13 @@ RUN_FOLDER = "/run/isowsgi"
 # Everybody else's: one for each user. Not tempfile.gettempdir(), which follows the environment.
 TEMP_FOLDER = "/tmp/isowsgi-{uid}"
 
-_NAME = re.compile(r"(?P<config>[0-9a-f]{16})\.(?P<master>\d+)\.(?P<worker>\d+)\.sock")
+# Names that are looked at in one folder, many times those of a real server: others may have made millions in theirs.
+_MOST_NAMES = 10_000
+
+# Largest config file of which the folder is read; a thousand mounts need a tenth of it.
+_MOST_CONFIG_BYTES = 4 * 1024 * 1024
+
+_NAME = re.compile(r"(?P<config>[0-9a-f]{16})\.(?P<master>\d{1,10})\.(?P<worker>\d{1,10})\.sock")
 
 # A socket is made under another name and gets its own once it listens; left over by who died in between.
 _UNFINISHED_SUFFIX = ".new"
@@ -42,6 +51,7 @@ class Place(NamedTuple):
     """One worker's socket."""
 
     folder: str
+    owner: int  # of the folder, and so of the worker
     name: str
     config: str  # hash of the config file's path
     master: int  # process ids
@@ -99,8 +109,9 @@ def all_folders(configured: str | None) -> list[str]:
     """Return the folders in which a client looks; root may look into everybody's."""
     if configured or os.geteuid() != 0:
         return own_folders(configured)
-    parent, prefix = os.path.split(TEMP_FOLDER.format(uid=""))
-    return [RUN_FOLDER, *(os.path.join(parent, name) for name in sorted(os.listdir(parent)) if name.startswith(prefix))]
+    parent = os.path.dirname(TEMP_FOLDER)
+    folders = (os.path.join(parent, name) for name in sorted(os.listdir(parent)))
+    return [RUN_FOLDER, *(folder for folder in folders if _named_owner(folder) is not None)]
 
 
 def configured_folder(config_path: str) -> str | None:
@@ -109,19 +120,21 @@ def configured_folder(config_path: str) -> str | None:
     Reads no more of the file: it may have faults by now, and its env files need not be readable for whoever asks.
     """
     try:
-        with open(config_path, "rb") as file:
-            folder = tomllib.load(file).get("control", {}).get("folder")
-    except (OSError, ValueError, AttributeError):
+        text = regular.read(config_path, _MOST_CONFIG_BYTES).decode("utf-8-sig")
+        folder = tomllib.loads(text).get("control", {}).get("folder")
+    except (OSError, regular.NotRegular, ValueError, AttributeError, RecursionError):
         return None
     return os.path.join(os.path.dirname(config_path), os.path.expanduser(folder)) if isinstance(folder, str) else None
 
 
-def open_folder(path: str, *, owner: int | None = None, make: bool = False) -> int:
+def open_folder(path: str, *, make: bool = False) -> int:
     """Return a descriptor of a folder that only its owner can enter.
 
+    The owner must be this process's user. root takes the folders of others too, but in /tmp, where everybody can make one, only those that
+    belong to the user in their name.
+
     Args:
-        owner: the uid that it must have; None: this process's, or any for root.
-        make: whether to make it if it is not there.
+        make: whether to make it, for this process's user, if it is not there.
 
     Raises:
         UnsafeFolder: it cannot be had so.
@@ -138,14 +151,22 @@ def open_folder(path: str, *, owner: int | None = None, make: bool = False) -> i
         raise UnsafeFolder(f"{path}: {what}") from exc
     facts = os.fstat(fd)
     problem = ""
-    if facts.st_uid != (os.geteuid() if owner is None else owner) and not (owner is None and os.geteuid() == 0 and not make):
-        problem = f"belongs to uid {facts.st_uid}, expected {os.geteuid() if owner is None else owner}"
+    owner = os.geteuid() if make or os.geteuid() != 0 else _named_owner(path)
+    if owner is not None and facts.st_uid != owner:
+        problem = f"belongs to uid {facts.st_uid}, expected {owner}"
     elif stat.S_IMODE(facts.st_mode) & 0o077:
         problem = f"has mode {stat.S_IMODE(facts.st_mode):#o}, expected 0o700"
     if problem:
         os.close(fd)
         raise UnsafeFolder(f"{path}: {problem}")
     return fd
+
+
+def _named_owner(path: str) -> int | None:
+    """Return the uid in the name of a folder that is one user's, or None."""
+    prefix = TEMP_FOLDER.format(uid="")
+    uid = path.removeprefix(prefix)
+    return int(uid) if path.startswith(prefix) and re.fullmatch(r"0|[1-9][0-9]{0,9}", uid) else None
 
 
 def listen(folder_fd: int, name: str) -> socket.socket:
@@ -190,9 +211,15 @@ def connect(folder_fd: int, name: str, timeout_s: float) -> socket.socket:
 
 def places(folder: str, folder_fd: int) -> Iterator[Place]:
     """Yield the sockets in a folder, those left over included; no links, as root asks in the folders of others."""
-    for name in sorted(os.listdir(folder_fd)):
+    owner = os.fstat(folder_fd).st_uid
+    for name in _names(folder_fd):
         if (found := _NAME.fullmatch(name)) and _is_socket(folder_fd, name):
-            yield Place(folder, name, found["config"], int(found["master"]), int(found["worker"]))
+            yield Place(folder, owner, name, found["config"], int(found["master"]), int(found["worker"]))
+
+
+def _names(folder_fd: int) -> list[str]:
+    with os.scandir(folder_fd) as entries:
+        return sorted(entry.name for entry in islice(entries, _MOST_NAMES))
 
 
 def remove(folder_fd: int, name: str) -> None:
@@ -214,7 +241,7 @@ def clean_up(folder: str, folder_fd: int) -> None:
             remove(folder_fd, place.name)
         except OSError:  # its queue is full: it lives
             continue
-    for name in os.listdir(folder_fd):
+    for name in _names(folder_fd):
         if name.endswith(_UNFINISHED_SUFFIX):
             try:
                 if time.time() - os.stat(name, dir_fd=folder_fd).st_mtime > _UNFINISHED_S:

@@ -1,0 +1,242 @@
+"""The command's side of the control socket: whatever answers there is bounded, checked, and shown as plain text."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isowsgi.cli import client
+from isowsgi.cli.answers import SHAPES, checked, fits
+from isowsgi.cli.main import main
+from isowsgi.shared import frames, sockets
+from tests.conftest import DEADLINE_S, examples
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away, and only root looks into those of others")
+
+Behaviour = Callable[[socket.socket], None]
+ESCAPES = "/x\x1b]0;OWNED\x07\x1b[31mred\x9b2J"
+
+
+def says(message: dict[str, Any]) -> Behaviour:
+    return lambda sock: sock.sendall(frames.encode({"v": 1, **message}))
+
+
+class Stage:
+    """Folders with sockets in them that answer as they please.
+
+    Attributes:
+        config: a config file; `[control] folder` names the folder "control".
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.config = str(folder / "isowsgi.toml")
+        Path(self.config).write_text('[control]\nfolder = "control"\n')
+        self._stack = stack
+
+    def put(self, behaviour: Behaviour, folder: str = "control", *, config: str | None = None, master: int = 77, owner: int = -1) -> None:
+        path = self.folder / folder
+        path.mkdir(0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY)
+        listener = sockets.listen(fd, sockets.socket_name(config or self.config, master, 88))
+        os.close(fd)
+        listener.setblocking(True)
+        os.chown(path, owner, -1)
+        thread = threading.Thread(target=self._serve, args=(listener, behaviour), daemon=True)
+        thread.start()
+        self._stack.callback(listener.close)
+        self._stack.callback(thread.join)
+        self._stack.callback(listener.shutdown, socket.SHUT_RDWR)
+
+    def _serve(self, listener: socket.socket, behaviour: Behaviour) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with sock:
+                try:
+                    sock.recv(65536)
+                    behaviour(sock)
+                except OSError:
+                    continue  # it has had enough of us
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, [*arguments, "--config", self.config])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with ExitStack() as stack:
+        yield Stage(tmp_path, stack)
+
+
+INCIDENT = {"at": 1e300, "kind": "exception", "tag": ESCAPES, "error": ESCAPES, "details": ESCAPES, "request": ESCAPES}
+INSTANCE = {
+    "tag": ESCAPES, "state": ESCAPES, "threads": 1, "requests": 1, "in_flight": [{"request": ESCAPES, "for_s": 1}], "stacks": ESCAPES,
+    "problem": ESCAPES,
+}  # fmt: skip
+ANSWERS: dict[str, dict[str, Any]] = {
+    "status": {
+        "worker": 1,
+        "rss_mib": 1,
+        "mounts": [
+            {"mount": ESCAPES, "state": ESCAPES, "isolation": ESCAPES, "generation": 1, "reloads": 0, "stuck": 0, "instances": [INSTANCE],
+             "last_error": {"at": float("inf"), "error": ESCAPES}},
+        ],
+    },
+    "reload": {"mount": ESCAPES, "generation": 1, "text": ESCAPES},
+    "stacks": {"instances": [INSTANCE]},
+    "errors": {"boot": None, "requests": [INCIDENT]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(ANSWERS))
+@pytest.mark.parametrize("is_ok", [True, False])
+def test_no_terminal_obeys_what_a_worker_says(stage: Stage, command: str, is_ok: bool) -> None:
+    failure = {"ok": False, "error": {"kind": "mount", "text": ESCAPES, "traceback": ESCAPES}}
+    stage.put(says({"ok": True, **ANSWERS[command]} if is_ok else failure))
+
+    _, output = stage.run(command, *([] if command == "status" else ["/"]))
+
+    assert "\\x1b]0;OWNED\\x07" in output
+    assert not {char for char in output if not char.isprintable()} - {"\n"}
+
+
+def test_no_terminal_obeys_the_names_of_config_files_that_are_served_instead(stage: Stage) -> None:
+    stage.put(says({"ok": False, "config": ESCAPES, "error": {"kind": "mount", "text": "no mount"}}), config="/another.toml")
+
+    code, output = stage.run("status")
+
+    assert code == 2
+    assert "\\x1b]0;OWNED\\x07" in output
+    assert "\x1b" not in output
+
+
+def drips(sock: socket.socket) -> None:
+    sock.sendall(struct.pack("!I", 1000))
+    while True:
+        sock.sendall(b" ")
+        time.sleep(0.01)
+
+
+def test_who_sends_a_byte_now_and_then_does_not_hold_the_command(stage: Stage) -> None:
+    """The time limit was one for each byte."""
+    stage.put(drips)
+
+    began = time.monotonic()
+    code, output = stage.run("reload", "/", "--timeout", "0.3")
+
+    assert (code, "no answer within 0.3 s" in output) == (1, True)
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_the_time_limit_is_one_for_all_workers_together(stage: Stage) -> None:
+    for number in range(5):
+        stage.put(drips, master=number)
+    workers = client.find(stage.config, None)
+
+    began = time.monotonic()
+    answers = client.ask(workers, {"do": "status"}, 0.2)
+
+    assert [answer.error["kind"] for answer in answers] == ["timeout"] * 5
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_an_answer_that_is_too_long_is_not_read(stage: Stage) -> None:
+    stage.put(lambda sock: sock.sendall(struct.pack("!I", frames.MAX_ANSWER_BYTES + 1)))
+
+    code, output = stage.run("status")
+
+    assert (code, f"at most {frames.MAX_ANSWER_BYTES} bytes" in output) == (1, True)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(data=st.data(), command=st.sampled_from(sorted(ANSWERS)))
+@examples(200)
+def test_an_answer_with_a_part_that_does_not_fit_is_malformed(data: st.DataObject, command: str) -> None:
+    """`isowsgi status` ended with a traceback of its own."""
+    message = json.loads(json.dumps({"ok": True, **ANSWERS[command]}))
+    assert checked(message, command) == message
+    key = data.draw(st.sampled_from(sorted(SHAPES[command])))
+    message[key] = data.draw(JSON.filter(lambda value: not fits(value, SHAPES[command][key])))
+
+    assert checked(message, command)["error"]["kind"] == "malformed"
+
+
+@pytest.mark.parametrize("answer", [{}, {"ok": False}, {"ok": False, "error": "no"}, {"ok": 1}, {"ok": True}])
+def test_an_answer_that_says_nothing_is_malformed(stage: Stage, answer: dict[str, Any]) -> None:
+    stage.put(says(answer))
+
+    code, output = stage.run("status")
+
+    assert (code, "the answer" in output) == (1, True)
+
+
+@pytest.fixture
+def homes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Have the folders of all users in the stage's own."""
+    Path(stage.config).write_text("")
+    monkeypatch.setattr(sockets, "RUN_FOLDER", str(stage.folder / "run"))
+    monkeypatch.setattr(sockets, "TEMP_FOLDER", str(stage.folder / "isowsgi-{uid}"))
+    return stage
+
+
+@needs_root
+def test_root_takes_a_folder_in_tmp_only_from_the_user_in_its_name(homes: Stage) -> None:
+    """Anybody can make /tmp/isowsgi-0: he was one of the workers of any config file then, and root believed what he said."""
+    homes.put(says({"ok": True, **ANSWERS["reload"]}), "isowsgi-4242", owner=1234)
+
+    code, output = homes.run("reload", "/")
+
+    assert (code, "no running gunicorn serves" in output, "OWNED" in output) == (2, True, False)
+
+
+@needs_root
+def test_a_socket_on_which_another_listens_than_the_folders_owner_is_not_believed(homes: Stage) -> None:
+    homes.put(says({"ok": True, **ANSWERS["reload"]}), "isowsgi-1234", owner=1234)
+
+    code, output = homes.run("reload", "/")
+
+    assert (code, "another user answers at" in output, "OWNED" in output) == (1, True, False)
+
+
+@needs_root
+def test_root_is_told_when_several_users_say_that_they_serve_a_config_file(homes: Stage) -> None:
+    for uid in (0, 1234):
+        homes.put(says({"ok": True, **ANSWERS["reload"]}), f"isowsgi-{uid}", master=100 + uid, owner=uid)
+
+    code, output = homes.run("reload", "/")
+
+    assert (code, "several users say that they serve" in output) == (2, True)
+    assert "gunicorn 100 of root, gunicorn 1334 of uid 1234" in output
+
+
+def test_a_fifo_for_a_config_file_or_a_pid_file_holds_nobody(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    assert sockets.configured_folder(str(fifo)) is None
+    with pytest.raises(client.NobodyServes, match="expected the process id"):
+        client.find(None, str(fifo))
