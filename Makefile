@@ -12,8 +12,8 @@ help: ## list the targets
 demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHON=the newest found)
 	@$(pick) && exec "$$python" examples/demo/demo.py
 
-test: ## run the tests (ARGS="-k routing", JOBS=3 for that many at a time, PYTHON=the newest found)
-	@$(call venv,py$$version,test) && exec $$bin/python -m pytest $(if $(JOBS),-n $(JOBS)) $(ARGS)
+test: ## run the tests, two a core at a time, those that measure time last (ARGS="-k routing", JOBS=0 for one by one, PYTHON=the newest found)
+	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(ARGS)
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)

@@ -107,8 +107,9 @@ def venv_with(name: str, *requirements: str) -> Path:
     """Return a venv of this Python with some packages, made at its first use; skips where one has no wheel."""
     folder = ROOT / ".venv" / f"{name}-py{sys.version_info[0]}.{sys.version_info[1]}"
     command = [sys.executable, str(ROOT / "tools" / "make_venv.py"), sys.executable, str(folder), "--only-binary", ":all:", *requirements]
+    folder.parent.mkdir(exist_ok=True)
     with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # with JOBS several tests may want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several tests may want it at once
         made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         lines = [line.strip() for line in made.stderr.splitlines() if "No matching distribution" in line]
