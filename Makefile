@@ -4,16 +4,25 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance fuzz bench soak lint clean
+.PHONY: help demo test test-lowest conformance fuzz bench soak lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
 
 demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHON=the newest found)
 	@$(pick) && exec "$$python" examples/demo/demo.py
 
 test: ## run the tests, two a core at a time, those that measure time last (ARGS="-k routing", JOBS=0 for one by one, PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(ARGS)
+
+# The parts that use a dependency: config file, command, status page, metrics, table in the log, and requests through gunicorn's parser.
+lowest_tests = $(addprefix tests/,$(addsuffix .py,test_gunicorn_parts test_configuration test_settings test_metrics test_snapshot \
+	test_status test_cli_page test_control functional/test_status functional/test_operate))
+
+test-lowest: ## run a part of the tests with the lowest version of each dependency that is allowed; under a minute
+	@$(pick) && lowest=$$("$$python" tools/lowest_versions.py) && \
+	"$$python" tools/make_venv.py "$$python" .venv/lowest$$version $$lowest "pytest>=8" pytest-xdist requests hypothesis && \
+	exec .venv/lowest$$version/bin/python -m pytest -q -n 2 -m "not slow and not alone" $(lowest_tests) $(ARGS)
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)

@@ -22,6 +22,7 @@ def load(name):
 
 pick_python = load("pick_python")
 make_venv = load("make_venv")
+lowest_versions = load("lowest_versions")
 
 
 @pytest.fixture
@@ -255,3 +256,13 @@ def test_the_page_of_packages_is_what_its_tool_writes() -> None:
     done = subprocess.run(script, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_the_lowest_version_of_each_requirement_is_its_lower_bound():
+    assert list(lowest_versions.lowest(["gunicorn>=27,<28", "rich>=13"])) == ["gunicorn==27", "rich==13"]
+
+
+@pytest.mark.parametrize("requirement", ["rich", "rich<15", "rich>13", "rich[all]>=13"])
+def test_a_requirement_without_a_lowest_version_is_refused(requirement):
+    with pytest.raises(lowest_versions.NoLowest, match="expected 'name>=version'"):
+        list(lowest_versions.lowest([requirement]))
