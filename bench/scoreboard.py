@@ -61,7 +61,7 @@ class _Connection:
     """What a job reads of one."""
 
     def __init__(self) -> None:
-        self.worker_fd = 7
+        self.key = 7
         self.gateway = SimpleNamespace(mount=0)
         self.reader = _Reader()
         self.response: object = sentinel.none

@@ -40,7 +40,7 @@ def interrupt_often() -> None:
         job.enter()
         while not is_over.is_set():
             connection: Any = SimpleNamespace(
-                in_app=False, response=None, reader=SimpleNamespace(taken=0), worker_fd=5, gateway=SimpleNamespace(mount=0)
+                in_app=False, response=None, reader=SimpleNamespace(taken=0), key=5, gateway=SimpleNamespace(mount=0)
             )
             try:
                 serve_one(connection)
@@ -96,7 +96,7 @@ def test_a_request_is_given_up_once(is_given_up_already: bool, count: int) -> No
     with client, sock:
         reader = SimpleNamespace(taken=0, is_waiting=False)
         connection: Any = SimpleNamespace(
-            in_app=False, reader=reader, worker_fd=5, gateway=SimpleNamespace(mount=0), sock=sock,
+            in_app=False, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
         watcher = Watcher([job], 1, logging.getLogger("test"), pytest.fail, True, rows, PATIENCE)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port
+from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, dup_of, key_of, number_of
 
 
 @pytest.fixture
@@ -310,3 +310,60 @@ def test_too_many_descriptors_on_their_way_are_sent_later(connection: tuple[sock
     loans.send_waiting()
 
     assert (sock.sent, wants) == (1, [True, False])
+
+
+def test_what_is_said_twice_of_a_loan_is_believed_once(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
+    """The worker closed a descriptor twice: EBADF ended it, or it was a neighbour's by then."""
+    _, ours = connection
+    post.loans.give(ours.fileno())
+    [theirs] = post.mail.receive()
+    serial, _ = post.mail._loans[theirs]
+    post.mail.give_back(theirs)
+    assert post.loans.read_fates() == [(RETURNED, ours.fileno())]
+    post.loans.give(ours.fileno())  # again, so its number is lent while the old loan's fate is told once more
+
+    post.mail._say(CLOSED_THERE, serial)
+    post.theirs.send(b"of another length")
+
+    assert post.loans.read_fates() == []
+    [theirs] = post.mail.receive()
+    post.mail.give_back(theirs)
+    assert post.loans.read_fates() == [(RETURNED, ours.fileno())]
+
+
+def test_a_child_that_the_app_has_forked_speaks_for_no_connection(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
+    _, ours = connection
+    post.loans.give(ours.fileno())
+    [theirs] = post.mail.receive()
+
+    forked = os.fork()
+    if not forked:
+        post.mail.give_back(theirs)
+        os._exit(0)
+    os.waitpid(forked, 0)
+
+    assert post.loans.read_fates() == []
+    post.mail.give_back(theirs)
+
+
+def test_a_key_names_a_connection_and_not_who_has_its_number_next() -> None:
+    client, ours = socket.socketpair()
+    number = ours.fileno()
+    key = key_of(ours, number)
+    assert number_of(key) == number
+    dup = dup_of(key)
+    assert dup is not None
+    assert key_of(dup, number) == key
+    dup.close()
+
+    os.dup2(client.fileno(), number)
+    assert dup_of(key) is None
+    ours.close()
+    assert dup_of(key) is None
+    client.close()
+
+
+@pytest.mark.parametrize("key", [0, -1, (1 << 63) - 1, 1 << 24])
+def test_what_is_no_key_names_nothing(key: int) -> None:
+    """A child process may write anything into its rows."""
+    assert dup_of(key) is None

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from isowsgi.instances.housed import TIMED_OUT
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.lifecycle import State
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.handover import key_of
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 
 
 class Puppet(InterpreterInstance):
@@ -176,11 +178,48 @@ def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_ins
     client, connection = socket.socketpair()
     with client, connection:
         [row] = instance.board.thread_rows(instance.first_row, [0], 0).values()
-        row.words[BUSY_FD], row.words[BUSY_SINCE], row.words[ANSWERED] = connection.fileno() + 1, 1000, answered
+        instance.hears("ready", boot_s=0.5, objects=1)
+        key = key_of(connection, connection.fileno())
+        row.words[BUSY], row.words[BUSY_SINCE], row.words[ANSWERED] = key, 1000, answered
         instance.board.row(instance.first_row).words[BEAT] = 1000
 
         assert [instance.cut_off(1, 60), instance.cut_off(1, 61)] == [is_overdue] * 2
 
+        assert (client.recv(1000, socket.MSG_DONTWAIT) if counts[1] else b"") == (TIMED_OUT if counts[1] else b"")
+
     words = instance.board.mount_row(0).words
     assert (words[TIMEOUTS], words[RESPONSES + 5]) == counts
     instance.close()
+
+
+def test_a_row_that_a_dead_thread_left_busy_does_not_cut_off_whoever_has_its_number_now(instance: Puppet) -> None:
+    """The supervisor sent 504 into a neighbour's connection, and shut it down; without one, `os.dup` ended the worker."""
+    own_gil = Puppet("own-gil")
+    own_gil.hears("ready", boot_s=0.5, objects=1)
+    [row] = own_gil.board.thread_rows(own_gil.first_row, [0], 0).values()
+    lost_client, lost = socket.socketpair()
+    number = lost.fileno()
+    row.words[BUSY], row.words[BUSY_SINCE] = key_of(lost, number), 1000
+    client, neighbours = socket.socketpair()
+    os.dup2(neighbours.fileno(), number)
+
+    own_gil.cut_off(1, 60)
+
+    with pytest.raises(BlockingIOError):
+        client.recv(100, socket.MSG_DONTWAIT)
+    lost.close()
+    row.words[ANSWERED] = 0
+    own_gil.cut_off(1, 61)  # nobody has the number
+    for each in (client, neighbours, lost_client):
+        each.close()
+    own_gil.close()
+
+
+def test_an_instance_that_is_being_loaded_cannot_hold_a_request(instance: Puppet) -> None:
+    """Rows are used again; a busy one was taken for C code that holds the GIL, in a state that knows no such event."""
+    own_gil = Puppet("own-gil")
+    [row] = own_gil.board.thread_rows(own_gil.first_row, [0], 0).values()
+    row.words[BUSY], row.words[BUSY_SINCE] = 1, 1000
+
+    assert not own_gil.cut_off(1, 60)
+    own_gil.close()

@@ -1,5 +1,6 @@
 """The scoreboard: what one side writes the other side reads, no two writers share a word, and no count is lost or made twice."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from isowsgi.shared.scoreboard import (
     AT_CAPACITY,
     BUCKET_LIMITS_S,
-    BUSY_FD,
+    BUSY,
     CLOSED,
     CRASHES,
     ERROR_BYTES,
@@ -67,7 +68,7 @@ def test_what_an_instance_counts_the_acceptor_sees(board: Scoreboard) -> None:
 def test_another_process_with_the_descriptor_sees_what_is_in_flight(board: Scoreboard) -> None:
     """The master reads it after the worker has died."""
     row = board.row(board.allot(1, [1]) + 1)
-    row.words[BUSY_FD] = 9 + 1
+    row.words[BUSY] = 9 + 1
     row.set_line(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
     code = f"from isowsgi.shared.scoreboard import Scoreboard; print(Scoreboard({board.fd}).in_flight())"
 
@@ -113,6 +114,7 @@ def test_a_block_is_reused_by_the_same_mount_only_and_its_counters_still_count(b
     first = board.allot(2, [0], "own-gil")
     board.row(first + 1).words[REQUESTS] = 5
     board.row(first).words[QUEUED] = 1
+    board.row(first + 2).words[BUSY] = 7
     board.give_back(first)
 
     others = [board.allot(2, [1], "own-gil"), board.allot(3, [0], "own-gil"), board.allot(2, [0], "shared-gil")]
@@ -121,6 +123,7 @@ def test_a_block_is_reused_by_the_same_mount_only_and_its_counters_still_count(b
     assert board.allot(2, [0], "own-gil") == first
     assert board.total(REQUESTS) == 5
     assert board.row(first).words[QUEUED] == 0, "nobody waits for an instance that has ended"
+    assert board.row(first + 2).words[BUSY] == 0, "and its threads serve nobody"
 
 
 def test_a_thread_that_serves_two_mounts_has_a_row_for_each(board: Scoreboard) -> None:
@@ -279,3 +282,71 @@ def test_what_went_wrong_last_is_read_with_its_mount(whole: Board) -> None:
     (reading,) = whole.read().regions
 
     assert [(error.pattern, error.text) for error in reading.errors] == [("/b", "ValueError: no")]
+
+
+# What other processes may do to it.
+
+STRAY = (-1, -(1 << 63), (1 << 63) - 1, 1 << 40, 0)
+
+
+def test_nobody_can_cut_the_memory_off_under_its_readers(whole: Board, board: Scoreboard) -> None:
+    """`ftruncate` in a child process was SIGBUS in the worker, and in the master."""
+    for fd in (whole.fd, board.fd):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(board.fd, 1 << 40)
+    assert fcntl.fcntl(board.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL
+
+
+def test_a_board_that_somebody_has_made_longer_still_takes_workers(whole: Board) -> None:
+    os.ftruncate(whole.fd, 1 << 36)
+
+    assert [whole.new_region(["/a"], 0.0).region for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("value", STRAY)
+def test_whatever_stands_in_a_region_its_worker_is_retired_and_what_others_counted_is_kept(whole: Board, value: int) -> None:
+    """A stray write of a child process was an OverflowError in gunicorn's master, which ended all of it."""
+    good, bad = whole.new_region(["/a"], 0.0), whole.new_region(["/a"], 0.0)
+    serve(good, 0, 3)
+    whole.retire(good, None, 0.0)
+    first = bad.allot(1, [0], "own-gil")
+    words = memoryview(bad._memory)[: 4 * 960].cast("q")
+    for place in range(len(words)):
+        words[place] = value
+    words.release()
+
+    bad.in_flight(), bad.loading(), bad.read(), bad.row(first).line(), bad.row(first).error()
+    whole.retire(bad, "/a", 0.0)
+
+    assert whole.read().totals["/a", "own-gil"].requests >= 3
+    assert whole.read().totals["/a", ""].get(CRASHES) >= 1
+    assert whole.new_region(["/a"], 100.0).in_flight() == []
+
+
+@pytest.mark.parametrize("value", STRAY)
+def test_whatever_stands_in_the_head_the_master_knows_its_regions_and_readers_come_to_an_end(whole: Board, value: int) -> None:
+    reader = Board(whole.fd)
+    serve(region := whole.new_region(["/a"], 0.0), 0, 3)
+    for place in range(len(whole._words)):
+        whole._words[place] = value
+    for words in (whole._retired._head, region._names._head, region._report._head):
+        for place in range(len(words)):
+            words[place] = value
+
+    reader.read()
+    whole.retire(region, None, 0.0)
+    assert whole.new_region(["/a"], 0.0).region == 1
+
+    assert whole.read().totals["/a", "own-gil"].requests == 3
+
+
+def test_texts_that_are_no_json_are_none(whole: Board) -> None:
+    region = whole.new_region(["/a"], 0.0)
+    for text in (whole._retired, region._names, region._report):
+        text.write(b"\xff{")
+
+    (reading,) = Board(whole.fd).read().regions
+
+    assert (reading.report, reading.busy) == (None, [])

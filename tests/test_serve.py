@@ -16,10 +16,10 @@ from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
-from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess
+from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, number_of
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import BUSY_FD, CLOSED, STOPPING, Scoreboard
+from isowsgi.shared.scoreboard import BUSY, CLOSED, STOPPING, Scoreboard
 from tests.conftest import DEADLINE_S
 
 CFG = Settings(snapshot(Config()))
@@ -287,14 +287,14 @@ def test_a_connection_that_comes_by_mail_with_its_request_is_served_in_the_same_
 def test_a_request_in_a_child_is_noted_by_the_workers_number_of_its_connection(child: Child) -> None:
     """When the child dies, the worker finds by it who is to be answered 502."""
     noted: list[int] = []
-    child.during_a_request = lambda: noted.append(child.board.row(4).words[BUSY_FD] - 1)
+    child.during_a_request = lambda: noted.append(number_of(child.board.row(4).words[BUSY]))
     child.client.sendall(REQUEST)
     child.loans.give(child.fd)
 
     child.turn()
 
     assert noted == [child.fd]
-    assert child.board.row(4).words[BUSY_FD] == 0
+    assert child.board.row(4).words[BUSY] == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from isowsgi.shared.scoreboard import ANSWERED, BUSY_FD, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
+from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -181,14 +181,14 @@ class Job:
         connection.response = None
         row.set_line(data)
         words[REQUESTS] += 1
-        words[BUSY_FD] = connection.worker_fd + 1
+        words[BUSY] = connection.key
         self.connection = connection
 
     def end(self) -> None:
         """Say that the request is over, and count it; what was raised for it must not reach the next one."""
         connection, self.connection = self.connection, None
         words = self.row.words
-        words[BUSY_FD] = 0
+        words[BUSY] = 0
         if connection is not None:
             response, reader = connection.response, connection.reader
             record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)

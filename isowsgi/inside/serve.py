@@ -23,7 +23,7 @@ from gunicorn.http.errors import ParseException
 
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
-from isowsgi.shared.handover import ARM_EDGE, Exchange
+from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import INCOMPLETE, Look, Peeker, Refused, peek
 from isowsgi.shared.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
@@ -273,10 +273,10 @@ class Service:
                 peer = sock.getpeername()
                 is_only = self._only_listener is not None and isinstance(peer, tuple)
                 server = self._only_listener if is_only else self._listener_of(sock.getsockname())
-        except OSError:
+        except (OSError, ValueError):  # it was reset, or what is known of it cannot be read
             self._part(sock, fd)
             return False
-        connection = Connection(sock, fd, self._exchange.worker_fd(fd), peer, server, self._first_gateway, facts)
+        connection = Connection(sock, fd, key_of(sock, self._exchange.worker_fd(fd)), peer, server, self._first_gateway, facts)
         connection.has_pending_event = flags != _MORE
         self._connections[fd] = connection
         return True

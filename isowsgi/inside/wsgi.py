@@ -43,7 +43,7 @@ class Connection:
     Args:
         sock: blocking, with time limits of its own.
         fd: its descriptor.
-        worker_fd: the descriptor by which the worker knows it.
+        key: its name on the scoreboard, see `handover.key_of`.
         peer: the client's address as `accept` gives it; "" on a Unix socket.
         server: the listener's address as `getsockname` gives it.
         gateway: of the app that its first request is for.
@@ -60,20 +60,20 @@ class Connection:
         "has_pending_event",
         "idle_since",
         "in_app",
+        "key",
         "peer",
         "plain",
         "reader",
         "response",
         "server",
         "sock",
-        "worker_fd",
     )  # fmt: skip
 
-    def __init__(self, sock: Any, fd: int, worker_fd: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
+    def __init__(self, sock: Any, fd: int, key: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
         self.sock = sock
         self.facts = facts
         self.fd = fd
-        self.worker_fd = worker_fd
+        self.key = key
         self.peer = peer
         self.server = server
         self.cfg = gateway.cfg

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 import json
-import os
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.instances.lifecycle import Event, State, step
 from isowsgi.shared import interpreters
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY_FD, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.handover import dup_of
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Row, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -142,18 +142,18 @@ class HousedInstance(abc.ABC):
         return sum(self._counted(each) - self._requests_before[each] for each in wanted)
 
     def is_busy(self) -> bool:
-        return any(row.words[BUSY_FD] for row in self._thread_rows)
+        return any(row.words[BUSY] for row in self._thread_rows)
 
     def has_free_thread(self) -> bool:
-        return sum(row.words[BUSY_FD] != 0 for row in self._thread_rows) < self.threads
+        return sum(row.words[BUSY] != 0 for row in self._thread_rows) < self.threads
 
     def requests_in_flight(self) -> list[str]:
         """Return the request lines that its threads are serving."""
-        return [row.line() for row in self._thread_rows if row.words[BUSY_FD]]
+        return [row.line() for row in self._thread_rows if row.words[BUSY]]
 
     def in_flight(self, now: float) -> list[tuple[str, float]]:
         """Return the request lines that its threads are serving, and for how many seconds."""
-        busy = [row for row in self._thread_rows if row.words[BUSY_FD]]
+        busy = [row for row in self._thread_rows if row.words[BUSY]]
         return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def kill(self) -> None:
@@ -170,21 +170,33 @@ class HousedInstance(abc.ABC):
             whether that is so.
         """
         now_ms = int(now * 1000)
+        if self.state is State.BOOTING:
+            return False  # it has served nobody yet
         if self.isolation in (interpreters.SHARED_GIL, interpreters.MAIN) or now_ms - self._control_words[BEAT] < _LOST_BEAT_MS:
             return False
         limit_ms = int(older_than_s * 1000) + _LOST_BEAT_MS
-        overdue = [row for row in self._thread_rows if row.words[BUSY_FD] and now_ms - row.words[BUSY_SINCE] > limit_ms]
+        overdue = [row for row in self._thread_rows if row.words[BUSY] and now_ms - row.words[BUSY_SINCE] > limit_ms]
         for row in overdue:
             answered, row.words[ANSWERED] = row.words[ANSWERED], GIVEN_UP
             if answered == GIVEN_UP:
                 continue
-            words = self._board.mount_row(row.words[MOUNT] - 1).words
+            words = self._board.mount_row(self._mount_of(row)).words
             words[TIMEOUTS] += 1
             words[RESPONSES + 5] += not answered
-            cut(row.words[BUSY_FD] - 1, b"" if answered else TIMED_OUT)
+            if (sock := self._connection_of(row.words[BUSY])) is not None:
+                cut(sock, b"" if answered else TIMED_OUT)
         if overdue:
             self._cut_waiting()
         return bool(overdue)
+
+    def _connection_of(self, key: int) -> socket.socket | None:
+        """Return a connection that this instance has, by its key on the scoreboard; None if it has it no more."""
+        return dup_of(key)
+
+    def _mount_of(self, row: Row) -> int:
+        """Return the number of a row's mount; a child process may have written another one there."""
+        mount = row.words[MOUNT] - 1
+        return mount if mount in self._mounts else self._mounts[0]
 
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
@@ -229,9 +241,13 @@ class HousedInstance(abc.ABC):
         self._inner.send(json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-def cut(fd: int, answer: bytes) -> None:
-    """Answer a client whose connection belongs to somebody who cannot run, and shut the connection down."""
-    with socket.socket(fileno=os.dup(fd)) as sock:
+def cut(sock: socket.socket, answer: bytes) -> None:
+    """Answer a client whose connection belongs to somebody who cannot run, and shut the connection down.
+
+    Args:
+        sock: a descriptor of it for this; closed.
+    """
+    with sock:
         try:
             if answer:
                 sock.send(answer, socket.MSG_DONTWAIT)

@@ -11,14 +11,15 @@ import json
 import os
 import queue
 import select
+import socket
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.instances.housed import NOT_SERVED, HousedInstance, cut
 from isowsgi.shared import interpreters
-from isowsgi.shared.handover import ARM_EDGE, Port
-from isowsgi.shared.scoreboard import BUSY_FD, Scoreboard
+from isowsgi.shared.handover import ARM_EDGE, Port, number_of
+from isowsgi.shared.scoreboard import BUSY, Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 
@@ -62,13 +63,13 @@ class InterpreterInstance(HousedInstance):
 
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there; the connections stay the inside's, which finds them closed one day."""
-        in_flight = {row.words[BUSY_FD] - 1 for row in self._thread_rows}
+        in_flight = {number_of(row.words[BUSY]) for row in self._thread_rows}
         for fd, _ in self._epoll.poll(0, 1024):
             if fd == self._poke or fd in self._turned_away:
                 continue
             if fd not in in_flight:
                 self._turned_away.add(fd)
-                cut(fd, NOT_SERVED)
+                cut(socket.socket(fileno=os.dup(fd)), NOT_SERVED)
             self._epoll.modify(fd, ARM_EDGE)  # the event that was taken here is the inside's
 
     def dispose(self, destroy: bool) -> None:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
-from isowsgi.shared.handover import LINGERING, RETURNED, Loans
-from isowsgi.shared.scoreboard import ANSWERED, BUSY_FD, MOUNT, RESPONSES, Scoreboard
+from isowsgi.shared.handover import LINGERING, RETURNED, Loans, dup_of, key_of, number_of
+from isowsgi.shared.scoreboard import ANSWERED, BUSY, RESPONSES, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
@@ -132,23 +132,27 @@ class ProcessInstance(HousedInstance):
     def _settle(self) -> None:
         """Take every connection of the dead child back; only those whose requests it was serving are lost."""
         self._read_mail()
-        begun = {row.words[BUSY_FD] - 1: row for row in self._thread_rows if row.words[BUSY_FD]}
+        begun = {row.words[BUSY]: row for row in self._thread_rows if row.words[BUSY]}
         for fd in self._loans.take_back_all():
-            row = begun.get(fd)
-            if row is None:
-                self._unserved.append(fd)
-            elif row.words[ANSWERED]:
-                self._owner.take_closed(fd)
-            else:
-                self._board.mount_row(row.words[MOUNT] - 1).words[RESPONSES + 5] += 1
-                with socket.socket(fileno=os.dup(fd)) as sock:
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                row = begun.get(key_of(sock, fd))
+                if row is None:
+                    self._unserved.append(fd)
+                elif row.words[ANSWERED]:
+                    self._owner.take_closed(fd)
+                else:
+                    self._board.mount_row(self._mount_of(row)).words[RESPONSES + 5] += 1
                     try:
                         sock.send(BROKEN_OFF, socket.MSG_DONTWAIT)
                     except OSError:
                         pass  # the client is gone
-                self._owner.take_lingering(fd)
-        for row in begun.values():
-            row.words[BUSY_FD] = 0
+                    self._owner.take_lingering(fd)
+        for row in self._thread_rows:
+            row.clear()
+
+    def _connection_of(self, key: int) -> socket.socket | None:
+        # The child writes its rows itself, and may name any connection there.
+        return dup_of(key) if self._loans.has_lent(number_of(key)) else None
 
     def _read_mail(self) -> None:
         for fate, fd in self._loans.read_fates():

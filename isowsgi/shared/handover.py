@@ -7,6 +7,10 @@ An instance in a child process gets the descriptor by mail (SCM_RIGHTS, unix(7))
 untouched: it is lent. So a child says by number what becomes of a connection, without sending a descriptor back, and when a child dies the
 worker still has every connection of it: those in flight are answered 502, all others go on elsewhere.
 
+A descriptor's number outlives its connection: it is the next one's. So whoever speaks of a connection that another may have closed names
+it by a serial that is never used twice. Each loan has one, and a child is believed only for what is lent under it. And a row of the
+scoreboard holds the **key** of the connection that is served: its number and the kernel's own serial for that socket (SO_COOKIE).
+
 A connection has one owner at any moment. Who gives forgets the descriptor first (it is disarmed in the giver's own set, and the
 socket object is detached) and never touches it again until it comes back.
 """
@@ -31,10 +35,10 @@ ARM_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 # never says another word.
 ARM_RETURN = ARM_EDGE | select.EPOLLOUT
 
-# A packet of mail to the child: the worker's number of the descriptor that comes with it. And back: what became of the connection, and
-# that number.
-_GIVEN = struct.Struct("=i")
-_FATE = struct.Struct("=ci")
+# A packet of mail to the child: the loan's serial, and the worker's number of the descriptor that comes with it. And back: what became of
+# the connection, and that serial.
+_GIVEN = struct.Struct("=qi")
+_FATE = struct.Struct("=cq")
 RETURNED = b"r"  # its next request is another instance's
 LINGERING = b"l"  # it was answered and shut down for writing; what the client still sends is to be read away
 CLOSED_THERE = b"c"  # nothing is left to do but to close it
@@ -50,6 +54,46 @@ _DEAD = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOT
 
 # Connections taken out of the mail in a row, before their requests are looked at.
 _MAIL_BATCH = 64
+
+# asm-generic/socket.h, since Linux 4.12; the socket module has no name for it.
+_SO_COOKIE = 57
+_COOKIE = struct.Struct("=Q")
+
+# Of a connection's key: bits that hold its descriptor's number plus 1 (a process has 2^20 descriptors at most, fs.nr_open), and all.
+_NUMBER_BITS = 24
+_KEY_MASK = (1 << 63) - 1
+
+
+def key_of(sock: socket.socket, number: int) -> int:
+    """Return what names a connection on the scoreboard: 1 or more, and never another connection's.
+
+    Args:
+        sock: any descriptor of it, in any process.
+        number: of the worker's descriptor.
+    """
+    try:
+        cookie: int = _COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size))[0]
+    except OSError:  # a sandbox with a kernel of its own: the number must do
+        cookie = 0
+    return (cookie << _NUMBER_BITS | number + 1) & _KEY_MASK
+
+
+def number_of(key: int) -> int:
+    """Return the number of the worker's descriptor for a connection; -1 for a key that is none."""
+    return (key & (1 << _NUMBER_BITS) - 1) - 1
+
+
+def dup_of(key: int) -> socket.socket | None:
+    """Return another descriptor of a connection in the worker; None if it is closed, whoever has its number now."""
+    number = number_of(key)
+    try:
+        sock = socket.socket(fileno=os.dup(number))
+    except OSError:  # nobody has, or no socket
+        return None
+    if key_of(sock, number) == key:
+        return sock
+    sock.close()
+    return None
 
 
 class Port:
@@ -85,7 +129,7 @@ class Exchange(Protocol):
         """Return connections that have come; they are armed nowhere yet."""
 
     def worker_fd(self, fd: int) -> int:
-        """Return the number that the worker knows a connection by."""
+        """Return the number of the worker's descriptor for a connection."""
 
     def give_back(self, fd: int) -> None:
         """Return a connection whose next request is for the acceptor to route."""
@@ -142,7 +186,8 @@ class Mail:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._worker_fds: dict[int, int] = {}
+        self._loans: dict[int, tuple[int, int]] = {}  # serial and the worker's number, by the number here
+        self._maker = os.getpid()
         self.mail_fd = sock.fileno()
 
     def receive(self) -> list[int]:
@@ -155,17 +200,17 @@ class Mail:
                 break
             if not packet:  # the worker is gone, and this process will be at once
                 break
-            (number,) = _GIVEN.unpack(packet)
+            serial, number = _GIVEN.unpack(packet)
             if rights:
                 (fd,) = _DESCRIPTOR.unpack(rights[0][2])
-                self._worker_fds[fd] = number
+                self._loans[fd] = serial, number
                 came.append(fd)
             else:  # this process has as many descriptors as it may
-                self._say(CLOSED_THERE, number)
+                self._say(CLOSED_THERE, serial)
         return came
 
     def worker_fd(self, fd: int) -> int:
-        return self._worker_fds[fd]
+        return self._loans[fd][1]
 
     def give_back(self, fd: int) -> None:
         self._part(RETURNED, fd)
@@ -175,17 +220,18 @@ class Mail:
 
     def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
         # Before it is closed: then another thread may take the next one out of the mail, under the same number.
-        number = self._worker_fds.pop(fd)
+        serial, _ = self._loans.pop(fd)
         sock.close()
-        self._say(CLOSED_THERE, number)  # the worker counts it
+        self._say(CLOSED_THERE, serial)  # the worker counts it
 
     def _part(self, fate: bytes, fd: int) -> None:
-        number = self._worker_fds.pop(fd)  # first, see close
+        serial, _ = self._loans.pop(fd)  # first, see close
         os.close(fd)
-        self._say(fate, number)
+        self._say(fate, serial)
 
-    def _say(self, fate: bytes, number: int) -> None:
-        self._sock.send(_FATE.pack(fate, number))
+    def _say(self, fate: bytes, serial: int) -> None:
+        if os.getpid() == self._maker:  # a child that the app has forked has copies of all this, and owns nothing
+            self._sock.send(_FATE.pack(fate, serial))
 
 
 class Loans:
@@ -199,15 +245,22 @@ class Loans:
     def __init__(self, sock: socket.socket, wants_to_send: Callable[[bool], None]) -> None:
         self._sock = sock
         self._wants_to_send = wants_to_send
-        self._lent: set[int] = set()
-        self._waiting: list[int] = []  # given, but there was no room in the socket yet
+        self._lent: dict[int, int] = {}  # descriptors by the loans' serials
+        self._next_serial = 1
+        self._waiting: list[int] = []  # serials of those given for which there was no room in the socket yet
 
     def give(self, fd: int) -> None:
         """Lend a connection; the descriptor stays open, and nobody here may use it until it comes back."""
-        self._lent.add(fd)
-        if self._waiting or not self._send(fd):
-            self._waiting.append(fd)
+        serial = self._next_serial
+        self._next_serial = serial + 1
+        self._lent[serial] = fd
+        if self._waiting or not self._send(serial):
+            self._waiting.append(serial)
             self._wants_to_send(True)
+
+    def has_lent(self, fd: int) -> bool:
+        """Whether the child has a connection."""
+        return fd in self._lent.values()
 
     def send_waiting(self) -> None:
         """Send what there was no room for."""
@@ -216,7 +269,10 @@ class Loans:
         self._wants_to_send(bool(self._waiting))
 
     def read_fates(self) -> list[tuple[bytes, int]]:
-        """Return what became of connections since the last call; they are the caller's again."""
+        """Return what became of connections since the last call; they are the caller's again.
+
+        What is said of a loan that is over, or that never was, is passed over: it may come from a child that the app has forked.
+        """
         fates: list[tuple[bytes, int]] = []
         while True:
             try:
@@ -225,28 +281,30 @@ class Loans:
                 return fates
             if not packet:
                 return fates
-            fate, fd = _FATE.unpack(packet)
-            self._lent.discard(fd)
-            fates.append((fate, fd))
+            if len(packet) != _FATE.size:
+                continue
+            fate, serial = _FATE.unpack(packet)
+            if (fd := self._lent.pop(serial, None)) is not None:
+                fates.append((fate, fd))
 
     def take_back_waiting(self) -> list[int]:
         """Return those that were not sent yet; they are the caller's again."""
         waiting, self._waiting = self._waiting, []
-        self._lent.difference_update(waiting)
         self._wants_to_send(False)
-        return waiting
+        return [self._lent.pop(serial) for serial in waiting]
 
     def take_back_all(self) -> list[int]:
         """Return all that the child, which is dead, had; they are the caller's again."""
         self._waiting.clear()
         self._wants_to_send(False)
-        lent, self._lent = self._lent, set()
-        return sorted(lent)
+        lent, self._lent = self._lent, {}
+        return list(lent.values())
 
-    def _send(self, fd: int) -> bool:
+    def _send(self, serial: int) -> bool:
         """Send a connection; False if it must be tried again."""
+        fd = self._lent[serial]
         try:
-            self._sock.sendmsg([_GIVEN.pack(fd)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))])
+            self._sock.sendmsg([_GIVEN.pack(serial, fd)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))])
         except OSError as exc:
             # If the child is dead, its end will be told, and then it is taken back. Else there was no room: in the socket, in memory, or
             # in the number of descriptors that one user may have on their way (unix(7)).

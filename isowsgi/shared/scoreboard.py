@@ -11,10 +11,15 @@ thread and mount, written by that thread. Each word has one writer, so no lock i
 Counters only grow, also when a block passes on to the next instance of the same mounts: a mount's total is the sum over its rows, and an
 instance's own is what was added since it began. When the master has reaped a worker it adds its counters to the **retired** ones, so
 the sum over retired and living workers never goes back; `Board.read` takes both under one sequence lock.
+
+Every process that has the descriptor may write anything anywhere, by a mistake in C code if by nothing else. So the memory is sealed: it
+cannot be cut off under its readers. What is read of it is brought into bounds before it is used. And what the master must be sure of (how
+many regions there are, what the retired workers counted) it keeps in memory of its own; the board has a copy for readers.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -28,7 +33,7 @@ from typing import Any, NamedTuple
 # Words of every row. The first eight are one cache line.
 REQUESTS = 0  # requests whose head was taken from the connection
 CLOSED = 1  # connections that this thread closed
-BUSY_FD = 2  # descriptor of the connection whose request is being served, plus 1; 0: none
+BUSY = 2  # key of the connection whose request is being served, see `handover.key_of`; 0: none
 ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or GIVEN_UP
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
 MOUNT = 6  # the mount's number, plus 1; 0: none
@@ -81,6 +86,9 @@ _LIMITS_NS = tuple(int(limit * 1e9) for limit in BUCKET_LIMITS_S)
 _FIRST_COUNTER = RESPONSES + 1
 _END_COUNTERS = BUCKETS + len(BUCKET_LIMITS_S) + 1
 
+# Words that say what is so just now, and not how often it was.
+_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING)
+
 # Names stand on the board as numbers; append only.
 ISOLATIONS = ("own-gil", "shared-gil", "main", "process")
 
@@ -125,6 +133,12 @@ _HEAD_BYTES = _RETIRED_OFFSET + _text_bytes(_RETIRED_BYTES)
 
 # How long a region rests before another worker gets it: a child process of a worker that was killed may still write to it for a moment.
 _REST_S = 60.0
+
+# What sequences and turns run up to, so that not even a stray value makes a word overflow.
+_TURN_MASK = (1 << 62) - 1
+
+# How often a reader tries again while the master moves counters, which takes it some 0.1 ms. After that the sequence cannot be right.
+_MOST_TRIES = 200
 
 
 class Counters(NamedTuple):
@@ -210,7 +224,7 @@ class Row:
         self.words[LINE_LENGTH] = end if end >= 0 else min(len(data), LINE_BYTES)
 
     def line(self) -> str:
-        return bytes(self._line[: self.words[LINE_LENGTH]]).decode("latin-1")
+        return bytes(self._line[: max(self.words[LINE_LENGTH], 0)]).decode("latin-1")
 
     def set_error(self, text: str) -> None:
         """Note what the app raised, and when."""
@@ -220,7 +234,12 @@ class Row:
         self.words[ERROR_AT] = int(time.time())
 
     def error(self) -> str:
-        return bytes(self._error[: self.words[ERROR_LENGTH]]).decode("utf-8", "ignore")
+        return bytes(self._error[: max(self.words[ERROR_LENGTH], 0)]).decode("utf-8", "ignore")
+
+    def clear(self) -> None:
+        """Say that nobody works here any more; by whoever retires the row's thread. Counters stay."""
+        for word in _OF_THE_MOMENT:
+            self.words[word] = 0
 
 
 def record(words: memoryview, elapsed_ns: int, bytes_in: int, bytes_out: int) -> None:
@@ -251,7 +270,7 @@ class _Text:
         """
         if len(data) > self._capacity:
             raise ValueError(f"a text of {len(data)} bytes is too long for the scoreboard; it has room for {self._capacity}")
-        turn = self._head[0] + 1
+        turn = (self._head[0] + 1) & _TURN_MASK
         self._buffers[turn % 2][: len(data)] = data
         self._head[1 + turn % 2] = len(data)
         self._head[0] = turn
@@ -262,7 +281,7 @@ class _Text:
             turn = self._head[0]
             if not turn:
                 return b""
-            data = bytes(self._buffers[turn % 2][: self._head[1 + turn % 2]])
+            data = bytes(self._buffers[turn % 2][: max(self._head[1 + turn % 2], 0)])
             if self._head[0] == turn:  # else the next but one may have been written over it meanwhile
                 return data
 
@@ -281,8 +300,7 @@ class Scoreboard:
 
     def __init__(self, fd: int | None = None, region: int = 0) -> None:
         if fd is None:
-            fd = os.memfd_create("isowsgi-scoreboard")
-            os.ftruncate(fd, _HEAD_BYTES + _REGION_BYTES)
+            fd = _make_memory(_HEAD_BYTES + _REGION_BYTES, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self.fd = fd
         self.region = region
         self._memory = mmap.mmap(fd, _REGION_BYTES, offset=_HEAD_BYTES + region * _REGION_BYTES)
@@ -290,7 +308,8 @@ class Scoreboard:
         self._names = _Text(self._memory, _NAMES_OFFSET, _NAMES_BYTES)
         self._report = _Text(self._memory, _REPORT_OFFSET, _REPORT_BYTES)
         self._patterns: list[str] | None = None
-        self._used = max(self._words[ROWS_USED], 1)
+        self._is_made_here = False  # whether the patterns are ours, and not what was read
+        self._used = self._rows_used()
         self._blocks: dict[int, tuple[int, tuple[int, ...], str]] = {}
         self._free: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
 
@@ -303,6 +322,7 @@ class Scoreboard:
         """Say which mounts the worker serves, by number, and reserve a row for each; once, before anything is allotted."""
         assert self._used == 1, "the mounts' rows follow the acceptor's"
         self._names.write(json.dumps(list(patterns)).encode())
+        self._patterns, self._is_made_here = list(patterns), True
         self._used = self._words[ROWS_USED] = 1 + len(patterns)
         for number in range(len(patterns)):
             self.mount_row(number).words[MOUNT] = number + 1
@@ -349,10 +369,9 @@ class Scoreboard:
 
     def give_back(self, first: int) -> None:
         """Let another instance of the same mounts have a block that no thread writes to any more."""
-        key = self._blocks.pop(first)
-        for number in range(len(key[1])):
-            words = self.row(first + number).words
-            words[QUEUED] = words[LOADING] = 0
+        key = threads, mounts, _ = self._blocks.pop(first)
+        for number in range(len(mounts) * (1 + threads)):
+            self.row(first + number).clear()
         self._free.setdefault(key, []).append(first)
 
     def publish(self, report: Mapping[str, Any]) -> None:
@@ -367,27 +386,24 @@ class Scoreboard:
 
     def report(self) -> dict[str, Any] | None:
         """Return what the worker published last."""
-        data = self._report.read()
-        return json.loads(data) if data else None
+        try:
+            report = json.loads(self._report.read() or b"null")
+        except ValueError:  # written over by somebody else, or being erased
+            return None
+        return report if isinstance(report, dict) else None
 
     def in_flight(self) -> list[tuple[int, str]]:
         """Return mount and request line of all that is being served in this process, or was when it died; from any process.
 
         What child processes serve is not among it.
         """
-        rows = [self.row(number) for number in range(1, self._words[ROWS_USED])]
-        elsewhere = ISOLATIONS.index("process") + 1
-        return [
-            (row.words[MOUNT] - 1, row.line())
-            for row in rows
-            if row.words[MOUNT] and row.words[BUSY_FD] and row.words[ISOLATION] != elsewhere
-        ]
+        rows = (self.row(number) for number in range(1, self._rows_used()))
+        return [(mount, row.line()) for row in rows if row.words[BUSY] and (mount := self._mount_here(row.words)) is not None]
 
     def loading(self) -> list[int]:
         """Return the mounts whose apps are being loaded in this process, or were when it died; from any process."""
-        rows = [self.row(number).words for number in range(1, self._words[ROWS_USED])]
-        elsewhere = ISOLATIONS.index("process") + 1
-        return [words[MOUNT] - 1 for words in rows if words[LOADING] and words[ISOLATION] != elsewhere]
+        rows = (self.row(number).words for number in range(1, self._rows_used()))
+        return [mount for words in rows if words[LOADING] and (mount := self._mount_here(words)) is not None]
 
     def total(self, word: int, first: int = 1, rows: int | None = None, every: int = 1) -> int:
         """Return the sum of one word over rows, or over every so-manieth of them; by default all that were allotted."""
@@ -398,25 +414,27 @@ class Scoreboard:
         """Return the counters of each mount and isolation, and the acceptor's."""
         sums: dict[tuple[int, int], list[list[int]]] = {}
         words = self._words
-        for start in range(0, max(words[ROWS_USED], 1) * _ROW_WORDS, _ROW_WORDS):
+        for start in range(0, self._rows_used() * _ROW_WORDS, _ROW_WORDS):
             key = (words[start + MOUNT], words[start + ISOLATION]) if start else (0, 0)
             row = [words[start + REQUESTS] if start else 0, *words[start + _FIRST_COUNTER : start + _END_COUNTERS]]
             sums.setdefault(key, []).append(row)
         totals: Totals = {}
         for (mount, isolation), rows in sums.items():
-            requests, *rest = map(sum, zip(*rows, strict=True))
-            add(totals, {(self._pattern(mount), ISOLATIONS[isolation - 1] if isolation else ""): Counters(requests, tuple(rest))})
+            requests, *rest = (max(sum(column), 0) for column in zip(*rows, strict=True))
+            name = ISOLATIONS[isolation - 1] if 0 < isolation <= len(ISOLATIONS) else ""
+            add(totals, {(self._pattern(mount), name): Counters(requests, tuple(rest))})
         return totals
 
     def read(self) -> RegionReading:
         """Return all that can be known of the worker."""
-        self._patterns = None  # the region may have become another worker's
+        if not self._is_made_here:
+            self._patterns = None  # the region may have become another worker's
         busy, errors = [], []
         queued: dict[str, int] = {}
-        for number in range(1, max(self._words[ROWS_USED], 1)):
+        for number in range(1, self._rows_used()):
             row = self.row(number)
             words, pattern = row.words, self._pattern(row.words[MOUNT])
-            if words[BUSY_FD]:
+            if words[BUSY]:
                 busy.append(Busy(number, pattern, row.line(), words[BUSY_SINCE], bool(words[ANSWERED])))
             if words[QUEUED]:
                 queued[pattern] = queued.get(pattern, 0) + words[QUEUED]
@@ -434,12 +452,29 @@ class Scoreboard:
         except BufferError:  # somebody holds a row; the mapping goes with it
             pass
 
+    def _rows_used(self) -> int:
+        return min(max(self._words[ROWS_USED], 1), ROWS)
+
+    def _mount_here(self, words: memoryview) -> int | None:
+        """Return the number of a row's mount; None if there is none such, or if the row is a child process'."""
+        mount = words[MOUNT] - 1
+        is_elsewhere = words[ISOLATION] == ISOLATIONS.index("process") + 1
+        return None if is_elsewhere or not 0 <= mount < len(self._names_of_mounts()) else mount
+
     def _pattern(self, mount_word: int) -> str:
         if not mount_word:
             return ""
+        patterns = self._names_of_mounts()
+        return patterns[mount_word - 1] if 0 < mount_word <= len(patterns) else f"mount {mount_word - 1}"
+
+    def _names_of_mounts(self) -> list[str]:
         if self._patterns is None:
-            self._patterns = json.loads(self._names.read() or b"[]")
-        return self._patterns[mount_word - 1] if mount_word <= len(self._patterns) else f"mount {mount_word - 1}"
+            try:
+                names = json.loads(self._names.read() or b"[]")
+            except ValueError:  # as for the report
+                names = []
+            self._patterns = [str(name) for name in names] if isinstance(names, list) else []
+        return self._patterns
 
 
 class Board:
@@ -451,9 +486,12 @@ class Board:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            fd = os.memfd_create("isowsgi-scoreboard")
-            os.ftruncate(fd, _HEAD_BYTES)
+            fd = _make_memory(_HEAD_BYTES, fcntl.F_SEAL_SHRINK)  # it grows with each region
+            self._own_totals: Totals | None = {}
+        else:
+            self._own_totals = None
         self.fd = fd
+        self._count = 0  # of regions; the master's
         self._memory = mmap.mmap(fd, _HEAD_BYTES)
         self._words = memoryview(self._memory)[:_GRANULE].cast("q")
         self._retired = _Text(self._memory, _RETIRED_OFFSET, _RETIRED_BYTES)
@@ -475,14 +513,19 @@ class Board:
         if self._resting and now - self._resting[0][0] >= _REST_S:
             number = self._resting.popleft()[1]
         else:
-            number = self._words[_REGIONS]
+            number = self._count
             if number == _MAX_REGIONS:
                 raise MemoryError(f"the scoreboard has room for {_MAX_REGIONS} workers, and all is taken")
-            os.ftruncate(self.fd, _HEAD_BYTES + (number + 1) * _REGION_BYTES)
+            end = _HEAD_BYTES + (number + 1) * _REGION_BYTES
+            if os.fstat(self.fd).st_size < end:  # a child process may have made it longer, and shorter it may not become
+                os.ftruncate(self.fd, end)
+            self._count = number + 1
         region = Scoreboard(self.fd, number)
+        region._memory.madvise(mmap.MADV_REMOVE)  # who had it before may have written to it after its end
+        region._used = 1
         region.set_mounts(patterns)
         self._words[_STATES + number] = 1
-        self._words[_REGIONS] = max(self._words[_REGIONS], number + 1)
+        self._words[_REGIONS] = self._count
         return region
 
     def retire(self, region: Scoreboard, crashed: str | None, now: float) -> None:
@@ -491,37 +534,36 @@ class Board:
         Args:
             crashed: the pattern of the mount that the worker's crash is laid at the door of, "" if it crashed otherwise; None: it did not.
         """
-        totals = self._retired_totals()
-        add(totals, region.totals())
-        if crashed is not None:
-            add(totals, {("", ""): _crash()})
-        if crashed:
-            add(totals, {(crashed, ""): _crash()})
-        rows = [[*key, counters.requests, *counters.words] for key, counters in totals.items()]
-        data = json.dumps(rows).encode()
-        self._words[_SEQUENCE] += 1
+        totals = self._own_totals
+        assert totals is not None, "only who made the board retires regions"
+        sequence = (self._words[_SEQUENCE] | 1) & _TURN_MASK
         try:
+            add(totals, region.totals())
+            if crashed is not None:
+                add(totals, {("", ""): _crash()})
+            if crashed:
+                add(totals, {(crashed, ""): _crash()})
+            data = json.dumps([[*key, counters.requests, *counters.words] for key, counters in totals.items()]).encode()
+            self._words[_SEQUENCE] = sequence
             self._retired.write(data)
-            self._words[_STATES + region.region] = 0
         finally:
-            self._words[_SEQUENCE] += 1
-        region._memory.madvise(mmap.MADV_REMOVE)  # all zero again, and no memory used
-        region.close()
-        self._resting.append((now, region.region))
+            self._words[_STATES + region.region] = 0
+            self._words[_SEQUENCE] = (sequence + 1) & _TURN_MASK
+            region._memory.madvise(mmap.MADV_REMOVE)  # all zero again, and no memory used
+            region.close()
+            self._resting.append((now, region.region))
 
     # For anyone.
 
     def read(self) -> Reading:
         """Return the counters of all workers that ever lived, each counted once, and what the living ones say."""
-        while True:
+        for _ in range(_MOST_TRIES):
             sequence = self._words[_SEQUENCE]
             totals = self._retired_totals()
-            numbers = [number for number in range(self._words[_REGIONS]) if self._words[_STATES + number]]
-            try:
-                regions = [self._map(number).read() for number in numbers]
-            except ValueError:  # a text that is being erased, and then the sequence tells; else a mistake
-                if self._words[_SEQUENCE] == sequence:
-                    raise
+            regions_there = (os.fstat(self.fd).st_size - _HEAD_BYTES) // _REGION_BYTES
+            count = min(max(self._words[_REGIONS], 0), regions_there, _MAX_REGIONS)
+            numbers = [number for number in range(count) if self._words[_STATES + number]]
+            regions = [self._map(number).read() for number in numbers]
             if sequence % 2 == 0 and self._words[_SEQUENCE] == sequence:
                 break
             time.sleep(0.0005)  # the master is at it
@@ -544,8 +586,21 @@ class Board:
         return self._mapped[number]
 
     def _retired_totals(self) -> Totals:
-        rows = json.loads(self._retired.read() or b"[]")
-        return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
+        if self._own_totals is not None:
+            return dict(self._own_totals)
+        try:
+            rows = json.loads(self._retired.read() or b"[]")
+            return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
+        except (ValueError, TypeError):  # written over by somebody else
+            return {}
+
+
+def _make_memory(size: int, seals: int) -> int:
+    """Return the descriptor of new shared memory, all zero, that nobody can make shorter: who reads beyond its end gets SIGBUS."""
+    fd = os.memfd_create("isowsgi-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
 
 
 def _crash() -> Counters:
