@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +73,51 @@ def test_what_apps_interpreters_import_needs_the_standard_library_and_gunicorn_o
             wrong += [f"{file.relative_to(ROOT)}: {module}" for module in modules if module.split(".")[0] not in allowed]
 
     assert wrong == []
+
+
+PAGE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def mapped() -> Iterator[Path]:
+    """Yield the modules that the map in ARCHITECTURE.md names; a folder's line ends with a slash after its name."""
+    (block,) = re.findall(r"^```\nisowsgi/\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    folders: list[tuple[int, Path]] = [(0, PACKAGE)]
+    for line in block.splitlines():
+        name = line.split()[0]
+        indent = len(line) - len(line.lstrip())
+        while folders[-1][0] >= indent:
+            folders.pop()
+        path = folders[-1][1] / name
+        if name.endswith("/"):
+            folders.append((indent, path))
+        else:
+            yield path
+
+
+def test_the_map_has_every_module_and_no_other() -> None:
+    """A new module gets its line in ARCHITECTURE.md, in the commit that makes it."""
+    modules = {file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py" or file.parent == PACKAGE}
+    names = [str(file.relative_to(PACKAGE)) for file in mapped()]
+
+    assert sorted(names) == sorted(str(file.relative_to(PACKAGE)) for file in modules)
+
+
+def test_the_page_tells_the_rules_of_imports_that_are_tested() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE, re.MULTILINE)
+
+    assert {room: {room, *re.findall(r"`(\w+)`", others)} for room, others in rows} == MAY_IMPORT
+
+
+@pytest.mark.parametrize("title", ["One request, file by file", "One reload, file by file"])
+def test_a_walk_has_at_most_twelve_files_all_of_which_are_there(title: str) -> None:
+    section = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+    files = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \|", section, re.MULTILINE)
+
+    assert 8 <= len(files) <= 12
+    assert [file for file in files if not (PACKAGE / file).exists()] == []
+
+
+def test_every_module_that_the_page_names_is_there() -> None:
+    names = re.findall(r"`(?:isowsgi/)?([\w/]+\.py)`", PAGE)
+
+    assert [name for name in names if not (PACKAGE / name).exists() and not (ROOT / name).exists()] == []
