@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -95,35 +94,6 @@ def plain_gain(seconds: float) -> float:
         one.go()
         other.go()
         return (one.result() + other.result()) / alone
-
-
-class Bystander:
-    """A thread that only sleeps and so notices when nothing here runs: a delay at such a time says nothing about a server.
-
-    Virtual machines stand still for seconds now and then, and so do a session's processes on a machine with many busy ones.
-
-    Attributes:
-        longest_s: the longest time that it was kept from running, once the block is left.
-    """
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> Bystander:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        last = time.monotonic()
-        while not self._end.wait(0.02):
-            now = time.monotonic()
-            self.longest_s, last = max(self.longest_s, now - last), now
 
 
 def raise_descriptor_limit(needed: int) -> bool:

@@ -19,7 +19,7 @@ from isowsgi.inside.http import ExactReader
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.shared.peek import _PLAIN_LINE, Peeker
 from isowsgi.shared.routing import Route, Router
-from tests.conftest import examples
+from tests.conftest import examples, sample
 from tests.differential import PEERS, PREFIXES, READS, SERVERS, SETTINGS, Disagreement, Place, Wire, compare, configs
 
 REQUESTS = Path(__file__).parent / "requests"
@@ -68,8 +68,8 @@ PLACES = [
 @pytest.mark.parametrize("read", READS)
 def test_golden_requests_are_read_alike_in_every_place(read: str) -> None:
     corpus = [path.read_bytes() for path in [*GOLDEN, *CLIENTS[::4]]]
-    for place in PLACES if read == "all" else [Place(), Place(peer="", server="/run/x.sock")]:
-        for data in corpus:
+    for number, place in enumerate(PLACES if read == "all" else [Place(), Place(peer="", server="/run/x.sock")]):
+        for data in sample(corpus[number % 4 :], 4):  # other ones in each place
             compare(data, place, [read] * 4, step=7)
 
 

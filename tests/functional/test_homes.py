@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from isowsgi.shared import interpreters
+from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.load import Load
 
@@ -169,19 +170,20 @@ def test_a_process_leaves_signals_to_its_worker(serve: StartServer) -> None:
     assert facts(server, "/own")["pid"] == pid
 
 
-def test_a_request_without_progress_ends_in_a_process_as_in_an_interpreter_and_c_code_is_killed(serve: StartServer, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
+@again_if_disturbed
+def test_a_request_without_progress_ends_in_a_process_as_in_an_interpreter_and_c_code_is_killed(serve: StartServer) -> None:
     server = serve(
-        f"""
+        """
         [mounts]
-        "/spin" = {{ app = "housed", isolation = "process", request_timeout = 0.5 }}
-        "/hold" = {{ app = "holds_gil", isolation = "process", request_timeout = 0.5, env = {{ GATE = "{gate}" }} }}
+        "/spin" = { app = "housed", isolation = "process", request_timeout = 0.5 }
+        "/hold" = { app = "holds_gil", isolation = "process", request_timeout = 0.5, env = { GATE = "gate" } }
         """,
         "--graceful-timeout",
         "2",
         wait_for=2,
     )
+    gate = server.folder / "gate"
+    os.mkfifo(gate)
 
     assert server.get("/spin/spin").status_code == 504
     assert facts(server, "/spin")["generation"] == 1
@@ -241,6 +243,7 @@ def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_ne
 
 
 @pytest.mark.alone
+@again_if_disturbed
 def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(serve: StartServer) -> None:
     """`bench/chaos.py --only kills` does so twenty times."""
     server = serve(

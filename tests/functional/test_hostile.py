@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from isowsgi.shared import interpreters
+from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.fuzz.mutate import any_request
 from tests.pressure import Footprint, ask_and_read_nothing, close_all, count_begun, count_open, send_half_bodies, send_half_heads
@@ -110,6 +111,7 @@ def read_slowly(sock: socket.socket, bytes_per_s: int) -> int:
     return count
 
 
+@again_if_disturbed
 def test_a_download_that_moves_is_not_cut_off_however_long_it_takes(serve: StartServer) -> None:
     """A response of one piece, and one sent by the kernel, were taken for standing still from their first byte to their last."""
     server = serve(
@@ -185,6 +187,7 @@ def test_a_client_that_moves_a_byte_now_and_then_is_given_up_too(serve: StartSer
     guard.check("clients that drip")
 
 
+@again_if_disturbed
 def test_a_client_that_is_slow_but_fast_enough_is_served(serve: StartServer) -> None:
     """Its whole body takes three times body_timeout."""
     server = start(serve, HOMES[0], "body_timeout = 0.5\nmin_rate = 1000")

@@ -278,13 +278,11 @@ def test_an_app_that_exits_on_import_fails_alone_and_the_log_says_so(serve: Star
 
 
 def test_daemon_threads_of_an_app_run_and_do_not_keep_the_server_from_ending(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/" = "background"')
+    server = serve('[mounts]\n"/" = "background"', "--graceful-timeout", "600")  # longer than `stop` waits
 
     assert server.get("/?one").text == "background: one"
     assert server.get("/?two").text == "background: two"
-    started = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - started < 10
     assert "Traceback" not in server.log() + server.output()
 
 

@@ -15,10 +15,10 @@ import pytest
 import requests
 
 from isowsgi.shared import interpreters
+from tests.bystander import Bystander
 from tests.conftest import StartServer, eventually
 from tests.load_process import LoadProcess, Result, run_load
 from tests.pressure import (
-    Bystander,
     Footprint,
     PlainProcess,
     ask_and_read_nothing,

@@ -14,6 +14,7 @@ import requests
 
 from isowsgi.inside.policy import MAX_PLACES
 from isowsgi.shared import policies
+from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all, running_server
 
 # A use of each word that changes nothing where it is allowed, with what is told of it. In an interpreter `IN_PROCESS` are refused anyway.
@@ -257,6 +258,7 @@ def test_what_a_forked_child_does_is_not_judged(serve: StartServer) -> None:
     assert not hits(server)
 
 
+@again_if_disturbed
 def test_what_isowsgi_does_itself_is_not_judged(serve: StartServer) -> None:
     """It interrupts a request by ctypes, and a process of an app leaves by os._exit."""
     server = serve(

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from isowsgi.shared import interpreters
+from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
 
 OWN_GIL = interpreters.best_isolation() == interpreters.OWN_GIL
@@ -30,12 +31,13 @@ def start(serve: StartServer, config: str = TROUBLED, *arguments: str) -> Server
 
 def assert_unharmed(server: Server, worker: int) -> None:
     """The neighbour answers, and the worker is still the same."""
-    assert server.get("/h/").text == "Hello, world\n"
+    eventually(lambda: server.get("/h/").text == "Hello, world\n", "an answer of the neighbour")
     assert server.workers() == [worker]
 
 
-def generation(server: Server, path: str = "/t/") -> int:
-    answer = server.get(path)
+def generation(server: Server) -> int:
+    """Return the generation that answers, or 0; on a busy machine any request may take longer than the second it has here."""
+    answer = server.get("/t/")
     return int(answer.text.split()[1]) if answer.status_code == 200 else 0
 
 
@@ -48,7 +50,7 @@ def test_python_code_that_does_not_end_is_interrupted(serve: StartServer, troubl
     server.wait_for_log("no progress for")
 
     assert_unharmed(server, worker)
-    assert generation(server) == 1, "the instance was replaced although its thread came back"
+    assert eventually(lambda: generation(server)) == 1, "the instance was replaced although its thread came back"
     assert "troubles.py" in server.log(), "the stack of the thread is in the log"
 
 
@@ -93,7 +95,7 @@ def test_a_client_that_stops_sending_its_body_is_told_408(serve: StartServer) ->
     answer = server.exchange(b"POST /t/body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert generation(server) == 1
+    assert eventually(lambda: generation(server)) == 1
 
 
 def test_a_client_that_stops_reading_frees_its_thread(serve: StartServer) -> None:
@@ -107,6 +109,7 @@ def test_a_client_that_stops_reading_frees_its_thread(serve: StartServer) -> Non
     eventually(lambda: server.get("/big/", stream=True).status_code == 200)
 
 
+@again_if_disturbed
 def test_a_slow_response_that_goes_on_is_no_trouble(serve: StartServer) -> None:
     """The limit is for progress: a stream may last as long as it moves."""
     server = start(serve, TROUBLED.replace('"/h" = "hello"', '"/h" = "hello"\n"/drips" = "drips"'))
@@ -136,10 +139,13 @@ def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) 
 
 
 def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(serve: StartServer) -> None:
-    server = start(serve, '[mounts]\n"/s" = { app = "naps", threads = 1, queue = 2, queue_timeout = 0 }\n"/h" = "hello"')
-    with ThreadPoolExecutor(12) as pool:
-        answers = [pool.submit(server.get, "/s/?seconds=1.2") for _ in range(8)]
+    settings = 'app = "sleeps", threads = 1, queue = 2, queue_timeout = 0, env = { GATE = "gate" }'
+    server = start(serve, f'[mounts]\n"/s" = {{ {settings} }}\n"/h" = "hello"')
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(server.get, "/s/") for _ in range(8)]
+        eventually(lambda: [answer.done() for answer in answers].count(True) == 5, "five that are turned away")
         assert server.get("/h/").status_code == 200
+        (server.folder / "gate").touch()
         statuses = [answer.result().status_code for answer in answers]
         retry_after = {answer.result().headers.get("Retry-After") for answer in answers if answer.result().status_code == 503}
 
@@ -149,13 +155,14 @@ def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(s
 
 
 def test_requests_that_wait_too_long_for_a_thread_are_turned_away(serve: StartServer) -> None:
-    server = start(serve, '[mounts]\n"/s" = { app = "naps", threads = 1, queue_timeout = 1 }\n"/h" = "hello"')
-    with ThreadPoolExecutor(3) as pool:
-        slow = pool.submit(server.get, "/s/?seconds=4")
-        server.wait_for_log("/s #1: nap 4")
-        late = pool.submit(server.get, "/s/?seconds=0")
+    settings = 'app = "sleeps", threads = 1, queue_timeout = 0.5, env = { GATE = "gate" }'
+    server = start(serve, f'[mounts]\n"/s" = {{ {settings} }}\n"/h" = "hello"')
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.get, "/s/")
+        server.wait_for_log("/s #1: asleep")
 
-        assert late.result().status_code == 503
+        assert server.get("/s/").status_code == 503
+        (server.folder / "gate").touch()
         assert slow.result().status_code == 200
 
 

@@ -219,15 +219,13 @@ def test_a_daemon_serves_and_ends_by_its_pidfile(serve: StartServer) -> None:
 
 
 def test_term_under_load_answers_every_request(serve: StartServer) -> None:
-    server = serve(TWO_MOUNTS + '"/slow" = "slow"\n', "--graceful-timeout", "10", wait_for=3)
+    server = serve(TWO_MOUNTS + '"/slow" = "slow"\n', "--graceful-timeout", "600", wait_for=3)  # longer than `stop` waits
 
     with Load(server.connect, ["/a", "/b"]) as load:
         eventually(lambda: load.answered > 200, "200 answers")
         in_flight = [server.ask("/slow?s=0.5") for _ in range(3)]
         server.wait_for_log("begun", 3)
-        began = time.monotonic()
         code = server.stop()
-        took = time.monotonic() - began
         answers = [receive_all(sock) for sock in in_flight]
 
     assert load.failures == []
@@ -235,7 +233,6 @@ def test_term_under_load_answers_every_request(serve: StartServer) -> None:
     assert load.refused > 0  # they went on until nobody listened any more
     assert all(answer.endswith(b"done\n") for answer in answers)
     assert code == 0
-    assert took < 10
     assert "Traceback" not in server.log() + server.output()
 
 
@@ -258,18 +255,20 @@ def test_connections_that_wait_to_be_accepted_when_term_comes_are_answered(serve
 
 
 def test_on_term_idle_connections_are_closed_and_late_requests_told_to_close(serve: StartServer) -> None:
-    server = serve(TWO_MOUNTS + '"/slow" = "slow"\n', "--keep-alive", "60", wait_for=3)
+    config = TWO_MOUNTS + '"/sleeps" = { app = "sleeps", env = { GATE = "gate" } }\n'
+    server = serve(config, "--keep-alive", "60", wait_for=3)
     idle, late = server.ask("/a", "keep-alive"), server.ask("/a", "keep-alive")
     assert b"Connection: keep-alive" in read_answer(idle)
     assert b"Connection: keep-alive" in read_answer(late)
-    server.ask("/slow?s=1")
-    server.wait_for_log("begun")
+    server.ask("/sleeps")
+    server.wait_for_log("asleep")
 
     server.send_signal(signal.SIGTERM)
     eventually(lambda: is_refused(server), "the end of the listeners")
     late.sendall(b"GET /b HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
     assert b"Connection: close" in receive_all(late)
+    (server.folder / "gate").touch()
     assert receive_all(idle) == b""
     assert server.stop() == 0
 
@@ -294,6 +293,7 @@ def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_it
     assert (server.folder / "exited").exists()
 
 
+@pytest.mark.alone  # gunicorn's master kills 2 s after it said so
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
 def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer, number: signal.Signals) -> None:
     """SIGINT goes to the whole process group, as a terminal's Ctrl-C does: the worker gets it twice."""
@@ -305,16 +305,12 @@ def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer, n
     assert server.get("/exits").status_code == 200
     stuck = server.ask("/slow?s=600") if number != signal.SIGTERM else None
 
-    began = time.monotonic()
     if number == signal.SIGINT:
         os.killpg(server.process.pid, number)
     else:
         server.send_signal(number)
-    code = server.process.wait(DEADLINE_S)
-    took = time.monotonic() - began
 
-    assert code == 0
-    assert took < 2
+    assert server.process.wait(DEADLINE_S) == 0
     assert (server.folder / "exited").read_text() == "exit function ran\n"
     assert "Traceback" not in server.log() + server.output()
     assert "SIGKILL" not in server.log()
@@ -322,20 +318,20 @@ def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer, n
         stuck.close()
 
 
+@pytest.mark.alone  # gunicorn's master kills 2 s after it said so
 def test_an_interrupt_ends_a_graceful_stop_that_takes_too_long(serve: StartServer) -> None:
-    server = serve(DEFAULTS + '[mounts]\n"/slow" = "slow"\n')
+    server = serve(DEFAULTS + '[mounts]\n"/slow" = "slow"\n', "--graceful-timeout", "600")  # longer than `stop` waits
     server.ask("/slow?s=600")
     server.wait_for_log("begun")
 
     server.send_signal(signal.SIGTERM)
     eventually(lambda: is_refused(server), "the end of the listeners")
-    began = time.monotonic()
     assert server.stop(signal.SIGINT) == 0
 
-    assert time.monotonic() - began < 10  # graceful_timeout is 30 s
     assert "SIGKILL" not in server.log()
 
 
+@pytest.mark.alone  # the exit functions of all apps together have 0.8 s
 def test_a_second_quit_signal_does_not_cut_the_exit_functions_short(serve: StartServer) -> None:
     """On Ctrl-C a worker gets SIGINT from the terminal and SIGQUIT from its master, in any order and at any distance."""
     server = serve(
@@ -382,13 +378,11 @@ def test_workers_leave_when_their_master_was_killed(serve: StartServer) -> None:
 def test_a_mount_that_never_finishes_its_import_keeps_nobody_from_serving_or_stopping(serve: StartServer) -> None:
     config = DEFAULTS + '[mounts]\n"/a" = "hello"\n"/never" = { app = "gated", env = { GATE = "never" } }\n'
     for workers in ("1", "2"):
-        server = serve(config, "--workers", workers, wait_for=int(workers))
+        server = serve(config, "--workers", workers, "--graceful-timeout", "600", wait_for=int(workers))
         server.wait_for_log("waiting at the gate", int(workers))
 
         assert server.get("/a").status_code == 200
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - began < 10  # graceful_timeout is 30 s
+        assert server.stop() == 0  # it waits less than graceful_timeout
 
 
 # Reload, and other changes of the set of workers.

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.bystander import again_if_disturbed
 from tests.conftest import APPS, DEADLINE_S, Server, StartServer, eventually, receive_all
 from tests.load import Load
 
@@ -218,17 +219,20 @@ def test_worker_connections_is_a_limit_and_tells_clients_to_close_at_it(serve: S
     assert b"200 OK" in receive_all(seventh)
 
 
+@again_if_disturbed
 def test_room_below_worker_connections_is_used_at_once(serve: StartServer) -> None:
     """A connection that the acceptor itself had closed was noticed at the next look only, up to a second later."""
     server = serve(HELLO, "--worker-connections", "1")
 
-    began = time.monotonic()
-    for _ in range(20):
+    waits = []
+    for _ in range(21):
+        began = time.monotonic()
         silent = server.connect()
         waiting = server.ask("/")
         silent.close()
         assert b"200 OK" in receive_all(waiting)
-    assert time.monotonic() - began < 5
+        waits.append(time.monotonic() - began)
+    assert sorted(waits)[10] < 0.25, waits
 
 
 def test_max_requests_restarts_the_worker_without_losing_a_request(serve: StartServer) -> None:
@@ -265,6 +269,7 @@ def test_a_client_that_never_closes_its_side_is_closed_all_the_same(serve: Start
 # Heartbeat.
 
 
+@again_if_disturbed
 def test_a_busy_app_does_not_stop_the_heartbeat(serve: StartServer) -> None:
     server = serve(DEFAULTS + '[mounts]\n"/" = "hello"\n"/busy" = "slow"\n', "--timeout", "2", wait_for=2)
     (worker,) = server.workers()
@@ -279,6 +284,7 @@ def test_a_busy_app_does_not_stop_the_heartbeat(serve: StartServer) -> None:
     assert "TIMEOUT" not in server.log()
 
 
+@again_if_disturbed
 def test_a_boot_may_outlast_timeout_and_requests_wait_for_it(serve: StartServer) -> None:
     server = serve(
         DEFAULTS + '[mounts]\n"/" = "hello"\n"/gated" = { app = "gated", env = { GATE = "open" } }\n', "--timeout", "1"
@@ -297,6 +303,7 @@ def test_a_boot_may_outlast_timeout_and_requests_wait_for_it(serve: StartServer)
     assert "TIMEOUT" not in server.log()
 
 
+@again_if_disturbed
 def test_a_worker_that_stands_still_is_replaced(serve: StartServer) -> None:
     """So the heartbeat says something."""
     server = serve(HELLO, "--timeout", "1")

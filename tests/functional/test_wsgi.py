@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bystander import again_if_disturbed
 from tests.conftest import Server, StartServer, eventually, receive_all, running_server
 from tests.raw import Client
 
@@ -738,6 +739,7 @@ def test_a_mount_that_could_not_be_loaded_says_when_to_come_again_and_the_others
     server.wait_for_log(r"/broken #1: cannot load 'crashes_on_import:application': ZeroDivisionError")
 
 
+@again_if_disturbed
 def test_a_head_that_does_not_end_is_a_408(serve: StartServer) -> None:
     """On a new connection and on one that served a request before; who says nothing at all is just closed."""
     server = serve('[acceptor]\nhead_timeout = 1\n[mounts]\n"/" = "hello"')
