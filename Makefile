@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest conformance fuzz bench soak lint clean
+.PHONY: help demo test test-release test-lowest conformance fuzz bench soak lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -14,6 +14,16 @@ demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHO
 
 test: ## run the tests, two a core at a time, those that measure time last (ARGS="-k routing", JOBS=0 for one by one, PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(ARGS)
+
+# What is the same on every release of CPython: text, tables, the command line, pages, tools. All else can differ between releases, and did:
+# interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of a worker. New tests belong there too.
+same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_architecture test_bench test_cli_page test_client \
+	test_configuration test_control_frames test_declares test_docs test_fuzz test_gunicorn_parts test_metrics test_origins test_peek \
+	test_report test_routing test_scoreboard test_settings test_snapshot test_soak test_status test_tools test_verdicts \
+	$(addprefix functional/,test_deploy test_logs test_operate test_paths test_proxy_protocol test_routing_safety test_status)))
+
+test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
+	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
 
 # The parts that use a dependency: config file, command, status page, metrics, table in the log, and requests through gunicorn's parser.
 lowest_tests = $(addprefix tests/,$(addsuffix .py,test_gunicorn_parts test_configuration test_settings test_metrics test_snapshot \
