@@ -231,3 +231,12 @@ def test_only_an_own_gil_of_3_13_leaves_memory_behind(
     monkeypatch.setattr(interpreters, "VERSION", version)
 
     assert interpreters.keeps_memory(isolation) == keeps
+
+
+def test_the_end_of_a_neighbour_breaks_nothing_of_the_standard_library() -> None:
+    """On 3.11 and 3.12 it broke `datetime.strptime`, and on 3.11 zoneinfo, in all others. `make neighbours` is the long form."""
+    command = [sys.executable, "-m", "tests.neighbours", "--together"]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False)
+
+    assert (done.returncode, done.stdout.splitlines()[:-1]) == (0, [])

@@ -13,9 +13,11 @@ Three rules the callers keep:
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 import sysconfig
 import threading
+import types
 from typing import Any
 
 VERSION = sys.version_info[:3]
@@ -32,8 +34,9 @@ _MODULE_NAME = "_interpreters" if VERSION >= (3, 13) else "_xxsubinterpreters"
 # others, the main interpreter and gunicorn's heartbeat, unless a thread inside it gives the GIL away again and again.
 NEEDS_TICKER = VERSION < (3, 13)
 
-# The C accelerator of asyncio keeps one "running loop" for all interpreters on 3.11, so `asyncio.run` fails when two apps use it.
-BLOCKED_MODULES = ("_asyncio",) if VERSION < (3, 12) else ()
+# C accelerators that keep objects of one interpreter for all, on 3.11. asyncio's has one "running loop", so `asyncio.run` fails when two
+# apps use it. zoneinfo's has one cache and one set of helpers, which end with any interpreter. Both have the same in Python.
+BLOCKED_MODULES = ("_asyncio", "_zoneinfo") if VERSION < (3, 12) else ()
 
 # Imported in the main interpreter before the first subinterpreter. On 3.13 two own-GIL interpreters that both import datetime
 # crash without it (gh-136421, gh-136423: never fixed there); on 3.12 keyword functions of C modules first used in a subinterpreter
@@ -117,6 +120,41 @@ def preload() -> None:
             importlib.import_module(name)
         except ImportError:  # a Python built without bz2, lzma or sqlite3 is still a good host
             continue
+    if VERSION < (3, 13):
+        _keep_for_all()
+
+
+def _keep_for_all() -> None:
+    """Have C code that looks something up once for the whole process find what serves all interpreters, and outlives them.
+
+    `datetime.strptime` keeps the module `_strptime` of whoever calls it first (Modules/_datetimemodule.c): after that interpreter's end
+    each call in another one was a TypeError, 'NoneType' object is not callable. The main interpreter's module would not do either: on 3.12
+    code of one interpreter goes wrong in another, whose types have the same version numbers. So it gets one that asks for the caller's.
+    Found by `make neighbours`.
+    """
+    import datetime  # preloaded
+
+    # Names of characters are looked up by a table of C functions that the first caller's unicodedata module takes with it (3.11; a crash).
+    rb"\N{BULLET}".decode("unicode_escape")
+    front = types.ModuleType("_strptime")
+    front._strptime_datetime = lambda *args: datetime.datetime(2000, 1, 1)  # type: ignore[attr-defined]
+    own = sys.modules.pop("_strptime", None)
+    sys.modules["_strptime"] = front
+    datetime.datetime.strptime("2000", "%Y")
+    front._strptime_datetime = _parse_with_callers_own  # type: ignore[attr-defined]
+    del sys.modules["_strptime"]
+    if own is not None:
+        sys.modules["_strptime"] = own
+
+
+_call: Any = getattr(
+    operator, "call", None
+)  # by a name of this module's: an attribute of another one would be looked up by what was fitted
+
+
+def _parse_with_callers_own(cls: Any, text: Any, form: Any) -> Any:
+    # Of C functions only: nothing in here may be fitted to the types of one interpreter. `__import__` looks at the running one's modules.
+    return _call(getattr(__import__("_strptime"), "_strptime_datetime"), cls, text, form)  # noqa: B009
 
 
 def create(isolation: str) -> Any:
