@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from isowsgi.inside import extensions
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, refusals
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import copy_extension, order_for
 from tests.test_environment import in_interpreter
@@ -115,6 +116,69 @@ def test_a_refusal_in_a_request_is_told_once(tmp_path: Path) -> None:
 
     error = "ImportError: module xxlimited_35 does not support loading in subinterpreters"
     assert told == [["xxlimited_35", str(path), error], []]
+
+
+@pytest.mark.skipif(interpreters.best_isolation() != "own-gil", reason="needs an own GIL")
+def test_parts_of_the_standard_library_that_refuse_are_told(tmp_path: Path) -> None:
+    """Some are built in, some are files. A request that imports one failed for ever, since nobody learnt of it."""
+    told = inside("""
+    record.end_guard(lambda *facts: tell(facts[0]))
+    for name in ("faulthandler", "tracemalloc", "readline", "curses"):
+        try:
+            __import__(name)
+        except ImportError:
+            pass
+    """, tmp_path)  # fmt: skip
+
+    assert told == ["faulthandler", "_tracemalloc", "readline", "_curses"]
+
+
+@pytest.mark.skipif(interpreters.best_isolation() != "own-gil", reason="needs an own GIL")
+def test_what_the_standard_library_does_without_is_not_told(tmp_path: Path) -> None:
+    """traceback wants _suggestions, warnings wants tracemalloc, cmd wants readline: each has code for when it is not there."""
+    told = inside("""
+    record.end_guard(lambda *facts: tell(facts))
+    import cmd, rlcompleter, traceback, warnings
+    warnings.warn("x", ResourceWarning, source=object())
+    try:
+        tell.nothing
+    except AttributeError:
+        traceback.format_exc()
+    tell(record.refused)
+    """, tmp_path)  # fmt: skip
+
+    assert told == [[]]
+
+
+@pytest.mark.skipif(interpreters.best_isolation() != "own-gil", reason="needs an own GIL")
+def test_a_refused_module_is_lost_unless_its_package_is_there(tmp_path: Path) -> None:
+    fallback = "try:\n    from whole import _xxtestfuzz\nexcept ImportError:\n    pass"
+    for package, code in {"whole": fallback, "gone": "from gone import _xxtestfuzz"}.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(code)
+        copy_extension("_xxtestfuzz", tmp_path / package)
+
+    told = inside("""
+    record.end_guard(lambda *facts: None)
+    for name in ("whole", "gone"):
+        try:
+            __import__(name)
+        except ImportError:
+            pass
+    tell([[name for name, _, _ in record.refused], record.lost()])
+    """, tmp_path)  # fmt: skip
+
+    assert told == [[["whole._xxtestfuzz", "gone._xxtestfuzz"], ["gone._xxtestfuzz"]]]
+
+
+def test_a_module_whose_init_function_misses_in_the_main_interpreter_what_is_here_is_a_refusal() -> None:
+    """cffi's modules under a shared GIL of 3.13.0, which passes that error on as it is."""
+    record = extensions.Extensions(None)
+
+    record.after("argon2._ffi", "/a.so", ModuleNotFoundError("No module named 'json'", name="json"))
+    record.after("other._c", "/o.so", ModuleNotFoundError("No module named 'not_here'", name="not_here"))
+
+    assert [(name, refusals.classify(error).kind) for name, _, error in record.refused] == [("argon2._ffi", refusals.MAIN_ONLY)]
 
 
 def test_an_error_that_is_no_refusal_is_not_told(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _forget_host_modules(host_site: list[str]) -> None:
     """Undo what the host's `.pth` files did when this interpreter was made: modules they imported, import hooks they installed."""
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__file__", None)
-        if origin and name.partition(".")[0] not in ("isowsgi", "gunicorn") and _inside(origin, host_site):
+        if origin and name.partition(".")[0] not in ("__main__", "isowsgi", "gunicorn") and _inside(origin, host_site):
             del sys.modules[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ in _OWN_FINDERS or _is_importlibs(finder)]
 

@@ -4,20 +4,31 @@ From CPython 3.13 on the init function of a single-phase module runs in the proc
 per process is used up by the attempt. So a file that nobody has tried in a process to throw away must not be opened in a worker: the guard
 stops the boot before that. It ends with the boot, since from then on a request would pay for it; what loads later is only recorded.
 
-Extension modules of the standard library are neither guarded nor recorded: `interpreters.preload` has them.
+Extension modules of the standard library are not guarded: `interpreters.preload` has them. Of these only refusals are recorded, and not
+those that the standard library itself meets: it has a fallback in Python for each (`traceback` without `_suggestions`, `pdb` without
+`readline`, `warnings` without `tracemalloc`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ExtensionFileLoader
+from functools import partial
+from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from typing import Any
 
 # What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
 _MAX_REFUSED = 50
 _MAX_ERROR_CHARS = 500
+
+# What is added to an error that only says that a module is missing which is there: from 3.13 on the init function of a single-phase module
+# runs in the main interpreter first, whose path is another. `refusals` knows these words.
+RAN_IN_MAIN = "its init function ran in the main interpreter"
+
+# Modules in Python that are nothing but the front of an extension module; who imports them wants that.
+_FRONTS = ("curses", "tracemalloc")
 
 
 class UnknownExtension(BaseException):
@@ -78,11 +89,38 @@ class Extensions:
         from isowsgi.shared import refusals  # only here, for most apps never need it
 
         text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
-        is_news = len(self.refused) < _MAX_REFUSED and path not in [known for _, known, _ in self.refused]
+        if isinstance(error, ModuleNotFoundError) and _is_here(error.name):
+            text += f"; {RAN_IN_MAIN}"
+        is_news = len(self.refused) < _MAX_REFUSED and name not in [known for known, _, _ in self.refused]
         if is_news and refusals.is_refusal(text):
             self.refused.append((name, path, text))
             if self._on_refusal is not None:
                 self._on_refusal(name, path, text)
+
+    def lost(self) -> list[str]:
+        """Return those that refused and whose package is not there either: the app goes without all of it."""
+        return [name for name, _, _ in self.refused if sys.modules.get(name.partition(".")[0]) is None]
+
+
+def _is_here(name: str | None) -> bool:
+    """Whether this interpreter finds a module."""
+    try:
+        return name is not None and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # no parent, or a module without a spec
+        return False
+
+
+def _is_librarys_own_wish(folder: str) -> bool:
+    """Whether the import that is under way was asked for by a module of the standard library, which can do without."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != __name__ and name.partition(".")[0] not in ("importlib", "_frozen_importlib", *_FRONTS):
+            path = frame.f_code.co_filename
+            if not path.startswith("<frozen importlib"):
+                return path.startswith((folder, "<frozen ")) and "site-packages" not in path
+        frame = frame.f_back
+    return False
 
 
 def stamp_of(path: str) -> list[int] | None:
@@ -104,12 +142,25 @@ def install(allowed: Mapping[str, Sequence[int]] | None) -> Extensions:
     record = current = Extensions(allowed)
     # As sys.path has it at the start of an interpreter, whatever the layout of the installation.
     own = tuple(folder + os.sep for folder in sys.path if os.path.basename(folder) == "lib-dynload")
+    library = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
     create, execute = ExtensionFileLoader.create_module, ExtensionFileLoader.exec_module
+    create_builtin = BuiltinImporter.create_module
+
+    def create_own(spec: Any, path: str, make: Callable[[Any], Any]) -> Any:
+        try:
+            return make(spec)
+        except ImportError as exc:
+            if not _is_librarys_own_wish(library):
+                record.after(spec.name, path, exc)
+            raise
+
+    def create_builtin_module(spec: Any) -> Any:
+        return create_own(spec, "built-in", create_builtin)
 
     def create_module(self: Any, spec: Any) -> Any:
         path = os.path.abspath(str(spec.origin))
         if path.startswith(own):
-            return create(self, spec)
+            return create_own(spec, path, partial(create, self))
         record.before(path)
         try:
             return create(self, spec)
@@ -131,6 +182,7 @@ def install(allowed: Mapping[str, Sequence[int]] | None) -> Extensions:
 
     ExtensionFileLoader.create_module = create_module  # type: ignore[method-assign]
     ExtensionFileLoader.exec_module = exec_module  # type: ignore[method-assign]
+    BuiltinImporter.create_module = staticmethod(create_builtin_module)  # type: ignore[method-assign]
     return record
 
 

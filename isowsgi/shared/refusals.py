@@ -29,6 +29,8 @@ REFUSALS = frozenset({REFUSES_OWN_GIL, ONCE, MAIN_ONLY, NO_FORK, NO_DAEMON, NO_S
 _SIGNS: tuple[tuple[str, str], ...] = (
     # CPython 3.13+ runs the init of single-phase modules in the main interpreter first, where it must not fail (gh-117953).
     (MAIN_ONLY, r"failed to import from subinterpreter due to exception"),
+    # 3.13.0 passes on what the init function met there (cffi's: its own backend is missing), so `inside.extensions` adds to that.
+    (MAIN_ONLY, r"its init function ran in the main interpreter"),
     (ONCE, r"cannot load module more than once per process"),  # numpy
     (ONCE, r"module \S+ can only be loaded once per process"),  # CPython's own _curses
     (ONCE, r"PyO3 modules do not yet support subinterpreters"),
