@@ -18,6 +18,10 @@ from isowsgi.shared.routing import Route, Router
 WSGI = "\ndef application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
 
 
+# An extension module of the standard library that refuses an own GIL on 3.13 and later, and shares nothing where GILs are shared.
+REFUSES_OWN_GIL = "_xxtestfuzz"
+
+
 def order_for(folder: Path, code: str, **mount: Any) -> dict[str, Any]:
     """Write a module and return the order for a mount with it; nothing else is on the mount's own path.
 

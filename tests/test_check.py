@@ -13,7 +13,7 @@ import pytest
 
 from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, ROOT
-from tests.orders import WSGI, copy_extension
+from tests.orders import REFUSES_OWN_GIL, WSGI, copy_extension
 
 BEST = interpreters.best_isolation()
 needs_own_gil = pytest.mark.skipif(BEST != "own-gil", reason="needs an own GIL")
@@ -32,9 +32,10 @@ APPS = {
     "leaves": "import os\nos._exit(7)",
     "prints": "for number in range(10_000):\n    print('x' * 1000)" + WSGI,
     "broken": "def (",
-    "refused": "import xxlimited_35" + WSGI,
+    "refused": f"import {REFUSES_OWN_GIL}" + WSGI,
+    "shares": "import xxlimited_35" + WSGI,
     "once": "import _curses" + WSGI,
-    "falls_back": "try:\n    import xxlimited_35\nexcept ImportError:\n    pass" + WSGI,
+    "falls_back": f"try:\n    import {REFUSES_OWN_GIL}\nexcept ImportError:\n    pass" + WSGI,
 }
 
 
@@ -92,8 +93,9 @@ def mounts(*names: str) -> str:
 def loading(tmp_path_factory: pytest.TempPathFactory) -> Checked:
     """One run over apps that load somewhere, for machines."""
     check = Command(tmp_path_factory.mktemp("loading"))
+    copy_extension(REFUSES_OWN_GIL, check.folder)
     copy_extension("xxlimited_35", check.folder)
-    return check(mounts("sound", "prints", "flasks", "djangos", "refused", "falls_back"), "--json")
+    return check(mounts("sound", "prints", "flasks", "djangos", "refused", "falls_back", "shares"), "--json")
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +126,27 @@ def test_ten_megabytes_of_output_are_not_shown(loading: Checked) -> None:
 def test_it_names_what_refuses_what_that_said_and_what_it_declares(loading: Checked) -> None:
     mount = loading.mount("/refused")
 
-    assert (mount["home"], mount["reason"]) == ("shared-gil", "xxlimited_35 refuses an own GIL")
+    assert (mount["home"], mount["reason"]) == ("shared-gil", f"{REFUSES_OWN_GIL} refuses an own GIL")
     [extension] = mount["extensions"]
-    assert (extension["name"], extension["interpreters"]) == ("xxlimited_35", "shared GIL")
+    assert (extension["name"], extension["interpreters"]) == (REFUSES_OWN_GIL, "shared GIL")
     assert "does not support loading in subinterpreters" in extension["refused"]
 
 
 @needs_own_gil
-def test_a_silent_fallback_is_said(loading: Checked) -> None:
+def test_an_app_that_would_silently_go_without_a_module_gets_a_home_that_has_it(loading: Checked) -> None:
     mount = loading.mount("/falls_back")
 
-    assert (mount["home"], mount["fallbacks"]) == ("own-gil", ["xxlimited_35"])
+    reason = f"{REFUSES_OWN_GIL} is refused with an own GIL, and the app would go without it"
+    assert (mount["home"], mount["reason"], mount["fallbacks"]) == ("shared-gil", reason, [])
+    assert mount["homes"]["own-gil"]["worse"] == reason
+
+
+@needs_own_gil
+def test_modules_that_share_state_between_interpreters_are_named(loading: Checked) -> None:
+    mount = loading.mount("/shares")
+
+    assert mount["home"] == "process"
+    assert mount["reason"].startswith("xxlimited_35 gives all interpreters the same class ")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +190,7 @@ def test_two_mounts_that_want_the_only_slot_of_a_file_clash(check: Command) -> N
 
 @needs_own_gil
 def test_a_home_that_was_asked_for_and_is_refused_is_no_home(check: Command) -> None:
-    copy_extension("xxlimited_35", check.folder)
+    copy_extension(REFUSES_OWN_GIL, check.folder)
 
     checked = check('[mounts]\n"/" = { app = "refused", isolation = "own-gil" }')
 

@@ -10,11 +10,12 @@ import pytest
 
 from isowsgi.isolation import decision
 from isowsgi.isolation.decision import Verdict
+from isowsgi.isolation.sharing import Sharing
 from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import PROCESS
 from tests.conftest import DEADLINE_S
-from tests.orders import copy_extension, order_for
+from tests.orders import REFUSES_OWN_GIL, copy_extension, order_for
 
 OWN, SHARED = "own-gil", "shared-gil"
 REFUSED = "ImportError: module x._c does not support loading in subinterpreters"
@@ -36,7 +37,7 @@ class FakeTrials:
         if facts is True:
             return Outcome(isolation=isolation, loaded=True)
         facts = {"error": facts} if isinstance(facts, str) else facts
-        return Outcome(isolation=isolation, loaded=False, **{"failed_copy": 1, **facts})
+        return Outcome(isolation=isolation, **{"loaded": False, "failed_copy": 0 if facts.get("loaded") else 1, **facts})
 
 
 def decide(trials: FakeTrials, **order: Any) -> Verdict:
@@ -148,6 +149,49 @@ def test_a_crash_everywhere_is_the_apps() -> None:
     assert (verdict.isolation, verdict.error, verdict.traceback) == (None, "it crashed", "Fatal Python error")
 
 
+def test_an_app_that_would_miss_a_package_in_an_interpreter_gets_a_process() -> None:
+    """It caught the refusal, or what it uses did, so it loads: requests without charset-normalizer guessed wrong encodings."""
+    swallowed = {"loaded": True, "refused": (("nh3.nh3", "/n.so", REFUSED),), "lost": ("nh3.nh3",)}
+
+    verdict = decide(FakeTrials(own_gil=swallowed, shared_gil=swallowed, process=True))
+
+    assert (verdict.isolation, verdict.reason) == (PROCESS, "nh3.nh3 is refused with a shared GIL, and the app would go without it")
+
+
+def test_a_fallback_that_gives_the_same_results_will_do_and_is_told() -> None:
+    verdict = decide(FakeTrials(own_gil={"loaded": True, "refused": (("markupsafe._speedups", "/m.so", REFUSED),)}))
+
+    assert (verdict.isolation, verdict.reason) == (OWN, "it loads; without markupsafe._speedups, as good as it in Python")
+
+
+def test_a_fallback_of_somebody_else_will_not_do() -> None:
+    """The package itself is gone: what took over is another one, or nothing."""
+    lost = {"loaded": True, "refused": (("markupsafe._speedups", "/m.so", REFUSED),), "lost": ("markupsafe._speedups",)}
+
+    assert decide(FakeTrials(own_gil=lost, shared_gil=True)).isolation == SHARED
+
+
+def test_modules_that_share_state_lead_to_a_process() -> None:
+    shares = {"loaded": True, "shared": (Sharing("psycopg2._psycopg", "/p.so", "gives all interpreters the same dict adapters"),)}
+
+    verdict = decide(FakeTrials(own_gil=REFUSED, shared_gil=shares, process=True))
+
+    assert (verdict.isolation, verdict.reason) == (PROCESS, "psycopg2._psycopg gives all interpreters the same dict adapters")
+
+
+def test_an_app_that_loads_in_no_process_keeps_the_interpreter_that_it_loads_in() -> None:
+    lost = {"loaded": True, "refused": (("nh3.nh3", "/n.so", REFUSED),), "lost": ("nh3.nh3",)}
+
+    verdict = decide(FakeTrials(own_gil=lost, shared_gil=lost, process="OSError: no database"))
+
+    assert verdict.isolation == OWN
+    assert verdict.reason.startswith("it does not load in a process; nh3.nh3 is refused")
+
+
+def test_what_was_imported_late_is_part_of_the_verdict() -> None:
+    assert decide(FakeTrials(own_gil=True), imports=["faulthandler"]).imports == ("faulthandler",)
+
+
 def test_an_address_or_a_number_makes_no_other_failure() -> None:
     trials = FakeTrials(own_gil="ValueError: <object at 0x7f01> 12", process="ValueError: <object at 0x7f02> 13")
 
@@ -179,11 +223,11 @@ def test_a_pure_app_gets_an_interpreter(tmp_path: Path) -> None:
 
 @needs_own_gil
 def test_a_verdict_rests_on_the_files_that_loaded_and_refused(tmp_path: Path) -> None:
-    paths = [copy_extension("xxlimited", tmp_path), copy_extension("xxlimited_35", tmp_path)]
+    paths = [copy_extension(name, tmp_path) for name in ("xxlimited", REFUSES_OWN_GIL)]
 
-    verdict = decision.decide(order_for(tmp_path, "import xxlimited, xxlimited_35"), timeout_s=DEADLINE_S)
+    verdict = decision.decide(order_for(tmp_path, f"import xxlimited, {REFUSES_OWN_GIL}"), timeout_s=DEADLINE_S)
 
-    assert (verdict.isolation, verdict.reason) == (SHARED, "xxlimited_35 refuses an own GIL")
+    assert (verdict.isolation, verdict.reason) == (SHARED, f"{REFUSES_OWN_GIL} refuses an own GIL")
     assert verdict.extensions == {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 

@@ -247,6 +247,46 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert children_of(os.getpid()) == children_before
 
 
+@EACH_HOME
+def test_an_app_sees_that_it_is_only_tried_and_its_daemons_end_with_the_trial(tmp_path: Path, isolation: str, copies: int) -> None:
+    """A daemon has left the trial's process group, and has no parent any more."""
+    pid = tmp_path / "pid"
+    code = f"""
+        import os, subprocess, time
+        assert os.environ["ISOWSGI_TRIAL"]
+        subprocess.Popen(["sh", "-c", "setsid sh -c 'echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600' &"])
+        while not os.path.exists({str(pid)!r}):
+            time.sleep(0.01)
+    """
+
+    outcome = trial.run(order_for(tmp_path, code), isolation, copies=copies, timeout_s=DEADLINE_S)
+
+    assert outcome.error == ""
+    eventually(lambda: not is_running(int(pid.read_text())), "the daemon is gone")
+
+
+def test_a_venv_leaves_an_app_its_main_module(tmp_path: Path) -> None:
+    """What reads it, as pickle and inspect.stack do, failed in a trial only, so a sound app had no home."""
+    folder = tmp_path / "venv"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text("home = /nowhere\n")
+    order = order_for(tmp_path, "import inspect, sys\nassert sys.modules['__main__']\ninspect.stack(0)", venv=str(folder))
+
+    assert trial.run({**order, "host_site": [str(ROOT)]}, PROCESS, timeout_s=DEADLINE_S).error == ""
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 15), reason="imports are lazy from Python 3.15 on")
+def test_lazy_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an app seems to load where its first request fails."""
+    monkeypatch.setenv("PYTHON_LAZY_IMPORTS", "all")
+    path = copy_extension("_xxtestfuzz", tmp_path)
+    (tmp_path / "inner.py").write_text("import _xxtestfuzz")
+
+    outcome = trial.run(order_for(tmp_path, "import inner"), BEST, timeout_s=DEADLINE_S)
+
+    assert [(name, file) for name, file, _ in outcome.refused] == [("_xxtestfuzz", str(path))]
+
+
 def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:
     """Also while the app holds the GIL for ever."""
     order_for(tmp_path, f"import os, re\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\nre.match('(a*)*b', 'a' * 60)")

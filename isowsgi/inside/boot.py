@@ -194,6 +194,8 @@ class Instance:
             service = self._make_service()
             for name in self._order.get("imports", ()):
                 importlib.import_module(name)
+            if "survey" in self._fds:
+                self._look_closer(record)
             record.check()
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_files(set(module_files()) | _files_of(exc))
@@ -221,6 +223,13 @@ class Instance:
         if self._files is not None:
             self._control.rouse()  # from now on it has something to look after
         self._work(service, 0)
+
+    def _look_closer(self, record: extensions.Extensions) -> None:
+        """Do what only a trial does."""
+        from isowsgi.inside import survey
+
+        survey.resolve_lazy_imports()
+        survey.tell(self._fds["survey"], record, is_gil_shared=self._order["isolation"] == "shared-gil")
 
     def _report_files(self, files: set[str]) -> None:
         """Say on which files the app depends, if somebody watches them."""

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     BOOT: str
 
 
+# Not later, where imports are lazy (PEP 810): a finder that imports while it is asked for what it imports has no end.
+find_in = importlib.machinery.PathFinder.find_spec
+if hasattr(sys, "set_lazy_imports_filter"):
+    sys.set_lazy_imports_filter(lambda importer, *_: not importer.startswith("isowsgi"))
+
+
 class PinnedFinder:
     """Finds the host's copy of the packages that run here, before the path is looked at."""
 
@@ -21,7 +27,7 @@ class PinnedFinder:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         folder = self._folders.get(name)
-        return importlib.machinery.PathFinder.find_spec(name, [folder]) if folder else None
+        return find_in(name, [folder]) if folder else None
 
 
 order = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper

@@ -4,17 +4,20 @@ The order of preference: an own GIL, where this CPython is sound for it; a share
 could never be replaced there; a process. A refusal moves on to the next. A broken app is reported once, with its own traceback, and not
 tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that
 fails there in the same way is broken, one that loads there was refused.
+
+No home is worse than a process. So an interpreter does only if the app has in it what it has in a process (what is refused and caught is
+missing all the same), and if its extension modules share nothing with the neighbours (see `sharing`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.isolation import trial
+from isowsgi.isolation import sharing, trial
 from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import PROCESS
@@ -22,8 +25,14 @@ from isowsgi.shared.interpreters import PROCESS
 # How many copies one process must hold for a home to do: an instance and the one that replaces it.
 COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}
 
+# Where a module was refused, for people.
+_PLACES = {interpreters.OWN_GIL: "with an own GIL", interpreters.SHARED_GIL: "with a shared GIL", PROCESS: "in a process"}
+
 # Names of the homes, for people.
 NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
+
+# Of the rules here and in `sharing`; verdicts that were found by others are not used. Count it up with each change of them.
+RULES = 2
 
 # Refusals that an extension module makes, not the app.
 _EXTENSION_KINDS = frozenset({refusals.REFUSES_OWN_GIL, refusals.ONCE, refusals.MAIN_ONLY})
@@ -46,6 +55,7 @@ class Verdict:
         reason: one line for people.
         extensions: path and stamp of each extension file that was loaded or refused, in any of the trials: what the verdict rests
             on, and what may be loaded in a worker.
+        imports: modules that the app imports only when it serves, which were tried too.
         error: one line, if there is no home.
         traceback: of the app's own failure; if there was none, what its process printed last.
     """
@@ -53,6 +63,7 @@ class Verdict:
     isolation: str | None
     reason: str
     extensions: Mapping[str, Stamp] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
 
@@ -96,14 +107,27 @@ class _Decision:
 
     def make(self) -> Verdict:
         reason = "it has a Python of its own" if self._order.get("python") else ""
+        second_best: Verdict | None = None
         for isolation in homes_of(self._order):
             outcome = self._try(isolation)
             if outcome.loaded:
-                return Verdict(isolation=isolation, reason=reason or "it loads", extensions=self._stamps())
+                worse = why_worse(outcome)
+                verdict = self._home(isolation, (reason or "it loads") + _without(outcome))
+                if worse is None:
+                    return verdict
+                second_best = second_best or replace(verdict, reason=f"it does not load in a process; {worse}")
+                reason = worse
+                continue
+            if isolation == PROCESS and second_best is not None:
+                return replace(second_best, extensions=self._stamps())
             if isolation == PROCESS or self._is_broken(outcome):
                 return self._no_home(outcome)
             reason = _why_not(outcome)
         raise AssertionError("a process is always the last resort")
+
+    def _home(self, isolation: str, reason: str) -> Verdict:
+        imports = tuple(self._order.get("imports", ()))
+        return Verdict(isolation=isolation, reason=reason, extensions=self._stamps(), imports=imports)
 
     def _try(self, isolation: str) -> Outcome:
         if isolation not in self._outcomes:
@@ -134,6 +158,25 @@ class _Decision:
             error=outcome.error,
             traceback=told.traceback or told.output,
         )
+
+
+def why_worse(outcome: Outcome) -> str | None:
+    """Say in one line why an app that loads in a home would be better off in a process, or None."""
+    missing = missing_in(outcome)
+    if missing:
+        return f"{missing[0]} is refused {_PLACES[outcome.isolation]}, and the app would go without it"
+    harmful = sharing.harmful(outcome.shared)
+    return f"{harmful[0].module} {harmful[0].what}" if harmful else None
+
+
+def missing_in(outcome: Outcome) -> list[str]:
+    """Return the refused extension modules that an app goes without although its packages have nothing as good in their place."""
+    return [name for name, _, _ in outcome.refused if name in outcome.lost or not sharing.has_fallback(name)]
+
+
+def _without(outcome: Outcome) -> str:
+    names = ", ".join(name for name, _, _ in outcome.refused)
+    return f"; without {names}, as good as it in Python" if names else ""
 
 
 def _sameness(outcome: Outcome) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -18,8 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isowsgi.isolation.sharing import Sharing, harmful
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import PROCESS
+
+# Set in the environment of an app that is only tried, so that it can leave its scheduler or its consumers off. Each trial has its own
+# value: processes that the app started and that left the trial's process group are known by it (as Jenkins knows those of a build).
+VARIABLE = "ISOWSGI_TRIAL"
+
+# How often what a trial has left is looked for; only a program that starts others all the time needs more than two.
+_SEARCHES = 5
 
 # The end of what the app printed that is kept: a traceback of some depth, or what a crash left behind.
 _OUTPUT_BYTES = 16 * 1024
@@ -65,6 +74,8 @@ class Outcome:
     python: str = ""  # version of the Python that loaded it
     extensions: tuple[tuple[str, str], ...] = ()  # name and path of each extension module that was loaded
     refused: tuple[tuple[str, str, str], ...] = ()  # name, path and error of each that refused
+    lost: tuple[str, ...] = ()  # of the refused ones those whose package is not there at all
+    shared: tuple[Sharing, ...] = ()  # what extension modules share between two copies in one process
     exit_code: int | None = None  # if the app ended the process
     signal: str | None = None  # if the process crashed: "SIGSEGV"
     timed_out: bool = False
@@ -105,7 +116,7 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
         the outcome; never raises for what the app does, nor for a Python that does not start.
     """
     outcome = _run(order, isolation, copies, timeout_s, os.environ)
-    if not (outcome.loaded and outcome.extensions and isolation == interpreters.SHARED_GIL):
+    if not (outcome.loaded and outcome.extensions and isolation == interpreters.SHARED_GIL) or harmful(outcome.shared):
         return outcome
     # Extension modules that keep objects of an interpreter in C variables are caught by what lies there when it has gone; in one trial in
     # 60 that is something harmless. CPython's debug allocator fills what is freed, so that it never is (orjson 3.13.0: 36 crashes in 36
@@ -116,7 +127,8 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
 
 def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
     executable = (order.get("python") if isolation == PROCESS else None) or sys.executable
-    task = {"order": _trial_order(order, isolation), "copies": copies, "timeout_s": timeout_s}
+    token = f"{os.getpid()}-{secrets.token_hex(8)}"
+    task = {"order": _trial_order(order, isolation, token), "copies": copies, "timeout_s": timeout_s}
     lifeline, held = os.pipe()
     result_fd, result_end = os.pipe()
     output_fd, output_end = os.pipe()
@@ -133,7 +145,7 @@ def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[result_end, lifeline],
-                env=environ,
+                env={**environ, VARIABLE: token},
                 start_new_session=True,  # a process group of its own, so that all of it can be ended; and Ctrl-C is not for it
             )
         except OSError as exc:
@@ -147,6 +159,7 @@ def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float
             # Before it is reaped, so that its number cannot be another's by then.
             os.killpg(child.pid, signal.SIGKILL)
             code = child.wait()
+            _end_what_is_left(token)
     finally:
         for fd in (lifeline, held, result_fd, output_fd, stdin):
             os.close(fd)
@@ -156,12 +169,41 @@ def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float
     return _outcome(isolation, result, output.decode("utf-8", "replace"), code if is_over else None, timeout_s)
 
 
-def _trial_order(order: Mapping[str, Any], isolation: str) -> dict[str, Any]:
+def _end_what_is_left(token: str) -> None:
+    """Kill the processes that a trial's app started, daemons too, which have left its process group and have other parents."""
+    for _ in range(_SEARCHES):
+        found = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _is_of_trial(pid, token)]
+        for pid in found:
+            try:
+                process = os.pidfd_open(pid)
+            except OSError:  # it has ended
+                continue
+            try:
+                if _is_of_trial(pid, token):  # still, so the number is not another's by now
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            except OSError:
+                continue
+            finally:
+                os.close(process)
+        if not found:
+            return
+
+
+def _is_of_trial(pid: int, token: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"{VARIABLE}={token}".encode() in file.read().split(b"\0")
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _trial_order(order: Mapping[str, Any], isolation: str, token: str) -> dict[str, Any]:
     is_interpreter = isolation != PROCESS
     return {
         **order,
         "settings": {**order["settings"], **_QUIET},
         "isolation": isolation,
+        "env": {**order["env"], VARIABLE: token},
         "tag": order["members"][0]["pattern"],
         "report_files": False,
         "watch": False,
@@ -254,4 +296,6 @@ def _outcome(isolation: str, result: bytes, output: str, code: int | None, timeo
 def _read(isolation: str, facts: dict[str, Any], output: str) -> Outcome:
     facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
     facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
+    facts["lost"] = tuple(facts.get("lost", ()))
+    facts["shared"] = tuple(Sharing(*each) for each in facts.get("shared", ()))
     return Outcome(isolation=isolation, output=output, **facts)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    if hasattr(sys, "set_lazy_imports_filter"):  # 3.15; else with PYTHON_LAZY_IMPORTS=all these are imported who knows when
+        sys.set_lazy_imports_filter(lambda importer, *_: not importer.startswith("isowsgi"))
     result_fd, lifeline = int(sys.argv[1]), int(sys.argv[2])
     for fd in (result_fd, lifeline):
         os.set_inheritable(fd, False)
@@ -107,8 +109,17 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
         interpreters.preload()
     board = Scoreboard()
     sets = [select.epoll(), select.epoll()]
-    shared = {"returns": sets[0].fileno(), "lingering": sets[1].fileno(), "board": board.fd, "capacity": os.eventfd(0, os.EFD_CLOEXEC)}
+    told = os.memfd_create("isowsgi-survey")
+    shared = {
+        "survey": told,
+        "returns": sets[0].fileno(),
+        "lingering": sets[1].fileno(),
+        "board": board.fd,
+        "capacity": os.eventfd(0, os.EFD_CLOEXEC),
+    }
     outcome: dict[str, Any] = {"loaded": False, "python": interpreters.version_text()}
+    met: dict[tuple[str, str], None] = {}  # extension modules that any copy loaded: the second one of an app may load others
+    refused: dict[str, tuple[str, str, str]] = {}
     loads = 0
 
     def load() -> Any:
@@ -119,8 +130,11 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
         instance = kind(order, shared, board)
         instance.start()
         _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)
-        if loads <= copies or instance.state is not State.SERVING:
-            outcome.update(extensions=instance.extensions, refused=instance.refused, boot_s=instance.boot_s)
+        met.update(dict.fromkeys(map(tuple, instance.extensions)))
+        refused.update((name, (name, path, error)) for name, path, error in instance.refused)
+        outcome.update(extensions=list(met), refused=list(refused.values()))
+        if loads <= copies:
+            outcome.update(boot_s=instance.boot_s)
         if instance.state is State.BOOTING:
             error = f"it was not loaded within {timeout_s:g} s"
             raise Unloadable({"timed_out": True, "error": error, "traceback": _stack_of_boot(), "failed_copy": loads})
@@ -146,6 +160,7 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
             before = 0.0 if is_process else _memory_mib()
             alive.append(load())
             outcome["memory_mib"] = round(_memory_mib() - before, 1)
+        outcome.update(_findings(told, copies))
         # What keeps objects of one interpreter in C variables, and hands them to the next, shows when the first is gone. One replaces
         # another, then all are gone and one comes anew, as after `idle_timeout`.
         if not is_process:
@@ -163,6 +178,19 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
     except Unloadable as exc:
         return {**outcome, **exc.facts}
     return {**outcome, "loaded": True}
+
+
+def _findings(told: int, copies: int) -> dict[str, Any]:
+    """Return what the copies have told of their extension modules, while all of them live."""
+    os.lseek(told, 0, os.SEEK_SET)
+    with open(told, encoding="utf-8", closefd=False) as file:
+        surveys = [json.loads(line) for line in file]
+    lost = sorted({name for survey in surveys for name in survey["lost"]})
+    if len(surveys) != copies or copies < 2:
+        return {"lost": lost}
+    from isowsgi.isolation import sharing
+
+    return {"lost": lost, "shared": sharing.compare(surveys[0], surveys[1])}
 
 
 def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import isowsgi
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.isolation.decision import Verdict
+from isowsgi.isolation.decision import RULES, Verdict
 
 FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
 
@@ -35,7 +35,7 @@ def key_of(order: Mapping[str, Any]) -> str:
     """Return the name under which a verdict on an app is remembered: a hash of all that is known beforehand to decide it."""
     facts = {name: order.get(name) for name in _DEPENDS_ON}
     facts["members"] = [[member["app"], member["warmup"]] for member in order["members"]]
-    facts["isowsgi"] = isowsgi.__version__
+    facts["isowsgi"] = [isowsgi.__version__, RULES]
     facts["host"] = [sys.version, os.path.realpath(sys.executable)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -59,7 +59,8 @@ class Verdicts:
                 content = file.read(_MAX_BYTES + 1)
             facts = json.loads(content)
             extensions = {str(path): (int(size), int(mtime)) for path, (size, mtime) in facts["extensions"].items()}
-            verdict = Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions)
+            imports = tuple(map(str, facts["imports"]))
+            verdict = Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions, imports=imports)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if any(stamp_of(path) != list(stamp) for path, stamp in extensions.items()):
@@ -74,7 +75,7 @@ class Verdicts:
         """
         if verdict.isolation is None:
             return False
-        facts = {"isolation": verdict.isolation, "reason": verdict.reason, "extensions": verdict.extensions}
+        facts = {"isolation": verdict.isolation, "reason": verdict.reason, "extensions": verdict.extensions, "imports": verdict.imports}
         content = json.dumps(facts).encode()
         if len(content) > _MAX_BYTES:
             return False

@@ -18,6 +18,7 @@ from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.instances.main import MainInstance
 from isowsgi.instances.process import ProcessInstance
+from isowsgi.isolation import sharing
 from isowsgi.isolation.decision import Verdict
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.scoreboard import REQUESTS, Scoreboard
@@ -252,6 +253,7 @@ class Supervisor:
             if verdict is None or verdict.isolation is None:
                 return False
             home.settle(verdict.isolation, verdict.reason, verdict.extensions)
+            home.late_imports = list(verdict.imports)
         return True
 
     # What instances report.
@@ -265,6 +267,7 @@ class Supervisor:
                 where = f"{instance.isolation}: {home.why()}" if is_news else instance.isolation
                 self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, where)
                 home.on_ready(instance, now)
+                self._look_for_losses(home, instance)
             elif event == "failed" and instance.is_loaded:
                 self._log.error("%s: broke off: %s\n%s", instance.tag, instance.error, instance.traceback)
             elif event == "failed":
@@ -301,7 +304,11 @@ class Supervisor:
                 home.move(interpreters.PROCESS, "it loads other extension modules each time", {}, now)
             elif home.begin_trial(instance):
                 what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
-                self._log.info("%s: where it can live is found out in processes to throw away: %s", instance.tag, what)
+                self._log.info(
+                    "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s",
+                    instance.tag,
+                    what,
+                )
                 self._try_out(home, instance.unknown_extension)
             return
         hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
@@ -322,9 +329,20 @@ class Supervisor:
             self._log.info("%s: its home is %s (%s)", home.name, verdict.isolation, verdict.reason)
             home.move(verdict.isolation, verdict.reason, verdict.extensions, now)
 
+    def _look_for_losses(self, home: Home, instance: HousedInstance) -> None:
+        """See what an app goes without that caught the refusals of its home, so that nothing is missing in silence."""
+        for module, _, error in instance.refused:
+            if home.is_auto and not home.reason and not sharing.has_fallback(module):
+                self._on_refused(home, instance, module, error)
+            else:
+                self._log.info("%s: goes without %s: %s", instance.tag, module, error)
+
     def _on_refused(self, home: Home, instance: HousedInstance, module: str, error: str) -> None:
         """Find another home for a mount whose request has just failed because it imported what cannot be loaded there."""
         if module in home.late_imports or instance.state is not State.SERVING:
+            return
+        if home.is_auto and sharing.has_fallback(module):
+            self._log.info("%s: goes without %s: %s", instance.tag, module, error)
             return
         home.late_imports.append(module)
         hint = refusals.hint(error, instance.isolation)

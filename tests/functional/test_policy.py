@@ -310,7 +310,7 @@ def test_an_app_that_does_it_when_it_is_loaded_fails_alone_and_is_not_tried_else
 
     assert server.get("/moves").status_code == 503
     assert server.get("/").status_code == 200
-    assert "found out in processes to throw away" not in server.log()
+    assert "testing which isolation it supports" not in server.log()
 
 
 def test_an_error_that_the_app_swallows_is_in_the_log(serve: StartServer) -> None:

@@ -109,7 +109,8 @@ def check(
 class _MountCheck:
     def __init__(self, mount: Mount, order: Mapping[str, Any], timeout_s: float, progress: Progress, memory: Verdicts) -> None:
         self._mount = mount
-        self._order = order
+        known = memory.recall(key_of(order))  # a worker has met more, where requests import
+        self._order = {**order, "imports": list(known.imports) if known else []}
         self._timeout_s = timeout_s
         self._progress = progress
         self._memory = memory
@@ -171,6 +172,8 @@ class _MountCheck:
         if isolation == interpreters.OWN_GIL and (warning := interpreters.own_gil_warning()):
             warnings.append(warning)
         if outcome.loaded:
+            if isolation != PROCESS and (worse := decision.why_worse(outcome)):
+                warnings.append(f"{worse}; use 'auto' or 'process'")
             return Verdict(isolation=isolation, reason="as configured")
         if isolation == interpreters.SHARED_GIL and outcome.failed_copy > 1:
             module = outcome.failure.module or "it"
@@ -263,6 +266,8 @@ def _mount_as_json(mount: MountReport) -> dict[str, Any]:
         facts = asdict(outcome)
         del facts["isolation"], facts["extensions"]
         facts["kind"] = None if outcome.loaded else kind_of(outcome)
+        facts["worse"] = decision.why_worse(outcome) if outcome.loaded and isolation != PROCESS else None
+        facts["shared"] = [sharing._asdict() for sharing in outcome.shared]
         facts["refused"] = [{"name": name, "path": path, "error": error} for name, path, error in outcome.refused]
         homes[isolation] = facts
     return {

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from isowsgi.isolation import sharing, trial
 from isowsgi.isolation.check import declares
 from isowsgi.isolation.check.findings import MountReport, Report, kind_of
-from isowsgi.isolation.decision import NAMES
+from isowsgi.isolation.decision import NAMES, missing_in, why_worse
 from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import MAIN, PROCESS
@@ -36,6 +37,11 @@ def show(report: Report, console: Console) -> None:
         for detail in _details(mount):
             for line in detail.split("\n"):
                 console.print(Text("  ") + line, soft_wrap=True)
+    if report.mounts:
+        console.print()
+        console.print(
+            Text(f"Each app was loaded in throw-away processes; there {trial.VARIABLE} is set in its environment.", "dim"), soft_wrap=True
+        )
     for title, texts, style in (("clash", report.clashes, "bold red"), ("note", report.notes, "bold")):
         for text in texts:
             console.print()
@@ -45,6 +51,8 @@ def show(report: Report, console: Console) -> None:
 def _cell(outcome: Outcome | None) -> Text:
     if outcome is None:
         return Text("not tried", "dim")
+    if outcome.loaded and outcome.isolation != PROCESS and (sharing.harmful(outcome.shared) or missing_in(outcome)):
+        return Text("misses a module" if missing_in(outcome) else "shares state", "yellow")
     if outcome.loaded:
         return Text(f"{outcome.boot_s:.2f} s, {outcome.memory_mib:.0f} MiB")
     return Text(kind_of(outcome), "red" if outcome.has_died or outcome.timed_out else "yellow")
@@ -59,12 +67,16 @@ def _details(mount: MountReport) -> Iterator[Text]:
     elif mount.home == MAIN:
         yield Text("tried in a process of its own; in the main interpreter it shares modules with gunicorn")
     for isolation, outcome in mount.outcomes.items():
-        if mount.home is not None and not outcome.loaded and isolation != mount.home:
+        if mount.home is None or isolation in (mount.home, PROCESS):
+            continue
+        if not outcome.loaded:
             yield Text(f"{NAMES[isolation]}: {outcome.failure.line}")
+        elif worse := why_worse(outcome):
+            yield Text(f"{NAMES[isolation]}: {worse}")
     for warning in mount.warnings:
         yield Text(f"warning: {warning}", "yellow")
     if mount.fallbacks:
-        yield Text(f"goes without {', '.join(mount.fallbacks)}: refused there, and its package has a fallback", "yellow")
+        yield Text(f"goes without {', '.join(mount.fallbacks)}: refused there", "yellow")
     if mount.extensions:
         yield _extensions(mount)
     for alternative in mount.advice:
