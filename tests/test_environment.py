@@ -304,3 +304,21 @@ tell(["from_the_host" in sys.modules, [type(finder).__name__ for finder in sys.m
     result = in_interpreter(code, venv=str(venv), host=str(host))
 
     assert result["told"] == [[False, [], False]]
+
+
+@pytest.mark.parametrize(("module", "variable"), [("gevent.monkey._state", "saved"), ("eventlet.patcher", "already_patched")])
+def test_green_threads_are_named_where_they_may_be_the_cause(module: str, variable: str) -> None:
+    """The errors that they lead to say nothing of them: "cannot release un-acquired lock", "module 'select' has no attribute 'epoll'"."""
+    code = f"""
+import types
+tell(environment.green_threads())
+sys.modules[{module!r}] = patcher = types.ModuleType({module!r})
+patcher.{variable} = {{}}
+tell(environment.green_threads())
+patcher.{variable} = {{"socket": {{}}}}
+tell(environment.green_threads())
+"""
+    before, imported, patched = in_interpreter(code)["told"]
+
+    assert (before, imported) == ("", "")
+    assert patched.startswith(f"; {module.partition('.')[0]} has patched the standard library while the app was loaded")

@@ -275,6 +275,26 @@ def test_a_venv_leaves_an_app_its_main_module(tmp_path: Path) -> None:
     assert trial.run({**order, "host_site": [str(ROOT)]}, PROCESS, timeout_s=DEADLINE_S).error == ""
 
 
+@EACH_HOME
+@pytest.mark.skipif(interpreters.VERSION >= (3, 14), reason="raises in a main thread too, from Python 3.14 on")
+def test_an_app_gets_an_event_loop_when_it_is_loaded_as_in_a_main_thread(tmp_path: Path, isolation: str, copies: int) -> None:
+    code = """
+        import asyncio, threading
+        async def answer():
+            return 5
+        assert asyncio.get_event_loop().run_until_complete(answer()) == asyncio.run(answer())
+        assert threading.current_thread() is threading.main_thread()
+        def application(environ, start_response):
+            assert threading.current_thread() is not threading.main_thread()
+            start_response("200 OK", [])
+            return []
+        tried = application
+    """
+    order = with_member(order_for(tmp_path, code, warmup="/tried/"), call="tried")
+
+    assert trial.run(order, isolation, copies=copies, timeout_s=DEADLINE_S).error == ""
+
+
 @pytest.mark.skipif(interpreters.VERSION < (3, 15), reason="imports are lazy from Python 3.15 on")
 def test_lazy_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an app seems to load where its first request fails."""

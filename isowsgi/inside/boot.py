@@ -189,6 +189,7 @@ class Instance:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
         record = extensions.current
+        end_loading = environment.be_main_thread_while_loading()
         try:
             record.check()
             service = self._make_service()
@@ -205,8 +206,12 @@ class Instance:
                 "refused": record.refused,
                 "extensions": self._report_extensions(),
             }
-            self._control.report("failed", error=_one_line(exc) + self._whose, traceback=_traceback(), **facts)
+            self._control.report(
+                "failed", error=_one_line(exc) + self._whose + environment.green_threads(), traceback=_traceback(), **facts
+            )
             return
+        finally:
+            end_loading()
         record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
         if self._order["pause_s"]:
             from isowsgi.inside import pace  # late: only replacements have it

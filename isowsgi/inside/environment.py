@@ -12,6 +12,7 @@ import signal
 import site
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -146,6 +147,47 @@ def set_signals(log: Callable[[str], None]) -> None:
         return 0.0, 0.0
 
     signal.signal, signal.getsignal, signal.alarm, signal.setitimer = ignore, current, alarm, setitimer
+
+
+def be_main_thread_while_loading() -> Callable[[], None]:
+    """Have the calling thread pass for the main thread, which loads apps everywhere else; call what is returned once that is done.
+
+    Before 3.14 `asyncio.get_event_loop()` makes a loop in the main thread, and raises in all others. Apps and libraries call it at import.
+    """
+    loader, real = threading.current_thread(), threading.main_thread
+    is_loading = True
+
+    def main_thread() -> threading.Thread:
+        return loader if is_loading and threading.current_thread() is loader else real()
+
+    def end() -> None:
+        nonlocal is_loading
+        is_loading = False
+        if threading.main_thread is main_thread:  # else another instance's, or the app's, came since, and asks this one
+            threading.main_thread = real
+
+    if sys.version_info < (3, 14):
+        threading.main_thread = main_thread
+    return end
+
+
+# Packages that make the standard library's threads, locks and sockets green: the module and its variable that say what was replaced so far,
+# and another way to run such an app, if gunicorn has one.
+_GREEN = (
+    ("gevent", "gevent.monkey._state", "saved", ", or run this app with gunicorn's gevent worker"),
+    ("eventlet", "eventlet.patcher", "already_patched", ""),
+)
+
+
+def green_threads() -> str:
+    """Say what to do where an app has made the standard library's threads green, to go behind an error; "" if it has not."""
+    for package, module, variable, elsewhere in _GREEN:
+        if getattr(sys.modules.get(module), variable, None):
+            return (
+                f"; {package} has patched the standard library while the app was loaded, which works in no thread of a server:"
+                f" remove that call, as isowsgi's threads serve the requests{elsewhere}"
+            )
+    return ""
 
 
 def extend_path(pythonpath: Iterable[str]) -> None:
