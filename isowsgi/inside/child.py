@@ -41,7 +41,7 @@ def run(order: dict[str, Any]) -> None:
     boot.run(order)
     logging.shutdown()
     # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
-    os._exit(0)
+    boot.end_process(0)
 
 
 def _leave_to_worker(number: int, frame: Any) -> None:

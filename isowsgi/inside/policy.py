@@ -5,8 +5,9 @@ Hooks belong to the interpreter that added them (`sys.addaudithook`): this one h
 again. Functions that raise no event are replaced in their modules before the app's code runs; whoever has a way around its module
 (ctypes, an extension module) has one around that.
 
-What is judged is the app's doing: a call whose innermost frame outside the standard library is isowsgi's own is not, nor is what a
-forked child does, which is another process.
+What is judged is all that is done in the interpreter but for a few calls of isowsgi's own, each in a function that is named here. A frame
+of isowsgi's says nothing otherwise: it calls `close`, exit functions and finalizers, which may be functions in C that the app has left
+there, without a frame of their own. What a forked child does is not judged: it is another process.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from isowsgi.inside import environment
+from isowsgi.inside import boot, deadlines, environment
 from isowsgi.inside.deadlines import stack_from_app
 from isowsgi.shared import policies
 
@@ -31,12 +32,18 @@ MAX_PLACES = 100
 # Longest argument that is shown.
 _MAX_SHOWN_CHARS = 100
 
-_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 _SITE = os.path.join(_LIBRARY, "site-packages") + os.sep
 
 # Here are functions that stand in the place of the library's.
 _STAND_INS = (environment.__file__, __file__)
+
+# Which of isowsgi's functions do what a policy is about.
+_OWN_CALLS: dict[CodeType, str] = {
+    deadlines.load_ctypes.__code__: "ctypes",
+    deadlines._set_async_exception.__code__: "ctypes",
+    boot.end_process.__code__: "exit",
+}
 
 # Modules that have a function, where that is not only the one that it is named after.
 _MODULES = {"os": ("posix", "os"), "signal": ("_signal", "signal"), "locale": ("_locale", "locale")}
@@ -143,10 +150,11 @@ class _Judge:
         if is_meant is not None and not is_meant(*args):
             return
         culprit = _culprit(frame)
-        if culprit.f_code.co_filename.startswith(_OWN) or os.getpid() != self._pid or getattr(self._busy, "logging", False):
+        if _OWN_CALLS.get(culprit.f_code) == word or os.getpid() != self._pid:
             return
         rule, text = self._rules[word], _text(call, args)
-        if self._is_news((word, culprit.f_code.co_filename, culprit.f_lineno)):
+        is_logging = getattr(self._busy, "logging", False)
+        if not is_logging and self._is_news((word, culprit.f_code.co_filename, culprit.f_lineno)):
             self._busy.logging = True  # a handler of the log may do what the policy is about
             try:
                 told = '%s is called: policy %s = "warn"\n%s' if rule == "warn" else '%s is refused: policy %s = "deny"\n%s'

@@ -215,6 +215,55 @@ def test_a_function_without_a_frame_of_the_apps_is_judged_too(server: Server) ->
     server.wait_for_log(r'/warn #1: os\.umask\(18\) is called: policy umask = "warn"\n  File ".*threading\.py"')
 
 
+FRAMELESS = """
+import atexit, functools, os, threading, weakref
+class Thing:
+    pass
+class Body(list):
+    pass
+def application(environ, start_response):
+    start_response("200 OK", [])
+    how = environ["PATH_INFO"][1:]
+    if how == "close":
+        body = Body()
+        body.close = functools.partial(os.chdir, "/")
+        return body
+    if how == "finalizer":
+        environ["test.thing"] = thing = Thing()
+        weakref.finalize(thing, os.chdir, "/")
+    if how == "atexit":
+        atexit.register(os.chdir, "/")
+        threading._register_atexit(os.chdir, "/")
+    return []
+"""
+
+
+@pytest.mark.parametrize("home", ["auto", "process"])
+def test_what_isowsgi_calls_for_the_app_is_the_apps_doing(serve: StartServer, home: str) -> None:
+    """Functions in C have no frame: what called them was isowsgi, on behalf of `close`, a finalizer, or the end of the interpreter."""
+    config = f'''
+        [mounts]
+        "/bad" = {{ app = "bad", policy = "deny", isolation = "{home}", pythonpath = "." }}
+        "/good" = "shell"
+        [defaults]
+        pythonpath = "{{apps}}"
+        touch = "touched"
+        '''
+    server = serve(config, files={"bad.py": FRAMELESS}, wait_for=2)
+    before = run(server, "/good", STATE)
+    refused = r"/bad #1: os\.chdir\('/'\) is refused: policy chdir"
+
+    for number, how in enumerate(("close", "finalizer"), 1):
+        requests.get(f"{server.url}/bad/{how}", timeout=DEADLINE_S)
+        server.wait_for_log(refused, number)
+    requests.get(f"{server.url}/bad/atexit", timeout=DEADLINE_S)
+    (server.folder / "touched").touch()
+    server.wait_for_log("/bad #1: ended")
+
+    server.wait_for_log(refused, 4)
+    assert run(server, "/good", STATE) == before
+
+
 def test_an_app_with_many_such_lines_fills_neither_memory_nor_log(serve: StartServer) -> None:
     server = serve('[mounts]\n"/" = { app = "shell", policy = { umask = "deny" } }')
     lines = "try: os.umask(0)\nexcept PermissionError: answer = (answer or 0) + 1\n" * (MAX_PLACES + 50)
