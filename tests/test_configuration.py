@@ -3,8 +3,10 @@
 import datetime
 import json
 import os
+import pwd
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load
-from isowsgi.shared import policies
+from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load, pythons
+from isowsgi.shared import policies, regular
+from tests.conftest import eventually
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SITE_PACKAGES = f"lib/python{PYTHON}{'t' if 't' in sys.abiflags else ''}/site-packages"
@@ -238,6 +241,16 @@ def test_nothing_of_gunicorns_environment_gets_into_an_env_file(read: Write, fol
     (folder / "a.env").write_text("PASSWORD=a${SECRET}b$SECRET\n")
 
     assert mount(read, 'app = "a"\nenv_file = "a.env"').env == {"PASSWORD": "a${SECRET}b$SECRET"}
+
+
+def test_an_env_file_that_is_no_file_holds_nobody(read: Write, folder: Path) -> None:
+    """A FIFO: gunicorn's master waited for somebody to write to it."""
+    os.mkfifo(folder / "fifo.env")
+
+    assert faults(read, '[mounts."/"]\napp = "a"\nenv_file = ["fifo.env", "/dev/zero"]\n') == [
+        f"""mounts."/".env_file[0]: expected a readable file, got a FIFO: 'fifo.env' (that is '{folder}/fifo.env')""",
+        """mounts."/".env_file[1]: expected a readable file, got a device: '/dev/zero'""",
+    ]
 
 
 def test_each_wrong_line_of_an_env_file_is_a_fault_with_its_number(read: Write, folder: Path) -> None:
@@ -608,18 +621,61 @@ def test_a_file_that_is_no_toml_is_one_fault_with_its_line_and_column(folder: Pa
 
 
 def test_a_file_that_cannot_be_read_is_one_fault(folder: Path) -> None:
+    """Whatever there is in its place: a FIFO held gunicorn's master for ever, also at a SIGHUP."""
     (folder / "folder.toml").mkdir()
+    os.mkfifo(folder / "fifo.toml")
+    (folder / "huge.toml").write_bytes(b"#" * (regular.MAX_CONFIG_BYTES + 1))
+    (folder / "zero.toml").symlink_to("/dev/zero")
+    (folder / "loop.toml").symlink_to("loop.toml")
     said: list[str] = []
-    for path in ("conf/none.toml", "folder.toml", "a\0b"):
+    for path in ("conf/none.toml", "folder.toml", "fifo.toml", "huge.toml", "zero.toml", "loop.toml", "a\0b"):
         with pytest.raises(ConfigError) as caught:
             load(path)
         said += caught.value.faults
 
     assert said == [
         f"conf/none.toml: no such file, looked for '{folder}/conf/none.toml'",
-        "folder.toml: cannot read it: is a directory",
+        "folder.toml: expected a config file, got a folder",
+        "fifo.toml: expected a config file, got a FIFO",
+        "huge.toml: expected a config file, got one of more than 4,194,304 bytes",
+        "zero.toml: expected a config file, got a device",
+        "loop.toml: cannot read it: too many levels of symbolic links",
         "a\0b: cannot read it: embedded null byte",
     ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(folder: Path) -> None:
+    """Editors on Windows put one there; the first key was unknown then, and so was the first variable of an env_file."""
+    (folder / "a.env").write_bytes(b"\xef\xbb\xbfA=1\n")
+    (folder / "bom.toml").write_bytes(b'\xef\xbb\xbf[mounts]\n"/" = { app = "a", env_file = "a.env" }\n')
+
+    assert load("bom.toml").mounts[0].env == {"A": "1"}
+
+
+def test_a_file_is_found_from_a_working_directory_that_was_deleted_if_its_path_is_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+
+    assert load(folder / "isowsgi.toml").path == str(folder / "isowsgi.toml")
+    with pytest.raises(ConfigError, match="the working directory was deleted; name the file with its whole path"):
+        load("isowsgi.toml")
+
+
+def test_a_user_without_a_home_is_told_so(read: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers, with a uid that has no entry in passwd: "~" stayed as it was, a folder of that name."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+    [fault] = faults(read, '[mounts]\n"/" = { app = "a", log = "~/a.log" }\n')
+    assert fault.startswith(f'mounts."/".log: write the whole path: uid {os.getuid()} has no home folder')
 
 
 # Any file: a small writer of TOML, so that the structures are not only those tests think of.
@@ -749,6 +805,45 @@ def test_a_python_that_will_not_do_is_a_fault_that_says_why(read: Write, folder:
     assert no_python == f"mounts.\"/1\".python: expected a Python's executable, got '{folder}/text', which does not answer as one"
     assert "expected CPython 3.10 or newer, which gunicorn" in too_old
     assert f"got CPython 3.9.0 ('{old}')" in too_old
+
+
+@pytest.mark.parametrize(
+    "code", ["while :; do echo flood; done", "echo '[\"cpython\", 3, 42, 0]'; exit 1", "echo '[\"cpython\", {}]'", "exit"]
+)
+def test_what_is_no_python_is_told_at_once(read: Write, folder: Path, code: str) -> None:
+    """One that writes without an end took 24 s, and memory for all of it."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    began = time.monotonic()
+
+    [fault] = faults(read, f'[mounts]\n"/" = {{ app = "a", python = "{path}" }}\n')
+
+    assert fault.endswith("which does not answer as one")
+    assert time.monotonic() - began < pythons._ANSWER_S
+
+
+def test_a_program_that_does_not_end_is_given_up_with_all_that_it_started(
+    read: Write, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pythons, "_ANSWER_S", 0.2)
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {folder}/started\nwait\n")
+    path.chmod(0o755)
+
+    [fault] = faults(read, f'[mounts]\n"/" = {{ app = "a", python = "{path}" }}\n')
+
+    assert fault.endswith("which does not answer as one")
+    if (folder / "started").exists():  # else it was given up before
+        eventually(lambda: not is_running(int((folder / "started").read_text())), "the end of what it started")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there that is no zombie: whoever is init here may not wait for its own."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_another_python_needs_a_process(read: Write, folder: Path) -> None:

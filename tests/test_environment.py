@@ -237,7 +237,7 @@ SET_PATH = """
 import site
 host_site = site.getsitepackages()
 environment.set_environ({})
-environment.set_path(pythonpath, venv, host_site)
+environment.set_path(pythonpath, venv, host_site, '/')
 in_host_site = [folder for folder in sys.path if os.path.realpath(folder) in map(os.path.realpath, host_site)]
 """
 
@@ -298,7 +298,7 @@ class Hook:
     def find_spec(self, name, path=None, target=None): return None
 sys.meta_path.insert(0, Hook())
 environment.set_environ({})
-environment.set_path([], venv, [host])
+environment.set_path([], venv, [host], '/')
 tell(["from_the_host" in sys.modules, [type(finder).__name__ for finder in sys.meta_path if isinstance(finder, Hook)], host in sys.path])
 """
     result = in_interpreter(code, venv=str(venv), host=str(host))

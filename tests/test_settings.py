@@ -205,6 +205,12 @@ class TestCheck:
 
 
 class TestWhatCannotCross:
+    @pytest.mark.parametrize("name", ["workers", "worker_connections"])
+    def test_what_serves_nobody_is_refused(self, name: str) -> None:
+        """gunicorn starts with it, and answers nothing."""
+        assert check(config(**{name: 0})) == ([f"gunicorn setting {name}: refused, got 0: {SETTINGS[name].note}"], [])
+        assert check(config(**{name: 2})) == ([], [])
+
     def test_a_logger_class_of_the_conf_file_is_refused(self) -> None:
         # gunicorn runs the conf file as module __config__.
         mine = type("Mine", (glogging.Logger,), {"__module__": "__config__"})

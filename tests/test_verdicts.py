@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pwd
+import tempfile
 import time
 from pathlib import Path
 
@@ -114,6 +116,25 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, extension: Path, tmp_path:
 
     for folder in ("home/.cache/isowsgi", "xdg/isowsgi", "named"):
         assert os.listdir(tmp_path / folder) == ["a.verdict"]
+
+
+def test_a_user_without_a_home_has_it_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch, extension: Path, tmp_path: Path) -> None:
+    """In containers: a folder named "~" appeared where gunicorn was started. A relative XDG_CACHE_HOME is to be ignored, says its
+    specification."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", verdicts.FOLDER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    Verdicts().remember("a", verdict_on(extension))
+
+    assert os.listdir(tmp_path / "temporary" / f"isowsgi-cache-{os.geteuid()}") == ["a.verdict"]
+    assert not {"~", "cache"} & set(os.listdir(tmp_path))
 
 
 def test_it_does_not_grow_for_ever(memory: Verdicts, extension: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from isowsgi.cli.answers import Answer, checked, no_answer, plain
-from isowsgi.shared import frames, regular, sockets
+from isowsgi.shared import frames, regular, sockets, workdir
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.shared.sockets import Place
 
@@ -40,10 +40,15 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
     Raises:
         NobodyServes: there is none, or several users say that they do.
     """
-    path = os.path.abspath(config or "isowsgi.toml")
+    try:
+        path = workdir.absolute(config or "isowsgi.toml")
+    except FileNotFoundError:
+        raise NobodyServes("the working directory was deleted; name the config file with its whole path (--config)") from None
     master = None if pidfile is None else _master(pidfile)
     found = [place for folder in sockets.all_folders(sockets.configured_folder(path)) for place in _living(folder)]
-    hashes = {sockets.config_hash(path), sockets.config_hash(os.path.realpath(path))}
+    # As gunicorn has it: by the path as it was written, or without the links in it, or in the folder that its shell's link led to.
+    names = {path, os.path.realpath(path), *([] if os.path.isabs(config or "") else [os.path.abspath(config or "isowsgi.toml")])}
+    hashes = {sockets.config_hash(name) for name in names}
     if master is not None:
         wanted = [place for place in found if place.master == master and (config is None or place.config in hashes)]
         if not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import io
 import ipaddress
 import keyword
 import os
@@ -21,9 +22,15 @@ from dotenv.parser import parse_stream
 from isowsgi.configuration import pythons
 from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, quoted, spelt, wrong_type
 from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS, SCRIPT_SUFFIXES, App
-from isowsgi.shared import policies
+from isowsgi.shared import policies, regular
 
 T = TypeVar("T")
+
+# Largest pyvenv.cfg that is read; they have six lines.
+_MAX_PYVENV_BYTES = 64 * 1024
+
+# Largest env_file; all variables of a process must fit into its stack's quarter (execve(2)), 2 MiB by default.
+_MAX_ENV_BYTES = 2 * 1024 * 1024
 
 
 @attrs.frozen
@@ -165,7 +172,10 @@ def _path(value: Any, folder: str) -> tuple[str, str]:
     """Return a path as an absolute one, and how to show it in a fault."""
     if not typed(str, value):
         raise Fault("expected a path, got ''")
-    path = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~") and (value.startswith("~/") or value == "~"):
+        raise Fault(f"write the whole path: uid {os.getuid()} has no home folder, neither by HOME nor in the user database, got {value!r}")
+    path = os.path.abspath(os.path.join(folder, expanded))
     return path, repr(value) if path == value else f"{value!r} (that is {path!r})"
 
 
@@ -179,13 +189,16 @@ def folder(value: Any, *, folder: str) -> str:
 def venv(value: Any, *, folder: str) -> str:
     path, shown = _path(value, folder)
     try:
-        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except (OSError, ValueError):  # ValueError: a NUL in the path
+        text = _pyvenv_cfg(path)
+    except (OSError, regular.NotRegular, ValueError):  # ValueError: a NUL in the path
         raise Fault(f"expected a virtual environment (a folder with pyvenv.cfg), got {shown}") from None
     if _venv_version(text) is None:
         raise Fault(f"expected a Python version in its pyvenv.cfg, got none in {shown}")
     return path
+
+
+def _pyvenv_cfg(venv: str) -> str:
+    return regular.read(os.path.join(venv, "pyvenv.cfg"), _MAX_PYVENV_BYTES).decode(errors="replace")
 
 
 def _venv_version(text: str) -> tuple[int, int] | None:
@@ -196,8 +209,10 @@ def _venv_version(text: str) -> tuple[int, int] | None:
 
 def venv_fault(venv: str, wanted: tuple[int, int], python: str | None) -> str | None:
     """Say why a venv, checked by `venv`, is none of the Python that runs the app, or return None."""
-    with open(os.path.join(venv, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-        version = _venv_version(file.read())
+    try:
+        version = _venv_version(_pyvenv_cfg(venv))
+    except (OSError, regular.NotRegular):  # it was there a moment ago
+        version = None
     again = f"make it anew with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
     if version is not None and version != wanted:
         runs_on = f"gunicorn runs on Python {wanted[0]}.{wanted[1]}" if python is None else f"{python!r} is Python {wanted[0]}.{wanted[1]}"
@@ -255,23 +270,24 @@ def env_file(value: Any, *, folder: str) -> dict[str, str]:
     """
     path, shown = _path(value, folder)
     try:
-        with open(path, encoding="utf-8") as file:
-            bindings = list(parse_stream(file))
+        text = regular.read(path, _MAX_ENV_BYTES).decode("utf-8-sig")  # some editors put a byte order mark before it
     except UnicodeDecodeError as exc:
         raise Fault(f"expected UTF-8, got byte {exc.object[exc.start]:#04x} in {shown}") from exc
+    except regular.NotRegular as exc:
+        raise Fault(f"expected a readable file, got {exc}: {shown}") from exc
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise Fault(f"expected a readable file, got {shown}") from exc
     faults, env = [], {}
-    for binding in bindings:
-        text = binding.original.string
+    for binding in parse_stream(io.StringIO(text, newline=None)):
+        source = binding.original.string
         if binding.key is None and not binding.error:
             continue  # a comment or an empty line
         try:
             if binding.key is None or binding.value is None:
-                raise Fault(f"expected NAME=value, got {spelt(text.strip())}")
+                raise Fault(f"expected NAME=value, got {spelt(source.strip())}")
             env[env_name(binding.key)] = env_value(binding.value)
         except Fault as fault:
-            line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
             name = f"{binding.key}: " if binding.value is not None else ""
             faults.append(Fault(f"{value!r}, line {line}: {name}{fault}"))
     if faults:

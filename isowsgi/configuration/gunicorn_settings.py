@@ -91,10 +91,17 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "bind": _honoured("several addresses, Unix sockets and inherited sockets included; every mount is reachable through each"),
         "backlog": _honoured("passed to the kernel by gunicorn's master"),
         # Worker Processes
-        "workers": _honoured("each worker holds every mount: memory is workers times mounts; with own GILs one worker uses several cores"),
+        "workers": _honoured(
+            "each worker holds every mount: memory is workers times mounts; with own GILs one worker uses several cores; 0 is refused, "
+            "as nothing would be served",
+            refused_when=lambda value: value == 0,
+        ),
         "worker_class": _honoured("set to isowsgi.Worker, or isowsgi does not run at all"),
         "threads": _honoured("default number of threads of a mount when above 1; a mount's own threads wins"),
-        "worker_connections": _honoured("cap on the open connections of a worker, over all mounts"),
+        "worker_connections": _honoured(
+            "cap on the open connections of a worker, over all mounts; 0 is refused, as no connection would be accepted",
+            refused_when=lambda value: value == 0,
+        ),
         "max_requests": _honoured("counted over all mounts of a worker and looked at once a second, so a few more may be served"),
         "max_requests_jitter": _honoured("added to max_requests, as ever"),
         "timeout": _honoured("heartbeat of the acceptor, not a limit on the time of a request: a stuck app does not stop the heartbeat"),

@@ -6,8 +6,11 @@ import functools
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from typing import NamedTuple
 
@@ -16,6 +19,9 @@ _OLDEST = (3, 10)
 
 # A Python with a cold disk cache answers within a second; pyenv's shims search for one more.
 _ANSWER_S = 10.0
+
+# Longest answer: a name and three numbers.
+_MOST_BYTES = 4096
 
 _QUESTION = "import json, sys; print(json.dumps([sys.implementation.name, *sys.version_info[:3]]))"
 
@@ -49,10 +55,9 @@ def ask(path: str) -> Python:
 @functools.lru_cache(maxsize=64)
 def _ask(path: str, changed_at: int) -> Python:
     try:
-        answer = subprocess.run([path, "-I", "-c", _QUESTION], stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=True)
-        implementation, *numbers = json.loads(answer.stdout)
-        major, minor, micro = numbers
-    except (OSError, subprocess.SubprocessError, ValueError) as exc:
+        implementation, *numbers = json.loads(_answer(path))
+        major, minor, micro = map(int, numbers)
+    except (OSError, ValueError, TypeError) as exc:
         raise UnusableError(f"expected a Python's executable, got {path!r}, which does not answer as one") from exc
     oldest = oldest_version()
     if implementation != "cpython" or (major, minor) < oldest:
@@ -60,6 +65,36 @@ def _ask(path: str, changed_at: int) -> Python:
         name = "CPython" if implementation == "cpython" else implementation
         raise UnusableError(f"expected {wanted}, got {name} {major}.{minor}.{micro} ({path!r})")
     return Python(path, (major, minor, micro))
+
+
+def _answer(path: str) -> bytes:
+    """Return what an executable says to the question; whatever it is, in bounded time and memory.
+
+    Raises:
+        OSError: it does not run.
+        ValueError: it is no Python, for it fails, says too much, or does not end.
+    """
+    command = [path, "-I", "-c", _QUESTION]
+    said, deadline = b"", time.monotonic() + _ANSWER_S
+    # In a process group of its own, so that what it starts itself, as a shell script does, ends with it.
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0) as child:
+        assert child.stdout is not None, "a pipe was asked for"
+        try:
+            while select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                piece = os.read(child.stdout.fileno(), _MOST_BYTES)
+                said += piece
+                if not piece:
+                    if child.wait(max(deadline - time.monotonic(), 0)) == 0:
+                        return said
+                    break
+                if len(said) > _MOST_BYTES:
+                    break
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
+    raise ValueError("no answer of a Python's")
 
 
 @functools.cache

@@ -32,21 +32,26 @@ from isowsgi.configuration.values import (
     Mount,
     Status,
 )
-from isowsgi.shared import policies
+from isowsgi.shared import policies, regular, workdir
 
 
-def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> Config:
+def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base: str | None = None) -> Config:
     """Read and check a config file.
 
     Args:
         path: the file; faults name it as given here.
+        base: the folder that a relative path begins at, as it was written, for it may lead through a link; None: the shell's.
         own_gil_error: why `isolation = "own-gil"` is refused on this Python; None: it is not.
 
     Raises:
         ConfigError: with all faults of the file.
     """
     shown = os.fspath(path)
-    absolute, data = _parse(shown)
+    try:
+        absolute = workdir.absolute(os.path.join(base or "", shown))
+    except FileNotFoundError:
+        raise ConfigError((f"{shown}: the working directory was deleted; name the file with its whole path",)) from None
+    data = _parse(shown, absolute)
     folder = os.path.dirname(absolute)
     try:
         tables = _converter(folder, own_gil_error, data.get("defaults")).structure(data, _File)
@@ -60,18 +65,18 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None) -> C
     return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status)
 
 
-def _parse(shown: str) -> tuple[str, dict[str, Any]]:
-    """Return the absolute path of a file and what its TOML says."""
+def _parse(shown: str, absolute: str) -> dict[str, Any]:
+    """Return what the TOML of a file says."""
     try:
-        absolute = os.path.abspath(shown)
-        with open(absolute, "rb") as file:
-            content = file.read()
+        content = regular.read(absolute, regular.MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise ConfigError((f"{shown}: no such file, looked for {absolute!r}",)) from None
+    except regular.NotRegular as exc:
+        raise ConfigError((f"{shown}: expected a config file, got {exc}",)) from exc
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ConfigError((f"{shown}: cannot read it: {(getattr(exc, 'strerror', None) or str(exc)).lower()}",)) from exc
     try:
-        return absolute, tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))  # some editors put a byte order mark before it
     except (ValueError, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
         raise ConfigError((f"{shown}: {_syntax_fault(exc)}",)) from exc
 

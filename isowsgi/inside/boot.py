@@ -27,7 +27,7 @@ from isowsgi.inside import deadlines, environment, extensions
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
-from isowsgi.inside.files import FileWatch, module_files
+from isowsgi.inside.files import FileWatch, as_written, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
@@ -62,6 +62,13 @@ _THREAD_GONE_S = 0.5
 _EXCEPTION_PAUSE_S = 0.1
 
 
+# A variable that libc reads for the whole process.
+_OTHER_ZONE = (
+    'env TZ = %r has no effect on local times: the process has one time zone for all of its mounts; set isolation = "process" for this '
+    "mount, or TZ for gunicorn itself"
+)
+
+
 def run(order: dict[str, Any], logger: Any = None) -> None:
     """Be an instance, until the supervisor stops it; returns with as few threads left inside as the apps allow.
 
@@ -93,8 +100,12 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     """Give an app's home its own path, variables, arguments and signals."""
     isolation = order["isolation"]
     if isolation == "process":
+        environment.enter_folder(order["chdir"])
         os.environ.update(order["env"])
+        time.tzset()  # for a TZ among them
     else:
+        if order["env"].get("TZ", zone := os.environ.get("TZ")) != zone:
+            log.warning(_OTHER_ZONE, order["env"]["TZ"])
         environment.set_environ(order["env"])
         environment.refuse_fork()
     if order["policy"]:
@@ -106,7 +117,7 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     else:
         extensions.install(order["extensions"])
         try:
-            environment.set_path(order["pythonpath"], order["venv"], order["host_site"])
+            environment.set_path(order["pythonpath"], order["venv"], order["host_site"], order["start_folder"])
         except extensions.UnknownExtension:  # a .pth file imports it; the boot reports it
             pass
     sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
@@ -134,7 +145,7 @@ class Instance:
         self._service: Service | None = None
         self._watcher: Watcher | None = None
         self._admission: Admission | None = None
-        self._files = FileWatch() if order["watch"] else None
+        self._files = FileWatch(order["links"]) if order["watch"] else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse())
         self._control = Control(
@@ -238,7 +249,7 @@ class Instance:
 
     def _report_files(self, files: set[str]) -> None:
         """Say on which files the app depends, if somebody watches them."""
-        names = sorted(file for file in files if os.path.isabs(file)) if self._order["report_files"] else []
+        names = sorted(as_written(files, self._order["links"])) if self._order["report_files"] else []
         for start in range(0, len(names), 200):
             self._control.report("files", files=names[start : start + 200])
 

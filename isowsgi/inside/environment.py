@@ -196,19 +196,30 @@ def extend_path(pythonpath: Iterable[str]) -> None:
     sys.path_importer_cache.clear()
 
 
-def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[str]) -> None:
+def enter_folder(path: str) -> None:
+    """Make a folder the working directory of this process, which is one app's alone: what it inherits may be where a neighbour went.
+
+    Stays where it is if the folder is gone or closed to this user.
+    """
+    try:
+        os.chdir(path)
+    except OSError:
+        return
+
+
+def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[str], start_folder: str) -> None:
     """Build `sys.path` anew: the mount's folders, the standard library, then its venv's site-packages or the host's.
 
     Args:
         pythonpath: absolute folders, first come first.
         venv: an environment made by `venv` or `virtualenv` for this Python version; its `.pth` files run, as in its own interpreter.
         host_site: the site-packages folders of gunicorn's environment; left out where there is a venv.
+        start_folder: the working directory before any app could change it. Nothing here asks for that of now, which may be deleted.
     """
     host_site = [os.path.realpath(folder) for folder in host_site]
-    if venv is None:
-        rest = [folder for folder in sys.path if folder and not _is_script_folder(folder)]
-    else:
-        rest = [folder for folder in sys.path if folder and not _inside(folder, host_site) and not _is_script_folder(folder)]
+    rest = [folder for folder in sys.path if os.path.isabs(folder) and folder != _script_folder(start_folder)]
+    if venv is not None:
+        rest = [folder for folder in rest if not _inside(folder, host_site)]
         _forget_host_modules(host_site)
     sys.path[:] = list(dict.fromkeys([*pythonpath, *rest]))
     if venv is not None:
@@ -216,13 +227,15 @@ def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[st
     sys.path_importer_cache.clear()
 
 
-def _is_script_folder(folder: str) -> bool:
-    """Whether CPython put it on the path because the `gunicorn` script lies there."""
-    return folder == os.path.dirname(os.path.abspath(sys.argv[0] or "."))
+def _script_folder(start_folder: str) -> str | None:
+    """Return the folder that CPython put on the path because the `gunicorn` script lies there; None in a process of an app."""
+    if sys.argv[0] == "-c":
+        return None
+    return os.path.dirname(os.path.normpath(os.path.join(start_folder, sys.argv[0] or ".")))
 
 
 def _inside(path: str, folders: Iterable[str]) -> bool:
-    real = os.path.realpath(path)
+    real = os.path.realpath(path) if os.path.isabs(path) else ""  # else it would look for the working directory
     return any(real == folder or real.startswith(folder + os.sep) for folder in folders)
 
 
@@ -232,11 +245,16 @@ def _forget_host_modules(host_site: list[str]) -> None:
         origin = getattr(module, "__file__", None)
         if origin and name.partition(".")[0] not in ("__main__", "isowsgi", "gunicorn") and _inside(origin, host_site):
             del sys.modules[name]
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ in _OWN_FINDERS or _is_importlibs(finder)]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if _is_to_stay(finder, host_site)]
 
 
-def _is_importlibs(finder: Any) -> bool:
-    return str(getattr(finder, "__module__", "")).startswith(("_frozen_importlib", "importlib"))
+def _is_to_stay(finder: Any, host_site: list[str]) -> bool:
+    """Whether an import hook is ours, importlib's, or from a file elsewhere: a sitecustomize that PYTHONPATH leads to."""
+    if type(finder).__name__ in _OWN_FINDERS or str(getattr(finder, "__module__", "")).startswith(("_frozen_importlib", "importlib")):
+        return True
+    find = getattr(finder if isinstance(finder, type) else type(finder), "find_spec", None)
+    file = str(getattr(getattr(getattr(find, "__func__", find), "__code__", None), "co_filename", ""))
+    return os.path.isabs(file) and not _inside(file, host_site)
 
 
 def _enter_venv(venv: str) -> None:
@@ -250,6 +268,6 @@ def _enter_venv(venv: str) -> None:
     site.PREFIXES = [venv]
     if options.get("include-system-site-packages") == "true":
         site.PREFIXES = [venv, *dict.fromkeys(base)]
-    known = {os.path.normcase(os.path.abspath(folder)) for folder in sys.path}
+    known = {os.path.normcase(os.path.normpath(folder)) for folder in sys.path}
     site.addsitepackages(known, site.PREFIXES)
     site.execsitecustomize()

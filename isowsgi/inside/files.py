@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
 # How often the files are looked at; some hundred stat() calls take a millisecond.
 _INTERVAL_S = 1.0
 
@@ -15,15 +19,32 @@ def module_files() -> list[str]:
     return sorted(file for file in files if file)
 
 
-class FileWatch:
-    """Looks for changes of module files, also of modules that were imported since."""
+def as_written(files: Iterable[str], links: Mapping[str, str]) -> set[str]:
+    """Return the absolute ones of some files, and by which other paths the config file leads to them.
 
-    def __init__(self) -> None:
+    Args:
+        links: what was resolved when the app was loaded, by the path as it is written.
+    """
+    names = {file for file in files if os.path.isabs(file)}
+    for written, real in links.items():
+        names |= {written + file[len(real) :] for file in names if file == real or file.startswith(real + os.sep)}
+    return names
+
+
+class FileWatch:
+    """Looks for changes of module files, also of modules that were imported since, and for links that lead elsewhere.
+
+    Args:
+        links: as above.
+    """
+
+    def __init__(self, links: Mapping[str, str]) -> None:
+        self._links = links
         self._seen: dict[str, int] = {}
         self._next = 0.0
 
     def changed(self, now: float) -> str | None:
-        """Return a file that changed since it was first seen, or None.
+        """Return a file that changed since it was first seen, or a link that did, or None.
 
         Args:
             now: monotonic seconds.
@@ -31,6 +52,9 @@ class FileWatch:
         if now < self._next:
             return None
         self._next = now + _INTERVAL_S
+        for written, real in self._links.items():
+            if os.path.realpath(written) != real and os.path.exists(written):  # not while it is replaced in two steps
+                return written
         for file in module_files():
             try:
                 changed_at = os.stat(file).st_mtime_ns

@@ -6,7 +6,7 @@ import os
 import site
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import gunicorn
@@ -51,6 +51,7 @@ class Orders:
     ) -> None:
         self._router = router
         self._cfg = cfg
+        self._gunicorns_path = _gunicorns_path(cfg)
         self._status = status or {}
         self.shared_fds = {} if origins_fd is None else {"origins": origins_fd}
         self._common: dict[str, Any] = {
@@ -59,6 +60,8 @@ class Orders:
             "listeners": listeners,
             "report_files": report_files,
             "host_site": _host_site(),
+            "chdir": cfg.chdir,
+            "start_folder": _start_folder(),
             "packages": _packages(),
             "max_int_digits": sys.get_int_max_str_digits(),
             "arm_returns": ARM_RETURN,
@@ -88,22 +91,24 @@ class Orders:
         mount = members[0][1]
         letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
         is_process = isolation == "process"
+        paths = _resolved([*mount.pythonpath, *self._path_in_env(mount), *self._gunicorns_path], mount, members)
         return {
             **self._common,
             "name": name_of(mount),
             "tag": f"{name_of(mount)} #{generation}{letter}",
             "members": [
-                {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app), "warmup": member.warmup}
-                for number, member in members
+                {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app) | {"target": target}, "warmup": member.warmup}
+                for (number, member), target in zip(members, paths.targets, strict=True)
             ],
             "generation": generation,
             "isolation": isolation,
-            "python": mount.python,
+            "python": paths.python,
             "threads": self.threads_of(mount),
             "multiprocess": is_process or self._cfg.workers > 1 or mount.instances > 1,
             "env": dict(mount.env),
-            "pythonpath": [*mount.pythonpath, *_gunicorns_path(self._cfg)],
-            "venv": None if is_status(mount.app) else mount.venv,  # it needs the packages that came with isowsgi
+            "pythonpath": paths.pythonpath,
+            "venv": None if is_status(mount.app) else paths.venv,  # it needs the packages that came with isowsgi
+            "links": paths.links,
             "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
             "first_row": first_row,
             "extensions": extensions,
@@ -127,6 +132,11 @@ class Orders:
             "status": {**self._status, "host": mount.host} if is_status(mount.app) else None,
         }
 
+    def _path_in_env(self, mount: Mount) -> list[str]:
+        """Return the folders of a PYTHONPATH in a mount's `env`, as CPython takes them at its start: it is too late for that here."""
+        folders = mount.env.get("PYTHONPATH", "").split(os.pathsep)
+        return [os.path.abspath(os.path.join(self._cfg.chdir, folder)) for folder in folders if folder]
+
     def threads_of(self, mount: Mount) -> int:
         if mount.threads is not None:
             return mount.threads
@@ -148,6 +158,46 @@ def is_status(app: App) -> bool:
     return app.kind == "module" and app.target == "isowsgi.status"
 
 
+class _Paths(NamedTuple):
+    """Where an instance's code lies, without links: what they lead to when it is loaded is its release until it ends."""
+
+    pythonpath: list[str]
+    venv: str | None
+    python: str | None
+    targets: list[str]  # of the members' apps
+    links: dict[str, str]  # what was resolved, by the path as it is written
+
+
+# How often paths are resolved again when they lead elsewhere than a moment ago, as a release is switched; once would do.
+_MOST_LOOKS = 5
+
+
+def _resolved(pythonpath: list[str], mount: Mount, members: Sequence[tuple[int, Mount]]) -> _Paths:
+    """Follow all links in the paths of a mount, all at one time: a release that is switched meanwhile must not be mixed with the next."""
+    scripts = [member.app.target for _, member in members if member.app.kind == "script"]
+    bin_folder = [] if mount.python is None else [os.path.dirname(mount.python)]  # not the Python itself, which a venv has as a link
+    written = [*pythonpath, *([] if mount.venv is None else [mount.venv]), *bin_folder, *scripts]
+    found: dict[str, str] = {}
+    for _ in range(_MOST_LOOKS):
+        before, found = found, {path: os.path.realpath(path) for path in written}
+        if before == found:
+            break
+    return _Paths(
+        pythonpath=[found[path] for path in pythonpath],
+        venv=None if mount.venv is None else found[mount.venv],
+        python=None if mount.python is None else os.path.join(found[bin_folder[0]], os.path.basename(mount.python)),
+        targets=[member.app.target if member.app.kind == "module" else found[member.app.target] for _, member in members],
+        links={path: real for path, real in found.items() if path != real},
+    )
+
+
+def _start_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+
+
 def _packages() -> dict[str, str]:
     """Return the folders that hold the two packages each interpreter takes from here, by package."""
     return {package.__name__: os.path.dirname(os.path.dirname(str(package.__file__))) for package in (isowsgi, gunicorn)}
@@ -163,4 +213,4 @@ def _host_site() -> list[str]:
 def _gunicorns_path(cfg: Any) -> list[str]:
     """Return what gunicorn itself puts on `sys.path`: its `pythonpath` setting, then `chdir`."""
     setting = cfg.pythonpath.split(",") if cfg.pythonpath else []
-    return [os.path.abspath(folder) for folder in [*setting, cfg.chdir]]
+    return [os.path.abspath(os.path.join(cfg.chdir, folder)) for folder in [*setting, cfg.chdir]]

@@ -45,6 +45,10 @@ def main() -> None:
     for name, folder in task["order"]["packages"].items():
         _import_from(name, folder)
     _say_where_it_crashes()
+    try:
+        os.chdir(task["order"]["chdir"])  # else it stays where an app has gone
+    except OSError:
+        pass
     outcome = _try(task["order"], task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
     with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(json.dumps(outcome) + "\n")

@@ -44,7 +44,7 @@ class Verdicts:
     """The memory; safe to use from several threads and processes.
 
     Args:
-        folder: where; None: $ISOWSGI_CACHE_DIR, else isowsgi in $XDG_CACHE_HOME, else ~/.cache/isowsgi.
+        folder: where; None: $ISOWSGI_CACHE_DIR, else isowsgi in $XDG_CACHE_HOME, else ~/.cache/isowsgi, else in the temporary folder.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -121,8 +121,12 @@ class Verdicts:
 
 
 def _default_folder() -> str:
-    named = os.environ.get(FOLDER_VARIABLE)
-    return named or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "isowsgi")
+    if named := os.environ.get(FOLDER_VARIABLE):
+        return named
+    for cache in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(cache):  # its specification has others ignored; and "~" stays where a user has no home, as in containers
+            return os.path.join(cache, "isowsgi")
+    return os.path.join(tempfile.gettempdir(), f"isowsgi-cache-{os.geteuid()}")
 
 
 def _is_ours_alone(folder: str) -> bool:

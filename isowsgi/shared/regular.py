@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
+# Largest config file that is read. A thousand mounts with all their settings need a quarter of it.
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -26,13 +29,15 @@ def read(path: str, most_bytes: int) -> bytes:
         OSError: it cannot be opened or read.
         ValueError: a NUL in the path.
     """
+    if "\0" in path:
+        raise ValueError("embedded null byte")
     # Looked at first: to open some devices does something. Opened without blocking, for it may be another one by then.
     _check(os.stat(path))
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
         _check(os.fstat(file.fileno()))
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
-        raise NotRegular(f"larger than {most_bytes:,} bytes")
+        raise NotRegular(f"one of more than {most_bytes:,} bytes")
     return content
 
 

@@ -31,9 +31,6 @@ TEMP_FOLDER = "/tmp/isowsgi-{uid}"
 # Names that are looked at in one folder, many times those of a real server: others may have made millions in theirs.
 _MOST_NAMES = 10_000
 
-# Largest config file of which the folder is read; a thousand mounts need a tenth of it.
-_MOST_CONFIG_BYTES = 4 * 1024 * 1024
-
 _NAME = re.compile(r"(?P<config>[0-9a-f]{16})\.(?P<master>\d{1,10})\.(?P<worker>\d{1,10})\.sock")
 
 # A socket is made under another name and gets its own once it listens; left over by who died in between.
@@ -120,7 +117,7 @@ def configured_folder(config_path: str) -> str | None:
     Reads no more of the file: it may have faults by now, and its env files need not be readable for whoever asks.
     """
     try:
-        text = regular.read(config_path, _MOST_CONFIG_BYTES).decode("utf-8-sig")
+        text = regular.read(config_path, regular.MAX_CONFIG_BYTES).decode("utf-8-sig")
         folder = tomllib.loads(text).get("control", {}).get("folder")
     except (OSError, regular.NotRegular, ValueError, AttributeError, RecursionError):
         return None

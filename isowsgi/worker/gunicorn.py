@@ -122,7 +122,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     @classmethod
     def _read(cls, path: str, cfg: Any, log: Any) -> None:
-        config = configuration.load(path, own_gil_error=interpreters.own_gil_error())
+        config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
         cls._config, cls._config_is_for = config, cfg
         cls._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         cls._crash_verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,23 @@ def test_the_limit_on_the_digits_of_an_int_is_the_process(shell: Server) -> None
 def test_threads_that_an_app_starts_are_not_daemons_unless_it_says_so(shell: Server) -> None:
     """They take after the thread that starts them, which was a daemon from 3.13 on and not before."""
     assert answer(shell, "import threading\nanswer = threading.Thread(target=print).daemon") is False
+
+
+def test_a_working_directory_that_is_deleted_keeps_no_neighbour_from_loading(tmp_path: Path) -> None:
+    """A temporary folder of an app's. Its neighbours were 503 from then on, and each try left an interpreter behind."""
+    config = """
+        [mounts]
+        "/bad" = "shell"
+        "/auto" = { app = "hello", lazy = true }
+        "/shared" = { app = "hello", lazy = true, isolation = "shared-gil" }
+        "/own" = { app = "place", lazy = true, isolation = "process" }
+        "/script" = { app = "place.wsgi", lazy = true }
+        """
+    files = {"place.wsgi": "from hello import application\n"}
+    with running_server(tmp_path, config, files=files) as server:
+        source = "import os, tempfile\nwith tempfile.TemporaryDirectory() as folder: os.chdir(folder)"
+        requests.post(f"{server.url}/bad", data=source.encode(), timeout=DEADLINE_S)
+
+        assert [server.get(mount).status_code for mount in ("/shared", "/auto", "/script", "/own")] == [200] * 4
+        assert server.get("/own").json()["cwd"] == str(tmp_path)
+        assert "cannot load" not in server.log()
