@@ -77,7 +77,7 @@ def run(order: dict[str, Any], logger: Any = None) -> None:
         logger: gunicorn's, where there is one already: in the main interpreter.
     """
     cfg = Settings(order["settings"])
-    log = Log(cfg, order["tag"], order["log"], logger)
+    log = Log(cfg, order["tag"], order["log"], logger, order["log_files"])
     prepare(order, log)
 
     def end_lines() -> None:

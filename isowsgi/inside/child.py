@@ -36,7 +36,7 @@ def run(order: dict[str, Any]) -> None:
         "poke": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
         "rouse": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
     }
-    for fd in order["fds"].values():
+    for fd in (*order["fds"].values(), *order["log_files"].values()):
         os.set_inheritable(fd, False)  # they came through exec, but are not for the app's child processes
     boot.run(order)
     logging.shutdown()

@@ -14,6 +14,11 @@ from typing import Any
 from gunicorn import glogging, util
 
 from isowsgi.inside.streams import LineStream, empty_stdin
+from isowsgi.shared import logfiles
+
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class _KeptLogger(logging.Logger):
@@ -33,20 +38,21 @@ class Log:
         tag: mount and generation; every line begins with it.
         path: a file for all that would go to the error log; None: it goes there.
         logger: gunicorn's, where this interpreter has one already; None makes one.
+        files: descriptors of gunicorn's log files by path, for those that this user may not open.
     """
 
-    def __init__(self, cfg: Any, tag: str, path: str | None = None, logger: Any = None) -> None:
+    def __init__(self, cfg: Any, tag: str, path: str | None = None, logger: Any = None, files: Mapping[str, int] | None = None) -> None:
         self._tag = tag
         self._busy = threading.local()
         self._terminal = sys.stderr
-        self.logger: Any = logger or self._make_logger(cfg)
+        self.logger: Any = logger or self._make_logger(cfg, files or {})
         for each in (self.logger.error_log, self.logger.access_log):
             if type(each) is logging.Logger:  # a logger_class of the user's may have others
                 each.__class__ = _KeptLogger
         if path is not None:
             self._write_to(path)
 
-    def _make_logger(self, cfg: Any) -> Any:
+    def _make_logger(self, cfg: Any, files: Mapping[str, int]) -> Any:
         try:
             logger_class = util.load_class(cfg.logger_class, default="gunicorn.glogging.Logger", section="gunicorn.loggers")
         except Exception as exc:  # whatever a module of the user's raises when it is imported
@@ -54,7 +60,10 @@ class Log:
             problem: Exception | None = exc
         else:
             problem = None
-        logger = logger_class(cfg)
+        logger, wanting = logfiles.make_logger(logger_class, glogging.Logger, cfg, files)
+        for text in wanting:
+            logger.warning("%s: %s", self._tag, text)
+        logfiles.hold(glogging.loggers())
         if problem is not None:
             text = "%s: logger_class %r does not load in this interpreter, gunicorn's own is used: %s"
             logger.warning(text, self._tag, cfg.logger_class, problem)
@@ -70,6 +79,7 @@ class Log:
         formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]
         handler.setFormatter(formatters[0] if formatters else logging.Formatter(glogging.Logger.error_fmt, glogging.Logger.datefmt))
         error_log.handlers[:] = [handler]
+        logfiles.hold([error_log])
         error_log.propagate = False
 
     # gunicorn's code calls these names.

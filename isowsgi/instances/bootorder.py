@@ -36,6 +36,7 @@ class Orders:
         region: the worker's on the scoreboard.
         status: what the status page is told of who may see it, see `configuration.Status`.
         origins_fd: of the table that says where connections come from; None: their sockets do.
+        log_files: descriptors of gunicorn's log files by path, see `logfiles`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Orders:
         region: int = 0,
         status: Mapping[str, Any] | None = None,
         origins_fd: int | None = None,
+        log_files: Mapping[str, int] | None = None,
     ) -> None:
         self._router = router
         self._cfg = cfg
@@ -61,6 +63,7 @@ class Orders:
             "report_files": report_files,
             "host_site": _host_site(),
             "chdir": cfg.chdir,
+            "log_files": dict(log_files or {}),
             "start_folder": _start_folder(),
             "packages": _packages(),
             "max_int_digits": sys.get_int_max_str_digits(),

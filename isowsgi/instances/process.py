@@ -176,7 +176,7 @@ class ProcessInstance(HousedInstance):
                     [self._python, "-c", _START, "isowsgi", self.tag],  # the last two are for people who read `ps`
                     stdin=source,
                     env=self._environ,
-                    pass_fds=list(self._order["fds"].values()),
+                    pass_fds=[*self._order["fds"].values(), *self._order["log_files"].values()],
                 )
         except (OSError, ValueError) as exc:
             self._report_from_keeper("failed", error=f"cannot start {self._python!r}: {exc}", traceback="")

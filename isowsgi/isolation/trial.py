@@ -208,6 +208,7 @@ def _trial_order(order: Mapping[str, Any], isolation: str, token: str) -> dict[s
         "report_files": False,
         "watch": False,
         "log": None,
+        "log_files": {},
         "region": 0,  # of a scoreboard of its own
         # What hooks do is meant for an app that serves; only what their modules load counts.
         "hooks": {},

@@ -27,7 +27,7 @@ PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gunicorn": ("SERVER",),
         "gunicorn.config": ("Config",),
         "gunicorn.errors": ("AppImportError",),
-        "gunicorn.glogging": ("Logger", "Logger.access", "Logger.datefmt", "Logger.error_fmt", "Logger.reopen_files"),
+        "gunicorn.glogging": ("Logger", "Logger.access", "Logger.datefmt", "Logger.error_fmt", "Logger.reopen_files", "loggers"),
         "gunicorn.http.body": ("Body", "LengthReader"),
         "gunicorn.http.errors": (
             "ConfigurationProblem",

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
+from gunicorn import glogging
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
@@ -27,7 +28,7 @@ from isowsgi.configuration import gunicorn_settings
 from isowsgi.inside.settings import Settings
 from isowsgi.instances.bootorder import Orders
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger, WatchedTmp
-from isowsgi.shared import interpreters, sockets
+from isowsgi.shared import interpreters, logfiles, sockets
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker
@@ -57,6 +58,9 @@ _BOOT_WAIT_S = 60.0
 
 # How long --reload waits for the names of the apps' files; an app that is longer in its import has time enough to be noticed.
 _RELOADER_WAIT_S = 5.0
+
+# Connections of a worker whose settings were refused: gunicorn's default for worker_connections.
+_CONNECTIONS = 1000
 
 _FACTORY = re.compile(r"isowsgi:config(?P<arguments>\(.*\))\s*", re.DOTALL)
 
@@ -176,6 +180,11 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     # gunicorn's life cycle, in the worker process.
 
+    def init_process(self) -> None:
+        # As root still, if gunicorn was started so: a file that this worker's user may not open is kept.
+        self._held_logs = logfiles.hold(glogging.loggers())
+        super().init_process()
+
     def load_wsgi(self) -> None:
         """Boot the mounts; they load side by side, and the loop follows them."""
         if self._served_config is None:
@@ -198,6 +207,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             region=self._board.region,
             status=attrs.asdict(self._served_config.status),
             origins_fd=None if origins is None else origins.fd,
+            log_files=logfiles.handed(glogging.loggers()),
         )
         supervisor = self._supervisor = Supervisor(
             config=self._served_config,
@@ -220,7 +230,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             refuse_by_gunicorn=self._refuse,
             head_timeout_s=self._served_config.head_timeout,
             keepalive_s=self.cfg.keepalive,
-            max_connections=self.cfg.worker_connections,
+            max_connections=self.cfg.worker_connections or _CONNECTIONS,  # 0 is refused, but at a SIGHUP others serve on
             shared=self.cfg.workers > 1 and not self.cfg.reuse_port,
             origins=origins,
             relay=self._relay,
@@ -416,7 +426,15 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             super().handle_quit(sig, frame)
 
     def handle_usr1(self, sig: int, frame: Any) -> None:
-        super().handle_usr1(sig, frame)
+        try:
+            super().handle_usr1(sig, frame)
+        except OSError as exc:  # with capture_output gunicorn opens one more
+            self.log.warning("uid %d may not open its logs (%s): a new worker replaces this one", os.geteuid(), exc)
+            self.alive = False
+        if old := [held.path for held in self._held_logs if held.is_old]:
+            # The master could, and the next worker has them from it. gunicorn's own workers end with an error here.
+            self.log.warning("uid %d may not open %s: a new worker replaces this one", os.geteuid(), ", ".join(old))
+            self.alive = False
         if self._supervisor is not None:
             self._supervisor.reopen_logs()
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import re
+import shutil
 import signal
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from gunicorn import glogging
+from gunicorn.config import Config
 
+from isowsgi.configuration import gunicorn_settings
+from isowsgi.inside.settings import Settings
+from isowsgi.shared import logfiles
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from tests.apps.chatters import LINES, THREADS
-from tests.conftest import StartServer, eventually, receive_all
+from tests.conftest import APPS, StartServer, eventually, receive_all, running_server
 
 
 def lines_of(text: str, tag: str) -> list[str]:
@@ -124,3 +134,60 @@ def test_a_table_at_the_start_says_what_serves_where(serve: StartServer) -> None
     assert re.fullmatch(r"/long/er +hello:environ +serving +shared-gil +configured +2 x 2 +\d\.\d\d s +\d+ MiB", table[2])
     assert re.fullmatch(rf"/lazy +hello:application +lazy +{best_isolation()} +auto.* +4 +- +-", table[3])
     assert re.fullmatch(rf"/bad +crashes_on_import:application +failed +{best_isolation()} +auto.* +4 +- +-", table[4])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp_path: Path) -> None:
+    """Also after SIGUSR1. No app was served any more then: each interpreter opened the files by itself, as a user who may not."""
+    logs, site = tmp_path / "logs", Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
+    logs.mkdir(0o700)
+    config = '[mounts]\n"/a" = "operated"\n"/own" = { app = "operated", isolation = "process" }\n[control]\nenabled = false'
+    arguments = ("--user", "nobody", "--group", str(grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name), "--umask", "027")
+    arguments += ("--error-logfile", f"{logs}/error.log", "--access-logfile", f"{logs}/access.log")
+    cache = Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
+    os.chown(cache, pwd.getpwnam("nobody").pw_uid, -1)
+    try:
+        site.chmod(0o755)
+        shutil.copy(APPS / "operated.py", site)
+        arguments += ("--pythonpath", str(site))
+        with running_server(site, config, *arguments, wait_for=0, env={"ISOWSGI_CACHE_DIR": str(cache)}) as server:
+            server.log_path = logs / "error.log"
+            server.wait_until_serving(2)
+            [worker] = server.workers()
+            for name in ("error.log", "access.log"):
+                (logs / name).rename(logs / f"{name}.1")
+            server.send_signal(signal.SIGUSR1)
+            server.wait_until_serving(2)
+
+            assert server.workers() != [worker]
+            assert "may not open" in (logs / "error.log.1").read_text()
+            for mount in ("/a", "/own"):
+                server.get(f"{mount}/raise")
+            eventually(lambda: (logs / "access.log").read_text().count("/raise HTTP/1.1") == 2, "two lines of the access log")
+            assert all(f"{mount} #1: Error handling request" in server.log() for mount in ("/a", "/own"))
+            assert "did not end in time" not in (logs / "error.log.1").read_text()
+    finally:
+        shutil.rmtree(site)
+        shutil.rmtree(cache)
+
+
+def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:
+    """What fails is told once, and gunicorn's own logger takes over."""
+
+    def refuses(cfg: object) -> None:
+        raise FileNotFoundError("no syslog here")
+
+    cfg = Settings({**gunicorn_settings.snapshot(Config()), "errorlog": str(tmp_path / "none" / "error.log")})
+    with open(tmp_path / "handed", "wb") as file:
+        logger, problems = logfiles.make_logger(refuses, glogging.Logger, cfg, {cfg.errorlog: file.fileno()})
+        logger.error("a line")
+    for handler in (*logger.error_log.handlers, *logger.access_log.handlers):
+        handler.close()
+    [problem] = problems
+    assert "no syslog here" in problem
+    assert "a line" in (tmp_path / "handed").read_text()
+    assert cfg.errorlog == str(tmp_path / "none" / "error.log")
+
+    cfg = Settings({**gunicorn_settings.snapshot(Config()), "accesslog": str(tmp_path / "none" / "access.log")})
+    logger, [problem] = logfiles.make_logger(glogging.Logger, glogging.Logger, cfg, {})
+    assert problem == f"cannot open '{tmp_path}/none/access.log', so what belongs there goes to standard output"
