@@ -23,7 +23,7 @@ from typing import Any
 
 from gunicorn import util
 
-from isowsgi.inside import deadlines, environment, extensions
+from isowsgi.inside import deadlines, environment, extensions, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
@@ -115,6 +115,8 @@ def prepare(order: dict[str, Any], log: Log) -> None:
     if isolation == "main":
         environment.extend_path(order["pythonpath"])
     else:
+        if isolation != "process":
+            locks.install()
         extensions.install(order["extensions"])
         try:
             environment.set_path(order["pythonpath"], order["venv"], order["host_site"], order["start_folder"])
