@@ -222,6 +222,7 @@ def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path
         compile((tmp_path / "isowsgi" / name).read_text(), name, "exec")
 
 
+@pytest.mark.alone
 def test_recording_a_request_takes_no_longer_than_promised():
     """With room for a busy machine; the limit is for a calm one."""
     assert scoreboard.recording_ns()[0] < 5 * scoreboard.LIMIT_NS
