@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest conformance fuzz bench soak neighbours lint clean
+.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz bench soak neighbours lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -34,6 +34,24 @@ test-lowest: ## run a part of the tests with the lowest version of each dependen
 	"$$python" tools/make_venv.py "$$python" .venv/lowest$$version $$lowest "pytest>=8" pytest-xdist requests hypothesis && \
 	exec .venv/lowest$$version/bin/python -m pytest -q -n 2 -m "not slow and not alone" $(lowest_tests) $(ARGS)
 
+# Branch coverage, of the servers' processes and the apps' interpreters too: what counts where is in pyproject.toml. Only 3.14 and newer count
+# branches in subinterpreters.
+coverage: ## branch coverage of the tests, with all their processes and interpreters; fails below the floor (ARGS="-k routing")
+	@$(call venv,coverage$$version,coverage) && rm -rf .coverage && mkdir .coverage && \
+	$$bin/coverage run -m pytest -q -n 2 $(ARGS); status=$$?; $$bin/coverage combine -q && $$bin/coverage html -q -d .coverage/html && \
+	$$bin/coverage report $(if $(ARGS),--fail-under=0) && echo "by line: .coverage/html/index.html" && exit $$status
+
+mutants: ## mutation testing of one of the modules that decide (MODULES="routing peek"; without it: what there is)
+	@$(call venv,mutants$$version,mutants) && exec $$bin/python tools/mutants.py $(MODULES)
+
+docs: ## the documentation as a site in .site/html; fails on a dead link (ARGS=serve: show it on port 8001)
+	@$(call venv,docs,docs) && $$bin/python tools/site_pages.py && \
+	NO_MKDOCS_2_WARNING=1 $$bin/mkdocs $(if $(filter serve,$(ARGS)),serve --dev-addr 127.0.0.1:8001,build) --strict --quiet && echo "open .site/html/index.html"
+
+release-check: ## build sdist and wheel into dist/, check both, and test the wheel in a fresh venv
+	@$(call venv,release$$version,release) && rm -rf dist && $$bin/python -m build --no-isolation --outdir dist . && $$bin/twine check --strict dist/* && \
+	$$bin/check-wheel-contents dist/*.whl && "$$python" tools/try_wheel.py dist
+
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)
 
@@ -53,4 +71,4 @@ lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy
 
 clean: ## remove what the targets above made
-	rm -rf .bench .demo .soak .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .bench .coverage .demo .mutants .release .site .soak .venv dist .hypothesis .pytest_cache .ruff_cache .mypy_cache

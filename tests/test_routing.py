@@ -71,6 +71,41 @@ def test_an_instance_does_not_keep_the_patterns_of_mounts_that_cannot_take_a_req
     assert full.rivals(7) == [Route(7, "", "/app7")]
 
 
+# Not in the order of the mounts' numbers. Hosts are joined when this runs, so that equal ones are not one object.
+HOST, OTHER = ["".join((name, ".example")) for name in ("h", "i")]
+TABLE = [
+    Route(1005, "", "/a"),
+    Route(1002, "", ""),
+    Route(1000, "", "/a/b"),
+    Route(1003, "".join(("h", ".example")), "/a"),
+    Route(1001, HOST, ""),
+    Route(1004, OTHER, "/a/b/c"),
+    Route(1006, "", "/ab"),
+    Route(1008, OTHER, "/b"),
+    Route(1007, "", "/b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "rivals"),
+    [
+        (2, [5, 2, 0, 3, 1, 4, 6, 8, 7]),  # the root of any host: whatever there is
+        (5, [5, 0, 3, 1, 4]),  # below it, and of a host: the same, below or above
+        (0, [0, 3, 1, 4]),
+        (6, [1, 6]),  # "/a" is no segment of "/ab"
+        (7, [1, 8, 7]),
+        (1, [3, 1]),  # of a host: only below it, of that host
+        (3, [3]),
+        (4, [4]),
+    ],
+)
+def test_the_rivals_of_a_mount_are_those_that_may_win_a_request_that_its_pattern_takes(number: int, rivals: list[int]) -> None:
+    """One too few would let an instance serve a neighbour's request; one too many only costs memory."""
+    found = Router(TABLE).rivals(1000 + number)
+
+    assert [route.mount - 1000 for route in found] == rivals
+
+
 @pytest.mark.parametrize(
     ("path", "mount"),
     [

@@ -23,6 +23,8 @@ def load(name):
 pick_python = load("pick_python")
 make_venv = load("make_venv")
 lowest_versions = load("lowest_versions")
+site_pages = load("site_pages")
+mutants = load("mutants")
 
 
 @pytest.fixture
@@ -266,3 +268,27 @@ def test_the_lowest_version_of_each_requirement_is_its_lower_bound():
 def test_a_requirement_without_a_lowest_version_is_refused(requirement):
     with pytest.raises(lowest_versions.NoLowest, match="expected 'name>=version'"):
         list(lowest_versions.lowest([requirement]))
+
+
+def test_the_site_has_every_page_and_links_to_the_repository_for_what_is_no_page(tmp_path):
+    site_pages.lay_out(tmp_path)
+
+    laid_out = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md"))
+    pages = [path for path in site_pages.sources() if path.suffix == ".md"]
+    assert laid_out == sorted("index.md" if path.name == "README.md" else str(path.relative_to(site_pages.ROOT)) for path in pages)
+    isolation = (tmp_path / "docs/explanation/isolation.md").read_text()
+    assert f"]({site_pages.repository()}/blob/main/tests/functional/test_walls.py)" in isolation
+    assert "](docs/tutorial.md)" in (tmp_path / "index.md").read_text()
+
+
+def test_a_page_with_a_link_to_nothing_is_refused():
+    page = site_pages.ROOT / "docs/tutorial.md"
+
+    with pytest.raises(site_pages.DeadLink, match=r"docs/tutorial.md: expected the path of a file, got 'nowhere.md'"):
+        site_pages.with_links(page, "see [there](nowhere.md#at-all)", set(), "https://example.com")
+
+
+def test_a_mutant_of_an_annotation_is_none():
+    (span,) = mutants.places_of_annotations("def f(a: int | None = 1 | 2): pass")
+
+    assert span == ((1, 9), (1, 19))
