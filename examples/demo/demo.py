@@ -98,6 +98,7 @@ APPS = (
     App(mount="/django-old", target=DJANGO, contents="Django 4.2", requirements=("django==4.2.*",), env=SETTINGS),
     App(mount="/django-new", target=DJANGO, contents="the newest Django", requirements=("django",), env=SETTINGS),
     App(mount="/", target="hello.wsgi", contents="no package", requirements=()),
+    App(mount="/-/isowsgi", target="isowsgi.status:application", contents="isowsgi's status page", requirements=()),
 )
 
 SERVER = Venv(folder=HOME / "isowsgi", arguments=(str(CHECKOUT),), contents="isowsgi from this checkout, gunicorn")
@@ -121,6 +122,8 @@ def config_text() -> str:
     ]
     for app in APPS:
         target = app.target if ":" in app.target else f"{demo}/{app.target}"
+        if app.mount.startswith("/-/"):
+            lines += ["", "# What serves, how fast, and what is wrong: open it in a browser. It answers this machine only."]
         lines += ["", f'[mounts."{app.mount}"]', f'app = "{target}"']
         if app.requirements:
             lines.append(f'venv = "{app.name}"')
@@ -201,7 +204,20 @@ def announce(port: int, gunicorn: subprocess.Popen[bytes]) -> None:
             del waiting[path]
         time.sleep(0.1)
     if gunicorn.poll() is None:
-        say("\nCtrl-C ends it\n")
+        say(f"\nin another terminal:\n{hints()}\nCtrl-C ends it\n")
+
+
+def hints() -> str:
+    """Return the commands that look after the apps while they are served, for the config file of this demo."""
+    command, config = shown(SERVER.folder / "bin" / "isowsgi"), shown(CONFIG)
+    hints = {
+        f"{command} status --config {config}": "what serves where",
+        f"{command} reload /flask-new --config {config}": "load one app again; the others do not notice",
+        f"{command} stacks /django-new --config {config}": "what its threads do now",
+        f"{command} check {config}": "which isolation each app supports",
+    }
+    width = max(map(len, hints))
+    return "".join(f"  {text:<{width}}   {meaning}\n" for text, meaning in hints.items())
 
 
 def ask(port: int, path: str) -> tuple[int, str]:
@@ -218,7 +234,9 @@ def ask(port: int, path: str) -> tuple[int, str]:
 
 
 def summary(text: str) -> str:
-    """Return what tells the apps apart, of a page in plain text (page.py writes it)."""
+    """Return what tells the apps apart, of a page in plain text (page.py writes it); the status page is HTML."""
+    if text.startswith("<"):
+        return "what serves, how fast, and what is wrong"
     first, *lines = text.splitlines() or [""]
     facts = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
     return f"{first.partition(': ')[2]} (interpreter {facts.get('interpreter')}, {facts.get('GIL')})"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _interpreters = import_module("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
 
 # Where each app of the demo is mounted, for the links at the foot of a page.
-LINKS = ("/", "/flask-old/", "/flask-new/", "/django-old/", "/django-new/")
+LINKS = ("/", "/flask-old/", "/flask-new/", "/django-old/", "/django-new/", "/-/isowsgi/")
 
 NO_WORKER = "none, this is not isowsgi"  # the apps run under any WSGI server
 
