@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from isowsgi.shared import interpreters  # noqa: E402
-from isowsgi.worker.deployment import _LONG_LIFE_S  # noqa: E402
+from isowsgi.worker.backoff import LONG_LIFE_S  # noqa: E402
 from tests.conftest import Server, eventually, running_server  # noqa: E402
 from tests.load import Load  # noqa: E402
 from tests.load_process import LoadProcess, Result, run_load  # noqa: E402
@@ -338,7 +338,7 @@ def kills(trials: int) -> list[dict[str, Any]]:
         for trial in range(trials):
             pid = found.get("/p/").json()["pid"]
             found.wait_for_log(r"/p #\d+: serving", trial + 1)
-            time.sleep(_LONG_LIFE_S)  # it is the age that is waited for
+            time.sleep(LONG_LIFE_S)  # it is the age that is waited for
             with neighbour(found, 3.0) as hello, Load(found.connect, ["/p/"], clients=clients) as load:
                 hello.go()
                 time.sleep(1.0)

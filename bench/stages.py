@@ -24,9 +24,11 @@ from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway
 from isowsgi.shared.handover import ARM_EDGE
+from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker, peek
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import Scoreboard
+from tests.orders import any_order
 
 HEAD = b"GET /hello/ HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 BODY = b"Hello, World!"
@@ -98,15 +100,7 @@ def stages() -> list[tuple[str, float]]:
         gateway.serve(connection, HEAD, look, False, job.row)
         job.end()
 
-    order = {
-        "keepalive_s": 60,
-        "body_timeout_s": 60,
-        "send_timeout_s": 60,
-        "listeners": [list(server)],
-        "threads": 1,
-        "first_row": first_row,
-        "fds": calls.fds,
-    }
+    order = any_order(first_row=first_row, fds=calls.fds, threads=1, keepalive_s=60.0, listeners=[list(server)])
     service = Service(order, {0: gateway}, _Log(), peeker, board, _Exchange())  # type: ignore[arg-type] # as much of one as is asked
     connection.has_pending_event = False
     timed: dict[str, Callable[[], object]] = {
@@ -135,7 +129,7 @@ class _System:
         self._epoll = select.epoll()
         self._epoll.register(self.head, ARM_EDGE)
         self._pipe = socket.socketpair()
-        self.fds = {"connections": self._epoll.fileno(), "poke": self._pipe[0].fileno()}
+        self.fds = Descriptors(board=-1, channel=-1, connections=self._epoll.fileno(), poke=self._pipe[0].fileno())
         self._answer = b"x" * 140
 
     def fill(self) -> None:

@@ -22,9 +22,8 @@ _EXPECTED = (
     r"Worker \(pid:{worker}\) was sent SIGKILL!",
     r"worker {worker} died (while it served|with no request in flight|while it loaded)",
     r"worker {worker}: \d+ mounts had requests in flight",
-    r"{tag}: its process was ended by SIGKILL (while it served .*)?although nobody asked for it",
-    r"{tag}: its process was ended by SIGKILL while it served .* although nobody asked for it",
-    r"The worker is to be replaced: main lives in the main interpreter and is to be loaded anew",
+    r"{tag}: ended unexpectedly: its process was ended by SIGKILL( while it served .*)?$",
+    r"The worker is to be replaced: main lives in the main interpreter and must be loaded again",
     r"\S+: has crashed \d+ workers",
     r"\S+: crashed its worker too often",
 )

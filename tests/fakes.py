@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+import attrs
+
+from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
+from isowsgi.instances.lifecycle import Event, State, step
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.messages import Closed, Exited, Failed, MessageError, Ready, Report, Stacks, Stuck
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.turns import Turns
 from tests.conftest import DEADLINE_S
 
 
@@ -100,3 +112,203 @@ class Gate:
 
     def let_go(self) -> None:
         self._open.set()
+
+
+class FakeInstance:
+    """An instance without an interpreter: the test says what happens in it."""
+
+    def __init__(self, slot: int = 0, generation: int = 1, isolation: str = "own-gil") -> None:
+        self.tag = f"/ #{generation}"
+        self.slot = slot
+        self.generation = generation
+        self.isolation = isolation
+        self.state = State.BOOTING
+        self.is_loaded = self.failed_in_hook = False
+        self.error = self.traceback = self.how_it_ended = ""
+        self.refused: list[tuple[str, str, str]] = []
+        self.unknown_extension: str | None = None
+        self.boot_s = self.stuck_since = 0.0
+        self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
+        self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
+        self.served = 0
+        self.asked: list[int] = []
+        self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
+
+    def start(self) -> None:
+        self.started = True
+
+    def read(self) -> Report | None:
+        if not self.said:
+            return None
+        report = self.said.popleft()
+        if isinstance(report, bytes):
+            raise MessageError("expected JSON")
+        self.takes_in(report)
+        return report
+
+    def takes_in(self, report: Report) -> None:
+        if isinstance(report, Ready):
+            self.boot_s, self.objects_at_boot = report.boot_s, report.objects
+            self.happens(Event.READY)
+        elif isinstance(report, Failed):
+            self.error, self.traceback = report.error, report.traceback
+            self.happens(Event.BOOT_FAILED)
+        elif isinstance(report, (Closed, Exited)):
+            self.happens(Event.ENDED)
+
+    def give(self, fd: int) -> None:
+        raise AssertionError("a deployment hands nothing over")
+
+    def drain(self) -> None:
+        self.drained = True
+        self.happens(Event.DRAIN)
+
+    finish = drain
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def abandon(self) -> None:
+        self.happens(Event.DRAIN_TIMEOUT)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def time_out_boot(self) -> None:
+        self.happens(Event.BOOT_TIMEOUT)
+
+    def call_stuck(self) -> None:
+        self.happens(Event.THREAD_STUCK)
+
+    def give_up(self) -> None:
+        self.happens(Event.BROKEN)
+
+    def requests(self, mount: int | None = None) -> int:
+        return self.served
+
+    def is_busy(self) -> bool:
+        return self.busy
+
+    def has_free_thread(self) -> bool:
+        return not self.busy
+
+    def requests_in_flight(self) -> list[str]:
+        return ["GET / HTTP/1.1"] if self.busy else []
+
+    def in_flight(self, now: float) -> list[tuple[str, float]]:
+        return [("GET /\udcff HTTP/1.1", 0.5)]
+
+    def ask_stacks(self, ask: int) -> None:
+        self.asked.append(ask)
+
+    def cut_off(self, older_than_s: float, now: float) -> bool:
+        return self.holds_gil
+
+    def measure(self) -> None: ...
+
+    def reopen_logs(self) -> None: ...
+
+    def happens(self, event: Event) -> None:
+        if event is Event.READY:
+            self.is_loaded = True
+        self.state = step(self.state, event)
+
+
+class FakeSurroundings:
+    """A worker around a deployment: makes instances that are the test's, and remembers what it is asked for.
+
+    Attributes:
+        shortage: what the start of an instance raises; None: nothing.
+    """
+
+    drain_s = 30
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self.log = logging.getLogger("test")
+        self.board = Scoreboard()
+        os.close(self.board.fd)  # its memory stays mapped
+        self.containment = Containment(self.log, self.board.row(0).words)
+        self.made: list[FakeInstance] = []
+        self.disposed: list[FakeInstance] = []
+        self.releases = self.trials = 0
+        self.stacks: list[tuple[Any, Stacks]] = []
+        self.files: list[str] = []
+        self.shortage: Exception | None = None
+        self._turns = turns
+
+    def make(self, deployment: Deployment, slot: int) -> FakeInstance:
+        if self.shortage is not None:
+            raise self.shortage
+        instance = FakeInstance(slot, deployment.generation, deployment.siting.isolation)
+        instance.start()
+        self.made.append(instance)
+        return instance
+
+    def dispose(self, instance: Any) -> None:
+        self.disposed.append(instance)
+
+    def release(self, deployment: Deployment) -> None:
+        self.releases += 1
+
+    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
+        self.trials += 1
+
+    def take_turn(self, deployment: Deployment, now: float) -> bool:
+        return self._turns is None or self._turns.take(deployment, now)
+
+    def on_files(self, files: list[str]) -> None:
+        self.files += files
+
+    def on_stacks(self, instance: Any, report: Stacks) -> None:
+        self.stacks.append((instance, report))
+
+    def on_measured(self, now: float) -> None: ...
+
+
+class Site:
+    """A deployment with everything a test wants to see.
+
+    Args:
+        turns: in which it is replaced; None: at once.
+        changes: of its mount.
+    """
+
+    def __init__(self, turns: Turns | None = None, **changes: Any) -> None:
+        self.now = 100.0
+        self.around = FakeSurroundings(turns)
+        self.made = self.around.made
+        mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application"), isolation="own-gil"), **changes)
+        self.deployment = Deployment([mount], self.around, isolation="own-gil")
+
+    def reports(self, instance: FakeInstance, report: Report) -> None:
+        """Have an instance report something."""
+        instance.takes_in(report)
+        self.deployment.reports.handle(instance, report, self.now)
+
+    def ready(self, instance: FakeInstance) -> None:
+        self.reports(instance, Ready(boot_s=0.25, objects=9, extensions=[], refused=[]))
+
+    def failed(self, instance: FakeInstance, error: str = "NameError: x", traceback: str = "NameError: x") -> None:
+        self.reports(instance, Failed(error=error, traceback=traceback))
+
+    def stuck(self, instance: FakeInstance) -> None:
+        self.reports(instance, Stuck(stack="GET / HTTP/1.1\n  a stack"))
+
+    def closed(self, instance: FakeInstance) -> None:
+        self.reports(instance, Closed(threads=0))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.deployment.upkeep.tick(self.now)
+
+    def chosen(self) -> Any:
+        return self.deployment.choose(self.now)
+
+
+def up(turns: Turns | None = None, **changes: Any) -> Site:
+    """Return a site that serves."""
+    site = Site(turns, **changes)
+    site.deployment.start(site.now)
+    for instance in list(site.made):
+        site.ready(instance)
+    return site

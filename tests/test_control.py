@@ -1,11 +1,10 @@
 """The control thread: it obeys the supervisor, keeps long requests from blocking short ones, and costs nothing when idle."""
 
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,10 @@ import pytest
 from isowsgi.inside.boot import _MAX_TRACEBACK_CHARS
 from isowsgi.inside.control import Control
 from isowsgi.inside.runner import Runner
+from isowsgi.shared import messages
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.messages import Closed, Drain, Failed, Measure, Measured, Order, Stop
+from isowsgi.shared.scoreboard import INTERNAL_ERRORS
 from tests.conftest import DEADLINE_S, eventually
 from tests.fakes import Crew, Gate
 
@@ -31,33 +34,41 @@ class Desk:
         self.supervisor.settimeout(DEADLINE_S)
         self.rouse_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.obeyed: list[str] = []
-        orders = {name: self._obeying(name) for name in ("drain", "stop")}
         self.duties = 0
+        self.logged: list[str] = []
+        self.words = memoryview(bytearray(64 * 8)).cast("q")
         self.has_duty = False
         self.control = Control(
             channel=inner,
             runner=self.runner,
             rouse_fd=self.rouse_fd,
             needs_ticker=needs_ticker,
-            orders={"lost": lambda order: None, **orders},
+            orders=dict.fromkeys((Drain, Stop, Measure), self._obey),
+            on_lost=lambda: None,
             duty=self._do_duty,
+            containment=Containment(self, self.words),
         )
         self._inner = inner
         self.thread = threading.Thread(target=self.control.run, daemon=True)
         self.thread.start()
 
-    def _obeying(self, name: str) -> Callable[[dict[str, Any]], None]:
-        return lambda order: self.obeyed.append(name)
+    def _obey(self, order: Order) -> None:
+        if isinstance(order, Measure):
+            raise ZeroDivisionError
+        self.obeyed.append(type(order).__name__)
+
+    def error(self, message: str, *args: Any) -> None:
+        self.logged.append(message % args)
 
     def _do_duty(self, now: float) -> bool:
         self.duties += 1
         return self.has_duty
 
-    def say(self, order: str) -> None:
-        self.supervisor.send(json.dumps({"do": order}).encode())
+    def say(self, order: Order | bytes) -> None:
+        self.supervisor.send(order if isinstance(order, bytes) else messages.encode(order))
 
     def heard(self) -> Any:
-        return json.loads(self.supervisor.recv(256 * 1024))
+        return messages.decode_report(self.supervisor.recv(256 * 1024))
 
     def wakeups(self) -> int:
         """How often the thread has gone to sleep of its own accord so far."""
@@ -81,18 +92,29 @@ def desk() -> Iterator[Desk]:
 
 
 def test_orders_are_carried_out_one_after_the_other(desk: Desk) -> None:
-    for order in ("drain", "stop", "drain"):
+    for order in (Drain(), Stop(), Drain()):
         desk.say(order)
 
-    eventually(lambda: desk.obeyed == ["drain", "stop", "drain"])
+    eventually(lambda: desk.obeyed == ["Drain", "Stop", "Drain"])
+
+
+@pytest.mark.parametrize("packet", [b"{", b"[]", b'{"is": "Fly"}', messages.encode(Measure())])
+def test_an_order_that_cannot_be_carried_out_does_not_end_the_thread(desk: Desk, packet: bytes) -> None:
+    """The last one raises. Without its control thread an instance would serve, and never drain, stop or give a request up."""
+    desk.say(packet)
+    desk.say(Stop())
+
+    eventually(lambda: desk.obeyed == ["Stop"])
+    assert desk.words[INTERNAL_ERRORS] == 1
+    assert "an order: internal error, contained" in desk.logged[0]
 
 
 def test_a_report_is_one_packet(desk: Desk) -> None:
-    desk.control.report("ready", boot_s=0.5)
-    desk.control.report("closed", threads=0)
+    for report in (Measured(objects=5), Closed(threads=0)):
+        desk.control.report(report)
 
-    assert desk.heard() == {"event": "ready", "boot_s": 0.5}
-    assert desk.heard() == {"event": "closed", "threads": 0}
+    assert desk.heard() == Measured(objects=5)
+    assert desk.heard() == Closed(threads=0)
 
 
 @pytest.mark.parametrize("letter", ["a", "\n", "é", "日", "😀", "\udc80", "\x01"])
@@ -100,16 +122,23 @@ def test_a_traceback_of_the_greatest_length_arrives_in_whatever_letters(desk: De
     """Written as JSON's escapes, one in emoji did not fit into a packet, and the log said nothing of why the app could not be loaded."""
     text = letter * _MAX_TRACEBACK_CHARS
 
-    desk.control.report("failed", error="x", traceback=text)
+    desk.control.report(Failed(error="x", traceback=text))
 
-    assert desk.heard()["traceback"] == text
+    assert desk.heard().traceback == text
+
+
+def test_a_report_that_does_not_fit_into_a_packet_comes_without_its_longest_parts(desk: Desk) -> None:
+    """It was dropped without a word, and an app with many extension modules in a deep folder never served."""
+    desk.control.report(Failed(error="x", traceback="", extensions=[("name", "/path" * 1000)] * 100))
+
+    assert desk.heard() == Failed(error="x", traceback="")
 
 
 def test_a_report_to_a_supervisor_that_is_gone_is_dropped(desk: Desk) -> None:
     """The worker is on its way out then; the app's threads still end in order."""
     desk.supervisor.close()
 
-    desk.control.report("closed", threads=0)
+    desk.control.report(Closed(threads=0))
 
 
 def sleeps_on(desk: Desk) -> bool:

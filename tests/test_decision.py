@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from isowsgi.isolation.sharing import Sharing
 from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import PROCESS
+from isowsgi.shared.messages import BootOrder
 from tests.conftest import DEADLINE_S
-from tests.orders import REFUSES_OWN_GIL, copy_extension, order_for
+from tests.orders import REFUSES_OWN_GIL, any_order, copy_extension, order_for
 
 OWN, SHARED = "own-gil", "shared-gil"
 REFUSED = "ImportError: module x._c does not support loading in subinterpreters"
@@ -31,7 +31,7 @@ class FakeTrials:
         self._outcomes = {name.replace("_", "-"): outcome for name, outcome in outcomes.items()}
         self.ran: list[tuple[str, int]] = []
 
-    def __call__(self, order: Mapping[str, Any], isolation: str, *, copies: int, timeout_s: float) -> Outcome:
+    def __call__(self, order: BootOrder, isolation: str, *, copies: int, timeout_s: float) -> Outcome:
         self.ran.append((isolation, copies))
         facts = self._outcomes[isolation]
         if facts is True:
@@ -41,7 +41,7 @@ class FakeTrials:
 
 
 def decide(trials: FakeTrials, **order: Any) -> Verdict:
-    return decision.decide(order, timeout_s=1, run=trials)
+    return decision.decide(any_order(**order), timeout_s=1, run=trials)
 
 
 @pytest.fixture(autouse=True)

@@ -1,162 +1,26 @@
-"""A mount's home: replacing, retrying, sleeping and giving up never lose an instance and never leave a gap."""
+"""A deployment: replacing, retrying, sleeping and giving up never lose an instance and never leave a gap."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from isowsgi.configuration import App, Mount
-from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared.messages import Broken, Closed, Ready, Stuck
 from isowsgi.worker.acceptor import NotServing
-from isowsgi.worker.deployment import Home
 from isowsgi.worker.turns import TURN_S, Turns
-
-LOG = logging.getLogger("test")
-
-
-class FakeInstance:
-    """An instance without an interpreter: the test says what happens in it."""
-
-    def __init__(self, slot: int, generation: int) -> None:
-        self.tag = f"/ #{generation}"
-        self.slot = slot
-        self.generation = generation
-        self.isolation = "own-gil"
-        self.state = State.BOOTING
-        self.is_loaded = False
-        self.error = self.traceback = ""
-        self.boot_s = 0.0
-        self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
-        self.started = self.drained = self.stopped = False
-        self.served = 0
-        self.busy = False
-        self.holds_gil = False
-        self.can_be_killed = False
-        self.how_it_ended = ""
-        self.unknown_extension: str | None = None
-        self.killed = False
-
-    def start(self) -> None:
-        self.started = True
-
-    def give(self, fd: int) -> None:
-        raise AssertionError("the home hands nothing over")
-
-    def drain(self) -> None:
-        self.drained = True
-        self.happens(Event.DRAIN)
-
-    finish = drain
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def abandon(self) -> None:
-        self.happens(Event.DRAIN_TIMEOUT)
-
-    def kill(self) -> None:
-        self.killed = True
-
-    def time_out_boot(self) -> None:
-        self.happens(Event.BOOT_TIMEOUT)
-
-    def call_stuck(self) -> None:
-        self.happens(Event.THREAD_STUCK)
-
-    def requests(self, mount: int | None = None) -> int:
-        return self.served
-
-    def is_busy(self) -> bool:
-        return self.busy
-
-    def has_free_thread(self) -> bool:
-        return not self.busy
-
-    def requests_in_flight(self) -> list[str]:
-        return ["GET / HTTP/1.1"] if self.busy else []
-
-    def cut_off(self, older_than_s: float, now: float) -> bool:
-        return self.holds_gil
-
-    def measure(self) -> None: ...
-
-    def reopen_logs(self) -> None: ...
-
-    def happens(self, event: Event) -> None:
-        if event is Event.READY:
-            self.is_loaded = True
-        self.state = step(self.state, event)
-
-
-class Site:
-    """A home with everything the test wants to see."""
-
-    def __init__(self, turns: Turns | None = None, **changes: Any) -> None:
-        self.made: list[FakeInstance] = []
-        self.releases = 0
-        self.trials = 0
-        self.now = 100.0
-        mount = attrs.evolve(Mount(pattern="/", app=App(kind="module", target="x", call="application")), **changes)
-        self.home = Home(
-            members=[mount],
-            make=self._make,
-            released=self._release,
-            try_out=self._try_out,
-            log=LOG,
-            drain_s=30,
-            isolation="own-gil",
-            take_turn=turns.take if turns is not None else lambda home, now: True,
-        )
-
-    def _make(self, isolation: str, slot: int, generation: int) -> FakeInstance:
-        self.made.append(FakeInstance(slot, generation))
-        return self.made[-1]
-
-    def _try_out(self, home: Home) -> None:
-        self.trials += 1
-
-    def _release(self) -> None:
-        self.releases += 1
-
-    def ready(self, instance: FakeInstance) -> None:
-        instance.happens(Event.READY)
-        self.home.on_ready(instance, self.now)
-
-    def failed(self, instance: FakeInstance) -> None:
-        instance.happens(Event.BOOT_FAILED)
-        self.home.on_failed(instance, self.now)
-
-    def closed(self, instance: FakeInstance) -> None:
-        instance.happens(Event.ENDED)
-        self.home.on_closed(instance, self.now)
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.home.tick(self.now)
-
-    def chosen(self) -> Any:
-        return self.home.choose(self.now)
-
-
-def up(turns: Turns | None = None, **changes: Any) -> Site:
-    site = Site(turns, **changes)
-    site.home.start(site.now)
-    for instance in list(site.made):
-        site.ready(instance)
-    return site
+from tests.fakes import FakeInstance, Site, up
 
 
 def test_a_replacement_serves_before_the_old_one_drains() -> None:
     site = up()
     old = site.made[0]
 
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     assert site.chosen() is old
     assert not old.drained
 
@@ -170,7 +34,7 @@ def test_a_replacement_serves_before_the_old_one_drains() -> None:
 def test_a_replacement_that_fails_leaves_the_old_one_serving() -> None:
     site = up()
 
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.failed(site.made[1])
 
     assert site.chosen() is site.made[0]
@@ -181,8 +45,8 @@ def test_a_reload_asked_for_during_another_is_done_after_it() -> None:
     """What the first one loaded may be out of date already."""
     site = up()
 
-    site.home.replace("first", site.now)
-    site.home.replace("second", site.now)
+    site.deployment.replace("first", site.now)
+    site.deployment.replace("second", site.now)
     assert len(site.made) == 2
     site.ready(site.made[1])
 
@@ -197,10 +61,10 @@ def test_mounts_are_replaced_one_after_the_other_in_the_order_in_which_they_aske
     first, second, third = sites = [up(turns) for _ in range(3)]
 
     for site in (*sites, first):
-        site.home.replace("test", site.now)
+        site.deployment.replace("test", site.now)
     assert [len(site.made) for site in sites] == [2, 1, 1]
-    assert [site.home.is_under_way() for site in sites] == [True, True, True]
-    assert not second.home.has_arrived(1)
+    assert [site.deployment.is_under_way() for site in sites] == [True, True, True]
+    assert not second.deployment.has_arrived(1)
 
     first.ready(first.made[1])
     turns.pass_on(first.now)
@@ -221,8 +85,8 @@ def test_mounts_are_replaced_one_after_the_other_in_the_order_in_which_they_aske
 def test_a_replacement_that_takes_long_keeps_nobody_from_theirs_for_ever() -> None:
     turns = Turns()
     slow, quick = up(turns), up(turns)
-    slow.home.replace("test", slow.now)
-    quick.home.replace("test", quick.now)
+    slow.deployment.replace("test", slow.now)
+    quick.deployment.replace("test", quick.now)
 
     turns.pass_on(slow.now + TURN_S - 1)
     assert len(quick.made) == 1
@@ -235,9 +99,9 @@ def test_who_has_no_use_for_its_turn_any_more_keeps_nobody_waiting(loses_interes
     turns = Turns()
     first, second, third = (up(turns) for _ in range(3))
     for site in (first, second, third):
-        site.home.replace("test", site.now)
+        site.deployment.replace("test", site.now)
 
-    getattr(second.home, loses_interest)(second.now)
+    getattr(second.deployment, loses_interest)(second.now)
     first.ready(first.made[1])
     turns.pass_on(first.now)
 
@@ -247,9 +111,9 @@ def test_who_has_no_use_for_its_turn_any_more_keeps_nobody_waiting(loses_interes
 def test_an_instance_with_a_stuck_thread_waits_for_nobodys_turn() -> None:
     turns = Turns()
     first, second = up(turns), up(turns)
-    first.home.replace("test", first.now)
+    first.deployment.replace("test", first.now)
 
-    second.home.on_stuck(second.made[0], second.now)
+    second.stuck(second.made[0])
 
     assert len(second.made) == 2
 
@@ -258,21 +122,21 @@ def test_what_ends_while_its_replacement_is_loaded_is_not_started_again_itself()
     """It was, as a later generation than the replacement's, which then took the place from it."""
     site = up()
 
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.closed(site.made[0])
     assert site.chosen() is NotServing.BOOTING
-    assert not site.home.has_arrived(2)
+    assert not site.deployment.has_arrived(2)
 
     site.ready(site.made[1])
     assert len(site.made) == 2
     assert site.chosen() is site.made[1]
-    assert site.home.has_arrived(site.home.generation)
+    assert site.deployment.has_arrived(site.deployment.generation)
 
 
 def test_a_replacement_that_fails_when_nothing_serves_any_more_is_tried_again() -> None:
     site = up()
 
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.closed(site.made[0])
     site.failed(site.made[1])
     assert site.chosen() is NotServing.FAILED
@@ -288,7 +152,7 @@ def test_a_crash_soon_after_a_start_has_to_do_with_the_one_before_only_if_nothin
     site.closed(site.made[0])
     site.ready(site.made[1])
     site.wait(3600.0)
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.ready(site.made[2])
 
     site.closed(site.made[2])
@@ -300,7 +164,7 @@ def test_a_crash_soon_after_a_start_has_to_do_with_the_one_before_only_if_nothin
 
 def test_a_mount_that_fails_is_tried_again_with_growing_pauses() -> None:
     site = Site()
-    site.home.start(site.now)
+    site.deployment.start(site.now)
     pauses = []
     for attempt in range(8):
         site.failed(site.made[attempt])
@@ -318,7 +182,7 @@ def test_a_mount_that_fails_is_tried_again_with_growing_pauses() -> None:
 def test_a_lazy_mount_starts_at_its_first_request_and_sleeps_again_when_idle() -> None:
     site = Site(lazy=True, idle_timeout=10.0)
     assert site.made == []
-    assert site.home.is_asleep()
+    assert site.deployment.is_asleep()
 
     assert site.chosen() is NotServing.BOOTING
     assert site.chosen() is NotServing.BOOTING
@@ -329,9 +193,9 @@ def test_a_lazy_mount_starts_at_its_first_request_and_sleeps_again_when_idle() -
     site.wait(9)
     site.made[0].served += 1
     site.wait(9)
-    assert not site.home.is_asleep()
+    assert not site.deployment.is_asleep()
     site.wait(11)
-    assert site.home.is_asleep()
+    assert site.deployment.is_asleep()
     assert site.made[0].drained
     assert site.chosen() is NotServing.BOOTING
 
@@ -342,19 +206,19 @@ def test_a_busy_instance_is_not_idle() -> None:
 
     site.wait(60)
 
-    assert not site.home.is_asleep()
+    assert not site.deployment.is_asleep()
 
 
 def test_an_instance_with_a_stuck_thread_is_replaced_and_serves_until_then() -> None:
     site = up()
 
-    site.home.on_stuck(site.made[0], site.now)
+    site.stuck(site.made[0])
     assert site.chosen() is site.made[0]
     assert site.made[0].state is State.STUCK
     site.ready(site.made[1])
 
     assert site.chosen() is site.made[1]
-    assert site.home.stuck == 1
+    assert site.deployment.stuck == 1
 
 
 def test_c_code_that_holds_the_gil_has_its_instance_replaced() -> None:
@@ -370,7 +234,7 @@ def test_c_code_that_holds_the_gil_has_its_instance_replaced() -> None:
 
 def test_an_app_that_is_not_loaded_in_time_is_left_behind_and_tried_again() -> None:
     site = Site(boot_timeout=5.0)
-    site.home.start(site.now)
+    site.deployment.start(site.now)
 
     site.wait(6)
     assert site.made[0].state is State.STUCK
@@ -384,7 +248,7 @@ def test_an_app_that_is_not_loaded_in_time_is_left_behind_and_tried_again() -> N
 def test_a_mount_whose_boots_hang_does_not_pile_them_up() -> None:
     """Each keeps an interpreter and a thread; one that ends makes room for another try."""
     site = Site(boot_timeout=5.0)
-    site.home.start(site.now)
+    site.deployment.start(site.now)
 
     for _ in range(600):
         site.wait(1)
@@ -396,20 +260,21 @@ def test_a_mount_whose_boots_hang_does_not_pile_them_up() -> None:
     assert len(site.made) == 3
 
 
-def test_the_same_failure_is_told_in_full_once() -> None:
+def test_the_same_failure_is_told_in_full_once(caplog: pytest.LogCaptureFixture) -> None:
     site = Site()
-    site.home.start(site.now)
-    site.made[0].traceback = "a"
+    site.deployment.start(site.now)
+    for number, traceback in enumerate(["a", "a", "b"]):
+        site.failed(site.made[number], traceback=traceback)
+        while len(site.made) == number + 1:
+            site.wait(1)
 
-    assert site.home.is_news(site.made[0].traceback)
-    assert not site.home.is_news(site.made[0].traceback)
-    site.made[0].traceback = "b"
-    assert site.home.is_news(site.made[0].traceback)
+    told = [record.getMessage() for record in caplog.records if "cannot load" in record.message]
+    assert [line.partition("NameError: x")[2] for line in told] == ["\na", ", as before", "\nb"]
 
 
 def test_a_boot_that_ends_after_it_was_given_up_does_not_serve() -> None:
     site = Site(boot_timeout=5.0)
-    site.home.start(site.now)
+    site.deployment.start(site.now)
     site.wait(6)
 
     site.ready(site.made[0])
@@ -450,24 +315,24 @@ def test_a_touched_file_replaces_the_mount(tmp_path: Any) -> None:
 
 def test_a_drain_that_takes_too_long_leaves_the_instance_behind() -> None:
     site = up()
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.ready(site.made[1])
 
     site.wait(31)
     assert site.made[0].state is State.STUCK
 
     site.closed(site.made[0])
-    assert site.made[0] not in site.home.instances()
+    assert site.made[0] not in site.deployment.slots.all()
 
 
 def test_a_worker_may_stop_while_a_replaced_instance_still_drains() -> None:
     """A second order to drain was no event of that state once, and a SIGTERM soon after a reload ended the worker with a traceback."""
     site = up()
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     site.ready(site.made[1])
 
-    site.home.finish()
-    site.home.stop()
+    site.deployment.finish()
+    site.deployment.stop()
 
     assert [instance.state for instance in site.made] == [State.DRAINING, State.DRAINING]
     assert all(instance.stopped for instance in site.made)
@@ -476,7 +341,7 @@ def test_a_worker_may_stop_while_a_replaced_instance_still_drains() -> None:
 def test_a_stopping_worker_still_serves_what_it_has_accepted() -> None:
     site = up()
 
-    site.home.finish()
+    site.deployment.finish()
 
     assert site.chosen() is site.made[0]
 
@@ -484,7 +349,7 @@ def test_a_stopping_worker_still_serves_what_it_has_accepted() -> None:
 def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_accepted() -> None:
     """Requests that waited for a process that was killed then were answered 503."""
     site = up()
-    site.home.finish()
+    site.deployment.finish()
 
     site.closed(site.made[0])
     assert len(site.made) == 1
@@ -492,7 +357,7 @@ def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_
     site.ready(site.made[1])
     assert site.chosen() is site.made[1]
 
-    site.home.stop()
+    site.deployment.stop()
     site.closed(site.made[1])
     assert site.chosen() is NotServing.FAILED
     assert len(site.made) == 2
@@ -501,9 +366,9 @@ def test_what_dies_in_a_stopping_worker_is_started_again_for_a_request_that_was_
 def test_a_worker_that_stops_while_an_app_is_loaded_lets_its_clients_wait_for_that() -> None:
     """A connection given to an instance that then fails would be lost without an answer."""
     site = Site()
-    site.home.start(site.now)
+    site.deployment.start(site.now)
 
-    site.home.finish()
+    site.deployment.finish()
 
     assert site.chosen() is NotServing.BOOTING
 
@@ -511,13 +376,13 @@ def test_a_worker_that_stops_while_an_app_is_loaded_lets_its_clients_wait_for_th
 def test_a_stopping_worker_replaces_nothing_any_more() -> None:
     """Nobody would tell the new instance to end, and the worker waited for it until graceful_timeout."""
     site = up()
-    site.home.replace("test", site.now)
-    site.home.replace("asked for meanwhile", site.now)
-    site.home.finish()
+    site.deployment.replace("test", site.now)
+    site.deployment.replace("asked for meanwhile", site.now)
+    site.deployment.finish()
 
     site.ready(site.made[1])
-    site.home.replace("a file has changed", site.now)
-    site.home.on_stuck(site.made[1], site.now)
+    site.deployment.replace("a file has changed", site.now)
+    site.stuck(site.made[1])
 
     assert len(site.made) == 2
 
@@ -530,10 +395,10 @@ def test_each_of_several_instances_gets_its_turn() -> None:
 
 def test_a_quarantined_mount_is_never_started() -> None:
     site = Site()
-    site.home.is_quarantined = True
+    site.deployment.is_quarantined = True
 
-    site.home.start(site.now)
-    site.home.replace("test", site.now)
+    site.deployment.start(site.now)
+    site.deployment.replace("test", site.now)
 
     assert site.made == []
     assert site.chosen() is NotServing.FAILED
@@ -542,38 +407,151 @@ def test_a_quarantined_mount_is_never_started() -> None:
 def test_what_the_operator_stopped_is_not_started_by_anything_else(tmp_path: Any) -> None:
     file = tmp_path / "touched"
     site = up(touch=str(file), lazy=True)
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
 
-    site.home.halt(site.now)
+    site.deployment.halt(site.now)
     assert [instance.stopped for instance in site.made] == [True, True]
-    assert site.releases > 0, "who waits for the one that was being loaded is answered"
+    assert site.around.releases > 0, "who waits for the one that was being loaded is answered"
     file.write_text("")
     site.ready(site.made[1])
     site.wait(100)
-    site.home.replace("test", site.now)
+    site.deployment.replace("test", site.now)
     assert site.chosen() is NotServing.FAILED
-    assert site.home.summary() == "stopped"
+    assert site.deployment.state() == "stopped"
     assert len(site.made) == 2
 
-    site.home.resume(site.now)
+    site.deployment.resume(site.now)
     site.ready(site.made[2])
     assert site.chosen() is site.made[2]
-    assert site.home.summary() == "serving"
+    assert site.deployment.state() == "serving"
 
 
 def test_a_mount_has_arrived_once_every_slot_serves_what_was_asked_for() -> None:
     site = up(instances=2)
-    assert site.home.has_arrived(1)
+    assert site.deployment.has_arrived(1)
 
-    site.home.replace("test", site.now)
-    assert site.home.summary() == "reloading"
+    site.deployment.replace("test", site.now)
+    assert site.deployment.state() == "reloading"
     site.ready(site.made[2])
-    assert not site.home.has_arrived(2)
-    assert site.home.is_under_way()
+    assert not site.deployment.has_arrived(2)
+    assert site.deployment.is_under_way()
     site.ready(site.made[3])
 
-    assert site.home.has_arrived(2)
-    assert not site.home.is_under_way()
+    assert site.deployment.has_arrived(2)
+    assert not site.deployment.is_under_way()
+
+
+def test_reports_are_handled_one_by_one() -> None:
+    """Both were taken in before either was handled: "stuck" met an instance that had ended, and that ended the worker."""
+    site = up()
+    site.made[0].said += [Stuck(stack="GET / HTTP/1.1\n  a stack"), Closed(threads=0)]
+
+    site.deployment.reports.read(site.made[0], site.now)
+
+    assert site.made[0].state is State.CLOSED
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+
+
+def test_last_words_that_come_after_the_end_change_nothing() -> None:
+    site = up()
+    site.deployment.replace("test", site.now)
+    site.ready(site.made[1])
+    site.closed(site.made[0])
+
+    site.stuck(site.made[0])
+
+    assert (site.made[0].state, site.deployment.stuck) == (State.CLOSED, 0)
+
+
+BEYOND_BELIEF = [b"no JSON", Ready(boot_s=0, objects=0, extensions=[], refused=[]), Broken(thread="isowsgi-0", error="E", traceback="T")]
+
+
+@pytest.mark.parametrize("said", BEYOND_BELIEF)
+def test_an_instance_that_cannot_be_believed_is_replaced_and_its_mount_serves_on(said: Any) -> None:
+    site = up()
+    site.made[0].said.append(said)
+
+    site.deployment.reports.read(site.made[0], site.now)
+    assert site.made[0].state is State.STUCK
+    assert site.chosen() is NotServing.BOOTING
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
+    assert site.made[0].stopped
+
+
+def test_an_instance_that_cannot_be_believed_while_it_boots_is_tried_again() -> None:
+    site = Site()
+    site.deployment.start(site.now)
+    site.made[0].said.append(b"no JSON")
+
+    site.deployment.reports.read(site.made[0], site.now)
+    assert site.chosen() is NotServing.FAILED
+    site.wait(1)
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
+
+
+def test_a_flood_of_reports_is_taken_in_turns() -> None:
+    """A broken child that reports without end must not keep the loop from its neighbours."""
+    site = up()
+    site.made[0].said += [Stuck(stack="")] * 1000
+
+    site.deployment.reports.read(site.made[0], site.now)
+
+    assert 900 < len(site.made[0].said) < 1000
+
+
+SHORTAGES = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"), MemoryError("the scoreboard is full")]
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_a_mount_that_cannot_be_started_for_want_of_something_is_tried_again(shortage: Exception) -> None:
+    """A keeper without a thread raised into the loop, and that ended the worker with all its mounts."""
+    site = Site()
+    site.around.shortage = shortage
+
+    site.deployment.start(site.now)
+    assert site.chosen() is NotServing.FAILED
+    assert site.deployment.state() == "failed"
+    site.around.shortage = None
+    site.wait(1)
+    site.ready(site.made[0])
+
+    assert site.chosen() is site.made[0]
+    incident = site.deployment.reports.incidents.last_boot
+    assert incident is not None
+    assert str(shortage) in incident.error
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_a_replacement_that_cannot_be_started_is_tried_again_while_the_old_one_serves(shortage: Exception) -> None:
+    site = up()
+    site.around.shortage = shortage
+
+    site.deployment.replace("test", site.now)
+    assert site.chosen() is site.made[0]
+    site.around.shortage = None
+    site.wait(1)
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
+    assert site.deployment.state() == "serving"
+
+
+def test_a_stuck_instance_whose_replacement_cannot_be_started_gets_it_later() -> None:
+    site = up()
+    site.around.shortage = SHORTAGES[0]
+
+    site.stuck(site.made[0])
+    assert site.chosen() is site.made[0]
+    site.around.shortage = None
+    site.wait(1)
+    site.ready(site.made[1])
+
+    assert site.chosen() is site.made[1]
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -612,7 +590,7 @@ class AnyOrder(RuleBasedStateMachine):
     def gets_stuck(self, data: Any) -> None:
         instance = self.pick(data, State.SERVING, State.DRAINING, State.STUCK)
         if instance is not None and instance.is_loaded:
-            self.site.home.on_stuck(instance, self.site.now)
+            self.site.stuck(instance)
 
     @rule(data=st.data())
     def ends(self, data: Any) -> None:
@@ -628,26 +606,26 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(reason=st.just("asked"))
     def is_replaced(self, reason: str) -> None:
-        self.site.home.replace(reason, self.site.now)
+        self.site.deployment.replace(reason, self.site.now)
 
     @precondition(lambda self: not self.is_stopping)
     @rule()
     def operator_stops_it(self) -> None:
-        self.site.home.halt(self.site.now)
+        self.site.deployment.halt(self.site.now)
         assert self.site.chosen() is NotServing.FAILED
         assert not any(instance.state in (State.BOOTING, State.SERVING) for instance in self.site.made)
 
     @precondition(lambda self: not self.is_stopping)
     @rule()
     def operator_starts_it(self) -> None:
-        self.site.home.resume(self.site.now)
-        assert not self.site.home.is_asleep()
+        self.site.deployment.resume(self.site.now)
+        assert not self.site.deployment.is_asleep()
 
     @rule()
     def worker_stops(self) -> None:
         self.is_stopping = True
-        self.site.home.finish()
-        self.site.home.stop()
+        self.site.deployment.finish()
+        self.site.deployment.stop()
 
     @precondition(lambda self: not self.is_stopping)
     @rule(seconds=st.sampled_from([0.5, 3.0, 25.0, 130.0, 700.0]))
@@ -661,26 +639,26 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_lost(self) -> None:
-        known = self.site.home.instances()
+        known = self.site.deployment.slots.all()
         for instance in self.site.made:
             assert instance.state in ENDS or instance in known, f"{instance.tag} is {instance.state} and nobody knows it"
         assert len(known) == len({id(instance) for instance in known}), "an instance is kept in two places"
 
     @invariant()
     def whoever_comes_is_newer(self) -> None:
-        for live, coming in zip(self.site.home._live, self.site.home._next, strict=True):
+        for live, coming in zip(self.site.deployment.slots.live, self.site.deployment.slots.coming, strict=True):
             assert live is None or coming is None or live.generation < coming.generation, f"{coming.tag} is to replace {live.tag}"
 
     @invariant()
     def whoever_is_up_is_chosen(self) -> None:
-        home = self.site.home
-        if any(isinstance(chosen := instance, FakeInstance) and chosen.state is State.SERVING for instance in home._live if instance):
-            assert isinstance(home.choose(self.site.now), FakeInstance)
+        deployment = self.site.deployment
+        if deployment.is_serving():
+            assert isinstance(deployment.choose(self.site.now), FakeInstance)
 
     @invariant()
     def at_most_one_generation_boots(self) -> None:
         booting = [instance for instance in self.site.made if instance.state is State.BOOTING]
-        assert len(booting) <= 2 * self.site.home.mount.instances
+        assert len(booting) <= 2 * self.site.deployment.mount.instances
 
 
 TestAnyOrder = pytest.mark.filterwarnings("ignore")(AnyOrder.TestCase)

@@ -12,9 +12,10 @@ import pytest
 
 from isowsgi.inside import extensions
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.shared import interpreters, refusals
+from isowsgi.shared import interpreters, messages, refusals
+from isowsgi.shared.messages import BootOrder
 from tests.conftest import DEADLINE_S, ROOT
-from tests.orders import copy_extension, order_for
+from tests.orders import copy_extension, order_for, with_values
 from tests.test_environment import in_interpreter
 
 INSTALL = """
@@ -198,12 +199,13 @@ def test_an_error_that_is_no_refusal_is_not_told(tmp_path: Path) -> None:
 # Boots one instance in a process of its own and prints what became of it; the order comes on standard input.
 BOOT = """
 import json, os, select, sys
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, messages
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared.scoreboard import Scoreboard
 board = Scoreboard()
-order = {**json.load(sys.stdin), "first_row": board.allot(2, [0])}
+order = messages.read_boot_order(json.load(sys.stdin))
+order = order.replace(place=order.place.replace(first_row=board.allot(2, [0])))
 sets = [select.epoll(), select.epoll()]
 fds = {"returns": sets[0].fileno(), "lingering": sets[1].fileno(), "capacity": os.eventfd(0), "board": board.fd}
 interpreters.preload()
@@ -211,15 +213,16 @@ instance = InterpreterInstance(order, fds, board)
 instance.start()
 while instance.state is State.BOOTING:
     select.select([instance], [], [])
-    instance.read_reports()
+    instance.read()
 print(json.dumps([instance.state.value, instance.unknown_extension, instance.extensions, instance.error]), flush=True)
 os._exit(0)
 """
 
 
-def boot(order: dict[str, Any]) -> Any:
+def boot(order: BootOrder) -> Any:
+    text = messages.encode(order).decode()
     done = subprocess.run(
-        [sys.executable, "-c", BOOT], input=json.dumps(order), cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True
+        [sys.executable, "-c", BOOT], input=text, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True
     )
     return json.loads(done.stdout)
 
@@ -228,7 +231,7 @@ def test_a_boot_that_meets_an_unknown_file_fails_and_says_which(tmp_path: Path) 
     path = copy_extension("xxlimited", tmp_path)
     order = order_for(tmp_path, "try:\n    import xxlimited\nexcept BaseException:\n    pass")
 
-    state, unknown, loaded, error = boot({**order, "extensions": {}})
+    state, unknown, loaded, error = boot(with_values(order, extensions={}))
 
     assert (state, unknown, loaded) == ("failed", str(path), [])
     assert "UnknownExtension" in error

@@ -1,10 +1,11 @@
 """The host's side of an instance: its state is what the inside said, and orders reach the inside."""
 
-import json
+import errno
 import os
 import select
 import socket
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +13,13 @@ import pytest
 from isowsgi.instances.housed import TIMED_OUT
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.lifecycle import State
+from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
+from isowsgi.shared.messages import Closed, Failed, MessageError, Ready, Report
 from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
+from tests.orders import any_order
+
+READY = Ready(boot_s=0.5, objects=1, extensions=[], refused=[])
 
 
 class Puppet(InterpreterInstance):
@@ -22,28 +28,21 @@ class Puppet(InterpreterInstance):
     def __init__(self, isolation: str = "shared-gil") -> None:
         self._shared = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
         self.board = Scoreboard()
-        self.board.set_mounts(["/"])
-        order = {
-            "tag": "/ #1",
-            "generation": 1,
-            "members": [{"mount": 0}],
-            "isolation": isolation,
-            "threads": 2,
-            "first_row": self.board.allot(2, [0]),
-        }
+        self.board.set_mounts(["/a"])
+        order = any_order(isolation, first_row=self.board.allot(2, [0]), threads=2)
         super().__init__(order, {**self._shared, "board": self.board.fd}, self.board)
 
-    def hears(self, event: str, **facts: Any) -> list[str]:
-        """Take in one report and return the events of it."""
-        self._inner.send(json.dumps({"event": event, **facts}).encode())
-        return [report["event"] for report in self.read_reports()]
+    def hears(self, report: Report | bytes) -> Report | None:
+        """Take in one report and return it."""
+        self._inner.send(report if isinstance(report, bytes) else messages.encode(report))
+        return self.read()
 
     def said(self) -> list[str]:
         """Return the orders given so far."""
         orders = []
         while True:
             try:
-                orders.append(json.loads(self._inner.recv(1000, socket.MSG_DONTWAIT))["do"])
+                orders.append(type(messages.decode_order(self._inner.recv(1000, socket.MSG_DONTWAIT))).__name__)
             except BlockingIOError:
                 return orders
 
@@ -51,11 +50,9 @@ class Puppet(InterpreterInstance):
         return [fd for fd, _ in self._epoll.poll(0)]
 
     def close(self) -> None:
-        for fd in (self._poke, self._rouse, self.board.fd, *self._shared.values()):
+        for fd in (self.board.fd, *self._shared.values()):
             os.close(fd)
-        self._epoll.close()
-        self._inner.close()
-        self._channel.close()
+        self.discard()
 
 
 @pytest.fixture
@@ -68,20 +65,20 @@ def instance() -> Iterator[Puppet]:
 def test_an_instance_serves_once_its_app_was_loaded(instance: Puppet) -> None:
     assert (instance.state, instance.is_loaded) == (State.BOOTING, False)
 
-    assert instance.hears("ready", boot_s=0.5, objects=1) == ["ready"]
+    assert instance.hears(READY) == READY
 
     assert (instance.state, instance.is_loaded, instance.boot_s) == (State.SERVING, True, 0.5)
 
 
 def test_an_app_that_cannot_be_loaded_leaves_its_traceback(instance: Puppet) -> None:
-    instance.hears("failed", error="ImportError: x", traceback="Traceback ...")
-    instance.hears("closed", threads=0)
+    instance.hears(Failed(error="ImportError: x", traceback="Traceback ..."))
+    instance.hears(Closed(threads=0))
 
     assert (instance.state, instance.error, instance.traceback) == (State.FAILED, "ImportError: x", "Traceback ...")
 
 
 def test_an_interpreter_that_ends_without_a_word_has_failed(instance: Puppet) -> None:
-    instance.hears("closed", threads=2)
+    instance.hears(Closed(threads=2))
 
     assert (instance.state, instance.threads_left) == (State.FAILED, 2)
     assert "ended before the app was loaded" in instance.error
@@ -92,42 +89,42 @@ def test_an_interpreter_that_breaks_off_after_its_app_was_loaded_does_not_take_t
     instance: Puppet, order: str | None
 ) -> None:
     """Its keeper then reports a failure that is none of the boot; the table knows no such event, and an exception here ends the worker."""
-    instance.hears("ready", boot_s=0.5, objects=1)
+    instance.hears(READY)
     if order:
         instance.finish()
 
-    instance.hears("failed", error="RuntimeError: can't start new thread", traceback="Traceback ...")
-    instance.hears("closed", threads=0)
+    instance.hears(Failed(error="RuntimeError: can't start new thread", traceback="Traceback ..."))
+    instance.hears(Closed(threads=0))
 
     assert (instance.state, instance.error) == (State.CLOSED, "RuntimeError: can't start new thread")
 
 
 def test_one_that_was_stopped_while_it_loaded_its_app_drains_when_that_is_done(instance: Puppet) -> None:
     instance.finish()
-    instance.hears("ready", boot_s=0.5, objects=1)
+    instance.hears(READY)
 
     assert (instance.state, instance.is_loaded) == (State.DRAINING, True)
 
 
 def test_a_thread_that_was_given_up_may_still_end(instance: Puppet) -> None:
-    instance.hears("ready", boot_s=0.5, objects=1)
+    instance.hears(READY)
     instance.drain()
     instance.abandon()
     assert instance.state is State.STUCK
 
-    instance.hears("closed", threads=0)
+    instance.hears(Closed(threads=0))
 
     assert instance.state is State.CLOSED
 
 
 def test_orders_reach_the_inside_in_order(instance: Puppet) -> None:
-    instance.hears("ready", boot_s=0.5, objects=1)
+    instance.hears(READY)
 
     instance.reopen_logs()
     instance.drain()
     instance.stop()
 
-    assert instance.said() == ["reopen", "drain", "stop"]
+    assert instance.said() == ["Reopen", "Drain", "Stop"]
 
 
 def test_an_order_to_an_inside_that_is_gone_is_dropped(instance: Puppet) -> None:
@@ -148,17 +145,47 @@ def test_a_connection_is_given_with_the_bytes_that_it_already_has(instance: Pupp
         assert ours.recv(10) == b"GET"
 
 
-def test_several_reports_may_be_read_at_once(instance: Puppet) -> None:
-    """The acceptor's set tells of the channel once for all that is in it."""
-    inner = instance._inner
-    inner.send(b'{"event": "files", "files": ["a"]}')
-    inner.send(b'{"event": "ready", "boot_s": 1, "objects": 1}')
-    poller = select.poll()
-    poller.register(instance, select.POLLIN)
-    assert poller.poll(0)
+def test_reports_are_taken_in_one_by_one(instance: Puppet) -> None:
+    """Whoever handles one must find the state that it led to, not that of those behind it."""
+    for report in (READY, Closed(threads=0)):
+        instance._inner.send(messages.encode(report))
 
-    assert [report["event"] for report in instance.read_reports()] == ["files", "ready"]
-    assert not poller.poll(0)
+    assert (instance.read(), instance.state) == (READY, State.SERVING)
+    assert (instance.read(), instance.state) == (Closed(threads=0), State.CLOSED)
+    assert instance.read() is None
+
+
+@pytest.mark.parametrize("packet", [b"", b"x", b"[]", b'{"is": "Ready"}', b"[" * 100_000, messages.encode(READY) * 2])
+def test_what_is_no_report_is_refused_and_changes_nothing(instance: Puppet, packet: bytes) -> None:
+    with pytest.raises(MessageError):
+        instance.hears(packet)
+
+    assert (instance.state, instance.is_loaded) == (State.BOOTING, False)
+
+
+@pytest.mark.parametrize(("module", "name"), [(os, "eventfd"), (select, "epoll")])
+def test_one_that_cannot_be_made_leaves_no_descriptor_behind(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    """Each try kept two; the few descriptors that a worker has left over were gone after some tries."""
+    made: list[socket.socket] = []
+    real = socket.socketpair
+
+    def remember(*args: Any) -> tuple[socket.socket, socket.socket]:
+        pair = real(*args)
+        made.extend(pair)
+        return pair
+
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    board = Scoreboard()
+    monkeypatch.setattr(socket, "socketpair", remember)
+    monkeypatch.setattr(module, name, refuse)
+
+    with pytest.raises(OSError, match="too many"):
+        InterpreterInstance(any_order(threads=2), {"board": board.fd}, board)
+
+    os.close(board.fd)
+    assert [sock.fileno() for sock in made] == [-1, -1]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +205,7 @@ def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_ins
     client, connection = socket.socketpair()
     with client, connection:
         [row] = instance.board.thread_rows(instance.first_row, [0], 0).values()
-        instance.hears("ready", boot_s=0.5, objects=1)
+        instance.hears(READY)
         key = key_of(connection, connection.fileno())
         row.words[BUSY], row.words[BUSY_SINCE], row.words[ANSWERED] = key, 1000, answered
         instance.board.row(instance.first_row).words[BEAT] = 1000
@@ -195,7 +222,7 @@ def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_ins
 def test_a_row_that_a_dead_thread_left_busy_does_not_cut_off_whoever_has_its_number_now(instance: Puppet) -> None:
     """The supervisor sent 504 into a neighbour's connection, and shut it down; without one, `os.dup` ended the worker."""
     own_gil = Puppet("own-gil")
-    own_gil.hears("ready", boot_s=0.5, objects=1)
+    own_gil.hears(READY)
     [row] = own_gil.board.thread_rows(own_gil.first_row, [0], 0).values()
     lost_client, lost = socket.socketpair()
     number = lost.fileno()

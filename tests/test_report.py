@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from isowsgi.configuration import App, Mount
-from isowsgi.instances.lifecycle import State
-from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, Scoreboard
+from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stuck
+from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS
 from isowsgi.worker.acceptor import Acceptor
-from isowsgi.worker.deployment import Home
-from isowsgi.worker.report import Reporter, state_of
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.report import Reporter
+from tests.fakes import FakeInstance, FakeSurroundings
 from tests.test_acceptor import Place as AcceptorPlace
 
-MOUNT = Mount(pattern="/a", app=App(kind="module", target="shop.wsgi", call="application"))
+MOUNT = Mount(pattern="/a", app=App(kind="module", target="shop.wsgi", call="application"), isolation="own-gil")
 
 STACK = 'GET /a/x HTTP/1.1\n  File "/srv/shop/wsgi.py", line 7, in application\n    time.sleep(60)'
 
@@ -25,35 +26,22 @@ class Desk:
     """A reporter of one mount, whose instances are the test's."""
 
     def __init__(self, mount: Mount = MOUNT) -> None:
-        self.board = Scoreboard()
+        self.around = FakeSurroundings()
+        self.board = self.around.board
         self.board.set_mounts(["/a"])
         self.place = AcceptorPlace()
         acceptor: Acceptor = self.place.acceptor
-        self.home = Home(
-            members=[mount],
-            make=self._make,
-            released=lambda: None,
-            try_out=lambda home: None,
-            log=None,
-            drain_s=1,
-            isolation="own-gil",
-            take_turn=lambda home, now: True,
-        )
+        self.deployment = Deployment([mount], self.around, isolation="own-gil")
         orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
-        self.reporter = Reporter(self.board, [mount], {0: self.home}, orders, acceptor)
+        self.reporter = Reporter(self.board, [(mount, self.deployment)], orders, acceptor)
 
-    def _make(self, isolation: str, slot: int, generation: int) -> Any:
-        facts: dict[str, Any] = {
-            "tag": f"/a #{generation}",
-            "generation": generation,
-            "unknown_extension": None,
-            "how_it_ended": "",
-            "isolation": "own-gil",
-            "state": State.BOOTING,
-            "is_loaded": False,
-        }
-        facts |= {"boot_s": 0.0, "error": "", "traceback": "", "objects": 0, "objects_at_boot": 9, "first_row": 2, "rows": 5}
-        return _Instance(**facts)
+    def start(self) -> FakeInstance:
+        self.deployment.start(0.0)
+        return self.around.made[-1]
+
+    def reports(self, instance: FakeInstance, report: Report) -> None:
+        instance.takes_in(report)
+        self.deployment.reports.handle(instance, report, 0.0)
 
     def said(self) -> dict[str, Any]:
         self.reporter.publish(0.0)
@@ -64,18 +52,6 @@ class Desk:
 
     def close(self) -> None:
         self.place.close()
-        os.close(self.board.fd)
-
-
-class _Instance(SimpleNamespace):
-    """As much of an instance as a home asks for here."""
-
-    __hash__ = object.__hash__
-
-    def start(self) -> None: ...
-
-    def requests(self) -> int:
-        return 3
 
 
 @pytest.fixture
@@ -89,42 +65,38 @@ def test_a_mount_is_told_with_its_app_its_isolation_and_why(desk: Desk) -> None:
     said = desk.said()
 
     assert (said["pattern"], said["app"], said["threads"], said["state"]) == ("/a", "shop.wsgi:application", 4, "asleep")
-    assert said["reason"] == desk.home.why()
+    assert said["reason"] == desk.deployment.siting.why()
     assert said["pid"] == os.getpid()
     assert said["rss_bytes"] > 1 << 20
 
 
 def test_a_boot_is_counted_with_its_time_and_a_failed_one_is_remembered(desk: Desk) -> None:
-    desk.home.start(0.0)
-    (instance,) = desk.home.instances()
-    assert state_of(desk.home) == "booting"
+    instance = desk.start()
+    assert desk.deployment.state() == "booting"
 
-    instance.error, instance.state = "no module", State.FAILED
-    desk.reporter.note(desk.home, instance, {"event": "failed"})
-    assert desk.said()["boot_error"]["text"] == "/a #1: no module"
-    assert state_of(desk.home) == "failed"
+    desk.reports(instance, Failed(error="no module", traceback=""))
+    assert desk.said()["boot_error"]["text"] == "/ #1: no module"
+    assert desk.deployment.state() == "failed"
 
-    instance.state, instance.is_loaded, instance.boot_s = State.SERVING, True, 1.5
-    desk.reporter.note(desk.home, instance, {"event": "ready"})
-    assert state_of(desk.home) == "serving"
+    desk.deployment.start(1.0)
+    desk.reports(desk.around.made[-1], Ready(boot_s=1.5, objects=9, extensions=[], refused=[]))
+    assert desk.deployment.state() == "serving"
     assert desk.said()["instances"][0]["objects"] == 9
     counters = desk.board.totals()["/a", ""]
     assert [counters.get(word) for word in (BOOTS, BOOT_FAILURES, BOOT_NS)] == [1, 1, 1_500_000_000]
 
 
 def test_a_stuck_instance_is_told_with_its_stack_until_it_ends(desk: Desk) -> None:
-    desk.home.start(0.0)
-    (instance,) = desk.home.instances()
-    instance.state = State.STUCK
-    desk.reporter.note(desk.home, instance, {"event": "stuck", "stack": STACK})
+    instance = desk.start()
+    desk.reports(instance, Ready(boot_s=0.5, objects=9, extensions=[], refused=[]))
+    desk.reports(instance, Stuck(stack=STACK))
 
-    (told,) = desk.said()["instances"]
+    (_, told) = desk.said()["instances"]
     assert told["stuck_since"] is not None
     assert "time.sleep(60)" in told["stack"]
 
-    instance.state = State.CLOSED
-    desk.reporter.note(desk.home, instance, {"event": "closed"})
-    assert desk.said()["instances"] == []
+    desk.reports(instance, Closed(threads=0))
+    assert [each["stack"] for each in desk.said()["instances"]] == [None]
 
 
 def test_a_report_too_long_for_the_board_leaves_the_mounts_out_and_says_so() -> None:
@@ -143,7 +115,7 @@ def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk)
     """A hundred mounts that come up at once must not keep the acceptor from its work."""
     now = time.monotonic()
     desk.reporter.publish(now)
-    desk.home.generation = 7
+    desk.deployment.generation = 7
 
     desk.reporter.publish_soon(now)
     before = desk.board.report()
@@ -159,7 +131,7 @@ def test_a_text_that_took_long_is_not_made_anew_at_each_tick_but_never_gets_old(
     """With a thousand mounts each second of the worker began with one, which takes long."""
     long_ago = time.monotonic() - 60  # then it seems to have taken a minute
     desk.reporter.publish(long_ago)
-    desk.home.generation = 7
+    desk.deployment.generation = 7
 
     desk.reporter.tick(long_ago + 1)
     before = desk.board.report()

@@ -17,10 +17,12 @@ from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
 from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, number_of
+from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import BUSY, CLOSED, STOPPING, Scoreboard
 from tests.conftest import DEADLINE_S
+from tests.orders import any_order
 
 CFG = Settings(snapshot(Config()))
 REQUEST = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,22 +48,15 @@ class Place:
         self.connections, self.returns, self.lingering = select.epoll(), select.epoll(), select.epoll()
         self.poke_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.board = Scoreboard()
-        order = {
-            "mount": 0,
-            "keepalive_s": 60,
-            "body_timeout_s": 60,
-            "send_timeout_s": 60,
-            "listeners": [["127.0.0.1", 80]],
-            "fds": {
-                "connections": self.connections.fileno(),
-                "returns": self.returns.fileno(),
-                "lingering": self.lingering.fileno(),
-                "poke": self.poke_fd,
-            },
-            "arm_returns": ARM_EDGE,
-            "threads": 1,
-            "first_row": 1,
-        }
+        fds = Descriptors(
+            board=self.board.fd,
+            channel=-1,
+            connections=self.connections.fileno(),
+            returns=self.returns.fileno(),
+            lingering=self.lingering.fileno(),
+            poke=self.poke_fd,
+        )
+        order = any_order(fds=fds, threads=1, keepalive_s=60.0, listeners=[["127.0.0.1", 80]])
         gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
         peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
         ports = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
@@ -239,12 +234,8 @@ class Child(Place):
         ours.setblocking(False)
         self.ours, self.theirs = ours, theirs
         self.loans = Loans(ours, lambda wants: None)
-        order = {
-            "keepalive_s": 60,
-            "body_timeout_s": 60,
-            "send_timeout_s": 60, "listeners": [], "threads": 1, "first_row": 3,
-            "fds": {"connections": self.connections.fileno(), "poke": self.poke_fd},
-        }  # fmt: skip
+        fds = Descriptors(board=self.board.fd, channel=-1, connections=self.connections.fileno(), poke=self.poke_fd)
+        order = any_order("process", first_row=3, fds=fds, threads=1, keepalive_s=60.0)
         self.connections.unregister(self.poke_fd)  # the service that Place made will not poll
         gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
         self.service = Service(order, {0: gateway}, QuietLog(), Peeker(Router([Route(0, "", "/a")]), CFG), self.board, Mail(theirs))

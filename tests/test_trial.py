@@ -16,7 +16,7 @@ from isowsgi.isolation import trial
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import PROCESS
 from tests.conftest import DEADLINE_S, ROOT, eventually
-from tests.orders import copy_extension, order_for, with_member
+from tests.orders import copy_extension, order_for, with_member, with_values
 
 BEST = interpreters.best_isolation()
 HOMES = [(BEST, 1), (PROCESS, 1)]
@@ -224,7 +224,7 @@ def test_a_process_may_have_another_python(tmp_path: Path) -> None:
         pytest.skip("needs another Python")
     order = order_for(tmp_path, "import sys\nassert 'isowsgi' not in str(sys.path[1:])", python=other, warmup="/tried/")
 
-    outcome = trial.run({**order, "pythonpath": [str(tmp_path)]}, PROCESS, timeout_s=DEADLINE_S)
+    outcome = trial.run(with_values(order, pythonpath=[str(tmp_path)]), PROCESS, timeout_s=DEADLINE_S)
 
     assert (outcome.error, outcome.loaded) == ("", True)
     assert outcome.python != interpreters.version_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pwd
@@ -16,7 +15,7 @@ from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation import verdicts
 from isowsgi.isolation.decision import Verdict
 from isowsgi.isolation.verdicts import Verdicts, key_of
-from tests.orders import order_for, with_member
+from tests.orders import order_for, with_member, with_values
 
 
 def verdict_on(*paths: Path) -> Verdict:
@@ -182,21 +181,20 @@ def test_five_hundred_are_read_in_a_moment(memory: Verdicts, extension: Path) ->
     assert time.perf_counter() - started < 2  # 0.03 s where nothing else runs
 
 
-def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path) -> None:
     order = order_for(tmp_path, "")
     changes = [
-        {"pythonpath": ["/other"]},
-        {"venv": "/other"},
-        {"python": "/other"},
-        {"env": {"A": "1"}},
-        {"policy": {"chdir": "deny"}},
+        with_values(order, pythonpath=["/other"]),
+        with_values(order, venv="/other"),
+        with_values(order, python="/other"),
+        with_values(order, env={"A": "1"}),
+        with_values(order, policy={"chdir": "deny"}),
+        with_values(order, release="0"),
         with_member(order, target="other"),
         with_member(order, warmup="/"),
-        {"members": order["members"] * 2},
+        order.replace(members=order.members * 2),
     ]
-    keys = {key_of(order), *(key_of({**order, **change}) for change in changes)}
+    keys = {key_of(order), *(key_of(changed) for changed in changes)}
     assert len(keys) == 1 + len(changes)
 
-    assert key_of({**json.loads(json.dumps(order)), "generation": 7, "threads": 9, "tag": "x"}) == key_of(order)
-    monkeypatch.setattr("isowsgi.__version__", "0")
-    assert key_of(order) not in keys
+    assert key_of(with_values(order, generation=7, threads=9, tag="x")) == key_of(order)

@@ -225,14 +225,15 @@ def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]
     own = [_said(table) for table in tables.mounts.values()]
     faults: list[Exception] = []
     merged = _join_groups(own, defaults, written, faults)
-    mounts = []
+    mounts: list[Mount] = []
     for pattern, text, said, table in zip(tables.mounts, written, merged, own, strict=True):
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in _joint_faults(values):
             faults.append(at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
-        mounts.append(Mount(pattern=str(pattern), host=pattern.host, prefix=pattern.path.encode().decode("latin-1"), **values))
+        prefix = pattern.path.encode().decode("latin-1")
+        mounts.append(Mount(number=len(mounts), pattern=str(pattern), host=pattern.host, prefix=prefix, **values))
     if faults:
         raise ExceptionGroup("mounts", faults)
     return tuple(mounts)

@@ -44,6 +44,7 @@ class App:
 class Mount:
     """A URL pattern with its app and settings."""
 
+    number: int = attrs.field(default=0, eq=False)  # its place in the config file
     pattern: str  # normalised, for people: "/", "/blog", "api.example.com/v1"
     host: str = ""  # lower case, without port; "" is any host
     prefix: str = ""  # decoded, in WSGI form (UTF-8 bytes as latin-1 text), no slash at the end; "" is the root

@@ -1,4 +1,4 @@
-"""Life of an instance from the inside: prepare its home, load its apps, serve, end.
+"""Life of an instance from the inside: prepare its surroundings, load its apps, serve, end.
 
 `run` is called once: in a subinterpreter on the keeper's thread, which was born in the main interpreter; in a child process on its main
 thread; for the main interpreter on a thread of it. App code never runs there: extensions that use PyGILState would find the main
@@ -33,10 +33,13 @@ from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
+from isowsgi.shared import messages
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess
+from isowsgi.shared.messages import App, BootOrder, Member
 from isowsgi.shared.peek import Peeker
-from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import BEAT, LOADING, QUEUED, Scoreboard
+from isowsgi.shared.routing import Router
+from isowsgi.shared.scoreboard import BEAT, INTERNAL_ERRORS, LOADING, QUEUED, Scoreboard
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
@@ -69,15 +72,14 @@ _OTHER_ZONE = (
 )
 
 
-def run(order: dict[str, Any], logger: Any = None) -> None:
+def run(order: BootOrder, logger: Any = None) -> None:
     """Be an instance, until the supervisor stops it; returns with as few threads left inside as the apps allow.
 
     Args:
-        order: the boot order, see `bootorder`.
         logger: gunicorn's, where there is one already: in the main interpreter.
     """
-    cfg = Settings(order["settings"])
-    log = Log(cfg, order["tag"], order["log"], logger, order["log_files"])
+    cfg = Settings(order.settings)
+    log = Log(cfg, order.tag, order.log, logger, order.log_files)
     prepare(order, log)
 
     def end_lines() -> None:
@@ -88,7 +90,7 @@ def run(order: dict[str, Any], logger: Any = None) -> None:
     out, err = log.capture_streams()
     has_ended = Instance(order, cfg, log, err, end_lines).run()
     end_lines()
-    if order["isolation"] == "main":
+    if order.isolation == "main":
         if sys.stdout is out:  # else another instance has come since
             sys.stdout, sys.stderr = before
     elif has_ended:
@@ -96,35 +98,35 @@ def run(order: dict[str, Any], logger: Any = None) -> None:
         err.close()
 
 
-def prepare(order: dict[str, Any], log: Log) -> None:
-    """Give an app's home its own path, variables, arguments and signals."""
-    isolation = order["isolation"]
-    if isolation == "process":
-        environment.enter_folder(order["chdir"])
-        os.environ.update(order["env"])
+def prepare(order: BootOrder, log: Log) -> None:
+    """Give an app its own path, variables, arguments and signals."""
+    around = order.environment
+    if order.isolation == "process":
+        environment.enter_folder(around.chdir)
+        os.environ.update(around.env)
         time.tzset()  # for a TZ among them
     else:
-        if order["env"].get("TZ", zone := os.environ.get("TZ")) != zone:
-            log.warning(_OTHER_ZONE, order["env"]["TZ"])
-        environment.set_environ(order["env"])
+        if around.env.get("TZ", zone := os.environ.get("TZ")) != zone:
+            log.warning(_OTHER_ZONE, around.env["TZ"])
+        environment.set_environ(around.env)
         environment.refuse_fork()
-    if order["policy"]:
+    if around.policy:
         from isowsgi.inside import policy  # late: most mounts have none, and need not pay for it
 
-        policy.install(order["policy"], order["name"], log)
-    if isolation == "main":
-        environment.extend_path(order["pythonpath"])
+        policy.install(around.policy, order.name, log)
+    if order.isolation == "main":
+        environment.extend_path(around.pythonpath)
     else:
-        if isolation != "process":
+        if order.isolation != "process":
             locks.install()
-        extensions.install(order["extensions"])
+        extensions.install(order.loading.extensions)
         try:
-            environment.set_path(order["pythonpath"], order["venv"], order["host_site"], order["start_folder"])
+            environment.set_path(around.pythonpath, around.venv, order.host.site, around.start_folder)
         except extensions.UnknownExtension:  # a .pth file imports it; the boot reports it
             pass
-    sys.set_int_max_str_digits(order["max_int_digits"])  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
+    sys.set_int_max_str_digits(order.host.max_int_digits)  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
     environment.set_signals(log.info)
-    sys.argv[:] = [order["members"][0]["app"]["target"]]
+    sys.argv[:] = [order.members[0].app.target]
 
 
 class WarmUpError(Exception):
@@ -134,37 +136,39 @@ class WarmUpError(Exception):
 class Instance:
     """Wires the service of one app, or of a group of them, its runner and its control thread together."""
 
-    def __init__(self, order: dict[str, Any], cfg: Any, log: Log, errors: Any, end_lines: Callable[[], None]) -> None:
+    def __init__(self, order: BootOrder, cfg: Any, log: Log, errors: Any, end_lines: Callable[[], None]) -> None:
         self._order = order
         self._cfg = cfg
         self._log = log
         self._errors = errors
         self._end_lines = end_lines
-        self._fds = order["fds"]
-        self._board = Scoreboard(self._fds["board"], order["region"])
-        self._control_rows = self._board.control_rows(order["first_row"], [member["mount"] for member in order["members"]])
-        self._control_row = self._board.row(order["first_row"])  # the first of them, for what is no mount's own
+        assert order.fds is not None, "whoever makes the instance gives it descriptors"
+        self._fds = order.fds
+        self._board = Scoreboard(self._fds.board, order.place.region)
+        self._control_rows = self._board.control_rows(order.place.first_row, [member.mount for member in order.members])
+        self._control_row = self._board.row(order.place.first_row)  # the first of them, for what is no mount's own
         self._service: Service | None = None
         self._watcher: Watcher | None = None
         self._admission: Admission | None = None
-        self._files = FileWatch(order["links"]) if order["watch"] else None
+        self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse())
         self._control = Control(
-            channel=socket.socket(fileno=os.dup(self._fds["channel"])),
+            channel=socket.socket(fileno=os.dup(self._fds.channel)),
             runner=self._runner,
-            rouse_fd=self._fds["rouse"],
-            needs_ticker=order["needs_ticker"],
+            rouse_fd=self._fds.rouse,
+            needs_ticker=order.host.needs_ticker,
             orders={
-                "drain": self._drain,
-                "last": self._last,
-                "stop": self._stop,
-                "lost": lambda order: self._lose_worker(),
-                "reopen": lambda order: log.reopen_files(),
-                "stacks": self._tell_stacks,
-                "measure": lambda order: self._control.report("measured", objects=len(gc.get_objects())),
+                messages.Drain: lambda order: self._drain(),
+                messages.Last: lambda order: self._last(),
+                messages.Stop: lambda order: self._stop(),
+                messages.Reopen: lambda order: log.reopen_files(),
+                messages.TellStacks: lambda order: self._tell_stacks(order.ask),
+                messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
             },
+            on_lost=self._lose_worker,
             duty=self._look_after,
+            containment=Containment(log, self._control_row.words),
         )
         self._is_in_hook = False  # while they are loaded and `on_boot` is called
         self._whose = ""  # app could not be loaded, in a group
@@ -174,124 +178,169 @@ class Instance:
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
-        control = threading.Thread(target=self._control.run, name="isowsgi-control", daemon=True)
+        control = threading.Thread(target=self._guarded, args=(self._control.run,), name="isowsgi-control", daemon=True)
         control.start()
         # Not daemon threads, as those that the app starts are like the one that starts them; the keeper is one here from 3.13 on.
-        first = threading.Thread(target=self._boot, name="isowsgi-0", daemon=False)
-        first.start()
-        first.join()
+        first = threading.Thread(target=self._guarded, args=(self._boot,), name="isowsgi-0", daemon=False)
+        try:
+            first.start()
+        except RuntimeError as exc:  # no thread is left
+            self._report_failure(exc)
+        else:
+            first.join()
         for thread in self._threads:
             thread.join()
         if self._hooks is not None:
             self._hooks.join()
-        is_main = self._order["isolation"] == "main"
+        is_main = self._order.isolation == "main"
         if not is_main:  # else they are the worker's own, and run when it exits
-            closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
-            closing.start()
-            closing.join(_EXIT_FUNCTIONS_S)
+            self._run_exit_functions()
         left = 0 if is_main else _threads_left()
         if not left:
             self._control.end()
             control.join()
         # Else the interpreter is left behind, and its control thread with it: before 3.13 a thread of the app's that is busy would keep
         # all others from running without the ticker.
-        self._control.report("closed", threads=left)
+        self._control.report(messages.Closed(threads=left))
         return not left
 
     def _boot(self) -> None:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
-        record = extensions.current
         end_loading = environment.be_main_thread_while_loading()
         try:
-            record.check()
-            service = self._make_service()
-            for name in self._order.get("imports", ()):
-                importlib.import_module(name)
-            if "survey" in self._fds:
-                self._look_closer(record)
-            record.check()
+            service = self._load()
+            self._start_threads(service)
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
-            self._report_files(set(module_files()) | _files_of(exc))
-            facts = {
-                "is_in_hook": self._is_in_hook,
-                "unknown_extension": record.unknown,
-                "refused": record.refused,
-                "extensions": self._report_extensions(),
-            }
-            self._control.report(
-                "failed", error=_one_line(exc) + self._whose + environment.green_threads(), traceback=_traceback(), **facts
-            )
+            self._report_failure(exc)
             return
         finally:
             end_loading()
-        record.end_guard(lambda name, path, error: self._control.report("refused", name=name, path=path, error=error))
-        if self._order["pause_s"]:
+        self._report_files(set(module_files()))
+        refused, loaded = extensions.current.refused, self._report_extensions()
+        boot_s = round(time.monotonic() - started, 3)
+        self._control.report(messages.Ready(boot_s=boot_s, objects=len(gc.get_objects()), extensions=loaded, refused=refused))
+        if self._files is not None:
+            self._control.rouse()  # from now on it has something to look after
+        self._work(service, 0)
+
+    def _load(self) -> Service:
+        record = extensions.current
+        record.check()
+        service = self._make_service()
+        for name in self._order.loading.imports:
+            importlib.import_module(name)
+        if self._fds.survey >= 0:
+            self._look_closer(record)
+        record.check()
+        record.end_guard(lambda name, path, error: self._control.report(messages.Refused(name=name, path=path, error=error)))
+        if self._order.loading.pause_s:
             from isowsgi.inside import pace  # late: only replacements have it
 
             pace.speed_up()
         self._end_lines()
-        for number in range(1, self._order["threads"]):
-            thread = threading.Thread(target=self._work, args=(service, number), name=f"isowsgi-{number}")
+        return service
+
+    def _start_threads(self, service: Service) -> None:
+        """Start the other serving threads, or none of them.
+
+        Raises:
+            RuntimeError: there is no thread left.
+        """
+        for number in range(1, self._order.serving.threads):
+            thread = threading.Thread(target=self._guarded, args=(self._work, service, number), name=f"isowsgi-{number}")
+            try:
+                thread.start()
+            except RuntimeError:
+                self._stop()
+                raise
             self._threads.append(thread)
-            thread.start()
-        self._report_files(set(module_files()))
-        facts = {"refused": record.refused, "extensions": self._report_extensions()}
-        self._control.report("ready", boot_s=round(time.monotonic() - started, 3), objects=len(gc.get_objects()), **facts)
-        if self._files is not None:
-            self._control.rouse()  # from now on it has something to look after
-        self._work(service, 0)
+
+    def _report_failure(self, exc: BaseException) -> None:
+        """Say why the app was not loaded; in the handler of that exception."""
+        self._report_files(set(module_files()) | _files_of(exc))
+        self._control.report(
+            messages.Failed(
+                error=_one_line(exc) + self._whose + environment.green_threads(),
+                traceback=_traceback(),
+                is_in_hook=self._is_in_hook,
+                unknown_extension=extensions.current.unknown,
+                extensions=self._report_extensions(),
+                refused=extensions.current.refused,
+            )
+        )
 
     def _look_closer(self, record: extensions.Extensions) -> None:
         """Do what only a trial does."""
         from isowsgi.inside import survey
 
         survey.resolve_lazy_imports()
-        survey.tell(self._fds["survey"], record, is_gil_shared=self._order["isolation"] == "shared-gil")
+        survey.tell(self._fds.survey, record, is_gil_shared=self._order.isolation == "shared-gil")
 
     def _report_files(self, files: set[str]) -> None:
         """Say on which files the app depends, if somebody watches them."""
-        names = sorted(as_written(files, self._order["links"])) if self._order["report_files"] else []
+        names = sorted(as_written(files, self._order.environment.links)) if self._order.loading.report_files else []
         for start in range(0, len(names), 200):
-            self._control.report("files", files=names[start : start + 200])
+            self._control.report(messages.Files(files=names[start : start + 200]))
 
     def _report_extensions(self) -> list[tuple[str, str]]:
         """Say which extension modules were loaded, but for the last of them, which are returned: they are too many for one packet."""
         loaded = list(extensions.current.loaded)
         rest = max(len(loaded) - 1, 0) // _EXTENSIONS_PER_PACKET * _EXTENSIONS_PER_PACKET
         for start in range(0, rest, _EXTENSIONS_PER_PACKET):
-            self._control.report("extensions", extensions=loaded[start : start + _EXTENSIONS_PER_PACKET])
+            self._control.report(messages.Extensions(extensions=loaded[start : start + _EXTENSIONS_PER_PACKET]))
         return loaded[rest:]
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)
         self._runner.work(service)
 
+    def _run_exit_functions(self) -> None:
+        closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
+        try:
+            closing.start()
+        except RuntimeError:
+            self._log.error("no thread is left to call the app's exit functions; they are not called")
+        else:
+            closing.join(_EXIT_FUNCTIONS_S)
+
+    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
+        """Be one of the instance's own threads, whose end by a fault is told."""
+        try:
+            function(*args)
+        except BaseException as exc:  # also what an app raises in a thread that is not its own
+            self._tell_broken(exc)
+
+    def _tell_broken(self, exc: BaseException) -> None:
+        """Say that the calling thread, which is one of ours, ends by a fault: the instance cannot do all of its work any more."""
+        self._control_row.words[INTERNAL_ERRORS] += 1
+        name = threading.current_thread().name
+        self._control.report(messages.Broken(thread=name, error=_one_line(exc)[:1000], traceback=_traceback()))
+
     def _make_service(self) -> Service:
-        order = self._order
-        routes = [Route(*route) for route in order["routes"]]
-        apps = [self._load_app(member) for member in order["members"]]
-        if order["hooks"]:
+        order, serving = self._order, self._order.serving
+        apps = [self._load_app(member) for member in order.members]
+        if order.hooks:
             self._is_in_hook = True
             self._load_hooks()
             self._is_in_hook = False
-        gateways = {member["mount"]: self._make_gateway(member, app, routes) for member, app in zip(order["members"], apps, strict=True)}
-        for member in order["members"]:
-            self._warm_up(gateways[member["mount"]], member["warmup"])
-        peeker = Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
+        gateways = {member.mount: self._make_gateway(member, app) for member, app in zip(order.members, apps, strict=True)}
+        for member in order.members:
+            self._warm_up(gateways[member.mount], member.warmup)
+        peeker = Peeker(Router(serving.routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
         service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
-        self._admission = Admission(self._runner, service, order["queue"], order["queue_timeout_s"])
-        if order["isolation"] == "shared-gil" and order["request_timeout_s"]:
+        self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
+        if order.isolation == "shared-gil" and serving.request_timeout_s:
             deadlines.load_ctypes()
         self._watcher = Watcher(
             service.jobs,
-            order["request_timeout_s"],
+            serving.request_timeout_s,
             self._log,
-            lambda stack: self._control.report("stuck", stack=stack[-_MAX_TRACEBACK_CHARS:]),
-            order["can_see_stacks"],
+            lambda stack: self._control.report(messages.Stuck(stack=stack[-_MAX_TRACEBACK_CHARS:])),
+            order.host.can_see_stacks,
             self._control_rows,
-            Patience(order["body_timeout_s"], order["send_timeout_s"], order["min_rate"]),
-            slow_s=order["slow_request_s"],
+            Patience(serving.body_timeout_s, serving.send_timeout_s, serving.min_rate),
+            slow_s=serving.slow_request_s,
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
@@ -299,32 +348,32 @@ class Instance:
         service.last = self._is_last
         return service
 
-    def _load_app(self, member: dict[str, Any]) -> Application:
-        words = self._control_rows[member["mount"]].words
+    def _load_app(self, member: Member) -> Application:
+        words = self._control_rows[member.mount].words
         words[LOADING] = 1  # if that ends the process, the master knows whose doing it was
         try:
-            return load(member["app"], member["mount"])
+            return load(member.app, member.mount)
         except BaseException:
-            if len(self._order["members"]) > 1:
-                self._whose = f" (the app of {member['pattern']})"
+            if len(self._order.members) > 1:
+                self._whose = f" (the app of {member.pattern})"
             raise
         finally:
             words[LOADING] = 0
 
-    def _make_gateway(self, member: dict[str, Any], app: Application, routes: list[Route]) -> Gateway:
+    def _make_gateway(self, member: Member, app: Application) -> Gateway:
         order = self._order
-        extra = {
+        extra: dict[str, Any] = {
             "wsgi.errors": self._errors,
-            "wsgi.multithread": order["threads"] > 1,
-            "wsgi.multiprocess": order["multiprocess"],
-            "isowsgi.mount": member["pattern"],
-            "isowsgi.generation": order["generation"],
-            "isowsgi.isolation": order["isolation"],
+            "wsgi.multithread": order.serving.threads > 1,
+            "wsgi.multiprocess": order.serving.multiprocess,
+            "isowsgi.mount": member.pattern,
+            "isowsgi.generation": order.generation,
+            "isowsgi.isolation": order.isolation,
         }
-        if order["status"] is not None:
-            extra["isowsgi.status"] = {**order["status"], "board": self._fds["board"]}
-        prefix = next(route.prefix for route in routes if route.mount == member["mount"])
-        parts = (member["mount"], app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
+        if (status := order.status) is not None:
+            extra["isowsgi.status"] = {"host": status.host, "allow": status.allow, "hosts": status.hosts, "board": self._fds.board}
+        prefix = next(route.prefix for route in order.serving.routes if route.mount == member.mount)
+        parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._tell_exception)
         if self._hooks is None or not self._hooks.for_requests:
             return Gateway(*parts)
         from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks
@@ -339,8 +388,8 @@ class Instance:
         from isowsgi.inside.hooks import Hooks
 
         order = self._order
-        info = {name: order[name] for name in ("generation", "isolation", "threads")} | {"mount": order["name"]}
-        hooks = Hooks(order["hooks"], info, self._log)
+        info = {"generation": order.generation, "isolation": order.isolation, "threads": order.serving.threads, "mount": order.name}
+        hooks = Hooks(order.hooks, info, self._log)
         hooks.boot()
         self._hooks = hooks  # whichever comes last, this or the order to drain, finds the other
         if self._is_draining:
@@ -349,17 +398,17 @@ class Instance:
     def _warm_up(self, gateway: Gateway, path: str | None) -> None:
         if path is None:
             return
-        listeners = self._order["listeners"]
+        listeners = self._order.serving.listeners
         status = gateway.warm_up(path, tuple(listeners[0]) if listeners else None)
         if not "100" <= status[:3] < "500":
             raise WarmUpError(f"the warm-up request {path!r} was answered {status!r}")
 
     def _make_exchange(self) -> Exchange:
         fds = self._fds
-        if "mail" in fds:
-            return Mail(socket.socket(fileno=os.dup(fds["mail"])))
-        returns, lingering = (Port.open(fds[name], self._order["arm_returns"]) for name in ("returns", "lingering"))
-        return SameProcess(returns, lingering, self._board.row(0).words, lambda: os.eventfd_write(fds["capacity"], 1))
+        if fds.mail >= 0:
+            return Mail(socket.socket(fileno=os.dup(fds.mail)))
+        returns, lingering = (Port.open(fd, self._order.serving.arm_returns) for fd in (fds.returns, fds.lingering))
+        return SameProcess(returns, lingering, self._board.row(0).words, lambda: os.eventfd_write(fds.capacity, 1))
 
     def _look_after(self, now: float) -> bool:
         """Do what is due on the control thread; see `control.Duty`."""
@@ -377,12 +426,12 @@ class Instance:
             changed = self._files.changed(now)
             if changed is not None:
                 self._files = None  # once is enough: the next generation has a watch of its own
-                self._control.report("changed", file=changed)
+                self._control.report(messages.Changed(file=changed))
         return is_busy or self._files is not None
 
     # Orders, on the control thread. The runner's baton may be held by a thread inside a request, so they only leave a note and poke.
 
-    def _drain(self, order: dict[str, Any]) -> None:
+    def _drain(self) -> None:
         self._is_draining = True
         if self._hooks is not None:
             self._hooks.drain()
@@ -390,19 +439,19 @@ class Instance:
             self._service.draining = True
             self._poke()
 
-    def _last(self, order: dict[str, Any]) -> None:
+    def _last(self) -> None:
         self._is_last = True
         if self._service is not None:
             self._service.last = True
-        self._drain(order)
+        self._drain()
 
-    def _tell_stacks(self, order: dict[str, Any]) -> None:
+    def _tell_stacks(self, ask: int) -> None:
         """Say where all threads are, also while the app is being loaded."""
         jobs = self._service.jobs if self._service is not None else []
-        text = stacks(jobs, self._order["can_see_stacks"])
+        text = stacks(jobs, self._order.host.can_see_stacks)
         while True:
             part, text = text[:_MAX_TRACEBACK_CHARS], text[_MAX_TRACEBACK_CHARS:]
-            self._control.report("stacks", ask=order["ask"], text=part, is_last=not text)
+            self._control.report(messages.Stacks(ask=ask, text=part, is_last=not text))
             if not text:
                 return
 
@@ -412,18 +461,18 @@ class Instance:
         if now < self._next_exception:
             return
         self._next_exception = now + _EXCEPTION_PAUSE_S
-        self._control.report_if_room("exception", request=request[:500], error=_one_line(exc)[:1000], traceback=_traceback()[-8192:])
+        self._control.report_if_room(messages.Raised(request=request[:500], error=_one_line(exc)[:1000], traceback=_traceback()[-8192:]))
 
-    def _stop(self, order: dict[str, Any]) -> None:
+    def _stop(self) -> None:
         self._runner.stopping = True
         self._poke()
 
     def _lose_worker(self) -> None:
-        if self._order["isolation"] == "process":
+        if self._order.isolation == "process":
             end_process(1)
 
     def _poke(self) -> None:
-        os.eventfd_write(self._fds["poke"], 1)
+        os.eventfd_write(self._fds.poke, 1)
 
 
 def end_process(status: int) -> None:
@@ -431,15 +480,15 @@ def end_process(status: int) -> None:
     os._exit(status)
 
 
-def load(app: dict[str, str], mount: int) -> Application:
+def load(app: App, mount: int) -> Application:
     """Import an app as gunicorn's `import_app` does, or run a script as mod_wsgi does and take its callable.
 
     Args:
-        app: kind "module" with a dotted name as target, or "script" with a path; and the attribute or factory call.
+        app: of kind "module" with a dotted name as target, or "script" with a path; and the attribute or factory call.
         mount: the mount's number; scripts of one interpreter are modules of different names.
     """
-    target = app["target"]
-    if app["kind"] == "script":
+    target = app.target
+    if app.kind == "script":
         name = _SCRIPT_MODULE if _SCRIPT_MODULE not in sys.modules else f"{_SCRIPT_MODULE}_{mount}"
         loader = SourceFileLoader(name, target)
         spec = importlib.util.spec_from_file_location(name, target, loader=loader)
@@ -448,7 +497,7 @@ def load(app: dict[str, str], mount: int) -> Application:
         sys.modules[name] = module
         loader.exec_module(module)
         target = name
-    loaded: Application = util.import_app(f"{target}:{app['call']}")
+    loaded: Application = util.import_app(f"{target}:{app.call}")
     return loaded
 
 

@@ -30,17 +30,21 @@ class PinnedFinder:
         return find_in(name, [folder]) if folder else None
 
 
-order = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper
+facts = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper
 del BOOT  # noqa: F821
-for blocked in order["blocked_modules"]:
+for blocked in facts["host"]["blocked_modules"]:
     sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
-sys.meta_path.insert(0, PinnedFinder(order["packages"]))
-if order["pause_s"]:
+sys.meta_path.insert(0, PinnedFinder(facts["host"]["packages"]))
+if facts["loading"]["pause_s"]:
     from isowsgi.inside import pace
 
-    pace.slow_down(order["pause_s"])
+    pace.slow_down(facts["loading"]["pause_s"])
 
-if order["isolation"] == "process":
+from isowsgi.shared import messages  # noqa: E402 # only now it is found
+
+order = messages.read_boot_order(facts)
+del facts
+if order.isolation == "process":
     from isowsgi.inside import child
 
     child.run(order)

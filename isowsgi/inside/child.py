@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from isowsgi.inside import boot
+from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -22,23 +23,24 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
 
 
-def run(order: dict[str, Any]) -> None:
+def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
     for name in _WORKERS_SIGNALS:
         # A handler and not SIG_IGN, which the app's own child processes would inherit.
         signal.signal(getattr(signal, name), _leave_to_worker)
-    _die_with(order["worker_pid"])
+    _die_with(order.worker_pid)
     # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
     connections = select.epoll()
-    order["fds"] |= {
-        "connections": connections.fileno(),
-        "poke": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
-        "rouse": os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
-    }
-    for fd in (*order["fds"].values(), *order["log_files"].values()):
+    assert order.fds is not None, "the worker passes some on"
+    for fd in (*order.fds.known(), *order.log_files.values()):
         os.set_inheritable(fd, False)  # they came through exec, but are not for the app's child processes
-    boot.run(order)
+    fds = order.fds.replace(
+        connections=connections.fileno(),
+        poke=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+        rouse=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+    )
+    boot.run(order.replace(fds=fds))
     logging.shutdown()
     # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
     boot.end_process(0)

@@ -5,7 +5,7 @@ It runs no app code and takes no lock that app code may hold, so it answers also
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import select
 import socket
@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from isowsgi.inside.runner import Runner
+from isowsgi.shared import messages
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.messages import Report
 
 # A request that lasts two ticks loses the baton. Go's sysmon retakes after 20 us to 10 ms; a tick costs the runner a switch of the GIL.
 _TICK_MS = 2
@@ -46,12 +49,14 @@ class Control:
     """Runs in a thread of its own from before the app is loaded until the instance is closed.
 
     Args:
-        channel: the supervisor's seqpacket socket; one JSON object per packet, either way.
+        channel: the supervisor's seqpacket socket; one message a packet, either way, see `messages`.
         runner: whose monitor this is.
         rouse_fd: an eventfd that `rouse` writes to.
         needs_ticker: whether other interpreters starve without a thread that gives up the GIL again and again.
-        orders: what to do for each order, by its name; "lost" is for the end of the channel.
+        orders: what to do for each kind of order.
+        on_lost: called when the supervisor is gone.
         duty: see `Duty`; called some times a second while there is something to look after.
+        containment: ends what an order or the duty raises; neither may cost the instance this thread.
     """
 
     def __init__(
@@ -61,32 +66,36 @@ class Control:
         runner: Runner[Any],
         rouse_fd: int,
         needs_ticker: bool,
-        orders: dict[str, Callable[[dict[str, Any]], None]],
+        orders: dict[type, Callable[[Any], None]],
+        on_lost: Callable[[], None],
         duty: Duty,
+        containment: Containment,
     ) -> None:
         self._channel = channel
         self._runner = runner
         self._rouse_fd = rouse_fd
         self._needs_ticker = needs_ticker
         self._orders = orders
+        self._on_lost = on_lost
         self._duty = duty
+        self._containment = containment
         self._ended = False
 
-    def report(self, event: str, **facts: Any) -> None:
-        """Tell the supervisor; texts must be short enough for a packet."""
-        self._send(0, event, facts)
+    def report(self, report: Report) -> None:
+        """Tell the supervisor; from any thread."""
+        self._send(report, 0)
 
-    def report_if_room(self, event: str, **facts: Any) -> None:
+    def report_if_room(self, report: Report) -> None:
         """Tell the supervisor, unless it has so much to read yet that the caller would have to wait; from any thread."""
-        self._send(socket.MSG_DONTWAIT, event, facts)
+        self._send(report, socket.MSG_DONTWAIT)
 
-    def _send(self, flags: int, event: str, facts: dict[str, Any]) -> None:
-        # Not escaped: six or twelve bytes for a letter are too many for a long traceback. A surrogate stands for a byte of a file's name.
-        packet = json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    def _send(self, report: Report, flags: int) -> None:
         try:
-            self._channel.send(packet, flags)
-        except OSError:  # the worker is on its way out, or there is no room
-            return
+            self._channel.send(messages.encode(report), flags)
+        except OSError as exc:
+            if exc.errno == errno.EMSGSIZE:  # many extension modules with long names; without the report the mount would never serve
+                self._channel.send(messages.encode(messages.shortened(report)), flags)
+            # Else the worker is on its way out, or there is no room.
 
     def rouse(self) -> None:
         """Wake the monitor; called by the runner when a request begins while the monitor rests."""
@@ -112,11 +121,11 @@ class Control:
                     os.eventfd_read(self._rouse_fd)
                 elif not self._obey():
                     poller.unregister(self._channel)
-                    self._orders["lost"]({})
+                    self._on_lost()
             now = time.monotonic()
             if now >= next_look:
                 next_look = now + _LOOK_S
-                has_duty = self._duty(now)
+                has_duty = self._do_duty(now)
             if runner.resting:
                 seen = -1
             elif runner.served != seen:
@@ -127,7 +136,7 @@ class Control:
             else:
                 quiet_ticks += 1
                 if quiet_ticks > _TICKS_TO_REST:
-                    has_duty = self._duty(now)  # what the last requests left to be noted
+                    has_duty = self._do_duty(now)  # what the last requests left to be noted
                     self._rest()
 
     def _tick(self, has_duty: bool) -> float | None:
@@ -151,6 +160,16 @@ class Control:
         except OSError:
             return False
         if packet:
-            order = json.loads(packet)
-            self._orders[order["do"]](order)
+            self._containment.call("an order", self._carry_out, packet)
         return bool(packet)
+
+    def _carry_out(self, packet: bytes) -> None:
+        order = messages.decode_order(packet)
+        self._orders[type(order)](order)
+
+    def _do_duty(self, now: float) -> bool:
+        try:
+            return self._duty(now)
+        except Exception:
+            self._containment.failed("the control thread's look at its instance")
+            return True

@@ -24,6 +24,7 @@ from gunicorn.http.errors import ParseException
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
+from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import INCOMPLETE, Look, Peeker, Refused, peek
 from isowsgi.shared.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
@@ -52,7 +53,6 @@ class Service:
     """Serves the connections handed over to this instance; `poll` and `serve` are the runner's.
 
     Args:
-        order: the boot order, see `bootorder`.
         gateways: call the apps, by their mounts' numbers.
         peeker: knows which requests are whose.
         board: the worker's scoreboard; `first_row` and the following are this instance's, one for each thread.
@@ -61,33 +61,35 @@ class Service:
 
     def __init__(
         self,
-        order: dict[str, Any],
+        order: BootOrder,
         gateways: Mapping[int, Gateway],
         log: Any,
         peeker: Peeker,
         board: Scoreboard,
         exchange: Exchange,
     ) -> None:
-        self._keepalive_s = order["keepalive_s"]
-        self._receive_limit = _timeval(order["body_timeout_s"])
-        self._send_limit = _timeval(_SEND_MARGIN * order["send_timeout_s"])
-        self._listeners = [tuple(address) for address in order["listeners"]]
+        serving, fds = order.serving, order.fds
+        assert fds is not None, "whoever makes the instance gives it descriptors"
+        self._keepalive_s = serving.keepalive_s
+        self._receive_limit = _timeval(serving.body_timeout_s)
+        self._send_limit = _timeval(_SEND_MARGIN * serving.send_timeout_s)
+        self._listeners = [tuple(address) for address in serving.listeners]
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._gateways = gateways
         self._first_gateway = next(iter(gateways.values()))
         self._log = log
         self._peeker = peeker
-        self._epoll = select.epoll.fromfd(os.dup(order["fds"]["connections"]))
+        self._epoll = select.epoll.fromfd(os.dup(fds.connections))
         self._exchange = exchange
-        self._origins = Origins(order["fds"]["origins"]) if "origins" in order["fds"] else None
+        self._origins = Origins(fds.origins) if fds.origins >= 0 else None
         self._acceptor_words = board.row(0).words
-        first, mounts = order["first_row"], list(gateways)
-        self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(order["threads"])]
+        first, mounts = order.place.first_row, list(gateways)
+        self.jobs = [Job(number, board.thread_rows(first, mounts, number)) for number in range(serving.threads)]
         self._own = threading.local()
         self._connections: dict[int, Connection] = {}
         self._returned: deque[Connection] = deque()
         self._next_sweep = 0.0
-        self._poke = order["fds"]["poke"]
+        self._poke = fds.poke
         self._mail_fd = exchange.mail_fd
         self._calls = frozenset((self._poke, self._mail_fd))  # what is no connection
         self._epoll.register(self._poke, select.EPOLLIN)

@@ -1,4 +1,4 @@
-"""The boot order: all that an instance is told of its app and its place, as values that JSON can carry."""
+"""Writes boot orders: all that an instance is told of its app and its place."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import attrs
 import gunicorn
 
 import isowsgi
-from isowsgi.configuration import HOOKS, App, Mount
-from isowsgi.shared import interpreters
+from isowsgi.configuration import HOOKS, App, Mount, Status
+from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
+from isowsgi.shared.interpreters import MAIN, PROCESS
+from isowsgi.shared.messages import BootOrder, Environment, Host, Loading, Member, Place, Serving, StatusPage
 from isowsgi.shared.routing import Router
 
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
@@ -24,18 +25,17 @@ DEFAULT_THREADS = 4
 _MOST_PAUSE_S = 5.0
 
 
-class Orders:
+class BootOrders:
     """Writes the boot orders of one worker.
 
     Args:
         router: over all mounts, numbered by their place in the config file.
-        settings: gunicorn's settings as `settings.snapshot` made them, for the inside.
+        settings: gunicorn's settings as `gunicorn_settings.snapshot` made them, for the inside.
         cfg: gunicorn's own settings.
         listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.
         region: the worker's on the scoreboard.
-        status: what the status page is told of who may see it, see `configuration.Status`.
-        origins_fd: of the table that says where connections come from; None: their sockets do.
+        status: who may see the status page.
         log_files: descriptors of gunicorn's log files by path, see `logfiles`.
     """
 
@@ -44,96 +44,76 @@ class Orders:
         router: Router,
         settings: Mapping[str, Any],
         cfg: Any,
-        listeners: list[Any],
+        listeners: Sequence[Any],
         report_files: bool,
         region: int = 0,
-        status: Mapping[str, Any] | None = None,
-        origins_fd: int | None = None,
+        status: Status | None = None,
         log_files: Mapping[str, int] | None = None,
     ) -> None:
         self._router = router
+        self._settings = dict(settings)
         self._cfg = cfg
+        self._listeners = [list(address) for address in listeners]
+        self._report_files = report_files
+        self._region = region
+        self._status = status or Status()
+        self._host_site = _host_site()
+        self._packages = _packages()
         self._gunicorns_path = _gunicorns_path(cfg)
-        self._status = status or {}
-        self.shared_fds = {} if origins_fd is None else {"origins": origins_fd}
-        self._common: dict[str, Any] = {
-            "settings": settings,
-            "keepalive_s": cfg.keepalive,
-            "listeners": listeners,
-            "report_files": report_files,
-            "host_site": _host_site(),
-            "chdir": cfg.chdir,
-            "log_files": dict(log_files or {}),
-            "start_folder": _start_folder(),
-            "packages": _packages(),
-            "max_int_digits": sys.get_int_max_str_digits(),
-            "arm_returns": ARM_RETURN,
-            "region": region,
-        }
+        self._log_files = dict(log_files or {})
+        self._start_folder = _start_folder()
 
     def write(
         self,
-        members: Sequence[tuple[int, Mount]],
+        members: Sequence[Mount],
         isolation: str,
         slot: int,
         generation: int,
         first_row: int,
         extensions: Mapping[str, Sequence[int]] | None = None,
         is_replacement: bool = False,
-    ) -> dict[str, Any]:
-        """Return the order for one instance.
+    ) -> BootOrder:
+        """Return the order for one instance, without descriptors.
 
         Args:
-            members: the mounts that it serves, with their numbers; all but one's own app and warm-up is the same for all.
-            isolation: its home, one of `interpreters` or "process" or "main".
+            members: the mounts that it serves; all but one's own app and warm-up is the same for all.
+            isolation: one of `interpreters`.
             slot: which of the mount's `instances` it is.
             first_row: of its rows on the scoreboard.
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
             is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
         """
-        mount = members[0][1]
+        mount = members[0]
         letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
-        is_process = isolation == "process"
         paths = _resolved([*mount.pythonpath, *self._path_in_env(mount), *self._gunicorns_path], mount, members)
-        return {
-            **self._common,
-            "name": name_of(mount),
-            "tag": f"{name_of(mount)} #{generation}{letter}",
-            "members": [
-                {"mount": number, "pattern": member.pattern, "app": attrs.asdict(member.app) | {"target": target}, "warmup": member.warmup}
-                for (number, member), target in zip(members, paths.targets, strict=True)
+        return BootOrder(
+            release=isowsgi.__version__,
+            name=name_of(mount),
+            tag=f"{name_of(mount)} #{generation}{letter}",
+            generation=generation,
+            isolation=isolation,
+            members=[
+                Member(mount=member.number, pattern=member.pattern, app=_app(member.app, target), warmup=member.warmup)
+                for member, target in zip(members, paths.targets, strict=True)
             ],
-            "generation": generation,
-            "isolation": isolation,
-            "python": paths.python,
-            "threads": self.threads_of(mount),
-            "multiprocess": is_process or self._cfg.workers > 1 or mount.instances > 1,
-            "env": dict(mount.env),
-            "pythonpath": paths.pythonpath,
-            "venv": None if is_status(mount.app) else paths.venv,  # it needs the packages that came with isowsgi
-            "links": paths.links,
-            "routes": list(dict.fromkeys(route for number, _ in members for route in self._router.rivals(number))),
-            "first_row": first_row,
-            "extensions": extensions,
-            "pause_s": _pause_s(mount) if is_replacement else 0.0,
-            "watch": mount.watch,
-            "request_timeout_s": mount.request_timeout,
-            "body_timeout_s": mount.body_timeout,
-            "send_timeout_s": mount.send_timeout,
-            "min_rate": mount.min_rate,
-            "log": mount.log,
-            "hooks": {name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
-            "slow_request_s": mount.slow_request,
-            "policy": dict(mount.policy),
-            "queue": mount.queue,
-            "queue_timeout_s": mount.queue_timeout,
-            # What an interpreter of some releases needs, and a process of its own does not.
-            "blocked_modules": [] if is_process or isolation == "main" else list(interpreters.BLOCKED_MODULES),
-            "needs_ticker": not is_process and interpreters.NEEDS_TICKER,
-            "can_see_stacks": is_process or interpreters.can_see_stacks(isolation),
+            host=self._host(paths.python, isolation),
+            environment=self._environment(mount, paths),
+            loading=Loading(
+                extensions=None if extensions is None else {path: list(stamp) for path, stamp in extensions.items()},
+                imports=[],
+                pause_s=_pause_s(mount) if is_replacement else 0.0,
+                watch=mount.watch,
+                report_files=self._report_files,
+            ),
+            serving=self._serving(members, isolation),
+            settings=self._settings,
+            log=mount.log,
+            log_files=self._log_files,
+            hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
-            "status": {**self._status, "host": mount.host} if is_status(mount.app) else None,
-        }
+            status=self._status_page(mount) if is_status(mount.app) else None,
+            place=Place(region=self._region, first_row=first_row),
+        )
 
     def _path_in_env(self, mount: Mount) -> list[str]:
         """Return the folders of a PYTHONPATH in a mount's `env`, as CPython takes them at its start: it is too late for that here."""
@@ -144,6 +124,55 @@ class Orders:
         if mount.threads is not None:
             return mount.threads
         return int(self._cfg.threads) if self._cfg.threads > 1 else DEFAULT_THREADS
+
+    def _host(self, python: str | None, isolation: str) -> Host:
+        is_process = isolation == PROCESS
+        return Host(
+            python=python,
+            packages=self._packages,
+            site=self._host_site,
+            # What an interpreter of some releases needs, and a process does not.
+            blocked_modules=[] if isolation in (PROCESS, MAIN) else list(interpreters.BLOCKED_MODULES),
+            needs_ticker=not is_process and interpreters.NEEDS_TICKER,
+            can_see_stacks=is_process or interpreters.can_see_stacks(isolation),
+            max_int_digits=sys.get_int_max_str_digits(),
+        )
+
+    def _environment(self, mount: Mount, paths: _Paths) -> Environment:
+        return Environment(
+            env=dict(mount.env),
+            pythonpath=paths.pythonpath,
+            venv=None if is_status(mount.app) else paths.venv,  # it needs the packages that came with isowsgi
+            links=paths.links,
+            chdir=self._cfg.chdir,
+            start_folder=self._start_folder,
+            policy=dict(mount.policy),
+        )
+
+    def _serving(self, members: Sequence[Mount], isolation: str) -> Serving:
+        mount = members[0]
+        return Serving(
+            threads=self.threads_of(mount),
+            multiprocess=isolation == PROCESS or self._cfg.workers > 1 or mount.instances > 1,
+            routes=list(dict.fromkeys(route for member in members for route in self._router.rivals(member.number))),
+            listeners=self._listeners,
+            arm_returns=ARM_RETURN,
+            keepalive_s=self._cfg.keepalive,
+            request_timeout_s=mount.request_timeout,
+            body_timeout_s=mount.body_timeout,
+            send_timeout_s=mount.send_timeout,
+            min_rate=mount.min_rate,
+            slow_request_s=mount.slow_request,
+            queue=mount.queue,
+            queue_timeout_s=mount.queue_timeout,
+        )
+
+    def _status_page(self, mount: Mount) -> StatusPage:
+        return StatusPage(host=mount.host, allow=list(self._status.allow), hosts=list(self._status.hosts))
+
+
+def _app(app: App, target: str) -> messages.App:
+    return messages.App(kind=app.kind, target=target, call=app.call)
 
 
 def _pause_s(mount: Mount) -> float:
@@ -175,9 +204,9 @@ class _Paths(NamedTuple):
 _MOST_LOOKS = 5
 
 
-def _resolved(pythonpath: list[str], mount: Mount, members: Sequence[tuple[int, Mount]]) -> _Paths:
+def _resolved(pythonpath: list[str], mount: Mount, members: Sequence[Mount]) -> _Paths:
     """Follow all links in the paths of a mount, all at one time: a release that is switched meanwhile must not be mixed with the next."""
-    scripts = [member.app.target for _, member in members if member.app.kind == "script"]
+    scripts = [member.app.target for member in members if member.app.kind == "script"]
     bin_folder = [] if mount.python is None else [os.path.dirname(mount.python)]  # not the Python itself, which a venv has as a link
     written = [*pythonpath, *([] if mount.venv is None else [mount.venv]), *bin_folder, *scripts]
     found: dict[str, str] = {}
@@ -189,7 +218,7 @@ def _resolved(pythonpath: list[str], mount: Mount, members: Sequence[tuple[int, 
         pythonpath=[found[path] for path in pythonpath],
         venv=None if mount.venv is None else found[mount.venv],
         python=None if mount.python is None else os.path.join(found[bin_folder[0]], os.path.basename(mount.python)),
-        targets=[member.app.target if member.app.kind == "module" else found[member.app.target] for _, member in members],
+        targets=[member.app.target if member.app.kind == "module" else found[member.app.target] for member in members],
         links={path: real for path, real in found.items() if path != real},
     )
 

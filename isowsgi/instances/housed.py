@@ -1,16 +1,18 @@
-"""What the worker's side of an instance is in every home: its state, its rows on the scoreboard, orders to it and reports from it."""
+"""The worker's side of an instance, whatever its isolation: its state, its rows on the scoreboard, orders to it and reports from it."""
 
 from __future__ import annotations
 
 import abc
-import json
+import contextlib
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from typing import Any
 
 from isowsgi.instances.lifecycle import Event, State, step
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import dup_of
+from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Row, Scoreboard
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
@@ -21,43 +23,59 @@ class HousedInstance(abc.ABC):
     """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
 
     Args:
-        order: the boot order; the home adds the descriptors to it.
+        order: the boot order, without the descriptors.
         board: the worker's scoreboard, with this instance's rows as the order has them.
+
+    Raises:
+        OSError: no descriptor is left.
     """
 
-    can_be_killed = False  # whether a thread that does not end can be ended with its home
+    can_be_killed = False  # whether a thread that does not end can be ended with its process
 
-    def __init__(self, order: Mapping[str, Any], board: Scoreboard) -> None:
+    def __init__(self, order: BootOrder, board: Scoreboard) -> None:
         self.state = State.BOOTING
-        self.tag: str = order["tag"]
-        self.generation: int = order["generation"]
+        self.tag = order.tag
+        self.generation = order.generation
         self.is_loaded = False  # whether its app ever was
         self.boot_s = 0.0
         self.error = ""  # one line, once FAILED
         self.traceback = ""
         self.extensions: list[tuple[str, str]] = []  # name and path of each that was loaded until then
         self.refused: list[tuple[str, str, str]] = []  # name, path and error of each that refused until then
-        self.unknown_extension: str | None = None  # the file that `order["extensions"]` did not have, so the boot was stopped
-        self.failed_in_hook = False  # no fault of the app or its home
-        self.how_it_ended = ""  # if its home ended although nobody asked for it
+        self.unknown_extension: str | None = None  # the file that `order.loading.extensions` did not have, so the boot was stopped
+        self.failed_in_hook = False  # no fault of the app or its isolation
+        self.how_it_ended = ""  # if it ended unexpectedly
+        self.stuck_since = 0.0  # seconds since the epoch
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
         self.objects_at_boot = 0
-        self.isolation: str = order["isolation"]
-        self.first_row: int = order["first_row"]
-        mounts = self._mounts = [member["mount"] for member in order["members"]]
-        self.threads: int = order["threads"]
+        self.isolation = order.isolation
+        self.first_row = order.place.first_row
+        mounts = self._mounts = [member.mount for member in order.members]
+        self.threads = order.serving.threads
         self.rows: int = len(mounts) * (1 + self.threads)
         self._control_words = board.row(self.first_row).words
         self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
         self._board = board
         self._requests_before = {mount: self._counted(mount) for mount in mounts}
-        self._channel, self._inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._effects: dict[type, Callable[[Any], None]] = {
+            messages.Ready: self._on_ready,
+            messages.Failed: self._on_failed,
+            messages.Extensions: lambda report: self.extensions.extend(report.extensions),
+            messages.Measured: self._on_measured,
+            messages.Closed: lambda report: self._on_ended(report.threads),
+        }
+        self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by whoever outlives the other side
+        self._channel, self._inner = (self._owned.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self._channel.setblocking(False)
 
     @abc.abstractmethod
     def start(self) -> None:
-        """Make its home and load the app there, in the background."""
+        """Load the app, in the background.
+
+        Raises:
+            RuntimeError, MemoryError: no thread can be started; `discard` it.
+        """
 
     @abc.abstractmethod
     def give(self, fd: int) -> None:
@@ -69,45 +87,52 @@ class HousedInstance(abc.ABC):
 
     @abc.abstractmethod
     def dispose(self, destroy: bool) -> None:
-        """Close what this side has, after the report "closed".
+        """Close what this side has, after the report that it has ended.
 
         Args:
             destroy: whether to end an interpreter too; without effect while a thread of the app's is left in it.
         """
 
+    def discard(self) -> None:
+        """Close everything; for an instance that could not be started, so that nobody is on the other side."""
+        self._owned.close()
+
     def fileno(self) -> int:
-        """Return the descriptor that is readable when `read_reports` has something to read."""
+        """Return the descriptor that is readable when `read` has something to read."""
         return self._channel.fileno()
 
-    def read_reports(self) -> list[dict[str, Any]]:
-        """Take in what the instance said since the last call; its state changes accordingly.
+    def read(self) -> Report | None:
+        """Take in the next report; the state changes accordingly.
 
         Returns:
-            the reports, for whoever logs them: "ready", "failed", "extensions", "refused", "files", "closed".
+            the report, or None if there is none now.
+
+        Raises:
+            MessageError: it said what is no report; `give_up` on it.
+            LifecycleError: the report does not fit the state; the same.
         """
-        reports: list[dict[str, Any]] = []
-        while True:
-            try:
-                packet = self._channel.recv(256 * 1024)
-            except BlockingIOError:
-                return reports
-            report = json.loads(packet)
-            self._take_in(report)
-            reports.append(report)
+        try:
+            report = messages.decode_report(self._channel.recv(messages.MAX_PACKET_BYTES + 1))
+        except BlockingIOError:
+            return None
+        effect = self._effects.get(type(report))
+        if effect is not None:
+            effect(report)
+        return report
 
     def drain(self) -> None:
         """Let requests in flight end, and have every idle connection given back to the acceptor."""
         self._move(Event.DRAIN)
-        self._say("drain")
+        self._say(messages.Drain())
 
     def finish(self) -> None:
         """As `drain`, and say `Connection: close` in every response from now on: the worker is stopping."""
         self._move(Event.DRAIN)
-        self._say("last")
+        self._say(messages.Last())
 
     def stop(self) -> None:
         """End the serving threads once their requests are done, then run the app's exit functions."""
-        self._say("stop")
+        self._say(messages.Stop())
 
     def abandon(self) -> None:
         """Give up waiting for a thread that does not end."""
@@ -121,16 +146,20 @@ class HousedInstance(abc.ABC):
         """Note that a thread does not come out of its request."""
         self._move(Event.THREAD_STUCK)
 
+    def give_up(self) -> None:
+        """Stop believing it: it said what it cannot say, or a thread of isowsgi's in it has died."""
+        self._move(Event.BROKEN)
+
     def reopen_logs(self) -> None:
-        self._say("reopen")
+        self._say(messages.Reopen())
 
     def ask_stacks(self, ask: int) -> None:
-        """Ask for its threads' stacks: one or more reports "stacks" with this number."""
-        self._say("stacks", ask=ask)
+        """Ask for its threads' stacks: one or more reports `Stacks` with this number."""
+        self._say(messages.TellStacks(ask=ask))
 
     def measure(self) -> None:
-        """Ask for the report "measured"."""
-        self._say("measure")
+        """Ask for the report `Measured`."""
+        self._say(messages.Measure())
 
     def requests(self, mount: int | None = None) -> int:
         """Return how many requests it has begun to serve.
@@ -157,7 +186,7 @@ class HousedInstance(abc.ABC):
         return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def kill(self) -> None:
-        """End its home at once; only where `can_be_killed`."""
+        """End its process at once; only where `can_be_killed`."""
         raise AssertionError(f"{self.tag}: threads of an interpreter cannot be killed")
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
@@ -202,43 +231,47 @@ class HousedInstance(abc.ABC):
         """Answer those who wait for a thread in there, if they can be reached."""
         return
 
-    def _say(self, order: str, **facts: int) -> None:
+    def _say(self, order: Order) -> None:
         try:
-            self._channel.send(json.dumps({"do": order, **facts}).encode())
-        except OSError:  # it ended by itself
+            self._channel.send(messages.encode(order))
+        except OSError:  # it ended by itself, or it has read none of a thousand orders
             return
 
-    def _take_in(self, report: Mapping[str, Any]) -> None:
-        if report["event"] in ("ready", "failed", "extensions"):
-            self.extensions += [(name, path) for name, path in report.get("extensions", ())]
-            self.refused = [(name, path, error) for name, path, error in report.get("refused", ())]
-            self.unknown_extension = report.get("unknown_extension")
-        if report["event"] == "ready":
-            self.is_loaded, self.boot_s, self.objects_at_boot = True, report["boot_s"], report["objects"]
-            self._move(Event.READY)
-        elif report["event"] == "failed":
-            self.error, self.traceback = report["error"], report["traceback"]
-            self.failed_in_hook = report.get("is_in_hook", False)
-            if not self.is_loaded:  # else it broke off later, and "closed" follows
-                self._move(Event.BOOT_FAILED)
-        elif report["event"] == "measured":
-            self.objects = report["objects"]
-        elif report["event"] == "closed":
-            self.threads_left = report["threads"]
-            if self.state is State.BOOTING:
-                self.error = self.error or "the interpreter ended before the app was loaded"
-                self._move(Event.BOOT_FAILED)
-            elif self.state is not State.CLOSED:
-                self._move(Event.ENDED)
+    def _on_ready(self, report: messages.Ready) -> None:
+        self._move(Event.READY)
+        self.is_loaded, self.boot_s, self.objects_at_boot = True, report.boot_s, report.objects
+        self.extensions += report.extensions
+        self.refused = report.refused
+
+    def _on_failed(self, report: messages.Failed) -> None:
+        if not self.is_loaded:  # else it failed later, and its end follows
+            self._move(Event.BOOT_FAILED)
+        self.error, self.traceback = report.error, report.traceback
+        self.failed_in_hook = report.is_in_hook
+        self.extensions += report.extensions
+        self.refused, self.unknown_extension = report.refused, report.unknown_extension
+
+    def _on_measured(self, report: messages.Measured) -> None:
+        self.objects = report.objects
+
+    def _on_ended(self, threads_left: int) -> None:
+        self.threads_left = threads_left
+        if self.state is State.BOOTING:
+            self.error = self.error or "the interpreter ended before the app was loaded"
+            self._move(Event.BOOT_FAILED)
+        elif self.state is not State.CLOSED:
+            self._move(Event.ENDED)
 
     def _move(self, event: Event) -> None:
-        self.state = step(self.state, event)
+        before, self.state = self.state, step(self.state, event)
+        if self.state is State.STUCK is not before:
+            self.stuck_since = round(time.time(), 3)
 
     def _counted(self, mount: int) -> int:
         return self._board.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))
 
-    def _report_from_keeper(self, event: str, **facts: Any) -> None:
-        self._inner.send(json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    def _report_from_keeper(self, report: Report) -> None:
+        self._inner.send(messages.encode(report))
 
 
 def cut(sock: socket.socket, answer: bytes) -> None:

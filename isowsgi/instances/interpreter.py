@@ -7,52 +7,48 @@ the interpreter, stays inside it in one call until it ends, and destroys it.
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 import queue
 import select
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 from isowsgi.instances.housed import NOT_SERVED, HousedInstance, cut
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_EDGE, Port, number_of
+from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.scoreboard import BUSY, Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 
 
-def boot_source(order: Mapping[str, Any]) -> str:
+def boot_source(order: BootOrder) -> str:
     """Return the first code to run in a new interpreter or child process."""
-    return f"BOOT = {json.dumps(order)!r}\n{_BOOTSTRAP}"
+    return f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{_BOOTSTRAP}"
 
 
 class InterpreterInstance(HousedInstance):
     """One live copy in an interpreter of its own.
 
     Args:
-        shared_fds: descriptors that all instances share: returns, lingering, capacity, board. They stay the caller's.
+        shared_fds: descriptors that all instances share, by their names in `messages.Descriptors`. They stay the caller's.
     """
 
-    def __init__(self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard) -> None:
+    def __init__(self, order: BootOrder, shared_fds: Mapping[str, int], board: Scoreboard) -> None:
         super().__init__(order, board)
-        self._epoll = select.epoll()
+        try:
+            self._epoll = self._owned.enter_context(select.epoll())
+            self._poke, self._rouse = (self._eventfd() for _ in range(2))
+        except OSError:
+            self.discard()
+            raise
         self._port = Port(self._epoll, ARM_EDGE)
-        self._poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._rouse = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._turned_away: set[int] = set()
         self._disposal: queue.SimpleQueue[bool] = queue.SimpleQueue()
         # All stay this side's; the inside works on duplicates where an object there would close them.
-        fds = {
-            **shared_fds,
-            "connections": self._epoll.fileno(),
-            "channel": self._inner.fileno(),
-            "poke": self._poke,
-            "rouse": self._rouse,
-        }
-        self._order = {**order, "fds": fds}
+        fds = Descriptors(**shared_fds, connections=self._epoll.fileno(), channel=self._inner.fileno(), poke=self._poke, rouse=self._rouse)
+        self._order = order.replace(fds=fds)
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
     def start(self) -> None:
@@ -96,15 +92,14 @@ class InterpreterInstance(HousedInstance):
                 interpreters.destroy(handle)
             except Exception:
                 return  # refused: somebody is still in there after all
-        self._close_all()
+        self._owned.close()
 
     def _report_failure(self, failure: str, threads_left: int) -> None:
         # Outside of the app's code, so nobody inside could say it.
-        self._report_from_keeper("failed", error=failure.strip().splitlines()[-1], traceback=failure[-32_768:])
-        self._report_from_keeper("closed", threads=threads_left)
+        self._report_from_keeper(messages.Failed(error=failure.strip().splitlines()[-1], traceback=failure[-32_768:]))
+        self._report_from_keeper(messages.Closed(threads=threads_left))
 
-    def _close_all(self) -> None:
-        for fd in (self._poke, self._rouse):
-            os.close(fd)
-        self._epoll.close()
-        self._inner.close()
+    def _eventfd(self) -> int:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._owned.callback(os.close, fd)
+        return fd

@@ -26,6 +26,7 @@ class Event(Enum):
     ENDED = "every serving thread has ended"
     DRAIN_TIMEOUT = "a thread did not end in time"
     THREAD_STUCK = "a thread did not come out of its request"
+    BROKEN = "it said what it cannot say, or a thread of isowsgi's own in it has died"
 
 
 class LifecycleError(Exception):
@@ -47,6 +48,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.DRAIN_TIMEOUT): State.STUCK,
     (State.DRAINING, Event.THREAD_STUCK): State.STUCK,
     (State.STUCK, Event.THREAD_STUCK): State.STUCK,  # another one
+    # What is broken is replaced, and told to end; until it does it counts as stuck.
+    (State.BOOTING, Event.BROKEN): State.STUCK,
+    (State.SERVING, Event.BROKEN): State.STUCK,
+    (State.DRAINING, Event.BROKEN): State.STUCK,
+    (State.STUCK, Event.BROKEN): State.STUCK,
     (State.STUCK, Event.DRAIN): State.STUCK,
     (State.STUCK, Event.ENDED): State.CLOSED,
     (State.STUCK, Event.READY): State.STUCK,  # a boot that outlived its deadline or its stop

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.scoreboard import Scoreboard
 
 
@@ -21,7 +22,7 @@ class MainInstance(InterpreterInstance):
         log: gunicorn's logger.
     """
 
-    def __init__(self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard, log: Any) -> None:
+    def __init__(self, order: BootOrder, shared_fds: Mapping[str, int], board: Scoreboard, log: Any) -> None:
         super().__init__(order, shared_fds, board)
         self._log = log
 
@@ -34,4 +35,4 @@ class MainInstance(InterpreterInstance):
         except Exception:
             self._report_failure(traceback.format_exc(), threads_left=1)
         if self._disposal.get():
-            self._close_all()
+            self._owned.close()

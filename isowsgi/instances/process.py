@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
+from isowsgi.shared import messages
 from isowsgi.shared.handover import LINGERING, RETURNED, Loans, dup_of, key_of, number_of
+from isowsgi.shared.messages import BootOrder, Descriptors, MessageError
 from isowsgi.shared.scoreboard import ANSWERED, BUSY, RESPONSES, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
@@ -55,23 +57,32 @@ class ProcessInstance(HousedInstance):
     can_be_killed = True
 
     def __init__(
-        self, order: Mapping[str, Any], shared_fds: Mapping[str, int], board: Scoreboard, owner: Owner, environ: Mapping[str, str]
+        self, order: BootOrder, shared_fds: Mapping[str, int], board: Scoreboard, owner: Owner, environ: Mapping[str, str]
     ) -> None:
         super().__init__(order, board)
         self._owner = owner
-        self._python: str = order["python"] or sys.executable
+        self._python: str = order.host.python or sys.executable
         # Of the host's Python; another one would look for its standard library there.
-        self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not order["python"]}
-        self._mail, self._inner_mail = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._mail.setblocking(False)
+        self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not order.host.python}
+        try:
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._mail, self._inner_mail = (self._owned.enter_context(end) for end in pair)
+            self._mail.setblocking(False)
+            owner.watch(self._mail.fileno(), self._read_mail)
+            self._owned.callback(owner.unwatch, self._mail.fileno())
+        except OSError:
+            self.discard()
+            raise
         self._loans = Loans(self._mail, self._want_to_send)
-        fds = {**shared_fds, "channel": self._inner.fileno(), "mail": self._inner_mail.fileno()}
-        self._order = {**order, "fds": fds, "worker_pid": os.getpid()}
+        fds = Descriptors(**shared_fds, channel=self._inner.fileno(), mail=self._inner_mail.fileno())
+        self._order = order.replace(fds=fds, worker_pid=os.getpid())
+        self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
+        self._effects[messages.Exited] = self._on_exited
         self._child: subprocess.Popen[bytes] | None = None
         self._is_killed = False
+        self._has_exited = False  # as its keeper knows
         self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
-        owner.watch(self._mail.fileno(), self._read_mail)
 
     @property
     def pid(self) -> int | None:
@@ -102,32 +113,28 @@ class ProcessInstance(HousedInstance):
         if self._child is not None:
             self._child.kill()
 
-    def read_reports(self) -> list[dict[str, Any]]:
-        reports = super().read_reports()
-        # That the inside has ended says nothing yet: the end of the process does, and brings the connections back.
-        return [report for report in reports if report["event"] != "closed" or "status" in report]
+    def give_up(self) -> None:
+        super().give_up()
+        self.kill()
 
     def dispose(self, destroy: bool) -> None:
-        self._owner.unwatch(self._mail.fileno())
         # Not left to the garbage collector, which has to find cycles first and in an idle worker seldom looks.
-        for sock in (self._mail, self._inner, self._channel):
-            sock.close()
-        # Only now, as the home knows of the end: a request that waits there would be handed to this instance again.
+        self.discard()
+        # Only now, as the deployment knows of the end: a request that waits there would be handed to this instance again.
         for fd in self._unserved:
             self._owner.take_back(fd)
 
-    def _take_in(self, report: Mapping[str, Any]) -> None:
-        if report["event"] == "closed":
-            if "status" not in report:
-                return
-            if not self._is_killed and (report["status"] or self.state in (State.BOOTING, State.SERVING)):
-                self.how_it_ended = _ended_by(report["status"])
-                if requests := self.requests_in_flight():
-                    self.how_it_ended += f" while it served {'; '.join(requests)}"
-            self._settle()
-            if self.state is State.BOOTING:
-                self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
-        super()._take_in(report)
+    def _on_exited(self, report: messages.Exited) -> None:
+        if not self._has_exited:
+            raise MessageError("a child says that it has ended, and runs")
+        if not self._is_killed and (report.status or self.state in (State.BOOTING, State.SERVING)):
+            self.how_it_ended = _ended_by(report.status)
+            if requests := self.requests_in_flight():
+                self.how_it_ended += f" while it served {'; '.join(requests)}"
+        self._settle()
+        if self.state is State.BOOTING:
+            self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
+        self._on_ended(threads_left=0)
 
     def _settle(self) -> None:
         """Take every connection of the dead child back; only those whose requests it was serving are lost."""
@@ -176,17 +183,18 @@ class ProcessInstance(HousedInstance):
                     [self._python, "-c", _START, "isowsgi", self.tag],  # the last two are for people who read `ps`
                     stdin=source,
                     env=self._environ,
-                    pass_fds=[*self._order["fds"].values(), *self._order["log_files"].values()],
+                    pass_fds=[*(self._order.fds.known() if self._order.fds else ()), *self._order.log_files.values()],
                 )
-        except (OSError, ValueError) as exc:
-            self._report_from_keeper("failed", error=f"cannot start {self._python!r}: {exc}", traceback="")
+        except Exception as exc:  # no memory, no descriptor, no such file
+            self._report_from_keeper(messages.Failed(error=f"cannot start {self._python!r}: {exc}", traceback=""))
             status = 0
         else:
             self._inner_mail.close()
             if self._is_killed:
                 self._child.kill()
             status = self._child.wait()
-        self._report_from_keeper("closed", threads=0, status=status)
+        self._has_exited = True
+        self._report_from_keeper(messages.Exited(status=status))
 
 
 def _ended_by(status: int) -> str:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation import sharing, trial
 from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import PROCESS
+from isowsgi.shared.messages import BootOrder
 
 # How many copies one process must hold for a home to do: an instance and the one that replaces it.
 COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}
@@ -43,7 +44,7 @@ Stamp = tuple[int, int]
 class Run(Protocol):
     """Runs one trial; `trial.run` is the real one."""
 
-    def __call__(self, order: Mapping[str, Any], isolation: str, *, copies: int, timeout_s: float) -> Outcome: ...
+    def __call__(self, order: BootOrder, isolation: str, *, copies: int, timeout_s: float) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,27 +69,27 @@ class Verdict:
     traceback: str = ""
 
 
-def homes_of(order: Mapping[str, Any]) -> tuple[str, ...]:
+def homes_of(order: BootOrder) -> tuple[str, ...]:
     """Return the homes that an app may have on this Python, the best first."""
-    if order.get("python"):
+    if order.host.python:
         return (PROCESS,)
     if interpreters.best_isolation() == interpreters.OWN_GIL:
         return (interpreters.OWN_GIL, interpreters.SHARED_GIL, PROCESS)
     return (interpreters.SHARED_GIL, PROCESS)
 
 
-def decide(order: Mapping[str, Any], *, timeout_s: float, run: Run = trial.run) -> Verdict:
+def decide(order: BootOrder, *, timeout_s: float, run: Run = trial.run) -> Verdict:
     """Find the best home for an app; blocks for as long as the trials take, one to three of them.
 
     Args:
-        order: a boot order as `bootorder.Orders` writes it; its warm-up request is part of each trial. Its isolation does not count.
+        order: a boot order as `BootOrders` writes it; its warm-up request is part of each trial. Its isolation does not count.
         timeout_s: how long the app may take to load.
         run: runs a trial.
     """
     return _Decision(order, timeout_s, run).make()
 
 
-def confirm(order: Mapping[str, Any], *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
+def confirm(order: BootOrder, *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
     """Find out whether an app loads in the home that it was given, where trying it in a worker would be a risk; blocks."""
     tried_in = PROCESS if isolation == interpreters.MAIN else isolation
     outcome = run(order, tried_in, copies=1, timeout_s=timeout_s)
@@ -99,14 +100,14 @@ def confirm(order: Mapping[str, Any], *, isolation: str, timeout_s: float, run: 
 
 
 class _Decision:
-    def __init__(self, order: Mapping[str, Any], timeout_s: float, run: Run) -> None:
+    def __init__(self, order: BootOrder, timeout_s: float, run: Run) -> None:
         self._order = order
         self._timeout_s = timeout_s
         self._run = run
         self._outcomes: dict[str, Outcome] = {}
 
     def make(self) -> Verdict:
-        reason = "it has a Python of its own" if self._order.get("python") else ""
+        reason = "it has a Python of its own" if self._order.host.python else ""
         second_best: Verdict | None = None
         for isolation in homes_of(self._order):
             outcome = self._try(isolation)
@@ -126,7 +127,7 @@ class _Decision:
         raise AssertionError("a process is always the last resort")
 
     def _home(self, isolation: str, reason: str) -> Verdict:
-        imports = tuple(self._order.get("imports", ()))
+        imports = tuple(self._order.loading.imports)
         return Verdict(isolation=isolation, reason=reason, extensions=self._stamps(), imports=imports)
 
     def _try(self, isolation: str) -> Outcome:

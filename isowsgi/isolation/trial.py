@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from isowsgi.isolation.sharing import Sharing, harmful
-from isowsgi.shared import interpreters, refusals
+from isowsgi.shared import interpreters, messages, refusals
 from isowsgi.shared.interpreters import PROCESS
+from isowsgi.shared.messages import BootOrder, Place
 
 # Set in the environment of an app that is only tried, so that it can leave its scheduler or its consumers off. Each trial has its own
 # value: processes that the app started and that left the trial's process group are known by it (as Jenkins knows those of a build).
@@ -102,11 +103,11 @@ class Outcome:
         return refusals.Failure(failure.kind, names[0], failure.line) if names else failure
 
 
-def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s: float) -> Outcome:
+def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) -> Outcome:
     """Load an app in a child process and wait for the end of it; call it from a thread that may wait.
 
     Args:
-        order: a boot order as `bootorder.Orders` writes it. Where it has a "python", that one runs the child of a "process" trial.
+        order: a boot order as `BootOrders` writes it. If it names a Python, that one runs the child of a "process" trial.
         isolation: "own-gil", "shared-gil" or "process".
         copies: how many to load in one process, one after the other, all of them staying alive. Interpreters are then ended and others
             loaded, as when mounts are replaced and when they sleep: an extension module may crash only then.
@@ -125,17 +126,18 @@ def run(order: Mapping[str, Any], isolation: str, *, copies: int = 1, timeout_s:
     return strict if strict.signal else outcome
 
 
-def _run(order: Mapping[str, Any], isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
-    executable = (order.get("python") if isolation == PROCESS else None) or sys.executable
+def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
+    executable = (order.host.python if isolation == PROCESS else None) or sys.executable
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
-    task = {"order": _trial_order(order, isolation, token), "copies": copies, "timeout_s": timeout_s}
+    what = messages.encode(_trial_order(order, isolation, token))
+    task = f'{{"copies": {copies}, "timeout_s": {timeout_s:g}, "order": '.encode() + what + b"}"
     lifeline, held = os.pipe()
     result_fd, result_end = os.pipe()
     output_fd, output_end = os.pipe()
     stdin = os.memfd_create("isowsgi-trial")
     try:
-        with open(stdin, "w", closefd=False) as file:
-            json.dump(task, file)
+        with open(stdin, "wb", closefd=False) as file:
+            file.write(task)
         os.lseek(stdin, 0, os.SEEK_SET)
         flags = [*subprocess._args_from_interpreter_flags(), "-P"] if executable == sys.executable else []  # type: ignore[attr-defined]
         try:
@@ -197,27 +199,31 @@ def _is_of_trial(pid: int, token: str) -> bool:
         return False
 
 
-def _trial_order(order: Mapping[str, Any], isolation: str, token: str) -> dict[str, Any]:
+def _trial_order(order: BootOrder, isolation: str, token: str) -> BootOrder:
     is_interpreter = isolation != PROCESS
-    return {
-        **order,
-        "settings": {**order["settings"], **_QUIET},
-        "isolation": isolation,
-        "env": {**order["env"], VARIABLE: token},
-        "tag": order["members"][0]["pattern"],
-        "report_files": False,
-        "watch": False,
-        "log": None,
-        "log_files": {},
-        "region": 0,  # of a scoreboard of its own
+    host, loading, around = order.host, order.loading, order.environment
+    return order.replace(
+        settings={**order.settings, **_QUIET},
+        isolation=isolation,
+        tag=order.members[0].pattern,
+        log=None,
+        log_files={},
+        environment=around.replace(env={**around.env, VARIABLE: token}),
+        place=Place(region=0, first_row=0),  # of a scoreboard of its own
         # What hooks do is meant for an app that serves; only what their modules load counts.
-        "hooks": {},
-        "imports": [*order.get("imports", ()), *(text.partition(":")[0] for text in order["hooks"].values())],
-        "extensions": None,
-        "can_see_stacks": is_interpreter and interpreters.can_see_stacks(isolation),
-        "blocked_modules": order["blocked_modules"] if is_interpreter else [],
-        "needs_ticker": order["needs_ticker"] and is_interpreter,
-    }
+        hooks={},
+        loading=loading.replace(
+            extensions=None,
+            imports=[*loading.imports, *(text.partition(":")[0] for text in order.hooks.values())],
+            watch=False,
+            report_files=False,
+        ),
+        host=host.replace(
+            can_see_stacks=is_interpreter and interpreters.can_see_stacks(isolation),
+            blocked_modules=host.blocked_modules if is_interpreter else [],
+            needs_ticker=host.needs_ticker and is_interpreter,
+        ),
+    )
 
 
 def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[bytes, bytes, bool]:

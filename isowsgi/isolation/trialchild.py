@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from isowsgi.shared.messages import BootOrder
+
 
 def main() -> None:
     if hasattr(sys, "set_lazy_imports_filter"):  # 3.15; else with PYTHON_LAZY_IMPORTS=all these are imported who knows when
@@ -40,16 +42,19 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if folder and folder != here]  # the script's, whose names hide others'
-    with open(0, closefd=False) as file:
+    with open(0, encoding="utf-8", errors="surrogatepass", closefd=False) as file:
         task = json.load(file)
-    for name, folder in task["order"]["packages"].items():
+    for name, folder in task["order"]["host"]["packages"].items():
         _import_from(name, folder)
     _say_where_it_crashes()
+    from isowsgi.shared import messages
+
+    order = messages.read_boot_order(task["order"])
     try:
-        os.chdir(task["order"]["chdir"])  # else it stays where an app has gone
+        os.chdir(order.environment.chdir)  # else it stays where an app has gone
     except OSError:
         pass
-    outcome = _try(task["order"], task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
+    outcome = _try(order, task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
     with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(json.dumps(outcome) + "\n")
     os._exit(0)
@@ -96,7 +101,7 @@ class Unloadable(Exception):
         self.facts = facts
 
 
-def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> dict[str, Any]:
+def _try(order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> dict[str, Any]:
     """Load copies one after the other, let them live and die as a worker does, and return how it went.
 
     Args:
@@ -107,7 +112,7 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
     from isowsgi.shared import interpreters
     from isowsgi.shared.scoreboard import Scoreboard
 
-    is_process = order["isolation"] == "process"
+    is_process = order.isolation == "process"
     kind = _plain_instance() if is_process else InterpreterInstance
     if not is_process:
         interpreters.preload()
@@ -130,8 +135,8 @@ def _try(order: dict[str, Any], copies: int, timeout_s: float, mark: Callable[[b
         nonlocal loads
         loads += 1
         mark(b".")
-        order["first_row"] = board.allot(order["threads"], [member["mount"] for member in order["members"]])
-        instance = kind(order, shared, board)
+        first_row = board.allot(order.serving.threads, [member.mount for member in order.members])
+        instance = kind(order.replace(place=order.place.replace(first_row=first_row)), shared, board)
         instance.start()
         _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)
         met.update(dict.fromkeys(map(tuple, instance.extensions)))
@@ -201,13 +206,15 @@ def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:
     deadline = time.monotonic() + limit_s
     while not is_over() and (left := deadline - time.monotonic()) > 0:
         if select.select([instance], [], [], left)[0]:
-            instance.read_reports()
+            while instance.read() is not None:
+                pass
 
 
 def _plain_instance() -> Any:
     """Return a class of instances that live in this interpreter, the only one of its process."""
     from isowsgi.inside import boot
     from isowsgi.instances.interpreter import InterpreterInstance
+    from isowsgi.shared import messages
 
     class PlainInstance(InterpreterInstance):
         def _keep(self) -> None:
@@ -217,7 +224,7 @@ def _plain_instance() -> Any:
                 import traceback
 
                 text = traceback.format_exc()
-                self._report_from_keeper("failed", error=f"{type(exc).__name__}: {exc}", traceback=text[-32_768:])
+                self._report_from_keeper(messages.Failed(error=f"{type(exc).__name__}: {exc}", traceback=text[-32_768:]))
 
     return PlainInstance
 

@@ -12,12 +12,11 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
-from typing import Any
 
-import isowsgi
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation.decision import RULES, Verdict
+from isowsgi.shared import messages
+from isowsgi.shared.messages import BootOrder
 
 FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
 
@@ -27,16 +26,14 @@ _MAX_BYTES = 1024 * 1024
 
 _SUFFIX = ".verdict"
 
-# What of a boot order a verdict depends on. The environment is part of it (DJANGO_SETTINGS_MODULE, feature switches); only a hash is kept.
-_DEPENDS_ON = ("pythonpath", "venv", "python", "env", "host_site", "policy")
 
-
-def key_of(order: Mapping[str, Any]) -> str:
+def key_of(order: BootOrder) -> str:
     """Return the name under which a verdict on an app is remembered: a hash of all that is known beforehand to decide it."""
-    facts = {name: order.get(name) for name in _DEPENDS_ON}
-    facts["members"] = [[member["app"], member["warmup"]] for member in order["members"]]
-    facts["isowsgi"] = [isowsgi.__version__, RULES]
-    facts["host"] = [sys.version, os.path.realpath(sys.executable)]
+    # The environment is part of it (DJANGO_SETTINGS_MODULE, feature switches); only a hash is kept.
+    members = [[messages.plain(member.app), member.warmup] for member in order.members]
+    host = [sys.version, os.path.realpath(sys.executable), order.host.python, order.host.site]
+    around = order.environment
+    facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, members]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -124,7 +124,7 @@ function latencies(pattern, limits) {
 // The parts.
 
 const TROUBLES = { stuck: "is stuck", failed: "could not be loaded", quarantined: "is quarantined", stopped: "is stopped", booting: "is being loaded" };
-const LEVELS = { stuck: "bad", failed: "bad", quarantined: "bad", stopped: "warn", booting: "warn", serving: "good", asleep: "" };
+const LEVELS = { stuck: "bad", failed: "bad", quarantined: "bad", stopped: "warn", booting: "warn", reloading: "good", serving: "good", asleep: "" };
 
 function badge(mount) {
   const states = Object.entries(mount.states);

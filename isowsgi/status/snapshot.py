@@ -15,10 +15,10 @@ from isowsgi.shared import scoreboard
 from isowsgi.shared.scoreboard import BUCKET_LIMITS_S, RESPONSES, ZERO, Busy, Counters, Reading, RegionReading
 
 # The worst first: what a mount is, if it is not the same in all workers.
-STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "serving", "asleep")
+STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "reloading", "serving", "asleep")
 
 # States in which a request is served, or starts what serves it. A mount that is "stuck" may be ready: a new instance serves then.
-_READY = ("serving", "asleep")
+_READY = ("serving", "reloading", "asleep")
 
 # Names of the counters in a snapshot.
 _COUNTERS = {

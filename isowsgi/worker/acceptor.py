@@ -196,8 +196,8 @@ class Acceptor:
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back whenever a descriptor that is no connection becomes readable; the callback reads it empty."""
-        self._watched[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = callback
 
     def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None:
         """Call back too whenever something can be written to a descriptor that is watched; None ends that."""

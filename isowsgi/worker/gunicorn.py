@@ -18,7 +18,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import attrs
 from gunicorn import glogging
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
@@ -26,9 +25,10 @@ from gunicorn.workers import base
 from isowsgi import configuration
 from isowsgi.configuration import gunicorn_settings
 from isowsgi.inside.settings import Settings
-from isowsgi.instances.bootorder import Orders
+from isowsgi.instances.bootorder import BootOrders
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger, WatchedTmp
 from isowsgi.shared import interpreters, logfiles, sockets
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker
@@ -198,15 +198,14 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(mounts))
         listeners = [name for listener in self.sockets if isinstance(name := listener.getsockname(), tuple)]
         origins = Origins() if self._tls_context is not None or self.cfg.proxy_protocol != "off" else None
-        self._orders = Orders(
+        self._orders = BootOrders(
             router,
             self._inside_settings,
             self.cfg,
             listeners,
             report_files=self._late_reloader is not None,
             region=self._board.region,
-            status=attrs.asdict(self._served_config.status),
-            origins_fd=None if origins is None else origins.fd,
+            status=self._served_config.status,
             log_files=logfiles.handed(glogging.loggers()),
         )
         supervisor = self._supervisor = Supervisor(
@@ -214,11 +213,13 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             orders=self._orders,
             board=self._board,
             log=self.log,
+            containment=Containment(self.log, self._board.row(0).words),
             drain_s=self.cfg.graceful_timeout,
             quarantined=self._crash_verdict["quarantine"],
             moved=self._crash_verdict["process"],
             suspects=self._crash_verdict[SUSPECT],
             on_files=self._watch_files if self._late_reloader else None,
+            origins_fd=None if origins is None else origins.fd,
         )
         self._relay = self._make_relay(origins)
         self._acceptor = Acceptor(

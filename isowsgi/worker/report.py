@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import isowsgi
 from isowsgi.configuration import Mount
-from isowsgi.instances.bootorder import Orders
+from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
-from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES, RELOADS, STUCK, Scoreboard
+from isowsgi.shared.scoreboard import RELOADS, STUCK, Scoreboard
 from isowsgi.worker.acceptor import Acceptor
-from isowsgi.worker.deployment import Home, Instance
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.memory import rss_bytes
+from isowsgi.worker.slots import Instance
 
 # Part of the text, so that a reader of another release can tell; readers ignore what they do not know.
 VERSION = 1
 
-# Most of a stack or an error that is published: the log has it whole.
-_MAX_STACK_CHARS = 8 * 1024
+# Most of an error that is published: the log has it whole.
 _MAX_ERROR_CHARS = 500
 
 # Share of the acceptor's time that may go into texts published because something happened; what is left out comes with the next tick.
@@ -45,45 +46,20 @@ class Reporter:
 
     Args:
         board: the worker's.
-        mounts: all, by number.
-        homes: theirs, by the mount's number; those of a group have the same one.
+        mounts: all, in the order of the config file, with their deployments; those of a group have the same one.
         orders: knows what the mounts are given.
         acceptor: of whose connections it tells.
     """
 
-    def __init__(self, board: Scoreboard, mounts: Sequence[Mount], homes: Mapping[int, Home], orders: Orders, acceptor: Acceptor) -> None:
+    def __init__(self, board: Scoreboard, mounts: Sequence[tuple[Mount, Deployment]], orders: BootOrders, acceptor: Acceptor) -> None:
         self._board = board
         self._mounts = mounts
-        self._homes = homes
         self._orders = orders
         self._acceptor = acceptor
         self._started = time.time()
-        self._stacks: dict[Instance, str] = {}
-        self._stuck_since: dict[Instance, float] = {}
-        self._errors: dict[Home, tuple[float, str]] = {}  # when, and what kept it from booting
         self._next = 0.0
         self._next_idle = 0.0
         self._is_stopping = False
-
-    def note(self, home: Home, instance: Instance, event: Mapping[str, Any]) -> None:
-        """Take in what an instance reported, after its state has changed accordingly; for each mount that it serves."""
-        kind = event["event"]
-        rows = [self._board.mount_row(number).words for number, other in self._homes.items() if other is home]
-        if kind == "ready":
-            for words in rows:
-                words[BOOTS] += 1
-                words[BOOT_NS] += int(instance.boot_s * 1e9)
-        elif kind == "failed" and instance.unknown_extension is None:  # else it is tried elsewhere, and no failure yet
-            for words in rows:
-                words[BOOT_FAILURES] += not instance.is_loaded
-            self._errors[home] = (time.time(), f"{instance.tag}: {instance.error}"[:_MAX_ERROR_CHARS])
-        elif kind == "stuck":
-            self._stacks[instance] = event["stack"][-_MAX_STACK_CHARS:]
-        elif kind == "closed":
-            self._stacks.pop(instance, None)
-            self._stuck_since.pop(instance, None)
-            for words in rows:
-                words[CRASHES] += bool(instance.how_it_ended)
 
     def stop(self, now: float) -> None:
         """Say from now on that the worker stops."""
@@ -106,15 +82,14 @@ class Reporter:
         Args:
             now: monotonic seconds.
         """
-        for number, home in self._homes.items():
-            words = self._board.mount_row(number).words
-            words[RELOADS], words[STUCK] = home.reloads, home.stuck
+        for mount, deployment in self._mounts:
+            words = self._board.mount_row(mount.number).words
+            words[RELOADS], words[STUCK] = deployment.reloads, deployment.stuck
         report = self._worker()
         parked = self._acceptor.parked()
         try:
-            self._board.publish(
-                {**report, "mounts": [self._mount(mount, self._homes[number], parked[number]) for number, mount in enumerate(self._mounts)]}
-            )
+            mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self._mounts]
+            self._board.publish({**report, "mounts": mounts})
         except ValueError:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
         took_s = time.monotonic() - now
@@ -139,28 +114,27 @@ class Reporter:
             "connections": {"open": connections.open, "reading_head": connections.peeking, "lingering": connections.lingering},
         }
 
-    def _mount(self, mount: Mount, home: Home, parked: int) -> dict[str, Any]:
-        error = self._errors.get(home)
+    def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:
+        boot = deployment.reports.incidents.last_boot
+        instances = [instance for instance in deployment.slots.all() if instance.state not in ENDS]
         return {
             "pattern": mount.pattern,
             "app": f"{mount.app.target}:{mount.app.call}",
-            "isolation": home.isolation,
-            "reason": home.why(),
+            "isolation": deployment.siting.isolation,
+            "reason": deployment.siting.why(),
             "group": mount.group,
-            "state": state_of(home),
-            "generation": home.generation,
+            "state": deployment.state(),
+            "generation": deployment.generation,
             "threads": self._orders.threads_of(mount),
-            "reloads": home.reloads,
-            "stuck": home.stuck,
+            "reloads": deployment.reloads,
+            "stuck": deployment.stuck,
             "parked": parked,
-            "boot_error": None if error is None else {"at": round(error[0], 3), "text": error[1]},
-            "instances": [self._instance(instance) for instance in home.instances() if instance.state not in ENDS],
+            "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
+            "instances": [self._instance(instance, deployment) for instance in instances],
         }
 
-    def _instance(self, instance: Instance) -> dict[str, Any]:
+    def _instance(self, instance: Instance, deployment: Deployment) -> dict[str, Any]:
         is_stuck = instance.state is State.STUCK
-        if is_stuck:
-            self._stuck_since.setdefault(instance, time.time())
         return {
             "tag": instance.tag,
             "generation": instance.generation,
@@ -172,23 +146,6 @@ class Reporter:
             "objects": max(instance.objects, 0) or instance.objects_at_boot,
             "first_row": instance.first_row,
             "rows": instance.rows,
-            "stuck_since": self._stuck_since.get(instance) if is_stuck else None,
-            "stack": self._stacks.get(instance) if is_stuck else None,
+            "stuck_since": instance.stuck_since if is_stuck else None,
+            "stack": deployment.reports.stacks.get(instance) if is_stuck else None,
         }
-
-
-def state_of(home: Home) -> str:
-    """Return what a request would find: "serving", "booting", "asleep", "failed", "stopped" or "quarantined"."""
-    if home.is_quarantined or home.is_stopped:
-        return "quarantined" if home.is_quarantined else "stopped"
-    if home.is_serving():
-        return "serving"
-    if home.is_asleep():
-        return "asleep"
-    return "booting" if home.is_under_way() else "failed"
-
-
-def rss_bytes() -> int:
-    """Return the memory that this process has."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -7,9 +7,10 @@ import threading
 from typing import Any, NamedTuple
 
 from isowsgi.configuration import Mount
-from isowsgi.instances.bootorder import Orders
-from isowsgi.worker.deployment import Home
-from isowsgi.worker.supervisor import Supervisor, rss_mib
+from isowsgi.instances.bootorder import BootOrders
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.memory import rss_mib
+from isowsgi.worker.supervisor import Supervisor
 
 # No line is folded: whoever reads a log has a window that scrolls, or a file.
 _WIDTH = 1000
@@ -28,38 +29,38 @@ class Row(NamedTuple):
     memory: str
 
 
-def report(supervisor: Supervisor, orders: Orders, log: Any) -> None:
+def report(supervisor: Supervisor, orders: BootOrders, log: Any) -> None:
     """Log the table, from a thread: drawing it takes a tenth of a second, most of it the import of rich, and requests are there."""
     grown_mib = max(rss_mib() - supervisor.rss_at_start, 0)
-    table = rows(supervisor.homes, orders, grown_mib)
+    table = rows(supervisor.deployments, orders, grown_mib)
     threading.Thread(target=_write, args=(table, grown_mib, log), name="isowsgi-startup", daemon=True).start()
 
 
-def rows(homes: list[Home], orders: Orders, grown_mib: int) -> list[Row]:
+def rows(deployments: list[Deployment], orders: BootOrders, grown_mib: int) -> list[Row]:
     """Return a row for each mount.
 
     Args:
         grown_mib: by how much the worker has grown since before the first mount was loaded. Nobody can say whose memory is whose, as
             interpreters of a process share its allocator and boot side by side; so it is shared out by the number of Python objects.
     """
-    objects = [sum(instance.objects_at_boot for instance in home.serving()) for home in homes]
+    objects = [sum(instance.objects_at_boot for instance in deployment.slots.serving()) for deployment in deployments]
     return [
-        _row(home, member, orders, grown_mib * count / (sum(objects) or 1))
-        for home, count in zip(homes, objects, strict=True)
-        for member in home.members
+        _row(deployment, member, orders, grown_mib * count / (sum(objects) or 1))
+        for deployment, count in zip(deployments, objects, strict=True)
+        for member in deployment.members
     ]
 
 
-def _row(home: Home, mount: Mount, orders: Orders, mib: float) -> Row:
-    serving = home.serving()
+def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -> Row:
+    serving = deployment.slots.serving()
     threads = str(orders.threads_of(mount))
-    state = home.summary()
+    state, isolation = deployment.state(), deployment.siting.isolation
     return Row(
         mount=mount.pattern,
         app=f"{mount.app.target}:{mount.app.call}",
         state="lazy" if state == "asleep" else state,
-        isolation=home.isolation if mount.group is None else f"{home.isolation}, group {mount.group}",
-        why=home.why(),
+        isolation=isolation if mount.group is None else f"{isolation}, group {mount.group}",
+        why=deployment.siting.why(),
         threads=threads if mount.instances == 1 else f"{mount.instances} x {threads}",
         boot=f"{max(instance.boot_s for instance in serving):.2f} s" if serving else "-",
         memory=f"{mib:.0f} MiB" if serving else "-",

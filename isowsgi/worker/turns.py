@@ -15,7 +15,7 @@ TURN_S = 10.0
 
 
 class Replaceable(Protocol):
-    """What is needed of a home."""
+    """What is needed of a deployment."""
 
     def is_replacing(self) -> bool:
         """Whether a new generation is on its way."""
@@ -35,13 +35,13 @@ class Turns:
         self._holder: Replaceable | None = None
         self._since = 0.0
 
-    def take(self, home: Replaceable, now: float) -> bool:
-        """Return whether a home has its turn and begins at once; if not, it is told to go on when it has."""
-        if self._is_taken(now) or (self._waiting and home is not self._called):
-            if home not in self._waiting:
-                self._waiting.append(home)
+    def take(self, deployment: Replaceable, now: float) -> bool:
+        """Return whether a deployment has its turn and begins at once; if not, it is told to go on when it has."""
+        if self._is_taken(now) or (self._waiting and deployment is not self._called):
+            if deployment not in self._waiting:
+                self._waiting.append(deployment)
             return False
-        self._holder, self._since = home, now
+        self._holder, self._since = deployment, now
         return True
 
     def pass_on(self, now: float) -> None:

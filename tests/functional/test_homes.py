@@ -97,7 +97,7 @@ def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartSer
     with open(fifo, "w"):
         pass  # its end is what the request waits for
     assert b"200 OK" in receive_all(neighbour)
-    server.wait_for_log(rf"/own #1: its process {said} while it served .*GET /own{path}")
+    server.wait_for_log(rf"/own #1: ended unexpectedly: its process {said} while it served .*GET /own{path}")
     assert server.workers() == workers
 
 
@@ -142,7 +142,7 @@ def test_a_process_that_keeps_ending_is_started_again_with_growing_pauses(serve:
     facts(server, "/own")  # at once
     assert server.get("/own/crash").status_code == 502
 
-    server.wait_for_log(r"/own: has ended 2 times soon after its start; the next start is in 1 s")
+    server.wait_for_log(r"/own: has ended 2 times soon after its start; starting it again in 1 s")
     assert server.get("/own").status_code == 503
     server.wait_for_log(r"/own #3: serving")
     facts(server, "/own")
@@ -326,7 +326,7 @@ def test_what_lives_in_the_main_interpreter_is_loaded_anew_by_a_new_worker(serve
 
     os.utime(touched, (1, 1))
 
-    server.wait_for_log("lives in the main interpreter and is to be loaded anew")
+    server.wait_for_log("lives in the main interpreter and must be loaded again")
     server.wait_for_log("main #1: serving", 2)
     assert facts(server, "/")["pid"] != before
 

@@ -35,7 +35,7 @@ def test_mounts_that_are_touched_at_once_are_replaced_one_after_the_other(serve:
     (server.folder / "touched").write_text("")
     server.wait_for_log(r"#2: serving", 4)
 
-    steps = re.findall(r"/(\w)(?:: generation 2 is to replace| #2: (serving))", server.log())
+    steps = re.findall(r"/(\w)(?:: loading generation 2 | #2: (serving))", server.log())
     assert [bool(is_serving) for _, is_serving in steps] == [False, True] * 4
     names = [name for name, _ in steps]
     assert names[::2] == names[1::2]
@@ -59,7 +59,7 @@ def test_a_new_generation_that_fails_its_warm_up_leaves_the_old_one_serving(serv
     server = serve('[mounts]\n"/" = { app = "code", touch = "code.py", warmup = "/health", pythonpath = "." }', files={"code.py": good})
 
     (server.folder / "code.py").write_text(good.replace("200 OK", "500 Oh").replace("good", "evil"))
-    server.wait_for_log("the generation before goes on")
+    server.wait_for_log(": generation 1 keeps serving")
 
     assert server.get("/").text == "good"
     assert "the warm-up request '/health' was answered '500 Oh'" in server.log()
@@ -92,12 +92,12 @@ def test_over_the_memory_limit_the_mount_that_grew_most_is_replaced(serve: Start
     (worker,) = server.workers()
 
     def grow() -> bool:
-        if "/a: generation 2 is to replace" not in server.log() and rss_mib(worker) < 400:
+        if "/a: loading generation 2 " not in server.log() and rss_mib(worker) < 400:
             server.get("/a/more")
         return "/a #2: serving" in server.log()
 
     eventually(grow)
-    assert "and it grew most" in server.log()
+    assert "and this mount grew most" in server.log()
     assert "/b #2" not in server.log()
 
 

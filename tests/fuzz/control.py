@@ -1,4 +1,4 @@
-"""Target: the control socket, from frame to command: a real `ControlServer` on a real Unix socket, and homes whose instances are made up.
+"""Target: the control socket, from frame to command: a real `ControlServer` on a real Unix socket, deployments with made-up instances.
 
 Oracle: docs/reference/control-protocol.md. Whoever sends a whole frame gets one answer of the kinds listed there, and never hears of a
 mistake in isowsgi; who does not is waited for, holds nobody up and leaves nothing behind; a proper client is answered at any time.
@@ -16,16 +16,16 @@ import struct
 import tempfile
 import time
 import traceback
-from functools import partial
 from typing import Any
 
 from isowsgi.configuration import App, Mount
-from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import frames
+from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
 from isowsgi.worker.control import commands
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
-from isowsgi.worker.deployment import Home
-from isowsgi.worker.incidents import Incidents, incident
+from isowsgi.worker.deployment import Deployment
+from tests.fakes import FakeInstance, FakeSurroundings
 
 _PATTERNS = ["/", "/shop", "/shop/admin", "/caf\xe9", "api.example.com/v1"]
 _COMMANDS = ["status", "reload", "stop", "start", "stacks", "errors"]
@@ -33,7 +33,7 @@ _COMMANDS = ["status", "reload", "stop", "start", "stacks", "errors"]
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
 _KINDS = frozenset((
     *("forbidden", "busy", "timeout", "malformed", "version", "command", "mount", "unknown-mount"),
-    *("quarantined", "stopped", "failed", "stopping"),
+    *("quarantined", "stopped", "started", "failed", "stopping"),
 ))  # fmt: skip
 
 # Connections that were left open with half a request.
@@ -56,93 +56,45 @@ _PIECES = [
 ]
 
 
-class _Instance:
-    """Does in a turn of the loop what was asked of it."""
-
-    can_be_killed = is_loaded = False
-    traceback = error = how_it_ended = ""
-    unknown_extension = None
-    threads = threads_left = objects = objects_at_boot = first_row = rows = 0
-    boot_s = 0.25
-    isolation = "own-gil"
-
-    def __init__(self, fails: random.Random, isolation: str, slot: int, generation: int) -> None:
-        self._fails = fails
-        self.state = State.BOOTING
-        self.generation = generation
-        self.tag = f"#{generation}"
-        self.is_told_to_end = False
-        self.asked: list[int] = []
-
-    def start(self) -> None:
-        self.will_fail = self._fails.random() < 0.1
-
-    def drain(self) -> None:
-        self.state = step(self.state, Event.DRAIN)
-
-    def stop(self) -> None:
-        self.is_told_to_end = True
-
-    def ask_stacks(self, ask: int) -> None:
-        self.asked.append(ask)
-
-    def requests(self, mount: int | None = None) -> int:
-        return 3
-
-    def in_flight(self, now: float) -> list[tuple[str, float]]:
-        return [("GET /\udcff HTTP/1.1", 0.5)]
-
-    def has_free_thread(self) -> bool:
-        return True
-
-
 class _Supervisor:
     """What the errands need of one."""
 
     def __init__(self) -> None:
         self._fails = random.Random(1)
-        self.mounts = tuple(Mount(pattern=pattern, app=App(kind="module", target="m", call="app")) for pattern in _PATTERNS)
-        self.on_stacks: Any = None
-        log = logging.getLogger("isowsgi-fuzz")
-        log.addHandler(logging.NullHandler())
-        log.propagate = False
-        self.homes = [
-            Home(
-                members=[mount],
-                make=partial(_Instance, self._fails),  # type: ignore[arg-type]
-                released=lambda: None,
-                try_out=lambda home: None,
-                log=log,
-                drain_s=30,
-                isolation="own-gil",
-                take_turn=lambda home, now: True,
-                is_quarantined=mount.pattern == "/shop/admin",
-            )
-            for mount in self.mounts
+        self._around = FakeSurroundings()
+        self._around.log = logging.getLogger("isowsgi-fuzz")
+        self._around.log.addHandler(logging.NullHandler())
+        self._around.log.propagate = False
+        app = App(kind="module", target="m", call="app")
+        self.mounts = tuple(Mount(number=number, pattern=pattern, app=app) for number, pattern in enumerate(_PATTERNS))
+        self._on_stacks: Any = None
+        self.deployments = [
+            Deployment([mount], self._around, isolation="own-gil", is_quarantined=mount.pattern == "/shop/admin") for mount in self.mounts
         ]
-        self.incidents = {home: Incidents() for home in self.homes}
-        for home in self.homes:
-            home.start(time.monotonic())
+        for deployment in self.deployments:
+            deployment.start(time.monotonic())
+
+    def hear_stacks(self, on_stacks: Any) -> None:
+        self._on_stacks = on_stacks
 
     def turn(self) -> None:
         """Let what was begun happen."""
-        now = time.monotonic()
-        for home in self.homes:
-            for instance in home.instances():
-                assert isinstance(instance, _Instance)
+        for deployment in self.deployments:
+            for instance in deployment.slots.all():
+                assert isinstance(instance, FakeInstance)
                 for ask in instance.asked:
-                    self.on_stacks(instance, {"ask": ask, "text": "a stack\udc80", "is_last": True})
+                    self._on_stacks(instance, Stacks(ask=ask, text="a stack\udc80", is_last=True))
                 instance.asked.clear()
-                if instance.state is State.BOOTING and instance.will_fail:
-                    instance.state = step(instance.state, Event.BOOT_FAILED)
-                    self.incidents[home].add(incident(time.time(), "boot", instance.tag, instance.generation, "E", "T", ""))
-                    home.on_failed(instance, now)
+                if instance.state is State.BOOTING and self._fails.random() < 0.1:
+                    self._says(deployment, instance, Failed(error="E", traceback="NameError: T"))
                 elif instance.state is State.BOOTING:
-                    instance.state, instance.is_loaded = step(instance.state, Event.READY), True
-                    home.on_ready(instance, now)
-                elif instance.state not in ENDS and instance.is_told_to_end:
-                    instance.state = step(instance.state, Event.ENDED)
-                    home.on_closed(instance, now)
+                    self._says(deployment, instance, Ready(boot_s=0.25, objects=0, extensions=[], refused=[]))
+                elif instance.state not in ENDS and instance.stopped:
+                    self._says(deployment, instance, Closed(threads=0))
+
+    def _says(self, deployment: Deployment, instance: FakeInstance, report: Report) -> None:
+        instance.said.append(report)
+        deployment.reports.read(instance, time.monotonic())
 
 
 class _Log:

@@ -15,7 +15,7 @@ from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
 from isowsgi.configuration import Config, Mount, gunicorn_settings
-from isowsgi.instances.bootorder import Orders
+from isowsgi.instances.bootorder import BootOrders
 from isowsgi.isolation import decision, trial
 from isowsgi.isolation.check import alternatives, declares
 from isowsgi.isolation.decision import COPIES, NAMES, Verdict
@@ -23,6 +23,7 @@ from isowsgi.isolation.trial import Outcome
 from isowsgi.isolation.verdicts import Verdicts, key_of
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import MAIN, PROCESS
+from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.routing import Route, Router
 
 # A line of the log, as inside/policy.py writes it.
@@ -94,12 +95,12 @@ def check(
     """
     router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(config.mounts))
     cfg = GunicornConfig()
-    orders = Orders(router, gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
+    orders = BootOrders(router, gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
     reports = []
-    for number, mount in enumerate(config.mounts):
+    for mount in config.mounts:
         if not patterns or mount.pattern in patterns:
-            others = [(other, member) for other, member in enumerate(config.mounts) if member.group and member.group == mount.group]
-            order = orders.write(others or [(number, mount)], mount.isolation, 0, 0, 0)
+            group = [member for member in config.mounts if member.group and member.group == mount.group]
+            order = orders.write(group or [mount], mount.isolation, 0, 0, 0)
             limit_s = timeout_s or mount.boot_timeout
             reports.append(_MountCheck(mount, order, limit_s, progress, memory or Verdicts()).make())
     chosen = [mount for mount in config.mounts if not patterns or mount.pattern in patterns]
@@ -107,10 +108,10 @@ def check(
 
 
 class _MountCheck:
-    def __init__(self, mount: Mount, order: Mapping[str, Any], timeout_s: float, progress: Progress, memory: Verdicts) -> None:
+    def __init__(self, mount: Mount, order: BootOrder, timeout_s: float, progress: Progress, memory: Verdicts) -> None:
         self._mount = mount
         known = memory.recall(key_of(order))  # a worker has met more, where requests import
-        self._order = {**order, "imports": list(known.imports) if known else []}
+        self._order = order.replace(loading=order.loading.replace(imports=list(known.imports) if known else []))
         self._timeout_s = timeout_s
         self._progress = progress
         self._memory = memory
@@ -148,12 +149,12 @@ class _MountCheck:
         return self._try(self._order, PROCESS, copies=1, timeout_s=self._timeout_s).timed_out
 
     def _homes(self) -> tuple[str, ...]:
-        if self._order["python"]:
+        if self._order.host.python:
             return (PROCESS,)
         own = () if interpreters.own_gil_error() else (interpreters.OWN_GIL,)
         return (*own, interpreters.SHARED_GIL, PROCESS)
 
-    def _try(self, order: Mapping[str, Any], isolation: str, *, copies: int, timeout_s: float) -> Outcome:
+    def _try(self, order: BootOrder, isolation: str, *, copies: int, timeout_s: float) -> Outcome:
         if isolation not in self._outcomes:
             self._progress(self._mount.pattern, NAMES[isolation])
             self._outcomes[isolation] = trial.run(order, isolation, copies=copies, timeout_s=timeout_s)
@@ -204,7 +205,7 @@ class _MountCheck:
                 paths.setdefault(path, name)
         if paths:
             self._progress(self._mount.pattern, f"{len(paths)} extension modules")
-        answers = declares.declared_by(paths, *([self._order["python"]] if self._order["python"] else []))
+        answers = declares.declared_by(paths, *([self._order.host.python] if self._order.host.python else []))
         return tuple(
             Extension(name=paths[path], path=path, refused=refused.get(paths[path], ""), **answers[path]) for path in sorted(paths)
         )

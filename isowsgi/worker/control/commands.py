@@ -14,10 +14,13 @@ from typing import Any
 from isowsgi.configuration import Mount
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
+from isowsgi.shared.messages import Stacks
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.server import Errand, Refusal
-from isowsgi.worker.deployment import Home, Instance
-from isowsgi.worker.supervisor import Supervisor, rss_mib
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.memory import rss_mib
+from isowsgi.worker.slots import Instance
+from isowsgi.worker.supervisor import Supervisor
 
 # How long an instance has for telling its stacks. Its control thread needs milliseconds; one that C code keeps from running needs more.
 STACKS_S = 1.0
@@ -35,9 +38,7 @@ class Commands:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._incidents = supervisor.incidents
-        self._numbers = {mount.pattern: number for number, mount in enumerate(supervisor.mounts)}
-        self._homes = {member.pattern: home for home in supervisor.homes for member in home.members}
+        self._deployments = {member.pattern: deployment for deployment in supervisor.deployments for member in deployment.members}
         self._marks: StopMarks | None = None
         self._began_at = time.time()
         self._asked = 0
@@ -51,14 +52,14 @@ class Commands:
             "stacks": self._stacks,
             "errors": self._errors,
         }
-        supervisor.on_stacks = self._hear
+        supervisor.hear_stacks(self._hear)
 
     def remember_stops(self, marks: StopMarks) -> None:
         """Keep stopped what was stopped in workers before this one, and note what is stopped from now on; before the mounts boot."""
         self._marks = marks
-        for home in self._supervisor.homes:
-            if any(marks.holds(member.pattern) for member in home.members):
-                home.halt(time.monotonic())
+        for deployment in self._supervisor.deployments:
+            if any(marks.holds(member.pattern) for member in deployment.members):
+                deployment.halt(time.monotonic())
 
     def begin(self, request: Mapping[str, Any]) -> Errand:
         """Return the errand that a request asks for.
@@ -76,57 +77,64 @@ class Commands:
     # Commands.
 
     def _status(self, request: Mapping[str, Any]) -> Errand:
-        homes = [self._home(request)] if "mount" in request else self._supervisor.homes
+        deployments = [self._deployment(request)] if "mount" in request else self._supervisor.deployments
         now = time.monotonic()
         wanted = _pattern(request)
         return {
             "python": interpreters.version_text(),
             "up_s": round(time.time() - self._began_at, 1),
             "rss_mib": rss_mib(),
-            "mounts": [self._status_of(home, member, now) for home in homes for member in home.members if wanted in (None, member.pattern)],
+            "mounts": [
+                self._status_of(deployment, member, now)
+                for deployment in deployments
+                for member in deployment.members
+                if wanted in (None, member.pattern)
+            ],
         }
         yield  # never reached: makes this function a generator, as the others are
 
     def _reload(self, request: Mapping[str, Any]) -> Errand:
-        home = self._home(request)
-        self._refuse_quarantined(home)
-        if home.is_stopped:
-            raise Refusal("stopped", f"{home.mount.pattern} is stopped; start it")
-        if home.is_asleep():
-            return _outcome(home, "asleep", "it is asleep, and is loaded at its next request")
-        if home.isolation == interpreters.MAIN:
-            home.replace("the operator asked for it", time.monotonic())
-            return _outcome(home, "restarting", "it lives in the main interpreter: a new worker takes over from this one")
-        before = home.generation
-        home.replace("the operator asked for it", time.monotonic())
+        deployment = self._deployment(request)
+        self._refuse_quarantined(deployment)
+        if deployment.is_stopped:
+            raise Refusal("stopped", f"{deployment.mount.pattern} is stopped; start it")
+        if deployment.is_asleep():
+            return _outcome(deployment, "asleep", "it is asleep, and is loaded at its next request")
+        if deployment.siting.isolation == interpreters.MAIN:
+            deployment.replace("the operator asked for it", time.monotonic())
+            return _outcome(deployment, "restarting", "it lives in the main interpreter: a new worker takes over from this one")
+        before = deployment.generation
+        deployment.replace("the operator asked for it", time.monotonic())
         # Unchanged: a replacement is under way, and is followed by the one that was asked for.
-        return (yield from self._follow(home, home.generation if home.generation > before else before + 1))
+        return (yield from self._follow(deployment, deployment.generation if deployment.generation > before else before + 1))
 
     def _start(self, request: Mapping[str, Any]) -> Errand:
-        home = self._home(request)
-        self._refuse_quarantined(home)
-        if home.is_serving():
-            return _outcome(home, "serving", "it serves already")
-        if home.summary() == "stuck" and not home.is_under_way():
+        deployment = self._deployment(request)
+        self._refuse_quarantined(deployment)
+        if deployment.is_serving():
+            return _outcome(deployment, "serving", "it serves already")
+        if deployment.state() == "stuck" and not deployment.is_under_way():
             return (yield from self._reload(request))  # its slots are taken
-        if not home.is_under_way():
-            home.resume(time.monotonic())
-            self._mark(home)
-        return (yield from self._follow(home, home.generation))
+        if not deployment.is_under_way():
+            deployment.resume(time.monotonic())
+            self._mark(deployment)
+        return (yield from self._follow(deployment, deployment.generation))
 
     def _stop(self, request: Mapping[str, Any]) -> Errand:
-        home = self._home(request)
-        home.halt(time.monotonic())
-        self._mark(home)
-        while any(instance.state is not State.STUCK for instance in home.instances()):
+        deployment = self._deployment(request)
+        deployment.halt(time.monotonic())
+        self._mark(deployment)
+        while any(instance.state is not State.STUCK for instance in deployment.slots.all()):
+            if not deployment.is_stopped:
+                raise Refusal("started", f"{deployment.name} was started meanwhile")
             yield
-        left = home.instances()
+        left = deployment.slots.all()
         text = f"stopped, but {len(left)} stuck instances of it are left behind until the worker is replaced" if left else "stopped"
-        return _outcome(home, "stopped", text)
+        return _outcome(deployment, "stopped", text)
 
     def _stacks(self, request: Mapping[str, Any]) -> Errand:
-        home = self._home(request)
-        instances = [instance for instance in home.instances() if instance.state not in ENDS]
+        deployment = self._deployment(request)
+        instances = [instance for instance in deployment.slots.all() if instance.state not in ENDS]
         self._asked += 1
         ask = self._asked
         heard = self._heard[ask] = {}
@@ -145,81 +153,84 @@ class Commands:
         }
 
     def _errors(self, request: Mapping[str, Any]) -> Errand:
-        home = self._home(request)
-        return {"mount": home.mount.pattern, **self._incidents[home].snapshot()}
+        deployment = self._deployment(request)
+        return {"mount": deployment.mount.pattern, **deployment.reports.incidents.snapshot()}
         yield  # never reached, as above
 
     # What they share.
 
-    def _home(self, request: Mapping[str, Any]) -> Home:
-        """Return the home of the mount that a request names."""
+    def _deployment(self, request: Mapping[str, Any]) -> Deployment:
+        """Return the deployment of the mount that a request names."""
         wanted = request.get("mount")
         if not isinstance(wanted, str):
             raise Refusal("mount", f'expected a pattern as "mount", got {str(wanted)[:40]!r}')
-        if (home := self._homes.get(wanted) or self._homes.get(wanted.removesuffix("/"))) is not None:
-            return home
-        near = difflib.get_close_matches(wanted, self._homes, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(self._homes)[:20]))
+        if (deployment := self._deployments.get(wanted) or self._deployments.get(wanted.removesuffix("/"))) is not None:
+            return deployment
+        near = difflib.get_close_matches(wanted, self._deployments, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(self._deployments)[:20]))
         raise Refusal("unknown-mount", f"no mount {wanted[:200]!r}; {hint}", near=near)
 
-    def _mark(self, home: Home) -> None:
+    def _mark(self, deployment: Deployment) -> None:
         if self._marks is not None:
-            for member in home.members:
-                self._marks.set(member.pattern, home.is_stopped)
+            for member in deployment.members:
+                self._marks.set(member.pattern, deployment.is_stopped)
 
-    def _refuse_quarantined(self, home: Home) -> None:
-        if home.is_quarantined:
-            raise Refusal("quarantined", f"{home.mount.pattern} crashed its worker too often and is quarantined until the next SIGHUP")
+    def _refuse_quarantined(self, deployment: Deployment) -> None:
+        if deployment.is_quarantined:
+            raise Refusal(
+                "quarantined", f"{deployment.mount.pattern} crashed its worker too often and is quarantined until the next SIGHUP"
+            )
 
-    def _follow(self, home: Home, generation: int) -> Errand:
+    def _follow(self, deployment: Deployment, generation: int) -> Errand:
         """Wait until a generation, or a later one, serves in all slots, or has failed."""
-        incidents = self._incidents[home]
-        pattern = home.mount.pattern
+        incidents = deployment.reports.incidents
+        pattern = deployment.mount.pattern
         while True:
-            if home.is_stopped:
+            if deployment.is_stopped:
                 raise Refusal("stopped", f"{pattern} was stopped meanwhile")
             failure = incidents.last_boot
             if failure is not None and failure.generation >= generation:
-                goes_on = "; the generation before goes on" if home.is_serving() else "; it answers 503 until a later try succeeds"
-                raise Refusal(
-                    "failed", f"{failure.tag}: {failure.error}{goes_on}", traceback=failure.details, generation=failure.generation
-                )
-            if home.has_arrived(generation):
-                boot_s = max((instance.boot_s for instance in home.serving()), default=0.0)
-                return _outcome(home, "serving", f"loaded in {boot_s:.2f} s") | {"boot_s": boot_s}
-            if home.is_asleep():
-                return _outcome(home, "asleep", "it went to sleep meanwhile")
-            if not home.is_under_way():
-                raise Refusal("failed", f"{pattern}: was not loaded in time; the error log says more", generation=home.generation)
+                if deployment.is_serving():
+                    then = f"generation {deployment.slots.oldest()} keeps serving"
+                else:
+                    then = "it answers 503 until a later try succeeds"
+                raise Refusal("failed", f"{failure.tag}: {failure.error}; {then}", traceback=failure.details, generation=failure.generation)
+            if deployment.has_arrived(generation):
+                boot_s = max((instance.boot_s for instance in deployment.slots.serving()), default=0.0)
+                return _outcome(deployment, "serving", f"loaded in {boot_s:.2f} s") | {"boot_s": boot_s}
+            if deployment.is_asleep():
+                return _outcome(deployment, "asleep", "it went to sleep meanwhile")
+            if not deployment.is_under_way():
+                raise Refusal("failed", f"{pattern}: was not loaded in time; the error log says more", generation=deployment.generation)
             yield
 
-    def _status_of(self, home: Home, mount: Mount, now: float) -> dict[str, Any]:
-        incident = self._incidents[home].latest()
+    def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> dict[str, Any]:
+        incident = deployment.reports.incidents.latest()
         return {
             "mount": mount.pattern,
             "app": f"{mount.app.target}:{mount.app.call}",
-            "isolation": home.isolation,
-            "reason": home.why(),
+            "isolation": deployment.siting.isolation,
+            "reason": deployment.siting.why(),
             "group": mount.group,
-            "state": home.summary(),
-            "generation": home.generation,
-            "reloads": home.reloads,
-            "stuck": home.stuck,
-            "retry_in_s": home.retry_in_s(now),
-            "instances": [_instance_status(instance, now, self._numbers[mount.pattern]) for instance in home.instances()],
+            "state": deployment.state(),
+            "generation": deployment.generation,
+            "reloads": deployment.reloads,
+            "stuck": deployment.stuck,
+            "retry_in_s": deployment.backoff.left_s(now),
+            "instances": [_instance_status(instance, now, mount.number) for instance in deployment.slots.all()],
             "last_error": None if incident is None else {"at": incident.at, "kind": incident.kind, "error": incident.error},
         }
 
-    def _hear(self, instance: Instance, report: Mapping[str, Any]) -> None:
+    def _hear(self, instance: Instance, report: Stacks) -> None:
         """Take in a part of an instance's answer."""
-        heard = self._heard.get(report["ask"])
+        heard = self._heard.get(report.ask)
         if heard is None:
             return  # nobody waits for it any more
         parts = heard.setdefault(instance, [])
         if sum(map(len, parts)) < _MAX_STACKS_CHARS:
-            parts.append(report["text"])
-        if report["is_last"]:
-            self._complete[report["ask"]].add(instance)
+            parts.append(report.text)
+        if report.is_last:
+            self._complete[report.ask].add(instance)
 
     def _stacks_of(self, instance: Instance, text: str, is_complete: bool, now: float) -> dict[str, Any]:
         answer = {**_instance_status(instance, now), "stacks": text, "problem": ""}
@@ -231,8 +242,8 @@ class Commands:
         return answer
 
 
-def _outcome(home: Home, outcome: str, text: str) -> dict[str, Any]:
-    return {"mount": home.mount.pattern, "outcome": outcome, "text": text, "generation": home.generation}
+def _outcome(deployment: Deployment, outcome: str, text: str) -> dict[str, Any]:
+    return {"mount": deployment.mount.pattern, "outcome": outcome, "text": text, "generation": deployment.generation}
 
 
 def _instance_status(instance: Instance, now: float, mount: int | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A worker's control socket: takes requests of the operator's, has them carried out, answers.
 
-On the acceptor's loop and thread, because all that a request asks for or changes (homes, instances) is that thread's alone; a thread of
+On the acceptor's loop and thread, because what a request asks for or changes (deployments, instances) is that thread's alone; a thread of
 its own could only queue for it. Nothing here waits: connections are non-blocking in an epoll set of their own, which the acceptor
 watches as one descriptor, and an errand that takes time (a reload) is a generator, looked at on each turn of the loop.
 

@@ -1,0 +1,475 @@
+"""What the worker and its instances say to each other: the boot order, orders and reports. One encoding, one decoding, for all of them.
+
+Each is a frozen value with types. On the wire it is one JSON object, at boot as a text, then as a packet. Who decodes trusts nothing: a
+child process may be broken, hostile, or of another release. What does not fit is a `MessageError`, and nothing of it is taken in.
+
+Instances import this, so its classes are made by hand. Some 25 of them cost 0.5 ms; by `dataclasses` they cost 9 to 22 ms for each mount,
+and by NamedTuple 2 to 3 (CPython 3.11, 3.14, 3.15). NamedTuples would also take one order without facts for another: both equal ().
+Annotations are read when the module is imported, so it does without `from __future__ import annotations`. It runs on Python 3.10 too.
+"""
+
+import json
+import math
+import types
+from _json import encode_basestring, make_encoder  # bound here, so that an app that patches `json` changes nothing
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import isowsgi
+from isowsgi.shared.routing import Route
+
+if TYPE_CHECKING:
+    from typing import dataclass_transform
+else:
+
+    def dataclass_transform(**_: object) -> Any:  # new in 3.11, and only type checkers need it
+        return lambda cls: cls
+
+
+# Longest packet that is taken. A sender's limit is its socket's buffer, 208 KiB by default; see `shortened`.
+MAX_PACKET_BYTES = 256 * 1024
+
+# Integers end up in the scoreboard's words.
+_MOST = 2**63 - 1
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"JSON has no {type(value).__name__}")
+
+
+# C code, which finds its parts here and not in `json`.
+_encode: Any = make_encoder(None, _refuse, encode_basestring, None, ": ", ", ", False, False, True)
+_scan: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # typeshed does not know it
+
+V = TypeVar("V", bound="Value")
+
+
+class MessageError(Exception):
+    """A text or packet is none of the messages that its receiver takes; the text says why not."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Value:
+    """A frozen value; its fields are the annotations of its class, in order."""
+
+    fields: ClassVar[dict[str, Any]] = {}  # type by name
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = dict(cls.__annotations__)
+
+    def __init__(self, **values: Any) -> None:
+        wrong = values.keys() - self.fields.keys()
+        missing = [name for name in self.fields if name not in values and not hasattr(type(self), name)]
+        if wrong or missing:
+            raise TypeError(f"{type(self).__name__}: unknown {sorted(wrong)}, missing {missing}")
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen; use replace()")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in self.fields)
+
+    __hash__ = None  # type: ignore[assignment] # some have dicts
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields)})"
+
+    def replace(self: V, **changes: Any) -> V:
+        """Return a copy with other values in some fields."""
+        return type(self)(**{**{name: getattr(self, name) for name in self.fields}, **changes})
+
+
+# The boot order.
+
+
+class App(Value):
+    """Where a WSGI callable is; as `configuration.App`."""
+
+    kind: str
+    target: str
+    call: str
+
+
+class Member(Value):
+    """One of the mounts that an instance serves."""
+
+    mount: int  # its number
+    pattern: str
+    app: App
+    warmup: str | None
+
+
+class Host(Value):
+    """The Python that an instance runs in, and what is done about its weaknesses."""
+
+    python: str | None  # of a process; None: gunicorn's
+    packages: dict[str, str]  # folders of isowsgi and gunicorn, by package
+    site: list[str]  # site-packages of the Python that gunicorn runs on
+    blocked_modules: list[str]
+    needs_ticker: bool
+    can_see_stacks: bool
+    max_int_digits: int
+
+
+class Environment(Value):
+    """What the app finds around it."""
+
+    env: dict[str, str]
+    pythonpath: list[str]
+    venv: str | None
+    links: dict[str, str]  # what of these paths was resolved, by the path as it is written
+    chdir: str  # gunicorn's setting
+    start_folder: str  # the working directory when gunicorn was started
+    policy: dict[str, str]
+
+
+class Loading(Value):
+    """How the app is loaded."""
+
+    extensions: dict[str, list[int]] | None  # the extension modules' files that may be loaded, see `inside.extensions`; None: all
+    imports: list[str]  # more modules to import, after the app
+    pause_s: float  # how long all pauses may be, see `inside.pace`; 0: none
+    watch: bool  # whether changes of the app's files are reported
+    report_files: bool  # whether the files' names are
+
+
+class Serving(Value):
+    """How requests are served."""
+
+    threads: int
+    multiprocess: bool
+    routes: list[Route]
+    listeners: list[list[Any]]  # addresses of the TCP sockets, as `getsockname` gives them
+    arm_returns: int  # flags, see `handover`
+    keepalive_s: float
+    request_timeout_s: float
+    body_timeout_s: float
+    send_timeout_s: float
+    min_rate: int
+    slow_request_s: float
+    queue: int
+    queue_timeout_s: float
+
+
+class StatusPage(Value):
+    """Who may see the status page; only its instance is told."""
+
+    host: str
+    allow: list[str]
+    hosts: list[str]
+
+
+class Place(Value):
+    """Where on the scoreboard the instance writes."""
+
+    region: int
+    first_row: int
+
+
+class Descriptors(Value):
+    """Descriptors of the process, by number; -1: there is none of that kind."""
+
+    board: int
+    channel: int
+    origins: int = -1
+    connections: int = -1
+    poke: int = -1
+    rouse: int = -1
+    returns: int = -1  # these three for an interpreter
+    lingering: int = -1
+    capacity: int = -1
+    mail: int = -1  # for a process
+    survey: int = -1  # in a trial: where to tell what is shared with other copies
+
+    def known(self) -> list[int]:
+        return [fd for name in self.fields if (fd := getattr(self, name)) >= 0]
+
+
+class BootOrder(Value):
+    """All that an instance is told of its app and its place."""
+
+    release: str  # of isowsgi, that wrote it
+    name: str  # what the log calls the mount or group
+    tag: str  # and this instance of it
+    generation: int
+    isolation: str
+    members: list[Member]
+    host: Host
+    environment: Environment
+    loading: Loading
+    serving: Serving
+    settings: dict[str, Any]  # gunicorn's, see `inside.settings`
+    log: str | None  # a file for the mount's lines
+    log_files: dict[str, int]  # descriptors of gunicorn's log files by path
+    hooks: dict[str, str]
+    status: StatusPage | None
+    place: Place
+    fds: Descriptors | None = None  # once it has any
+    worker_pid: int = 0
+
+
+# Orders: from the worker to an instance.
+
+
+class Drain(Value):
+    """Give idle connections back; let requests in flight end."""
+
+
+class Last(Value):
+    """As `Drain`, and say `Connection: close` in every response."""
+
+
+class Stop(Value):
+    """End the serving threads once their requests are done, then run the app's exit functions."""
+
+
+class Reopen(Value):
+    """Open the log files again."""
+
+
+class TellStacks(Value):
+    """Report every thread's stack."""
+
+    ask: int
+
+
+class Measure(Value):
+    """Report how many objects there are."""
+
+
+Order = Drain | Last | Stop | Reopen | TellStacks | Measure
+
+# Reports: from an instance to the worker.
+
+
+class Ready(Value):
+    """The app was loaded; requests are served from now on."""
+
+    boot_s: float
+    objects: int
+    extensions: list[tuple[str, str]]  # name and path of each extension module that was loaded
+    refused: list[tuple[str, str, str]]  # name, path and error of each that refused
+
+
+class Failed(Value):
+    """The app could not be loaded; or, after `Ready`, the instance ended by a fault."""
+
+    error: str  # one line
+    traceback: str
+    is_in_hook: bool = False  # no fault of the app or its isolation
+    unknown_extension: str | None = None  # the file that stopped the boot, see `Loading.extensions`
+    extensions: list[tuple[str, str]] = []
+    refused: list[tuple[str, str, str]] = []
+
+
+class Extensions(Value):
+    """More of them than fit into `Ready` or `Failed`, which follows."""
+
+    extensions: list[tuple[str, str]]
+
+
+class Refused(Value):
+    """An extension module refused to be loaded after the boot."""
+
+    name: str
+    path: str
+    error: str
+
+
+class Files(Value):
+    """Files on which the app depends."""
+
+    files: list[str]
+
+
+class Changed(Value):
+    """One of them has changed."""
+
+    file: str
+
+
+class Raised(Value):
+    """A request ended with an exception."""
+
+    request: str
+    error: str
+    traceback: str
+
+
+class Stuck(Value):
+    """A thread does not come out of its request."""
+
+    stack: str  # below the request's first line
+
+
+class Broken(Value):
+    """A thread of isowsgi's own in the instance has ended by a fault."""
+
+    thread: str
+    error: str
+    traceback: str
+
+
+class Stacks(Value):
+    """A part of the answer to `TellStacks`."""
+
+    ask: int
+    text: str
+    is_last: bool
+
+
+class Measured(Value):
+    """The answer to `Measure`."""
+
+    objects: int
+
+
+class Closed(Value):
+    """All threads of isowsgi's have ended but the one that says so."""
+
+    threads: int  # of the app's that were left
+
+
+class Exited(Value):
+    """The child process has ended; said by its keeper, never by the child."""
+
+    status: int
+
+
+Report = (
+    Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Measured | Closed | Exited
+)  # fmt: skip
+
+_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure)}
+_REPORTS: dict[str, type[Report]] = {
+    kind.__name__: kind
+    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Measured, Closed, Exited)
+}
+
+# The wire.
+
+
+def encode(message: Order | Report | BootOrder) -> bytes:
+    """Return a message as JSON in UTF-8. A surrogate, which stands for a byte of a file's name, passes."""
+    # Letters are not escaped: six or twelve bytes for each are too many for a long traceback.
+    text = "".join(_encode({"is": type(message).__name__, **plain(message)}, 0))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def decode_order(packet: bytes) -> Order:
+    """Return the order in a packet.
+
+    Raises:
+        MessageError: it is none.
+    """
+    order: Order = _decode(packet, _ORDERS)
+    return order
+
+
+def decode_report(packet: bytes) -> Report:
+    """Return the report in a packet.
+
+    Raises:
+        MessageError: it is none.
+    """
+    report: Report = _decode(packet, _REPORTS)
+    return report
+
+
+def read_boot_order(facts: object) -> BootOrder:
+    """Return the boot order that was read from JSON.
+
+    Raises:
+        MessageError: it is none, or one of another release.
+    """
+    if isinstance(facts, dict) and (release := facts.get("release")) != isowsgi.__version__:
+        raise MessageError(f"the worker runs isowsgi {release}, and {isowsgi.__version__} is installed by now; restart gunicorn")
+    order: BootOrder = _named(facts, {"BootOrder": BootOrder})
+    return order
+
+
+def shortened(message: Report) -> Report:
+    """Return a report without what makes it longer than a packet."""
+    cuts: dict[str, Any] = {"traceback": "", "text": "", "stack": "", "extensions": [], "refused": [], "files": []}
+    return message.replace(**{name: cut for name, cut in cuts.items() if name in message.fields})
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: dicts, lists, and what is in them."""
+    if isinstance(value, Value):
+        return {name: plain(getattr(value, name)) for name in value.fields}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value
+
+
+def _decode(packet: bytes, kinds: dict[str, Any]) -> Any:
+    if len(packet) > MAX_PACKET_BYTES:
+        raise MessageError(f"expected a packet of at most {MAX_PACKET_BYTES} bytes")
+    try:
+        text = packet.decode("utf-8", "surrogatepass")
+        facts, end = _scan(text, 0)
+    except (ValueError, StopIteration, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
+        raise MessageError(f"expected JSON in UTF-8, got {packet[:40]!r}") from exc
+    if end != len(text):
+        raise MessageError("expected one JSON object, got text behind it")
+    return _named(facts, kinds)
+
+
+def _named(facts: object, kinds: dict[str, Any]) -> Any:
+    if not isinstance(facts, dict):
+        raise MessageError(f"expected a JSON object, got {type(facts).__name__}")
+    facts = dict(facts)
+    name = facts.pop("is", None)
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise MessageError(f"expected one of {', '.join(kinds)}, got {str(name)[:40]!r}")
+    return _value(facts, kind, kind.__name__)
+
+
+def _value(facts: object, kind: type[V], where: str) -> V:
+    if not isinstance(facts, dict):
+        raise _misfit(where, "an object", facts)
+    if facts.keys() != kind.fields.keys():
+        odd = sorted(facts.keys() ^ kind.fields.keys())
+        raise MessageError(f"{where}: expected the fields {', '.join(kind.fields) or '(none)'}; odd: {', '.join(odd)[:200]}")
+    return kind(**{name: _fit(facts[name], each, f"{where}.{name}") for name, each in kind.fields.items()})
+
+
+def _fit(value: Any, kind: Any, where: str) -> Any:
+    """Return a value that came from JSON as one of a type: a class of this module, a plain one, or one made of such."""
+    if kind is Any:
+        return value
+    if isinstance(kind, types.UnionType):
+        inner = next(each for each in kind.__args__ if each is not type(None))
+        return None if value is None else _fit(value, inner, where)
+    arguments = getattr(kind, "__args__", ())
+    if arguments:
+        return _fit_many(value, kind.__origin__, arguments, where)
+    if issubclass(kind, Value):
+        return _value(value, kind, where)
+    if kind is Route:
+        return Route(*_fit_many(value, tuple, (int, str, str), where))
+    if kind is float and type(value) is int and abs(value) <= _MOST:
+        return float(value)
+    if type(value) is not kind or (kind is int and abs(value) > _MOST) or (kind is float and not math.isfinite(value)):
+        raise _misfit(where, kind.__name__, value)
+    return value
+
+
+def _fit_many(value: Any, origin: Any, arguments: tuple[Any, ...], where: str) -> Any:
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _misfit(where, "an object", value)
+        return {name: _fit(each, arguments[1], where) for name, each in value.items()}
+    if not isinstance(value, list):
+        raise _misfit(where, "an array", value)
+    if origin is list:
+        return [_fit(each, arguments[0], where) for each in value]
+    if len(value) != len(arguments):
+        raise _misfit(where, f"an array of {len(arguments)}", value)
+    return tuple(_fit(each, kind, where) for each, kind in zip(value, arguments, strict=True))
+
+
+def _misfit(where: str, expected: str, value: object) -> MessageError:
+    return MessageError(f"{where}: expected {expected}, got {str(value)[:40]!r}")

@@ -1,0 +1,49 @@
+"""When a mount that failed is tried again: with pauses that double. Values only; time is monotonic seconds and passed in."""
+
+from __future__ import annotations
+
+# Waits before a mount that failed to boot is tried again: doubled each time.
+_FIRST_S = 1.0
+_MOST_S = 60.0
+
+# An instance that ends unexpectedly after so long is started again at once; sooner, with growing pauses. Short enough that a mount which
+# crashes twice a minute is away for as long as it boots, and not for most of the time; long enough that its boots take little of a core.
+LONG_LIFE_S = 10.0
+
+
+class Backoff:
+    """One deployment's.
+
+    Attributes:
+        retry_at: when it is tried again; None: nothing is planned.
+        crashes: ends of instances soon after their start, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self.retry_at: float | None = None
+        self.crashes = 0
+        self._failures = 0
+
+    def plan(self, now: float) -> float:
+        """Plan the next try after a boot that failed; return in how many seconds it is."""
+        wait_s: float = min(_FIRST_S * 2**self._failures, _MOST_S)
+        self._failures += 1
+        self.retry_at = now + wait_s
+        return wait_s
+
+    def after_end(self, lived_s: float, now: float) -> float:
+        """Plan what follows an instance that ended unexpectedly; return in how many seconds the next one starts, 0 for at once."""
+        self.crashes = 0 if lived_s > LONG_LIFE_S else self.crashes + 1
+        if self.crashes < 2:
+            return 0.0
+        wait_s: float = min(_FIRST_S * 2 ** (self.crashes - 2), _MOST_S)
+        self.retry_at = now + wait_s
+        return wait_s
+
+    def succeeded(self) -> None:
+        """Take note that an instance serves."""
+        self._failures = 0
+
+    def left_s(self, now: float) -> float | None:
+        """Return after how many seconds it is tried again; None if that is not planned."""
+        return None if self.retry_at is None else max(round(self.retry_at - now, 1), 0.0)

@@ -1,0 +1,80 @@
+"""The worker's memory: over the limit, the mount that grew most is replaced; if that does not help, the worker.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared.interpreters import PROCESS
+from isowsgi.worker.deployment import Deployment
+
+# How long a replaced mount's memory may take to be given back before the next look at the whole.
+_PAUSE_S = 15.0
+
+
+class MemoryWatch:
+    """Watches one worker.
+
+    Args:
+        deployments: all of the worker's.
+        max_rss: MiB; 0: no limit.
+    """
+
+    def __init__(self, deployments: Sequence[Deployment], max_rss: int) -> None:
+        self._deployments = deployments
+        self._max_rss = max_rss
+        self._next = 0.0
+        self._has_asked = False
+
+    def tick(self, now: float) -> None:
+        """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
+        if not self._max_rss or now < self._next:
+            return
+        if rss_mib() <= self._max_rss:
+            self._has_asked = False
+        elif not self._has_asked:
+            self._has_asked = True
+            self._next = now + _PAUSE_S
+            for deployment in self._deployments:
+                for instance in deployment.slots.all():
+                    if instance.isolation != PROCESS and instance.state not in ENDS:  # a process has its memory to itself
+                        instance.objects = -1
+                        instance.measure()
+
+    def on_measured(self, now: float) -> None:
+        """Replace the mount that has grown most since its boot, once all have answered.
+
+        CPython cannot say how much memory an interpreter has; the number of its objects stands in for that.
+        """
+        serving = [
+            (deployment, instance)
+            for deployment in self._deployments
+            for instance in deployment.slots.all()
+            if instance.state is State.SERVING and instance.isolation != PROCESS
+        ]
+        if not serving or any(instance.objects < 0 for _, instance in serving):
+            return
+        deployment, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
+        grown = most.objects - most.objects_at_boot
+        text = f"the worker has {rss_mib()} MiB, max_rss is {self._max_rss}, and this mount grew most: by {grown} objects"
+        deployment.replace(text, now)
+        self._next = now + _PAUSE_S
+
+    def restart_reason(self, now: float) -> str | None:
+        if self._has_asked and now > self._next and (rss := rss_mib()) > self._max_rss:
+            return f"it has {rss} MiB, max_rss is {self._max_rss}, also after the mount that grew most was replaced"
+        return None
+
+
+def rss_bytes() -> int:
+    """Return the memory that this process has."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def rss_mib() -> int:
+    return rss_bytes() // (1024 * 1024)

@@ -1,0 +1,196 @@
+"""What a deployment's instances report: each report is handled before the next is read, and a faulty one costs that instance only.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared import messages, refusals
+from isowsgi.shared.interpreters import best_isolation
+from isowsgi.shared.messages import Report
+from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
+from isowsgi.worker.incidents import Incidents, incident
+from isowsgi.worker.slots import Instance
+
+if TYPE_CHECKING:
+    from isowsgi.worker.deployment import Deployment
+
+# Reports of one instance that are handled in a row, before other instances and connections are looked at. What is left is told of again.
+_MOST_AT_ONCE = 32
+
+# Most of a stack that is kept for the status page: the log has it whole.
+_MAX_STACK_CHARS = 8 * 1024
+
+
+class Reports:
+    """Handles the reports of one deployment's instances.
+
+    Attributes:
+        incidents: what went wrong of late.
+        stacks: of threads that do not come out of their requests, by instance.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._log = deployment.log
+        self._rows = [deployment.surroundings.board.mount_row(member.number).words for member in deployment.members]
+        self._traceback = ""  # of the last boot that failed
+        self.incidents = Incidents()
+        self.stacks: dict[Instance, str] = {}
+        self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
+            messages.Ready: self._on_ready,
+            messages.Failed: self._on_failed,
+            messages.Refused: lambda instance, report, now: deployment.siting.on_refused(instance, report),
+            messages.Files: lambda instance, report, now: deployment.surroundings.on_files(report.files),
+            messages.Changed: lambda instance, report, now: deployment.replace(f"{report.file} has changed", now),
+            messages.Raised: self._on_raised,
+            messages.Stuck: self._on_stuck,
+            messages.Broken: self._on_broken,
+            messages.Stacks: lambda instance, report, now: deployment.surroundings.on_stacks(instance, report),
+            messages.Measured: lambda instance, report, now: deployment.surroundings.on_measured(now),
+            messages.Closed: self._on_ended,
+            messages.Exited: self._on_ended,
+        }
+
+    def read(self, instance: Instance, now: float) -> None:
+        """Handle what an instance has to say; whatever that is, it costs at most the instance."""
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                report = instance.read()
+                if report is None:
+                    return
+                self.handle(instance, report, now)
+                if _is_last(instance, report):
+                    return
+            except Exception:
+                self._deployment.surroundings.containment.failed(f"{instance.tag}: a report")
+                self.give_up(instance, now)
+                return
+
+    def handle(self, instance: Instance, report: Report, now: float) -> None:
+        """Do what follows from a report; the instance's state has changed accordingly."""
+        handler = self._handlers.get(type(report))
+        if handler is not None:
+            handler(instance, report, now)
+
+    def give_up(self, instance: Instance, now: float) -> None:
+        """Replace an instance that cannot be believed any more, and have it end."""
+        if instance.state in ENDS:
+            return
+        deployment = self._deployment
+        self._log.error("%s: cannot be trusted any more; replacing it", instance.tag)
+        was_booting = instance.state is State.BOOTING
+        self._count_stuck(instance)
+        deployment.slots.held.append(instance)
+        instance.give_up()
+        if was_booting:
+            deployment.upkeep.drop_boot(instance, now)
+        else:
+            deployment.replace_slot(instance, now)  # and then it is told to end
+
+    def cannot_start(self, exc: Exception) -> None:
+        """Note that no instance can be started."""
+        error = f"cannot be started now: {type(exc).__name__}: {exc}"
+        deployment = self._deployment
+        text = "".join(traceback.format_exception(exc))
+        self.boot_failed(f"{deployment.name} #{deployment.generation}", deployment.generation, error, text)
+
+    def boot_failed(self, tag: str, generation: int, error: str, details: str, hint: str = "") -> None:
+        """Note why nothing could be loaded; the same traceback is not logged every minute."""
+        self._add("boot", tag, generation, error, details)
+        for words in self._rows:
+            words[BOOT_FAILURES] += 1
+        is_news, self._traceback = details != self._traceback, details
+        app = self._deployment.mount.app
+        text = f"\n{details}" if is_news else ", as before"
+        self._log.error("%s: cannot load '%s:%s': %s%s%s", tag, app.target, app.call, error, hint, text)
+
+    # Reports.
+
+    def _on_ready(self, instance: Instance, report: messages.Ready, now: float) -> None:
+        deployment = self._deployment
+        is_news = deployment.mount.isolation != instance.isolation != best_isolation()
+        where = f"{instance.isolation}: {deployment.siting.why()}" if is_news else instance.isolation
+        self._log.info("%s: serving, loaded in %.2f s (%s)", instance.tag, instance.boot_s, where)
+        self._traceback = ""
+        for words in self._rows:
+            words[BOOTS] += 1
+            words[BOOT_NS] += int(instance.boot_s * 1e9)
+        deployment.install(instance, now)
+        deployment.siting.look_for_losses(instance)
+
+    def _on_failed(self, instance: Instance, report: messages.Failed, now: float) -> None:
+        if instance.is_loaded:  # its end follows
+            self._log.error("%s: failed after it was loaded: %s\n%s", instance.tag, instance.error, instance.traceback)
+        else:
+            self._lose_boot(instance, now)
+
+    def _lose_boot(self, instance: Instance, now: float) -> None:
+        deployment = self._deployment
+        if deployment.siting.tries_elsewhere(instance, now):
+            return
+        hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
+        self.boot_failed(instance.tag, instance.generation, instance.error, instance.traceback, hint)
+        deployment.lose_boot(instance, now)
+
+    def _on_raised(self, instance: Instance, report: messages.Raised, now: float) -> None:
+        self._add("exception", instance.tag, instance.generation, report.error, report.traceback, report.request)
+
+    def _on_stuck(self, instance: Instance, report: messages.Stuck, now: float) -> None:
+        if instance.state in ENDS:
+            return  # its last words came late
+        self._log.error("%s: a thread is stuck in its request; replacing the instance\n%s", instance.tag, report.stack)
+        line, _, stack = report.stack.partition("\n")
+        self._add("stuck", instance.tag, instance.generation, "a thread does not come out of its request", stack, line)
+        self.stacks[instance] = report.stack[-_MAX_STACK_CHARS:]
+        self.call_stuck(instance, now)
+
+    def call_stuck(self, instance: Instance, now: float) -> None:
+        """Replace an instance with a thread that does not come out of its request."""
+        self._count_stuck(instance)
+        instance.call_stuck()
+        self._deployment.replace_slot(instance, now)
+
+    def _on_broken(self, instance: Instance, report: messages.Broken, now: float) -> None:
+        text = "%s: its thread %s has died, a mistake in isowsgi; please report it: %s\n%s"
+        self._log.error(text, instance.tag, report.thread, report.error, report.traceback)
+        self.give_up(instance, now)
+
+    def _on_ended(self, instance: Instance, report: Report, now: float) -> None:
+        if not _is_last(instance, report):
+            return
+        try:
+            self._settle(instance, now)
+        finally:
+            self._deployment.surroundings.dispose(instance)
+
+    def _settle(self, instance: Instance, now: float) -> None:
+        deployment = self._deployment
+        if instance.state is State.FAILED and not instance.is_loaded and instance.how_it_ended:
+            self._lose_boot(instance, now)
+        lived_s = deployment.slots.forget(instance, now)
+        deployment.quotas.pop(instance, None)
+        self.stacks.pop(instance, None)
+        for words in self._rows:
+            words[CRASHES] += bool(instance.how_it_ended)
+        if instance in deployment.slots.live and instance.state is State.CLOSED and not deployment.is_over:
+            self._log.error("%s: ended unexpectedly: its %s", instance.tag, instance.how_it_ended or "threads ended")
+            deployment.make_up_for(instance, lived_s, now)
+
+    def _count_stuck(self, instance: Instance) -> None:
+        if instance.state is not State.STUCK:
+            self._deployment.stuck += 1
+
+    def _add(self, kind: str, tag: str, generation: int, error: str, details: str, request: str = "") -> None:
+        self.incidents.add(incident(time.time(), kind, tag, generation, error, details, request))
+
+
+def _is_last(instance: Instance, report: Report) -> bool:
+    """Whether an instance has ended with a report; a process has when its keeper says so, who outlives it."""
+    return isinstance(report, messages.Exited) or (isinstance(report, messages.Closed) and not instance.can_be_killed)

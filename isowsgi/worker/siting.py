@@ -1,0 +1,153 @@
+"""Where a deployment's instances live, why, and the trials that find it out.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from isowsgi.instances.lifecycle import State
+from isowsgi.isolation import sharing
+from isowsgi.isolation.decision import Verdict
+from isowsgi.shared import refusals
+from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, best_isolation, version_text
+from isowsgi.shared.messages import Refused
+from isowsgi.worker.slots import Instance
+
+if TYPE_CHECKING:
+    from isowsgi.worker.deployment import Deployment
+
+# Trials of a mount that loads other extension modules each time, before it goes to a process.
+_MOST_TRIALS = 3
+
+
+class Siting:
+    """One deployment's.
+
+    Args:
+        deployment: is told to start, replace or retry.
+        isolation: that it has; for "auto" the first that is tried.
+        is_suspect: whether a worker died while it was loaded; it is loaded here only after a trial.
+    """
+
+    def __init__(self, deployment: Deployment, isolation: str, is_suspect: bool) -> None:
+        self._deployment = deployment
+        self._is_suspect = is_suspect and isolation != PROCESS
+        self.isolation = isolation
+        self.reason = ""  # why, if it was found out
+        self.is_auto = deployment.mount.isolation == "auto" and isolation not in (PROCESS, MAIN)  # whether a better one may be found
+        self.extensions: Mapping[str, Sequence[int]] | None = {} if self.is_auto else None  # that its boots may load; None: all
+        self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
+        self.trials = 0  # since it was last loaded
+        self.is_on_trial = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is nothing to find out, or it was found."""
+        return not self.is_auto or bool(self.reason)
+
+    def why(self) -> str:
+        """Say in a line why it lives where it does."""
+        mount = self._deployment.mount
+        if self.reason:
+            return self.reason
+        if mount.isolation != "auto":
+            return "configured"
+        if mount.python is not None:
+            return "it has its own Python"
+        if self.isolation == PROCESS:
+            return "it kept crashing the worker"
+        if best_isolation() == OWN_GIL:
+            return "auto"
+        return f"auto: an own GIL is not sound on Python {version_text()}"
+
+    def settle(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]]) -> None:
+        """Take note of where it can live; for its instances from now on."""
+        self.isolation, self.reason = isolation, reason
+        self.extensions = extensions if self.is_auto and isolation != PROCESS else None
+
+    def waits_for_trial(self) -> bool:
+        """Whether nothing may be loaded before a trial has ended; begins the one of a suspect."""
+        if self._is_suspect and not self.is_on_trial:
+            self._begin(None)
+        return self.is_on_trial
+
+    def tries_elsewhere(self, instance: Instance, now: float) -> bool:
+        """Find another isolation for a boot that failed, if that may be due to the isolation and not to the app."""
+        if not self.is_auto or instance.isolation != self.isolation or not self._is_for_trial(instance):
+            return False
+        self._deployment.slots.vacate(instance)
+        if self.is_on_trial:
+            return True
+        if self.trials > _MOST_TRIALS:
+            self._move(PROCESS, "it loads other extension modules each time", {}, now)
+            return True
+        what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
+        text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
+        self._deployment.log.info(text, instance.tag, what)
+        self._begin(instance.unknown_extension)
+        return True
+
+    def on_refused(self, instance: Instance, report: Refused) -> None:
+        """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
+        if report.name in self.late_imports or instance.state is not State.SERVING:
+            return
+        if self.is_auto and sharing.has_fallback(report.name):
+            self._deployment.log.info("%s: goes without %s: %s", instance.tag, report.name, report.error)
+            return
+        self.late_imports.append(report.name)
+        text = f"a request imported {report.name}, which is refused here: {report.error}"
+        if not self.is_auto:
+            self._deployment.log.error("%s: %s%s", instance.tag, text, refusals.hint(report.error, instance.isolation))
+        elif not self.is_on_trial:
+            self._deployment.log.error("%s: %s; looking for another isolation", instance.tag, text)
+            self._begin(None)
+
+    def look_for_losses(self, instance: Instance) -> None:
+        """See what an app goes without that caught the refusals of its interpreter, so that nothing is missing in silence."""
+        for module, path, error in instance.refused:
+            if self.is_auto and not self.reason and not sharing.has_fallback(module):
+                self.on_refused(instance, Refused(name=module, path=path, error=error))
+            else:
+                self._deployment.log.info("%s: goes without %s: %s", instance.tag, module, error)
+
+    def on_verdict(self, verdict: Verdict, now: float) -> None:
+        """Take note of how a trial went."""
+        self.is_on_trial = False
+        deployment = self._deployment
+        if verdict.isolation is not None:
+            deployment.log.info("%s: isolation %s (%s)", deployment.name, verdict.isolation, verdict.reason)
+            self._move(verdict.isolation, verdict.reason, verdict.extensions, now)
+            return
+        tag = f"{deployment.name} #{deployment.generation}"
+        deployment.reports.boot_failed(tag, deployment.generation, verdict.error, verdict.traceback)
+        deployment.stay_as_it_is(now)
+
+    def _move(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]], now: float) -> None:
+        self._is_suspect = False
+        self.settle(isolation, reason, extensions)
+        deployment = self._deployment
+        if deployment.is_ending or deployment.is_stopped:
+            return
+        if deployment.is_serving():
+            deployment.replace(deployment.wanted or f"moving to isolation {isolation}: {reason}", now)
+        else:
+            deployment.start(now)
+
+    def _begin(self, unknown_extension: str | None) -> None:
+        self.is_on_trial = True
+        self.trials += 1
+        self._deployment.surroundings.try_out(self._deployment, unknown_extension)
+
+    def _is_for_trial(self, instance: Instance) -> bool:
+        """Whether a boot's failure may be due to the isolation, and not to the app."""
+        if instance.isolation == PROCESS:
+            return False
+        if instance.unknown_extension is not None or instance.refused:
+            return True
+        # After a trial there is nothing new to learn, but from an extension module that it did not meet.
+        if self.trials or instance.failed_in_hook:
+            return False
+        return refusals.classify(instance.error, instance.traceback).kind != refusals.BROKEN

@@ -1,0 +1,157 @@
+"""A deployment's instances: which one has which slot, which comes next, and which are on their way out. Bookkeeping only, no decisions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from isowsgi.instances.lifecycle import ENDS, SETTLED, State
+from isowsgi.shared.messages import Report
+
+
+class Instance(Protocol):
+    """What a deployment needs of an instance; see `instances.housed`."""
+
+    state: State
+    tag: str
+    generation: int
+    isolation: str
+    is_loaded: bool
+    error: str
+    traceback: str
+    refused: list[tuple[str, str, str]]
+    unknown_extension: str | None
+    failed_in_hook: bool
+    how_it_ended: str
+    can_be_killed: bool
+    threads_left: int
+    stuck_since: float
+    boot_s: float
+    objects: int
+    objects_at_boot: int
+    threads: int
+    first_row: int
+    rows: int
+
+    def start(self) -> None: ...
+    def read(self) -> Report | None: ...
+    def give(self, fd: int) -> None: ...
+    def drain(self) -> None: ...
+    def finish(self) -> None: ...
+    def stop(self) -> None: ...
+    def abandon(self) -> None: ...
+    def kill(self) -> None: ...
+    def time_out_boot(self) -> None: ...
+    def call_stuck(self) -> None: ...
+    def give_up(self) -> None: ...
+    def requests(self, mount: int | None = None) -> int: ...
+    def is_busy(self) -> bool: ...
+    def has_free_thread(self) -> bool: ...
+    def requests_in_flight(self) -> list[str]: ...
+    def in_flight(self, now: float) -> list[tuple[str, float]]: ...
+    def ask_stacks(self, ask: int) -> None: ...
+    def cut_off(self, older_than_s: float, now: float) -> bool: ...
+    def measure(self) -> None: ...
+    def reopen_logs(self) -> None: ...
+
+
+class Slots:
+    """The slots of one deployment, as many as its mount has `instances`.
+
+    Attributes:
+        live: the instance in each slot, whatever its state.
+        coming: what replaces it.
+        retired: those that were replaced, or given up, and have not ended yet.
+        began: monotonic seconds when each was started, or loaded, or retired.
+        held: those that get no connection any more: C code holds their GIL, or they cannot be believed.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.live: list[Instance | None] = [None] * count
+        self.coming: list[Instance | None] = [None] * count
+        self.retired: list[Instance] = []
+        self.began: dict[Instance, float] = {}
+        self.held: list[Instance] = []
+        self._turn = 0
+
+    def choose(self) -> Instance | None:
+        """Return the instance for the next connection, each in turn; None if none can serve it."""
+        able = [instance for instance in self.live if instance is not None and self._can_serve(instance)]
+        if not able:
+            return None
+        self._turn += 1
+        return able[self._turn % len(able)]
+
+    def all(self) -> list[Instance]:
+        """Return all that have not ended, newest first; and what failed in a slot that nothing else has taken."""
+        return [instance for instance in (*self.coming, *self.live, *self.retired) if instance is not None]
+
+    def current(self) -> list[Instance]:
+        """Return all but the retired ones."""
+        return [instance for instance in (*self.coming, *self.live) if instance is not None]
+
+    def serving(self) -> list[Instance]:
+        return [instance for instance in self.live if instance is not None and instance.state is State.SERVING]
+
+    def states(self) -> set[State]:
+        """Return the states of those in the slots."""
+        return {instance.state for instance in self.live if instance is not None}
+
+    def is_settled(self) -> bool:
+        return self.states() <= SETTLED
+
+    def oldest(self) -> int:
+        """Return the oldest generation that is in a slot."""
+        return min((instance.generation for instance in self.live if instance is not None), default=0)
+
+    def is_booting(self) -> bool:
+        return any(instance.state is State.BOOTING for instance in self.current())
+
+    def is_replacing(self) -> bool:
+        return any(instance is not None for instance in self.coming)
+
+    def is_empty(self) -> bool:
+        return not self.current()
+
+    def fill(self) -> list[int]:
+        """Move what is coming into slots that nobody is in; return those that stay vacant."""
+        vacant = [slot for slot, instance in enumerate(self.live) if instance is None or instance.state in ENDS]
+        for slot in vacant:  # a later generation must not be there before it
+            self.live[slot], self.coming[slot] = self.coming[slot], None
+        return [slot for slot in vacant if self.live[slot] is None]
+
+    def install(self, instance: Instance) -> Instance | None:
+        """Let one that was coming take its slot; return who had it."""
+        if instance not in self.coming:
+            return None
+        slot = self.coming.index(instance)
+        before, self.live[slot], self.coming[slot] = self.live[slot], instance, None
+        return before
+
+    def vacate(self, instance: Instance) -> str:
+        """Take an instance out of its slot; return where it was: "coming", "live" or ""."""
+        for name in ("coming", "live"):
+            slots: list[Instance | None] = getattr(self, name)
+            if instance in slots:
+                slots[slots.index(instance)] = None
+                return name
+        return ""
+
+    def clear(self) -> list[Instance]:
+        """Take all instances out of their slots and return them."""
+        taken = self.current()
+        self.live, self.coming = [None] * len(self.live), [None] * len(self.live)
+        return taken
+
+    def forget(self, instance: Instance, now: float) -> float:
+        """Forget one that has ended, but for its place in a slot; return for how long it had been what it was."""
+        if instance in self.retired:
+            self.retired.remove(instance)
+        self.held[:] = [each for each in self.held if each is not instance]
+        return now - self.began.pop(instance, now)
+
+    def _can_serve(self, instance: Instance) -> bool:
+        """Whether a request would be served by it, though perhaps not at once."""
+        if not instance.is_loaded or instance.state in ENDS:
+            return False
+        # One with a stuck thread serves with its other threads until it is replaced.
+        return instance.state is not State.STUCK or (instance not in self.held and instance.has_free_thread())

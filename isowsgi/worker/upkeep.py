@@ -1,0 +1,130 @@
+"""What time makes due in a deployment, looked at about once a second: boots and drains that take too long, quotas, ages, files, idleness.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from isowsgi.instances.lifecycle import State
+from isowsgi.worker.slots import Instance
+
+if TYPE_CHECKING:
+    from isowsgi.worker.deployment import Deployment
+
+# Boots of one mount that may hang at a time. Each keeps an interpreter and a thread, and a worker's restart would not help.
+_MOST_HUNG_BOOTS = 2
+
+
+class Upkeep:
+    """Looks after one deployment.
+
+    Attributes:
+        quiet_since: since when no request came, or when it was last looked at.
+        owes_release: whether requests that wait must be looked at again.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._mount = deployment.mount
+        self._log = deployment.log
+        self._touched = _changed_at(self._mount.touch)
+        self._requests = 0
+        self.quiet_since = 0.0
+        self.owes_release = False
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        deployment = self._deployment
+        retry_at = deployment.backoff.retry_at
+        if retry_at is not None and now >= retry_at and self._hung_boots() < _MOST_HUNG_BOOTS:
+            self._log.info("%s: retrying", deployment.name)
+            deployment.retry(now)
+        for instance in deployment.slots.all():
+            deployment.surroundings.containment.call(f"{instance.tag}: the look at it", self._look_at, instance, now)
+        if self.owes_release:
+            self.owes_release = False
+            deployment.surroundings.release(deployment)
+        self._look_at_files(now)
+        self._look_for_quiet(now)
+
+    def drop_boot(self, instance: Instance, now: float) -> None:
+        """Wait no more for an instance to come up."""
+        deployment = self._deployment
+        deployment.lose_boot(instance, now)
+        deployment.slots.vacate(instance)
+        deployment.retire(instance, now)
+
+    def _look_at(self, instance: Instance, now: float) -> None:
+        deployment, mount = self._deployment, self._mount
+        age = now - deployment.slots.began.get(instance, now)
+        if instance.state is State.BOOTING and mount.boot_timeout and age > mount.boot_timeout:
+            deployment.stuck += 1
+            instance.time_out_boot()
+            self._log.error("%s: was not loaded within %g s; %s", instance.tag, mount.boot_timeout, _fate_of(instance))
+            self.drop_boot(instance, now)
+        elif instance in deployment.slots.retired:
+            self._look_at_retired(instance, age)
+        elif instance.state is State.SERVING and instance in deployment.slots.live:
+            self._look_for_age(instance, age, now)
+        if mount.request_timeout and instance.cut_off(mount.request_timeout, now) and instance.state is not State.STUCK:
+            deployment.slots.held.append(instance)
+            self._log.error("%s: C code holds the interpreter's GIL and does not give it back; replacing the instance", instance.tag)
+            deployment.reports.call_stuck(instance, now)
+
+    def _look_at_retired(self, instance: Instance, age: float) -> None:
+        drain_s = self._deployment.surroundings.drain_s
+        if age <= drain_s:
+            return
+        if instance.state is State.DRAINING:
+            self._deployment.stuck += 1
+            self._log.warning("%s: did not end within %d s; %s", instance.tag, drain_s, _fate_of(instance))
+            instance.abandon()
+        elif instance.state is State.STUCK and instance.can_be_killed:
+            instance.kill()
+
+    def _look_for_age(self, instance: Instance, age: float, now: float) -> None:
+        deployment, mount = self._deployment, self._mount
+        quota = deployment.quotas.get(instance, 0)
+        if quota and instance.requests() >= quota:
+            deployment.quotas[instance] = 0
+            deployment.replace(f"{instance.requests()} requests", now)
+        elif mount.max_age and age > mount.max_age:
+            deployment.slots.began[instance] = now
+            deployment.replace(f"{mount.max_age:g} s of age", now)
+
+    def _hung_boots(self) -> int:
+        return sum(instance.state is State.STUCK and not instance.is_loaded for instance in self._deployment.slots.retired)
+
+    def _look_at_files(self, now: float) -> None:
+        changed_at = _changed_at(self._mount.touch)
+        if changed_at != self._touched:
+            self._touched = changed_at
+            self._deployment.replace(f"{self._mount.touch} was touched", now)
+
+    def _look_for_quiet(self, now: float) -> None:
+        deployment, limit_s = self._deployment, self._mount.idle_timeout
+        if not limit_s or not deployment.is_serving() or deployment.is_replacing():
+            return
+        live = [instance for instance in deployment.slots.live if instance is not None]
+        requests = sum(instance.requests() for instance in live)
+        if requests != self._requests or any(instance.is_busy() for instance in live):
+            self._requests, self.quiet_since = requests, now
+        elif now - self.quiet_since > limit_s:
+            self._log.info("%s: no request for %g s; it sleeps until the next one", deployment.name, limit_s)
+            deployment.sleep(now)
+
+
+def _fate_of(instance: Instance) -> str:
+    return "it is killed" if instance.can_be_killed else "it is left behind"
+
+
+def _changed_at(path: str | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None

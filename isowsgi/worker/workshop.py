@@ -1,0 +1,157 @@
+"""Makes instances and frees what they had; and is all that a deployment knows of its worker, see `deployment.Surroundings`.
+
+On the acceptor's thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.housed import HousedInstance
+from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.main import MainInstance
+from isowsgi.instances.process import ProcessInstance
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
+from isowsgi.shared.messages import BootOrder, Stacks
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker.acceptor import Acceptor
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.placement import Placement
+from isowsgi.worker.slots import Instance
+from isowsgi.worker.turns import Turns
+
+
+class Workshop:
+    """One worker's.
+
+    Args:
+        orders: writes what instances are told.
+        board: the worker's scoreboard.
+        log: gunicorn's logger.
+        containment: ends our own mistakes.
+        drain_s: how long requests of a replaced instance may take to end.
+        origins_fd: of the table that says where connections come from; None: their sockets do.
+
+    Attributes:
+        leaked: interpreters ended on a release that keeps their memory.
+        is_stopping: whether the worker is, so that nothing needs to be freed any more.
+        on_report: called when an instance has something to say, and the deployment has dealt with it.
+        on_files, on_stacks, on_measured: see `Surroundings`; whoever wants to know sets them.
+    """
+
+    def __init__(
+        self, orders: BootOrders, board: Scoreboard, log: Any, containment: Containment, drain_s: float, origins_fd: int | None
+    ) -> None:
+        self.orders = orders
+        self.board = board
+        self.log = log
+        self.containment = containment
+        self.drain_s = drain_s
+        self.placement = Placement(orders, containment)
+        self.turns = Turns()
+        self.leaked = 0
+        self.is_stopping = False
+        self.on_report: Callable[[], None] = lambda: None
+        self.on_files: Callable[[list[str]], None] = lambda files: None
+        self.on_stacks: Callable[[Instance, Stacks], None] = lambda instance, report: None
+        self.on_measured: Callable[[float], None] = lambda now: None
+        self._acceptor: Acceptor | None = None
+        self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fds = {"board": board.fd} if origins_fd is None else {"board": board.fd, "origins": origins_fd}
+        self._environ = dict(os.environ)  # before an app in the main interpreter changes it
+
+    def start(self, acceptor: Acceptor) -> None:
+        """Begin to work for an acceptor; instances can be made from now on."""
+        self._acceptor = acceptor
+        acceptor.watch(self._capacity, self._on_capacity)
+        acceptor.watch(self.placement.fileno(), self.placement.read_verdicts)
+
+    def make(self, deployment: Deployment, slot: int) -> Instance:
+        acceptor, board, mount = self._parts(), self.board, deployment.mount
+        self.recall(deployment)
+        numbers = [member.number for member in deployment.members]
+        isolation = deployment.siting.isolation
+        first_row = board.allot(self.orders.threads_of(mount), numbers, isolation)
+        with contextlib.ExitStack() as undo:
+            undo.callback(board.give_back, first_row)
+            instance = self._make(self._order(deployment, slot, first_row))
+            undo.callback(instance.discard)
+            acceptor.watch(instance.fileno(), partial(self._on_reports, deployment, instance))
+            undo.callback(acceptor.unwatch, instance.fileno())
+            instance.start()
+            undo.pop_all()
+        return instance
+
+    def dispose(self, instance: Instance) -> None:
+        assert isinstance(instance, HousedInstance), "made here"
+        self._parts().unwatch(instance.fileno())
+        if instance.threads_left:
+            text = "%s: ended, but %d of the app's threads are still running, so its interpreter cannot be freed"
+            self.log.warning(text, instance.tag, instance.threads_left)
+        else:
+            self.board.give_back(instance.first_row)
+            if not self.is_stopping:
+                self.log.info("%s: ended", instance.tag)
+                self.leaked += keeps_memory(instance.isolation)
+        # At a worker's exit the process goes with all it holds; ending interpreters one by one would only add risks.
+        instance.dispose(destroy=not self.is_stopping)
+
+    def release(self, deployment: Deployment) -> None:
+        for member in deployment.members:
+            self._parts().release(member.number)
+
+    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
+        self.placement.try_out(deployment, unknown_extension)
+
+    def take_turn(self, deployment: Deployment, now: float) -> bool:
+        return self.turns.take(deployment, now)
+
+    def recall(self, deployment: Deployment) -> None:
+        """Settle where a deployment lives by what an earlier trial found."""
+        siting = deployment.siting
+        if not siting.is_known:
+            verdict = self.placement.recall(deployment.members)
+            if verdict is not None and verdict.isolation is not None:
+                siting.settle(verdict.isolation, verdict.reason, verdict.extensions)
+                siting.late_imports = list(verdict.imports)
+
+    def _order(self, deployment: Deployment, slot: int, first_row: int) -> BootOrder:
+        siting = deployment.siting
+        extensions = siting.extensions if siting.is_known or siting.isolation != OWN_GIL else self.placement.vouched()
+        return self.orders.write(
+            deployment.members,
+            siting.isolation,
+            slot,
+            deployment.generation,
+            first_row,
+            extensions,
+            is_replacement=deployment.is_serving(),
+        )
+
+    def _make(self, order: BootOrder) -> HousedInstance:
+        acceptor, board = self._parts(), self.board
+        if order.isolation == PROCESS:
+            return ProcessInstance(order, self._fds, board, acceptor, self._environ)
+        fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
+        if order.isolation == MAIN:
+            return MainInstance(order, fds, board, self.log)
+        return InterpreterInstance(order, fds, board)
+
+    def _on_reports(self, deployment: Deployment, instance: HousedInstance) -> None:
+        deployment.reports.read(instance, time.monotonic())
+        self.on_report()
+
+    def _on_capacity(self) -> None:
+        os.eventfd_read(self._capacity)
+        self._parts().on_capacity()
+
+    def _parts(self) -> Acceptor:
+        assert self._acceptor is not None, "set by start(), before any instance"
+        return self._acceptor
