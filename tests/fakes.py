@@ -154,6 +154,7 @@ class FakeInstance:
             self.error, self.traceback = report.error, report.traceback
             self.happens(Event.BOOT_FAILED)
         elif isinstance(report, (Closed, Exited)):
+            self.threads_left = report.threads if isinstance(report, Closed) else 0
             self.happens(Event.ENDED)
 
     def give(self, fd: int) -> None:
@@ -165,7 +166,7 @@ class FakeInstance:
 
     finish = drain
 
-    def stop(self) -> None:
+    def stop(self, frees: bool = True) -> None:
         self.stopped = True
 
     def abandon(self) -> None:
@@ -234,6 +235,8 @@ class FakeSurroundings:
         self.stacks: list[tuple[Any, Stacks]] = []
         self.files: list[str] = []
         self.shortage: Exception | None = None
+        self.is_crowded = False
+        self.hurried: list[Deployment] = []
         self._turns = turns
 
     def make(self, deployment: Deployment, slot: int) -> FakeInstance:
@@ -255,6 +258,14 @@ class FakeSurroundings:
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         return self._turns is None or self._turns.take(deployment, now)
+
+    def may_boot(self, deployment: Deployment, now: float) -> bool:
+        return not self.is_crowded
+
+    def hurry(self, deployment: Deployment) -> None:
+        self.hurried.append(deployment)
+
+    def leave_line(self, deployment: Deployment) -> None: ...
 
     def on_files(self, files: list[str]) -> None:
         self.files += files

@@ -92,7 +92,7 @@ def desk() -> Iterator[Desk]:
 
 
 def test_orders_are_carried_out_one_after_the_other(desk: Desk) -> None:
-    for order in (Drain(), Stop(), Drain()):
+    for order in (Drain(), Stop(frees=True), Drain()):
         desk.say(order)
 
     eventually(lambda: desk.obeyed == ["Drain", "Stop", "Drain"])
@@ -102,7 +102,7 @@ def test_orders_are_carried_out_one_after_the_other(desk: Desk) -> None:
 def test_an_order_that_cannot_be_carried_out_does_not_end_the_thread(desk: Desk, packet: bytes) -> None:
     """The last one raises. Without its control thread an instance would serve, and never drain, stop or give a request up."""
     desk.say(packet)
-    desk.say(Stop())
+    desk.say(Stop(frees=True))
 
     eventually(lambda: desk.obeyed == ["Stop"])
     assert desk.words[INTERNAL_ERRORS] == 1

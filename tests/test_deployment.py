@@ -554,6 +554,75 @@ def test_a_stuck_instance_whose_replacement_cannot_be_started_gets_it_later() ->
     assert site.chosen() is site.made[1]
 
 
+def test_a_jitter_alone_replaces_nothing() -> None:
+    """It was added to 0, which means never, and the mount was replaced after some requests."""
+    site = up(max_requests_jitter=1000)
+    site.made[0].served = 5000
+
+    site.wait(1)
+
+    assert len(site.made) == 1
+
+
+def test_a_generation_that_cannot_be_freed_is_counted() -> None:
+    """Nothing bounded them: 12 of them had 835 MiB, and the worker counted none as stuck."""
+    site = up()
+    site.deployment.replace("test", site.now)
+    site.ready(site.made[1])
+
+    site.reports(site.made[0], Closed(threads=1))
+
+    assert site.deployment.slots.left == [site.made[0]]
+    assert site.deployment.stuck == 1
+    assert site.deployment.state() == "serving"
+
+
+def test_boots_that_leave_threads_behind_do_not_pile_up() -> None:
+    site = Site()
+    site.deployment.start(site.now)
+    for number in range(2):
+        site.failed(site.made[number])
+        site.reports(site.made[number], Closed(threads=1))
+        site.wait(10)
+
+    for _ in range(100):
+        site.wait(10)
+
+    assert len(site.made) == 2
+
+
+def test_a_mount_whose_turn_has_not_come_waits_for_it() -> None:
+    site = Site()
+    site.around.is_crowded = True
+    site.deployment.start(site.now)
+    assert site.made == []
+    assert site.deployment.state() == "booting"
+    assert not site.deployment.is_asleep()
+    assert site.chosen() is NotServing.BOOTING
+    assert site.around.hurried == [site.deployment]
+
+    site.around.is_crowded = False
+    site.deployment.start(site.now)
+    site.ready(site.made[0])
+    assert site.chosen() is site.made[0]
+
+
+def test_requests_wait_for_a_trial_no_longer_than_for_a_boot() -> None:
+    """With a boot_timeout of 5 s some waited for 38, as a trial loads the app in up to three ways."""
+    site = Site(isolation="auto", boot_timeout=5.0)
+    site.deployment.start(site.now)
+    site.failed(site.made[0], error="ImportError: module x does not support loading in subinterpreters")
+    assert site.around.trials == 1
+    site.wait(4)
+    assert site.chosen() is NotServing.BOOTING
+    releases = site.around.releases
+
+    site.wait(2)
+
+    assert site.chosen() is NotServing.FAILED
+    assert site.around.releases == releases + 1
+
+
 class AnyOrder(RuleBasedStateMachine):
     """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
 

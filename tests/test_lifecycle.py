@@ -103,7 +103,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def stuck_means_that_something_took_too_long_and_has_not_ended_since(self) -> None:
         has_ended = {Event.ENDED, Event.BOOT_FAILED} & set(self.happened)
-        took_too_long = {Event.DRAIN_TIMEOUT, Event.BOOT_TIMEOUT, Event.THREAD_STUCK} & set(self.happened)
+        took_too_long = {Event.DRAIN_TIMEOUT, Event.BOOT_TIMEOUT, Event.THREAD_STUCK, Event.BROKEN} & set(self.happened)
         assert (self.state is State.STUCK) == bool(took_too_long and not has_ended)
 
 

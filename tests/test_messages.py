@@ -20,8 +20,8 @@ from isowsgi.shared.messages import (
     MessageError,
     Raised,
     Ready,
+    Reopen,
     Stacks,
-    Stop,
     TellStacks,
     shortened,
 )
@@ -151,7 +151,7 @@ def test_a_message_is_frozen_and_changed_by_a_copy() -> None:
 
 def test_messages_without_facts_differ() -> None:
     assert Drain() == Drain()
-    assert Drain() != Stop()
+    assert Drain() != Reopen()
     assert Drain()
 
 

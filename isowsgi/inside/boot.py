@@ -23,7 +23,7 @@ from typing import Any
 
 from gunicorn import util
 
-from isowsgi.inside import deadlines, environment, extensions, locks
+from isowsgi.inside import deadlines, environment, extensions, leftovers, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
@@ -161,7 +161,7 @@ class Instance:
             orders={
                 messages.Drain: lambda order: self._drain(),
                 messages.Last: lambda order: self._last(),
-                messages.Stop: lambda order: self._stop(),
+                messages.Stop: self._on_stop,
                 messages.Reopen: lambda order: log.reopen_files(),
                 messages.TellStacks: lambda order: self._tell_stacks(order.ask),
                 messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
@@ -174,6 +174,7 @@ class Instance:
         self._whose = ""  # app could not be loaded, in a group
         self._threads: list[threading.Thread] = []
         self._next_exception = 0.0
+        self._must_free = False  # whether the process lives on without this instance
         self._hooks: Hooks | None = None
 
     def run(self) -> bool:
@@ -196,6 +197,8 @@ class Instance:
         if not is_main:  # else they are the worker's own, and run when it exits
             self._run_exit_functions()
         left = 0 if is_main else _threads_left()
+        if left and self._must_free:
+            left = leftovers.end_threads({control.ident, threading.main_thread().ident}, lambda: _thread._count() - 1)
         if not left:
             self._control.end()
             control.join()
@@ -296,7 +299,7 @@ class Instance:
         self._runner.work(service)
 
     def _run_exit_functions(self) -> None:
-        closing = threading.Thread(target=_run_exit_functions, name="isowsgi-exit", daemon=True)
+        closing = threading.Thread(target=_run_exit_functions, args=(self._must_free,), name="isowsgi-exit", daemon=True)
         try:
             closing.start()
         except RuntimeError:
@@ -463,6 +466,10 @@ class Instance:
         self._next_exception = now + _EXCEPTION_PAUSE_S
         self._control.report_if_room(messages.Raised(request=request[:500], error=_one_line(exc)[:1000], traceback=_traceback()[-8192:]))
 
+    def _on_stop(self, order: messages.Stop) -> None:
+        self._must_free = order.frees and self._order.isolation != "process"
+        self._stop()
+
     def _stop(self) -> None:
         self._runner.stopping = True
         self._poke()
@@ -524,8 +531,8 @@ def _files_of(exc: BaseException | None) -> set[str]:
     return files
 
 
-def _run_exit_functions() -> None:
-    """Do what the end of the interpreter would: end thread pools, then call the app's `atexit` functions.
+def _run_exit_functions(must_free: bool) -> None:
+    """Do what the end of the interpreter would: end thread pools, then call the app's `atexit` functions; and what it would not.
 
     Here and not in destroy(), since at a worker's exit nothing is destroyed, and a pool's idle threads must go before it may be.
     """
@@ -535,6 +542,8 @@ def _run_exit_functions() -> None:
         except Exception:
             traceback.print_exc()
     atexit._run_exitfuncs()
+    if must_free:
+        leftovers.end_helpers()
 
 
 def _threads_left() -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from isowsgi.inside import boot, deadlines, environment
+from isowsgi.inside import boot, deadlines, environment, leftovers
 from isowsgi.inside.deadlines import stack_from_app
 from isowsgi.shared import policies
 
@@ -43,6 +43,7 @@ _OWN_CALLS: dict[CodeType, str] = {
     deadlines.load_ctypes.__code__: "ctypes",
     deadlines._set_async_exception.__code__: "ctypes",
     boot.end_process.__code__: "exit",
+    leftovers._end_helper.__code__: "kill",
 }
 
 # Modules that have a function, where that is not only the one that it is named after.

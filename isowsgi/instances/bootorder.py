@@ -115,6 +115,11 @@ class BootOrders:
             place=Place(region=self._region, first_row=first_row),
         )
 
+    @property
+    def workers(self) -> int:
+        """Return how many workers there are."""
+        return int(self._cfg.workers)
+
     def _path_in_env(self, mount: Mount) -> list[str]:
         """Return the folders of a PYTHONPATH in a mount's `env`, as CPython takes them at its start: it is too late for that here."""
         folders = mount.env.get("PYTHONPATH", "").split(os.pathsep)

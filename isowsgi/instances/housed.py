@@ -130,9 +130,13 @@ class HousedInstance(abc.ABC):
         self._move(Event.DRAIN)
         self._say(messages.Last())
 
-    def stop(self) -> None:
-        """End the serving threads once their requests are done, then run the app's exit functions."""
-        self._say(messages.Stop())
+    def stop(self, frees: bool = True) -> None:
+        """End the serving threads once their requests are done, then run the app's exit functions.
+
+        Args:
+            frees: whether the worker lives on, so that all that the app leaves behind must end too.
+        """
+        self._say(messages.Stop(frees=frees))
 
     def abandon(self) -> None:
         """Give up waiting for a thread that does not end."""

@@ -222,6 +222,8 @@ class Last(Value):
 class Stop(Value):
     """End the serving threads once their requests are done, then run the app's exit functions."""
 
+    frees: bool  # whether the worker lives on, so that all that the app leaves behind must end too
+
 
 class Reopen(Value):
     """Open the log files again."""

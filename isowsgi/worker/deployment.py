@@ -62,6 +62,15 @@ class Surroundings(Protocol):
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         """Return whether it may load a new generation now; if not, `go_on` is called later."""
 
+    def may_boot(self, deployment: Deployment, now: float) -> bool:
+        """Return whether it may load its app now; if not, `start` is called later."""
+
+    def hurry(self, deployment: Deployment) -> None:
+        """Let it be the next that may load its app."""
+
+    def leave_line(self, deployment: Deployment) -> None:
+        """It has no use for its turn any more."""
+
     def on_files(self, files: list[str]) -> None:
         """Take note of files on which an app depends."""
 
@@ -100,6 +109,7 @@ class Deployment:
         self.generation = 0
         self.is_quarantined = is_quarantined
         self.is_stopped = False  # by the operator
+        self.is_in_line = False  # it waits for its turn to be loaded
         self.is_ending = False  # with the worker, which answers what it has accepted
         self.is_over = False  # all that was accepted is answered
         self.reloads = 0
@@ -122,8 +132,10 @@ class Deployment:
         instance = self.slots.choose()
         if instance is not None:
             return instance
-        if self.siting.is_on_trial or any(instance.state in (State.BOOTING, State.DRAINING) for instance in self.slots.current()):
-            return NotServing.BOOTING
+        if self.is_in_line:
+            self.surroundings.hurry(self)
+        if self.is_loading() or self.is_in_line or any(instance.state is State.DRAINING for instance in self.slots.current()):
+            return NotServing.FAILED if self.siting.is_overdue(now) else NotServing.BOOTING
         if self.is_asleep() and not self.is_over:
             self.start(now)
             return NotServing.BOOTING if self.is_under_way() else NotServing.FAILED
@@ -149,12 +161,16 @@ class Deployment:
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because nobody asked for one."""
-        is_held_back = self.is_quarantined or self.is_stopped or self.siting.is_on_trial or self.backoff.retry_at is not None
-        return not is_held_back and self.slots.is_empty()
+        is_held_back = self.is_quarantined or self.is_stopped or self.is_in_line or self.backoff.retry_at is not None
+        return not is_held_back and not self.siting.is_on_trial and self.slots.is_empty()
+
+    def is_loading(self) -> bool:
+        """Whether an instance of it is being loaded, or a trial is made."""
+        return self.siting.is_on_trial or self.slots.is_booting()
 
     def is_under_way(self) -> bool:
-        """Whether some instance is being loaded, or will be at once."""
-        return self.siting.is_on_trial or self.slots.is_booting() or bool(self.wanted)
+        """Whether some instance is being loaded, or will be as soon as it has its turn."""
+        return self.is_loading() or self.is_in_line or bool(self.wanted)
 
     def has_arrived(self, generation: int) -> bool:
         """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
@@ -169,11 +185,11 @@ class Deployment:
         if self.is_quarantined or self.is_stopped:
             return
         self.backoff.retry_at = None
-        if self.siting.waits_for_trial():
-            return
         vacant = self.slots.fill()
-        if vacant:
-            self.generation += 1
+        self.is_in_line = bool(vacant) and not self.surroundings.may_boot(self, now)
+        if not vacant or self.is_in_line or self.siting.waits_for_trial(now):
+            return
+        self.generation += 1
         for slot in vacant:
             self._boot(self.slots.live, slot, now)
         self.upkeep.quiet_since = now
@@ -236,8 +252,8 @@ class Deployment:
         self.log.info("%s: stopped by the operator; it answers 503", self.name)
         self.is_stopped = True
         self.backoff.retry_at = None
-        if self.sleep(now):
-            self.surroundings.release(self)
+        self.sleep(now)
+        self.surroundings.release(self)
 
     def resume(self, now: float) -> None:
         """Start it again after `halt`, or now if it sleeps or waits for its next try."""
@@ -246,13 +262,12 @@ class Deployment:
         self.is_stopped = False
         self.start(now)
 
-    def sleep(self, now: float) -> bool:
-        """End its instances; the next request starts it again. Return whether there were any."""
+    def sleep(self, now: float) -> None:
+        """End its instances; the next request starts it again."""
         self.wanted = ""
-        taken = self.slots.clear()
-        for instance in taken:
+        self._leave_line()
+        for instance in self.slots.clear():
             self.retire(instance, now)
-        return bool(taken)
 
     def finish(self) -> None:
         """Have each instance say `Connection: close` in every response: the worker is stopping."""
@@ -264,9 +279,10 @@ class Deployment:
     def stop(self) -> None:
         """Have each instance end."""
         self.is_ending = self.is_over = True
+        self._leave_line()
         for instance in self.slots.all():
             if instance.state not in ENDS:
-                instance.stop()
+                instance.stop(frees=False)
 
     # What happens; told by its parts.
 
@@ -276,7 +292,8 @@ class Deployment:
             return  # it was given up before it was up, and was told to end then
         self.backoff.succeeded()
         self.siting.trials = 0
-        self.quotas[instance] = self.mount.max_requests + random.randint(0, self.mount.max_requests_jitter)
+        if self.mount.max_requests:
+            self.quotas[instance] = self.mount.max_requests + random.randint(0, self.mount.max_requests_jitter)
         self.slots.began[instance] = now
         before = self.slots.install(instance)
         if before is not None:
@@ -297,9 +314,10 @@ class Deployment:
         """Nothing came of a replacement or trial: what serves keeps serving, else it is tried again later."""
         if self.is_serving():
             self.log.error("%s: generation %d keeps serving", self.name, self.slots.oldest())
-            self.go_on(now)
-        elif not self.slots.is_booting():
+        if State.STUCK in self.slots.states() or not (self.is_serving() or self.slots.is_booting()):
             self._try_later(now)
+        else:
+            self.go_on(now)
         self.surroundings.release(self)
 
     def make_up_for(self, instance: Instance, lived_s: float, now: float) -> None:
@@ -340,6 +358,11 @@ class Deployment:
         self.slots.began[instance] = now
         slots[slot] = instance
         return True
+
+    def _leave_line(self) -> None:
+        if self.is_in_line:
+            self.is_in_line = False
+            self.surroundings.leave_line(self)
 
     def _try_later(self, now: float) -> None:
         if not self.is_ending and not self.is_stopped:

@@ -116,7 +116,8 @@ class Reporter:
 
     def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:
         boot = deployment.reports.incidents.last_boot
-        instances = [instance for instance in deployment.slots.all() if instance.state not in ENDS]
+        slots = deployment.slots
+        instances = [*(instance for instance in slots.all() if instance.state not in ENDS), *slots.left]
         return {
             "pattern": mount.pattern,
             "app": f"{mount.app.target}:{mount.app.call}",
@@ -139,7 +140,7 @@ class Reporter:
             "tag": instance.tag,
             "generation": instance.generation,
             "isolation": instance.isolation,
-            "state": instance.state.value,
+            "state": "left" if instance.threads_left else instance.state.value,
             "is_loaded": instance.is_loaded,
             "boot_s": instance.boot_s,
             "requests": instance.requests(),

@@ -46,7 +46,7 @@ class Reports:
         self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,
-            messages.Refused: lambda instance, report, now: deployment.siting.on_refused(instance, report),
+            messages.Refused: lambda instance, report, now: deployment.siting.on_refused(instance, report, now),
             messages.Files: lambda instance, report, now: deployment.surroundings.on_files(report.files),
             messages.Changed: lambda instance, report, now: deployment.replace(f"{report.file} has changed", now),
             messages.Raised: self._on_raised,
@@ -123,7 +123,7 @@ class Reports:
             words[BOOTS] += 1
             words[BOOT_NS] += int(instance.boot_s * 1e9)
         deployment.install(instance, now)
-        deployment.siting.look_for_losses(instance)
+        deployment.siting.look_for_losses(instance, now)
 
     def _on_failed(self, instance: Instance, report: messages.Failed, now: float) -> None:
         if instance.is_loaded:  # its end follows
@@ -172,9 +172,11 @@ class Reports:
 
     def _settle(self, instance: Instance, now: float) -> None:
         deployment = self._deployment
+        was_stuck = bool(instance.stuck_since)  # and is counted
         if instance.state is State.FAILED and not instance.is_loaded and instance.how_it_ended:
             self._lose_boot(instance, now)
         lived_s = deployment.slots.forget(instance, now)
+        deployment.stuck += bool(instance.threads_left) and not was_stuck
         deployment.quotas.pop(instance, None)
         self.stacks.pop(instance, None)
         for words in self._rows:

@@ -42,6 +42,7 @@ class Siting:
         self.late_imports: list[str] = []  # extension modules that were refused when a request imported them
         self.trials = 0  # since it was last loaded
         self.is_on_trial = False
+        self._began = 0.0  # the trial
 
     @property
     def is_known(self) -> bool:
@@ -68,11 +69,16 @@ class Siting:
         self.isolation, self.reason = isolation, reason
         self.extensions = extensions if self.is_auto and isolation != PROCESS else None
 
-    def waits_for_trial(self) -> bool:
+    def waits_for_trial(self, now: float) -> bool:
         """Whether nothing may be loaded before a trial has ended; begins the one of a suspect."""
         if self._is_suspect and not self.is_on_trial:
-            self._begin(None)
+            self._begin(None, now)
         return self.is_on_trial
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether a trial takes longer than the app may take to load; requests wait no more then."""
+        limit_s = self._deployment.mount.boot_timeout
+        return self.is_on_trial and bool(limit_s) and now - self._began > limit_s
 
     def tries_elsewhere(self, instance: Instance, now: float) -> bool:
         """Find another isolation for a boot that failed, if that may be due to the isolation and not to the app."""
@@ -87,10 +93,10 @@ class Siting:
         what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
         text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
         self._deployment.log.info(text, instance.tag, what)
-        self._begin(instance.unknown_extension)
+        self._begin(instance.unknown_extension, now)
         return True
 
-    def on_refused(self, instance: Instance, report: Refused) -> None:
+    def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
         if report.name in self.late_imports or instance.state is not State.SERVING:
             return
@@ -103,13 +109,13 @@ class Siting:
             self._deployment.log.error("%s: %s%s", instance.tag, text, refusals.hint(report.error, instance.isolation))
         elif not self.is_on_trial:
             self._deployment.log.error("%s: %s; looking for another isolation", instance.tag, text)
-            self._begin(None)
+            self._begin(None, now)
 
-    def look_for_losses(self, instance: Instance) -> None:
+    def look_for_losses(self, instance: Instance, now: float) -> None:
         """See what an app goes without that caught the refusals of its interpreter, so that nothing is missing in silence."""
         for module, path, error in instance.refused:
             if self.is_auto and not self.reason and not sharing.has_fallback(module):
-                self.on_refused(instance, Refused(name=module, path=path, error=error))
+                self.on_refused(instance, Refused(name=module, path=path, error=error), now)
             else:
                 self._deployment.log.info("%s: goes without %s: %s", instance.tag, module, error)
 
@@ -136,8 +142,9 @@ class Siting:
         else:
             deployment.start(now)
 
-    def _begin(self, unknown_extension: str | None) -> None:
+    def _begin(self, unknown_extension: str | None, now: float) -> None:
         self.is_on_trial = True
+        self._began = now
         self.trials += 1
         self._deployment.surroundings.try_out(self._deployment, unknown_extension)
 

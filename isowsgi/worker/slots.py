@@ -37,7 +37,7 @@ class Instance(Protocol):
     def give(self, fd: int) -> None: ...
     def drain(self) -> None: ...
     def finish(self) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self, frees: bool = True) -> None: ...
     def abandon(self) -> None: ...
     def kill(self) -> None: ...
     def time_out_boot(self) -> None: ...
@@ -61,6 +61,7 @@ class Slots:
         live: the instance in each slot, whatever its state.
         coming: what replaces it.
         retired: those that were replaced, or given up, and have not ended yet.
+        left: those that have ended, but whose interpreter cannot be freed, as threads of the app's run in it.
         began: monotonic seconds when each was started, or loaded, or retired.
         held: those that get no connection any more: C code holds their GIL, or they cannot be believed.
     """
@@ -69,6 +70,7 @@ class Slots:
         self.live: list[Instance | None] = [None] * count
         self.coming: list[Instance | None] = [None] * count
         self.retired: list[Instance] = []
+        self.left: list[Instance] = []
         self.began: dict[Instance, float] = {}
         self.held: list[Instance] = []
         self._turn = 0
@@ -146,6 +148,8 @@ class Slots:
         """Forget one that has ended, but for its place in a slot; return for how long it had been what it was."""
         if instance in self.retired:
             self.retired.remove(instance)
+        if instance.threads_left:
+            self.left.append(instance)
         self.held[:] = [each for each in self.held if each is not instance]
         return now - self.began.pop(instance, now)
 

@@ -119,6 +119,7 @@ class Supervisor:
         for deployment in self.deployments:
             call(f"{deployment.name}: once a second", deployment.upkeep.tick, now)
         call("replacements taking turns", self._workshop.turns.pass_on, now)
+        call("boots taking turns", self._workshop.boots.tick, now)
         call("the look at the worker's memory", self._memory.tick, now)
         if self._reporter is not None:
             call("the worker's report", self._reporter.tick, now)
@@ -131,8 +132,9 @@ class Supervisor:
                 return deployment.restart_reason
         # A boot that hangs would hang in the next worker too.
         stuck = sum(instance.state is State.STUCK and instance.is_loaded for instance in self._instances())
+        stuck += sum(instance.is_loaded for deployment in self.deployments for instance in deployment.slots.left)
         if stuck > limits.max_stuck:
-            return f"{stuck} instances are stuck, max_stuck is {limits.max_stuck}"
+            return f"{stuck} instances are stuck or left behind, max_stuck is {limits.max_stuck}"
         leaked = self._workshop.leaked
         if leaked > limits.max_leaked:
             return f"{leaked} interpreters were ended on a Python that keeps their memory, max_leaked is {limits.max_leaked}"
@@ -140,7 +142,7 @@ class Supervisor:
 
     def is_settled(self) -> bool:
         """Whether every mount that was started serves or has failed."""
-        return all(not deployment.siting.is_on_trial and deployment.slots.is_settled() for deployment in self.deployments)
+        return not any(each.siting.is_on_trial or each.is_in_line or not each.slots.is_settled() for each in self.deployments)
 
     def nothing_serves(self) -> bool:
         return not any(deployment.is_serving() or deployment.is_asleep() or deployment.is_stopped for deployment in self.deployments)
@@ -189,6 +191,7 @@ class Supervisor:
     def _on_report(self) -> None:
         now = time.monotonic()
         self._containment.call("replacements taking turns", self._workshop.turns.pass_on, now)
+        self._containment.call("boots taking turns", self._workshop.boots.pass_on, now)
         if self._reporter is not None:
             self._containment.call("the worker's report", self._reporter.publish_soon, now)
 

@@ -14,7 +14,8 @@ from isowsgi.worker.slots import Instance
 if TYPE_CHECKING:
     from isowsgi.worker.deployment import Deployment
 
-# Boots of one mount that may hang at a time. Each keeps an interpreter and a thread, and a worker's restart would not help.
+# Boots of one mount that may hang at a time, or have left threads behind. Each keeps an interpreter and a thread, and a worker's restart
+# would not help.
 _MOST_HUNG_BOOTS = 2
 
 
@@ -34,6 +35,7 @@ class Upkeep:
         self._requests = 0
         self.quiet_since = 0.0
         self.owes_release = False
+        self._was_overdue = False
 
     def tick(self, now: float) -> None:
         """Do what is due."""
@@ -44,8 +46,9 @@ class Upkeep:
             deployment.retry(now)
         for instance in deployment.slots.all():
             deployment.surroundings.containment.call(f"{instance.tag}: the look at it", self._look_at, instance, now)
-        if self.owes_release:
-            self.owes_release = False
+        is_overdue = deployment.siting.is_overdue(now)
+        if self.owes_release or is_overdue != self._was_overdue:
+            self.owes_release, self._was_overdue = False, is_overdue
             deployment.surroundings.release(deployment)
         self._look_at_files(now)
         self._look_for_quiet(now)
@@ -96,7 +99,9 @@ class Upkeep:
             deployment.replace(f"{mount.max_age:g} s of age", now)
 
     def _hung_boots(self) -> int:
-        return sum(instance.state is State.STUCK and not instance.is_loaded for instance in self._deployment.slots.retired)
+        slots = self._deployment.slots
+        hung = [instance for instance in slots.retired if instance.state is State.STUCK and not instance.is_loaded]
+        return len(hung) + sum(not instance.is_loaded for instance in slots.left)
 
     def _look_at_files(self, now: float) -> None:
         changed_at = _changed_at(self._mount.touch)

@@ -22,6 +22,7 @@ from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
 from isowsgi.shared.messages import BootOrder, Stacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
+from isowsgi.worker.boots import Boots, boots_at_a_time, machine_times
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.placement import Placement
 from isowsgi.worker.slots import Instance
@@ -56,6 +57,7 @@ class Workshop:
         self.drain_s = drain_s
         self.placement = Placement(orders, containment)
         self.turns = Turns()
+        self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
         self.leaked = 0
         self.is_stopping = False
         self.on_report: Callable[[], None] = lambda: None
@@ -71,7 +73,7 @@ class Workshop:
         """Begin to work for an acceptor; instances can be made from now on."""
         self._acceptor = acceptor
         acceptor.watch(self._capacity, self._on_capacity)
-        acceptor.watch(self.placement.fileno(), self.placement.read_verdicts)
+        acceptor.watch(self.placement.fileno(), self._on_verdicts)
 
     def make(self, deployment: Deployment, slot: int) -> Instance:
         acceptor, board, mount = self._parts(), self.board, deployment.mount
@@ -104,14 +106,25 @@ class Workshop:
         instance.dispose(destroy=not self.is_stopping)
 
     def release(self, deployment: Deployment) -> None:
+        if self._acceptor is None:
+            return  # nobody waits before the start
         for member in deployment.members:
-            self._parts().release(member.number)
+            self._acceptor.release(member.number)
 
     def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
         self.placement.try_out(deployment, unknown_extension)
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         return self.turns.take(deployment, now)
+
+    def may_boot(self, deployment: Deployment, now: float) -> bool:
+        return self.boots.take(deployment, now)
+
+    def hurry(self, deployment: Deployment) -> None:
+        self.boots.hurry(deployment)
+
+    def leave_line(self, deployment: Deployment) -> None:
+        self.boots.leave(deployment)
 
     def recall(self, deployment: Deployment) -> None:
         """Settle where a deployment lives by what an earlier trial found."""
@@ -146,6 +159,10 @@ class Workshop:
 
     def _on_reports(self, deployment: Deployment, instance: HousedInstance) -> None:
         deployment.reports.read(instance, time.monotonic())
+        self.on_report()
+
+    def _on_verdicts(self) -> None:
+        self.placement.read_verdicts()
         self.on_report()
 
     def _on_capacity(self) -> None:

@@ -18,11 +18,23 @@ def spin():
         pass
 
 
+def nap():
+    while True:
+        time.sleep(0.1)
+
+
 def leave(what):
     if what == "sleeping daemon":
         threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
     elif what == "busy daemon":
         threading.Thread(target=spin, daemon=True).start()
+    elif what == "napping daemon":
+        threading.Thread(target=nap, daemon=True).start()
+    elif what == "helpers":
+        from multiprocessing import forkserver, resource_tracker
+
+        forkserver.ensure_running()
+        resource_tracker.ensure_running()
     elif what == "thread":
         threading.Thread(target=time.sleep, args=(3600,)).start()
     elif what == "pool":
