@@ -50,7 +50,7 @@ def put_in_order(items: list[pytest.Item]) -> None:
     """Sort tests: what takes long comes first so that the end is no waiting for one process, and what must be alone comes last."""
 
     def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        return item.get_closest_marker(ALONE) is not None, "/functional/" not in item.nodeid, not shares_a_fixture(item)
+        return item.get_closest_marker(ALONE) is not None, not shares_a_fixture(item), "/functional/" not in item.nodeid
 
     items.sort(key=place)  # a stable sort: a file's tests keep their order
 

@@ -24,6 +24,7 @@ from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker.acceptor import Acceptor, NotServing, Statistics
+from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, receive_all
 
 A = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"  # for the only mount that there is
@@ -633,13 +634,14 @@ def test_a_connection_given_back_may_be_idle_for_as_long_as_keep_alive_allows(ma
 
 
 @pytest.mark.usefixtures("fast_sweeps")
+@again_if_disturbed
 def test_a_request_that_begins_on_an_idle_connection_has_the_time_of_a_head(make_place: MakePlace) -> None:
-    place = make_place(keepalive_s=0.2, head_timeout_s=20)
+    place = make_place(keepalive_s=0.5, head_timeout_s=20)
     with place.connect(A) as client:
         give_back(place, place.take())
         place.turn_until(lambda: place.seen.peeking == 1)
         client.sendall(A[:5])
-        end = time.monotonic() + 0.4
+        end = time.monotonic() + 0.7
         place.turn_until(lambda: time.monotonic() > end)
 
         client.sendall(A[5:])

@@ -101,7 +101,7 @@ def loading(tmp_path_factory: pytest.TempPathFactory) -> Checked:
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Checked:
     """One run over a sound app and those that load nowhere, for people."""
-    return Command(tmp_path_factory.mktemp("failing"))(mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "2")
+    return Command(tmp_path_factory.mktemp("failing"))(mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "4")
 
 
 def test_a_sound_app_has_a_home(loading: Checked) -> None:
@@ -154,7 +154,7 @@ def test_modules_that_share_state_between_interpreters_are_named(loading: Checke
     [
         ("segfaults", "it crashed the process by SIGSEGV", 'segfaults.py", line 2'),
         ("leaves", "it ended the process with exit code 7", ""),
-        ("hangs", "it was not loaded within 2 s", 'hangs.py", line 2'),
+        ("hangs", "it was not loaded within 4 s", 'hangs.py", line 2'),
         ("broken", "SyntaxError: invalid syntax", 'broken.py", line 1'),
     ],
 )

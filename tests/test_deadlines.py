@@ -79,7 +79,7 @@ def interrupt_often() -> None:
         time.sleep(0.01)
     is_over.set()
     for thread in threads:
-        thread.join(1)
+        thread.join(DEADLINE_S)
         assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
     assert not escaped
     assert served >= 20_000

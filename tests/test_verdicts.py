@@ -174,11 +174,11 @@ def test_several_processes_may_write_while_others_read(memory: Verdicts, extensi
 def test_five_hundred_are_read_in_a_moment(memory: Verdicts, extension: Path) -> None:
     for number in range(500):
         memory.remember(str(number), verdict_on(extension))
-    started = time.perf_counter()
+    started = time.process_time()
 
     assert all(memory.recall(str(number)) for number in range(500))
 
-    assert time.perf_counter() - started < 2  # 0.03 s where nothing else runs
+    assert time.process_time() - started < 2  # 0.03 s, and two or three times that where the core is shared
 
 
 def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path) -> None:

@@ -33,8 +33,6 @@ from tests.pressure import (
     wait_until_closed,
 )
 
-pytestmark = pytest.mark.alone
-
 own_gil_is_sound = pytest.mark.skipif(
     bool(interpreters.own_gil_error() or interpreters.own_gil_warning()), reason="an own GIL is not sound on this Python"
 )
@@ -147,18 +145,21 @@ def _give_up(telling: int, measured: str) -> None:
     pytest.fail(measured)
 
 
+@pytest.mark.alone
 @two_cores
 @own_gil_is_sound
 def test_two_cpu_bound_mounts_with_own_gils_use_two_cores(serve: StartServer) -> None:
     assert_gain(serve, "own-gil", lambda of_processes, of_mounts: of_mounts >= min(1.8, 0.9 * of_processes))
 
 
+@pytest.mark.alone
 @two_cores
 def test_two_cpu_bound_mounts_with_a_shared_gil_use_one_core(serve: StartServer) -> None:
     """Proves that `isolation` does something, and that the test above would see it if it did not."""
     assert_gain(serve, "shared-gil", lambda of_processes, of_mounts: of_mounts < 1.3)
 
 
+@pytest.mark.alone
 @two_cores
 @own_gil_is_sound
 def test_a_hog_with_its_own_gil_slows_a_neighbour_no_more_than_another_process_would(serve: StartServer) -> None:
@@ -199,6 +200,7 @@ def test_a_hog_with_its_own_gil_slows_a_neighbour_no_more_than_another_process_w
     _give_up(telling, f"(requests/s without the hog and with it, p99 in ms without and with): {measured}")
 
 
+@pytest.mark.alone
 def test_a_busy_loop_and_a_busy_import_leave_neighbours_answering_and_the_heartbeat_alive(serve: StartServer) -> None:
     """Before 3.13 nothing makes an interpreter give the GIL to another one but a thread of its own that asks for it."""
     seconds = 6  # gunicorn looks once a second for a worker whose last beat is more than --timeout old
@@ -241,6 +243,7 @@ def test_a_busy_loop_and_a_busy_import_leave_neighbours_answering_and_the_heartb
 # Threads and clients that wait.
 
 
+@pytest.mark.alone
 def test_sleeping_requests_do_not_delay_a_neighbour(serve: StartServer) -> None:
     """All neighbours' answers come while 32 requests sleep, since those sleep until this test lets them go."""
     server = serve(
@@ -262,6 +265,7 @@ def test_sleeping_requests_do_not_delay_a_neighbour(serve: StartServer) -> None:
     assert_unharmed(quiet, asleep)
 
 
+@pytest.mark.alone
 def test_half_sent_heads_hold_no_thread_and_slow_nobody(serve: StartServer) -> None:
     """Two of them stop gunicorn's gthread with two threads for good."""
     count = 1000
@@ -330,6 +334,7 @@ def test_half_sent_heads_yield_to_others_when_there_are_as_many_as_there_may_be(
     assert took_s < head_timeout_s / 2
 
 
+@pytest.mark.alone
 def test_clients_that_read_nothing_leave_a_neighbour_alone(serve: StartServer) -> None:
     threads = 8
     server = serve(
@@ -384,6 +389,7 @@ def test_descriptors_and_threads_are_flat_and_no_connection_is_counted_twice_or_
     assert "Traceback" not in server.log() + server.output()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(interpreters.NEEDS_TICKER, reason="on this Python each interpreter has a thread that wakes 200 times a second")
 def test_idle_connections_and_mounts_cost_no_cpu_time(serve: StartServer) -> None:
     mounts, connections = 20, 500
@@ -401,8 +407,8 @@ def test_idle_connections_and_mounts_cost_no_cpu_time(serve: StartServer) -> Non
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
     eventually(lambda: cpu_s_over(pid, 0.2) <= 0.02, "the monitors rest")
-    used = cpu_s_over(pid, 3)
+    used = cpu_s_over(pid, 2)
     close_all(socks)
 
     # A look at idle connections once a second in 20 instances and the acceptor.
-    assert used <= 0.15
+    assert used <= 0.1

@@ -218,21 +218,27 @@ def test_the_page_needs_nothing_of_an_apps_venv(serve: StartServer, tmp_path: Pa
 # In a browser.
 
 
-@pytest.fixture
-def page() -> Iterator[Any]:
-    """A page of a real browser; what its scripts complain of is a failure."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("needs chromium")
-    complaints: list[str] = []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        page = browser.new_page()
-        page.set_default_timeout(DEADLINE_S * 1000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of a real browser, with nothing kept of the one before; what its scripts complain of is a failure."""
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.set_default_timeout(DEADLINE_S * 1000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    yield page
+    page.close()
     assert complaints == []
 
 
