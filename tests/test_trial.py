@@ -272,7 +272,7 @@ def test_a_venv_leaves_an_app_its_main_module(tmp_path: Path) -> None:
     (folder / "pyvenv.cfg").write_text("home = /nowhere\n")
     order = order_for(tmp_path, "import inspect, sys\nassert sys.modules['__main__']\ninspect.stack(0)", venv=str(folder))
 
-    assert trial.run({**order, "host_site": [str(ROOT)]}, PROCESS, timeout_s=DEADLINE_S).error == ""
+    assert trial.run(with_values(order, site=[str(ROOT)]), PROCESS, timeout_s=DEADLINE_S).error == ""
 
 
 @EACH_HOME

@@ -58,7 +58,8 @@ def test_a_new_generation_that_fails_its_warm_up_leaves_the_old_one_serving(serv
     good = "def application(environ, start):\n    start('200 OK', [('Content-Length', '4')])\n    return [b'good']\n"
     server = serve('[mounts]\n"/" = { app = "code", touch = "code.py", warmup = "/health", pythonpath = "." }', files={"code.py": good})
 
-    (server.folder / "code.py").write_text(good.replace("200 OK", "500 Oh").replace("good", "evil"))
+    # Of another length: Python would take its cached code for the current one, if the size and the second of the change were the same.
+    (server.folder / "code.py").write_text(good.replace("200 OK", "500 Oh").replace("good", "evil") + "\n")
     server.wait_for_log(": generation 1 keeps serving")
 
     assert server.get("/").text == "good"
