@@ -16,10 +16,11 @@ class Mount:
     def __init__(self, line: Line, name: str) -> None:
         self.name = name
         self._line = line
+        self.slots = self
         self.is_up = False
         self.fails: Exception | None = None
 
-    def is_loading(self) -> bool:
+    def is_booting(self) -> bool:
         return self in self._line.begun and not self.is_up
 
     def start(self, now: float) -> None:

@@ -1,9 +1,10 @@
 """Boots take turns: no more mounts are loaded at a time than there are cores, so that each is done before its `boot_timeout`.
 
 Loading an app is mostly work for a processor. Twenty apps at once on two cores took each twenty times as long; all were given up together,
-and tried again together, for ever. So they wait in a line, in the order of the config file, and a boot's time begins with its turn. A mount
-for which a request waits comes first. An app that waits for something while it is loaded, as a database, keeps no core busy: while half of
-the machine is idle, one more is let in each second.
+and tried again together, for ever. So they wait in a line, in the order of the config file, and the time of a boot begins with its turn. A
+mount for which a request waits is next. An app that waits for something while it is loaded, as a database, keeps no core busy: while half
+of the machine is idle, one more is let in each second. A mount on trial has no place: trials have a limit of their own, and apps without
+one would wait for them.
 
 Replacements do not wait here: they have `turns` of their own. On the acceptor's thread; nothing here waits. Time is monotonic seconds and
 passed in.
@@ -25,13 +26,22 @@ _LONGEST_TURN_S = 60.0
 _TELL_S = 10.0
 
 
+class Loading(Protocol):
+    """What is needed of a deployment's slots."""
+
+    def is_booting(self) -> bool:
+        """Whether an instance is being loaded."""
+        ...
+
+
 class Bootable(Protocol):
     """What is needed of a deployment."""
 
     name: str
 
-    def is_loading(self) -> bool:
-        """Whether an instance of it is being loaded, or a trial is made."""
+    @property
+    def slots(self) -> Loading:
+        """Where its instances are."""
         ...
 
     def start(self, now: float) -> None:
@@ -111,7 +121,7 @@ class Boots:
 
     def _has_room(self, now: float) -> bool:
         for deployment, since in list(self._loading.items()):
-            if not deployment.is_loading():
+            if not deployment.slots.is_booting():
                 self._done += 1
                 del self._loading[deployment]
             elif now - since > _LONGEST_TURN_S:
