@@ -56,6 +56,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
 sys.dont_write_bytecode = False
 
+# When the files of a server were written, in seconds since the epoch. Bytecode is told to be old by its source's size and time in whole
+# seconds: a test that writes a module anew, as long as before and within the second, would get the old one.
+AN_HOUR_AGO = time.time() - 3600
+
 # How many times as many examples of each property to try: `ISOWSGI_EXAMPLES=20 python -m pytest tests/test_peek.py`.
 EXAMPLES_FACTOR = int(os.environ.get("ISOWSGI_EXAMPLES", "1"))
 
@@ -263,8 +267,10 @@ def running_server(
         text = text.replace("[defaults]", f"[defaults]\nisolation = '{HOME}'")
     (folder / "isowsgi.toml").write_text(text)
     for name, content in (files or {}).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(textwrap.dedent(content))
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(content))
+        os.utime(path, (AN_HOUR_AGO, AN_HOUR_AGO))
     server = Server(folder, list(arguments), env or {}, app, bind, launcher or [])
     try:
         if wait_for != 0:
