@@ -71,7 +71,7 @@ def test_an_instance_does_not_keep_the_patterns_of_mounts_that_cannot_take_a_req
     assert full.rivals(7) == [Route(7, "", "/app7")]
 
 
-# Not in the order of the mounts' numbers. Hosts are joined when this runs, so that equal ones are not one object.
+# Not in the order of the mounts' numbers. Some texts are joined when this runs, so that equal ones are not one object.
 HOST, OTHER = ["".join((name, ".example")) for name in ("h", "i")]
 TABLE = [
     Route(1005, "", "/a"),
@@ -82,7 +82,7 @@ TABLE = [
     Route(1004, OTHER, "/a/b/c"),
     Route(1006, "", "/ab"),
     Route(1008, OTHER, "/b"),
-    Route(1007, "", "/b"),
+    Route(1007, "", "".join(("/", "b"))),
 ]
 
 
@@ -118,6 +118,8 @@ def test_the_rivals_of_a_mount_are_those_that_may_win_a_request_that_its_pattern
         ("/Blog", 0),
         ("/blog/new", 2),
         ("/blog/new/", 2),
+        ("/blog/new.html", 1),  # "." and "-" sort before "/"
+        ("/blog/new-1", 1),
         ("/blog/../x", 1),
         ("*", 0),
         ("", 0),
