@@ -45,11 +45,12 @@ mutants: ## mutation testing of one of the modules that decide (MODULES="routing
 	@$(call venv,mutants$$version,mutants) && exec $$bin/python tools/mutants.py $(MODULES)
 
 docs: ## the documentation as a site in .site/html; fails on a dead link (ARGS=serve: show it on port 8001)
-	@$(call venv,docs,docs) && $$bin/python tools/site_pages.py && \
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/docs --group pyproject.toml:docs && bin=.venv/docs/bin && \
+	$$bin/python tools/site_pages.py && \
 	NO_MKDOCS_2_WARNING=1 $$bin/mkdocs $(if $(filter serve,$(ARGS)),serve --dev-addr 127.0.0.1:8001,build) --strict --quiet && echo "open .site/html/index.html"
 
 release-check: ## build sdist and wheel into dist/, check both, and test the wheel in a fresh venv
-	@$(call venv,release$$version,release) && rm -rf dist && $$bin/python -m build --no-isolation --outdir dist . && $$bin/twine check --strict dist/* && \
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/release --group pyproject.toml:release && bin=.venv/release/bin && rm -rf dist && $$bin/python -m build --no-isolation --outdir dist . && $$bin/twine check --strict dist/* && \
 	$$bin/check-wheel-contents dist/*.whl && "$$python" tools/try_wheel.py dist
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
