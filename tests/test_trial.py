@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from isowsgi.isolation import trial
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, policies
 from isowsgi.shared.interpreters import PROCESS
 from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import copy_extension, order_for, with_member, with_values
@@ -41,6 +41,17 @@ def test_a_sound_app_loads_and_is_measured(tmp_path: Path, isolation: str, copie
     assert (outcome.loaded, outcome.error, outcome.failed_copy) == (True, "", 0)
     assert outcome.python == interpreters.version_text()
     assert 1 < outcome.memory_mib < 200
+
+
+def test_a_policy_is_not_about_what_a_trial_does_itself(tmp_path: Path) -> None:
+    """It looks into the C variables of extension modules, by ctypes."""
+    copy_extension("_testmultiphase", tmp_path)
+    order = order_for(tmp_path, "import _testmultiphase", policy=dict.fromkeys(policies.WORDS, "deny"))
+
+    outcome = trial.run(order, "shared-gil", copies=2, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.error) == (True, "")
+    assert "policy" not in outcome.output
 
 
 @EACH_HOME
