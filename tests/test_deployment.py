@@ -732,3 +732,62 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = pytest.mark.filterwarnings("ignore")(AnyOrder.TestCase)
 TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_with_stop_first_the_next_one_is_loaded_when_the_last_of_the_old_ones_has_gone() -> None:
+    """An interpreter has ended before it is destroyed, and until then the app's files are open."""
+    site = Site(replace="stop-first", instances=2)
+    deployment = site.deployment
+    deployment.start(site.now)
+    for instance in site.made:
+        site.ready(instance)
+
+    deployment.replace("touched", site.now)
+    assert [instance.drained for instance in site.made] == [True, True]
+    assert (deployment.choose(site.now), deployment.state()) == (NotServing.BOOTING, "booting")
+    deployment.replace("touched again", site.now)
+    deployment.start(site.now)
+    for instance in site.made[:2]:
+        site.reports(instance, Closed(threads=0))
+        deployment.upkeep.tick(site.now)
+    assert len(site.made) == 2
+
+    site.made[0].has_gone = True
+    deployment.upkeep.tick(site.now)
+    assert len(site.made) == 2
+    site.made[1].has_gone = True
+    deployment.upkeep.tick(site.now)
+    assert [instance.generation for instance in site.made] == [1, 1, 2, 2]
+    for instance in site.made[2:]:
+        site.ready(instance)
+    assert deployment.is_serving()
+
+
+def test_with_stop_first_an_operator_who_stops_the_mount_meanwhile_has_it_stay_so() -> None:
+    site = Site(replace="stop-first")
+    deployment = site.deployment
+    deployment.start(site.now)
+    site.ready(site.made[0])
+    deployment.replace("touched", site.now)
+
+    deployment.halt(site.now)
+    site.made[0].has_gone = True
+    deployment.upkeep.tick(site.now)
+    assert (len(site.made), deployment.state()) == (1, "stopped")
+
+    deployment.resume(site.now)
+    assert len(site.made) == 2
+
+
+def test_with_stop_first_an_interpreter_that_is_left_behind_is_waited_for_no_longer() -> None:
+    site = Site(replace="stop-first")
+    deployment = site.deployment
+    deployment.start(site.now)
+    site.ready(site.made[0])
+    deployment.replace("touched", site.now)
+
+    site.now += site.around.drain_s + 1
+    deployment.upkeep.tick(site.now)
+    deployment.upkeep.tick(site.now)
+
+    assert [instance.generation for instance in site.made] == [1, 2]

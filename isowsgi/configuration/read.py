@@ -25,6 +25,7 @@ from isowsgi.configuration.values import (
     MAX_LEAKED,
     MAX_STUCK,
     MAX_THREADS,
+    REPLACE_ORDERS,
     App,
     Config,
     Control,
@@ -117,6 +118,7 @@ _NewFile = NewType("_NewFile", str)
 _NewFolder = NewType("_NewFolder", str)
 _UrlPath = NewType("_UrlPath", str)
 _Hook = NewType("_Hook", str)
+_Replace = NewType("_Replace", str)
 _OnCrash = NewType("_OnCrash", str)
 _PolicyWord = NewType("_PolicyWord", str)
 _PolicyValue = NewType("_PolicyValue", str)
@@ -152,6 +154,7 @@ class _Settings:
     warmup: _UrlPath | None = None
     touch: _Path | None = None
     watch: _Switch | None = None
+    replace: _Replace | None = None
     max_requests: _Count | None = None
     max_requests_jitter: _Count | None = None
     max_age: _LongSeconds | None = None
@@ -323,6 +326,7 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         _NewFolder: partial(checks.new_folder, folder=folder),
         _UrlPath: checks.url_path,
         _Hook: checks.hook,
+        _Replace: partial(checks.one_of, names=REPLACE_ORDERS),
         _OnCrash: partial(checks.one_of, names=CRASH_ACTIONS),
         _PolicyWord: checks.policy_word,
         _PolicyValue: partial(checks.one_of, names=policies.VALUES),

@@ -26,6 +26,7 @@ MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some
 CRASHES = 3
 CRASH_WINDOW_S = 600.0
 HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
+REPLACE_ORDERS = ("load-first", "stop-first")
 CRASH_ACTIONS = ("quarantine", "process", "serve")
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
@@ -69,6 +70,7 @@ class Mount:
     warmup: str | None = None  # a path that a new instance is asked for before it serves
     touch: str | None = None  # absolute; a change of this file replaces the mount's instances
     watch: bool = False  # so does a change of any file that its modules came from
+    replace: str = "load-first"  # or "stop-first": its old instances end before new ones are loaded, and requests wait meanwhile
     max_requests: int = 0  # after which an instance is replaced; 0: never
     max_requests_jitter: int = 0  # at most so many more, at random
     max_age: float = 0.0  # seconds; 0: for ever

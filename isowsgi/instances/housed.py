@@ -31,6 +31,7 @@ class HousedInstance(abc.ABC):
     """
 
     can_be_killed = False  # whether a thread that does not end can be ended with its process
+    has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
 
     def __init__(self, order: BootOrder, board: Scoreboard) -> None:
         self.state = State.BOOTING

@@ -76,7 +76,12 @@ class InterpreterInstance(HousedInstance):
         self._keeper.join()
 
     def _keep(self) -> None:
-        """The keeper's whole life: one interpreter, from its creation to its end."""
+        """The keeper's whole life."""
+        self._run_interpreter()
+        self.has_gone = True
+
+    def _run_interpreter(self) -> None:
+        """Have one interpreter, from its creation to its end."""
         handle = None
         try:
             handle = interpreters.create(self.isolation)

@@ -193,7 +193,7 @@ class ProcessInstance(HousedInstance):
             if self._is_killed:
                 self._child.kill()
             status = self._child.wait()
-        self._has_exited = True
+        self._has_exited = self.has_gone = True
         self._report_from_keeper(messages.Exited(status=status))
 
 

@@ -25,6 +25,7 @@ from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
 from isowsgi.worker.reports import Reports
 from isowsgi.worker.siting import Siting
 from isowsgi.worker.slots import Instance, Slots
+from isowsgi.worker.succession import Succession
 from isowsgi.worker.upkeep import Upkeep
 
 
@@ -120,6 +121,7 @@ class Deployment:
         self.backoff = Backoff()
         self.reports = Reports(self)
         self.upkeep = Upkeep(self)
+        self.succession = Succession(self)
         self.quotas: dict[Instance, int] = {}  # requests after which it is replaced
         self.wanted = ""  # why it must be replaced, while a replacement is under way already, or it waits for its turn
 
@@ -134,7 +136,8 @@ class Deployment:
             return instance
         if self.is_in_line:
             self.surroundings.hurry(self)
-        if self.is_loading() or self.is_in_line or any(instance.state is State.DRAINING for instance in self.slots.current()):
+        is_coming = self.is_loading() or self.is_in_line or self.succession.is_open
+        if is_coming or any(instance.state is State.DRAINING for instance in self.slots.current()):
             return NotServing.FAILED if self.siting.is_overdue(now) else NotServing.BOOTING
         if self.is_asleep() and not self.is_over:
             self.start(now)
@@ -157,12 +160,12 @@ class Deployment:
         return bool(self.slots.serving())
 
     def is_replacing(self) -> bool:
-        return self.slots.is_replacing()
+        return self.slots.is_replacing() or self.succession.is_open
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because nobody asked for one."""
         is_held_back = self.is_quarantined or self.is_stopped or self.is_in_line or self.backoff.retry_at is not None
-        return not is_held_back and not self.siting.is_on_trial and self.slots.is_empty()
+        return not is_held_back and not self.siting.is_on_trial and not self.succession.is_open and self.slots.is_empty()
 
     def is_loading(self) -> bool:
         """Whether an instance of it is being loaded, or a trial is made."""
@@ -170,7 +173,7 @@ class Deployment:
 
     def is_under_way(self) -> bool:
         """Whether some instance is being loaded, or will be as soon as it has its turn."""
-        return self.is_loading() or self.is_in_line or bool(self.wanted)
+        return self.is_loading() or self.is_in_line or self.succession.is_open or bool(self.wanted)
 
     def has_arrived(self, generation: int) -> bool:
         """Whether every slot is served by a generation, or a later one, and nothing newer is on its way."""
@@ -182,7 +185,7 @@ class Deployment:
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none, and none on its way."""
-        if self.is_quarantined or self.is_stopped:
+        if self.is_quarantined or self.is_stopped or self.succession.is_open:
             return
         self.backoff.retry_at = None
         vacant = self.slots.fill()
@@ -204,7 +207,7 @@ class Deployment:
 
     def replace(self, reason: str, now: float) -> None:
         """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
-        if self.is_quarantined or self.is_stopped or self.is_ending or self.is_asleep():
+        if self.is_quarantined or self.is_stopped or self.is_ending or self.is_asleep() or self.succession.is_open:
             return
         if self.siting.isolation == MAIN and self.is_serving():
             # What is loaded in the main interpreter stays so until the process ends.
@@ -223,6 +226,9 @@ class Deployment:
             return
         self.wanted = ""
         self.reloads += 1
+        if self.mount.replace == "stop-first":
+            self._stop_first(reason, now)
+            return
         self.generation += 1
         self.log.info(
             "%s: loading generation %d (%s); generation %d keeps serving", self.name, self.generation, reason, self.slots.oldest()
@@ -230,6 +236,13 @@ class Deployment:
         for slot in range(len(self.slots.coming)):
             if not self._boot(self.slots.coming, slot, now):
                 self.wanted = reason  # again when it is retried
+
+    def _stop_first(self, reason: str, now: float) -> None:
+        self.log.info("%s: ending generation %d, then loading its successor (%s); requests wait", self.name, self.slots.oldest(), reason)
+        leaving = self.slots.clear()
+        for instance in leaving:
+            self.retire(instance, now)
+        self.succession.begin(leaving)
 
     def replace_slot(self, instance: Instance, now: float) -> None:
         """Boot one instance beside one that cannot go on."""
@@ -266,6 +279,7 @@ class Deployment:
         """End its instances; the next request starts it again."""
         self.wanted = ""
         self._leave_line()
+        self.succession.cancel()
         for instance in self.slots.clear():
             self.retire(instance, now)
 

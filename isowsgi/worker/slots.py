@@ -23,6 +23,7 @@ class Instance(Protocol):
     failed_in_hook: bool
     how_it_ended: str
     can_be_killed: bool
+    has_gone: bool
     threads_left: int
     stuck_since: float
     boot_s: float

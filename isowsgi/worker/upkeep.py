@@ -44,6 +44,7 @@ class Upkeep:
         if retry_at is not None and now >= retry_at and self._hung_boots() < _MOST_HUNG_BOOTS:
             self._log.info("%s: retrying", deployment.name)
             deployment.retry(now)
+        deployment.succession.look(now)
         for instance in deployment.slots.all():
             deployment.surroundings.containment.call(f"{instance.tag}: the look at it", self._look_at, instance, now)
         is_overdue = deployment.siting.is_overdue(now)
