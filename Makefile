@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz bench soak neighbours lint clean
+.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz race bench soak neighbours lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -55,6 +55,9 @@ release-check: ## build sdist and wheel into dist/, check both, and test the whe
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)
+
+race: ## requests that end just when they are given up, for MINUTES (1) in each isolation (ARGS="--seed 1 process")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.race --minutes $(or $(MINUTES),1) $(ARGS)
 
 conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
 	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)

@@ -21,6 +21,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
 
 from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.inside.ending import Ending
 from isowsgi.inside.plain import PlainRequest
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
@@ -313,6 +314,7 @@ class IsowsgiSide:
         self._app = _App()
         self._gateway = _PlainSpokenGateway(0, self._app, cfg, _Log(self._app), place.prefix, EXTRA, lambda: None)
         self._connection = Connection(self._wire, self._wire.fileno(), self._wire.fileno(), place.peer, place.server, self._gateway, {})
+        self._connection.ending = Ending()
         self._peeker = Peeker(Router([Route(0, "", place.prefix)]), cfg)
 
     def serve(self, read: str) -> Reading:
@@ -339,6 +341,7 @@ class IsowsgiSide:
         left = look.length
         while left:
             left -= len(self._wire.recv(left))
+        self._connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
         return self._gateway.serve(self._connection, data, look, last=False, row=None) is Fate.KEEP
 
 

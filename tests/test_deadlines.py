@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, Watcher
+from isowsgi.shared.judgement import Question
 from isowsgi.shared.scoreboard import ANSWERED, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
@@ -39,9 +40,7 @@ def interrupt_often() -> None:
         nonlocal served
         job.enter()
         while not is_over.is_set():
-            connection: Any = SimpleNamespace(
-                in_app=False, response=None, reader=SimpleNamespace(taken=0), key=5, gateway=SimpleNamespace(mount=0)
-            )
+            connection: Any = SimpleNamespace(response=None, reader=SimpleNamespace(taken=0), key=5, gateway=SimpleNamespace(mount=0))
             try:
                 serve_one(connection)
             except RequestTimeout as exc:
@@ -52,14 +51,14 @@ def interrupt_often() -> None:
         """As `Service.serve` does it."""
         try:
             job.begin(connection, b"GET / HTTP/1.1\r\n", time.monotonic_ns())
-            connection.in_app = True
             try:
+                job.ending.enter_app()
                 sum(range(50))
             finally:
-                connection.in_app = False
+                job.ending.leave_app()
         except RequestTimeout:
             pass
-        while job.connection is not None or job.interrupted:
+        while job.is_serving:
             try:
                 job.end()
             except RequestTimeout:
@@ -68,25 +67,24 @@ def interrupt_often() -> None:
     def watch() -> None:
         nonlocal interrupted
         while not is_over.is_set():
-            job.interrupt()
-            interrupted += 1
+            interrupted += job.ending.give_up(job.ending.number, lambda: True, lambda is_answered: None, RequestTimeout)
 
     threads = [threading.Thread(target=target, daemon=True) for target in (serve, watch)]
     for thread in threads:
         thread.start()
     end = time.monotonic() + DEADLINE_S
-    while (served < 20_000 or interrupted < 20_000) and time.monotonic() < end:
+    while (served < 2_000 or interrupted < 2_000) and time.monotonic() < end:
         time.sleep(0.01)
     is_over.set()
     for thread in threads:
         thread.join(DEADLINE_S)
         assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
     assert not escaped
-    assert served >= 20_000
+    assert served >= 2_000
 
 
-@pytest.mark.parametrize(("is_given_up_already", "count"), [(False, 1), (True, 0)])
-def test_a_request_is_given_up_once(is_given_up_already: bool, count: int) -> None:
+@pytest.mark.parametrize(("is_cut_already", "count"), [(False, 1), (True, 0)])
+def test_a_request_is_given_up_once(is_cut_already: bool, count: int) -> None:
     """The supervisor does it too, from outside, when nothing seems to run in here."""
     board = Scoreboard()
     board.allot(1, [0])
@@ -96,13 +94,13 @@ def test_a_request_is_given_up_once(is_given_up_already: bool, count: int) -> No
     with client, sock:
         reader = SimpleNamespace(taken=0, is_waiting=False)
         connection: Any = SimpleNamespace(
-            in_app=False, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
+            response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
         watcher = Watcher([job], 1, logging.getLogger("test"), pytest.fail, True, rows, PATIENCE)
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
-        if is_given_up_already:
-            job.row.words[ANSWERED] = GIVEN_UP
+        if is_cut_already:
+            Question(job.row.words, 1).decide(True)
 
         for now in (10, 11, 12):
             watcher.look(now)

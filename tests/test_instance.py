@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from isowsgi.instances.housed import TIMED_OUT
 from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.judge import TIMED_OUT
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Closed, Failed, MessageError, Ready, Report
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
 from tests.orders import any_order
 
 READY = Ready(boot_s=0.5, objects=1, extensions=[], refused=[])
@@ -216,6 +216,24 @@ def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_ins
 
     words = instance.board.mount_row(0).words
     assert (words[TIMEOUTS], words[RESPONSES + 5]) == counts
+    instance.close()
+
+
+def test_who_judges_from_outside_goes_by_progress() -> None:
+    """A download that had moved for longer than request_timeout was cut off when C code held the GIL for three seconds."""
+    instance = Puppet("own-gil")
+    client, connection = socket.socketpair()
+    with client, connection:
+        [row] = instance.board.thread_rows(instance.first_row, [0], 0).values()
+        instance.hears(READY)
+        row.words[BUSY], row.words[BUSY_SINCE] = key_of(connection, connection.fileno()), 1000
+        instance.board.row(instance.first_row).words[BEAT] = row.words[PROGRESS_AT] = 60_000
+
+        assert not instance.cut_off(5, 64), "noted inside"
+        connection.send(b"more")  # so it moves, as far as the kernel can say
+        assert not instance.cut_off(5, 68)
+        assert not instance.cut_off(5, 74)
+        assert instance.cut_off(5, 76)
     instance.close()
 
 

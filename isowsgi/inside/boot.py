@@ -23,10 +23,11 @@ from typing import Any
 
 from gunicorn import util
 
-from isowsgi.inside import deadlines, environment, extensions, leftovers, locks
+from isowsgi.inside import environment, extensions, leftovers, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.deadlines import Patience, Watcher, stacks
+from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch, as_written, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.runner import Runner
@@ -334,7 +335,7 @@ class Instance:
         service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
         self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
         if order.isolation == "shared-gil" and serving.request_timeout_s:
-            deadlines.load_ctypes()
+            load_ctypes()
         self._watcher = Watcher(
             service.jobs,
             serving.request_timeout_s,

@@ -8,6 +8,8 @@ Progress is a byte from the client or to it. A request without any for `request_
    code (a sleep, a lock, a query) gets it when that code returns;
 3. still there after a grace: the thread is stuck. The supervisor is told, who replaces the instance.
 
+A request that ends or goes on in that very moment does so undisturbed, see `ending`.
+
 The time in which a thread waits for its client has limits of its own, see `Patience`. Who is slow there is answered, or cut off, in the
 same way; nothing needs to be raised, as the call that waits fails then.
 
@@ -17,6 +19,7 @@ third from outside, by the scoreboard.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -26,7 +29,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, GIVEN_UP, REQUESTS, RESPONSES, TIMEOUTS, Row, record
+from isowsgi.inside.ending import Ending
+from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -34,10 +38,6 @@ INTERRUPT_GRACE_S = 2.0
 # Most that passes for a client's time from one look to the next. Looks are a quarter of a second apart, unless nothing of this process runs
 # for a while: then its clients are not to blame.
 _MOST_STEP_S = 0.5
-
-# How long a thread whose request is over sleeps at a time until the exception, of which it has been told, was raised: that takes
-# microseconds, but for the first time, which imports ctypes.
-_RAISING_S = 0.0005
 
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
 _OWN_FILES = os.path.dirname(__file__) + os.sep
@@ -127,8 +127,9 @@ class Job:
     """
 
     __slots__ = (
-        "_began_ns", "_clock", "_cpu_ns", "_is_raised",
-        "client", "connection", "cut", "ident", "interrupted", "mark", "number", "reported", "row", "rows", "since", "slow",
+        "_began_ns", "_clock", "_cpu_ns",
+        "client", "connection", "cut", "ending", "ident", "interrupt_at", "is_serving", "mark", "number", "row", "rows", "since", "slow",
+        "stuck_at",
     )  # fmt: skip
 
     def __init__(self, number: int, rows: Mapping[int, Row]) -> None:
@@ -136,23 +137,25 @@ class Job:
         self.rows = rows
         self.row = next(iter(rows.values()))  # of the current request's mount, or the last one's
         self.ident = 0
-        self.connection: Any = None  # whose request is served; None: none
-        self.interrupted = False
+        self.is_serving = False  # whether a request has begun and not ended
+        self.connection: Any = None  # whose request it is, for the watcher
+        self.ending = Ending()
         self._began_ns = 0
         self._clock: int | None = None  # of the thread's CPU time
         self._cpu_ns = 0  # that it showed last
-        self._is_raised = False  # whether what `interrupted` announces has been done
         # The watcher's notes:
         self.mark: Any = None  # changes with every sign of progress
         self.since = 0.0  # monotonic seconds when it last did
-        self.cut = False  # whether its client was answered by the watcher
+        self.cut = 0  # number of the request that was given up last
+        self.interrupt_at = math.inf  # monotonic seconds when that one is to be interrupted, if it was not
+        self.stuck_at = math.inf  # and when its thread is to be called stuck
         self.client = ClientWait()
         self.slow = 0  # number of the thread's request that was last logged as slow
-        self.reported = False  # whether the supervisor knows that it is stuck
 
     def enter(self) -> None:
         """Say that the calling thread is the one."""
         self.ident = threading.get_ident()
+        self.ending.enter_thread()
         # Taken by the thread itself: asked for a thread that has ended, pthread_getcpuclockid may crash. The clock then is an error only.
         self._clock = time.pthread_getcpuclockid(self.ident)
 
@@ -182,10 +185,17 @@ class Job:
         row.set_line(data)
         words[REQUESTS] += 1
         words[BUSY] = connection.key
+        connection.ending = self.ending
+        self.ending.begin(words)
+        self.is_serving = True
         self.connection = connection
 
-    def end(self) -> None:
-        """Say that the request is over, and count it; what was raised for it must not reach the next one."""
+    def end(self) -> bool:
+        """Say that the request is over, and count it; to be called again if RequestTimeout comes out of it.
+
+        Returns:
+            whether the request was given up.
+        """
         connection, self.connection = self.connection, None
         words = self.row.words
         words[BUSY] = 0
@@ -193,23 +203,9 @@ class Job:
             response, reader = connection.response, connection.reader
             record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)
             reader.taken = 0
-        if self.interrupted:
-            # No lock: on CPython 3.14 the exception may be raised between a `with` statement's taking it and the block, and then nobody
-            # gives it back (3.14.10: 14 of 22,000 times; not seen on 3.11.7, 3.13.18 and 3.15.2). The thread waited for itself, and the
-            # watcher for it.
-            while not self._is_raised:
-                time.sleep(_RAISING_S)
-            self.interrupted = self._is_raised = False
-            _set_async_exception(self.ident, None)
-
-    def interrupt(self) -> None:
-        """Raise RequestTimeout in the thread, if it is still inside the app; by the watcher."""
-        connection = self.connection
-        # No other thread runs between this look and the note: either the thread's `end` sees the note, or there is no connection here.
-        if connection is not None and connection.in_app and not self.interrupted:
-            self.interrupted = True
-            _set_async_exception(self.ident, RequestTimeout)
-            self._is_raised = True
+        is_given_up = self.ending.end()
+        self.is_serving = False
+        return is_given_up
 
 
 class Watcher:
@@ -256,19 +252,37 @@ class Watcher:
         """
         for job in self._jobs:
             job.take_cpu()
+            number = job.ending.number  # before the connection: a number that is too old does no harm
             connection = job.connection
-            mark = _mark(job, connection)
-            if mark != job.mark:
-                if job.reported and (mark is None or mark[0] != job.mark[0]):
-                    job.reported = False
-                job.mark, job.since, job.cut = mark, now, False
-            elif connection is not None and self._timeout_s and now - job.since >= self._timeout_s:
-                self._act(job, connection, now - job.since)
-            if connection is not None:
-                if not job.cut:
-                    self._look_at_client(job, connection, mark, now)
-                if self._slow_s:
-                    self._look_for_slow(job, now)
+            if connection is None:
+                job.mark = None
+                continue
+            if number == job.cut:
+                self._look_at_given_up(job, number, now)
+            else:
+                self._look_at_progress(job, number, connection, now)
+            if self._slow_s:
+                self._look_for_slow(job, now)
+
+    def _look_at_progress(self, job: Job, number: int, connection: Any, now: float) -> None:
+        mark = _mark(number, connection)
+        if mark != job.mark:
+            job.mark, job.since = mark, now
+            job.row.words[PROGRESS_AT] = int(now * 1000)
+        elif self._timeout_s and now - job.since >= self._timeout_s:
+            self._give_up(job, connection, now)
+            return
+        self._look_at_client(job, connection, mark, now)
+
+    def _look_at_given_up(self, job: Job, number: int, now: float) -> None:
+        """See to it that the thread comes out; the client is no more."""
+        if now >= job.interrupt_at:
+            self._log.warning("%.1f s after it was given up the request is interrupted: %s", self._timeout_s, job.row.line())
+            job.interrupt_at, job.stuck_at = math.inf, now + INTERRUPT_GRACE_S
+            job.ending.interrupt(number, RequestTimeout)
+        elif now >= job.stuck_at:
+            job.stuck_at = math.inf
+            self._report_stuck(f"{job.row.line()}\n{self._stack_of(job)}")
 
     def _look_at_client(self, job: Job, connection: Any, mark: Any, now: float) -> None:
         request, (reads, sent, taken) = mark
@@ -280,10 +294,15 @@ class Watcher:
         moved = connection.reader.taken if what == "body" else job.client.taken() if is_counted else sent
         fault = self._patience.fault(what, job.client.waited_s, job.client.still_s, moved)
         if fault:
-            job.cut = True
-            self._log.info("%s, the request is given up: %s", fault, job.row.line())
-            connection.reader.is_given_up = True
-            _give_up(connection, job.row, self._rows[connection.gateway.mount].words)  # that ends the call in which the thread waits
+
+            def act(is_answered: bool) -> None:
+                connection.reader.is_given_up = True
+                self._cut(connection, is_answered)  # that ends the call in which the thread waits
+
+            line = job.row.line()
+            if job.ending.give_up(request, lambda: connection.waits_for_client() == what, act, None):
+                job.cut, job.interrupt_at, job.stuck_at = request, now + (self._timeout_s or math.inf), math.inf
+                self._log.info("%s, the request is given up: %s", fault, line)
 
     def _look_for_slow(self, job: Job, now: float) -> None:
         words = job.row.words
@@ -295,21 +314,34 @@ class Watcher:
     def stacks(self) -> str:
         return stacks(self._jobs, self._can_see_stacks)
 
-    def _act(self, job: Job, connection: Any, waited_s: float) -> None:
-        if not job.cut:
-            row, stack = job.row, self._stack_of(job)
-            if _mark(job, job.connection) != job.mark:  # the stack's lines are read from files: it may have gone on
-                return
-            job.cut = True
-            if row.words[ANSWERED] != GIVEN_UP:
-                words = self._rows[connection.gateway.mount].words
-                words[TIMEOUTS] += 1
-                _give_up(connection, row, words)
-            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, row.line(), stack)
-            job.interrupt()
-        elif waited_s >= self._timeout_s + INTERRUPT_GRACE_S and not job.reported:
-            job.reported = True
-            self._report_stuck(f"{job.row.line()}\n{self._stack_of(job)}")
+    def _give_up(self, job: Job, connection: Any, now: float) -> None:
+        mark, waited_s = job.mark, now - job.since
+        number = mark[0]
+        line, stack = job.row.line(), self._stack_of(job)
+
+        def act(is_answered: bool) -> None:
+            self._rows[connection.gateway.mount].words[TIMEOUTS] += 1
+            self._cut(connection, is_answered)
+
+        # The stack's lines were read from files: it may have gone on.
+        if job.ending.give_up(number, lambda: _mark(number, connection) == mark, act, RequestTimeout):
+            job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
+            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, line, stack)
+
+    def _cut(self, connection: Any, is_answered: bool) -> None:
+        """Shut down the connection of a request that is given up, with a status for its client if it may be given one."""
+        try:
+            if is_answered:
+                status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
+                # Before it is sent, so that nobody counts one before we do.
+                self._rows[connection.gateway.mount].words[RESPONSES + int(status[0])] += 1
+                connection.sock.send(_page(status), socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # the client is gone, or has not read for long
+        try:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def _stack_of(self, job: Job) -> str:
         if not self._can_see_stacks:
@@ -339,32 +371,14 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
     return "\n".join(texts)
 
 
-def _mark(job: Job, connection: Any) -> Any:
-    """Return what changes with every sign of progress of a thread."""
-    return None if connection is None else (job.row.words[REQUESTS], connection.progress())
+def _mark(number: int, connection: Any) -> Any:
+    """Return what changes with every sign of progress of a request."""
+    return number, connection.progress()
 
 
-def _give_up(connection: Any, row: Row, words: memoryview) -> None:
-    """Answer a client whose request is given up, unless its thread has begun to, and shut the connection down.
-
-    Args:
-        row: of the request's thread. It is marked, for the supervisor does the same when nothing seems to run in here.
-        words: of the row where the response counts; before it is sent, so that nobody counts one before we do.
-    """
-    response = connection.response
-    row.words[ANSWERED] = GIVEN_UP
-    if response is None or response.claim():
-        status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
-        head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}\r\n\r\n{status}\n"
-        words[RESPONSES + int(status[0])] += 1
-        try:
-            connection.sock.send(head.encode(), socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # the client is gone, or has not read for long
-    try:
-        connection.sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
+def _page(status: str) -> bytes:
+    fields = f"Connection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}"
+    return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{status}\n".encode()
 
 
 def stack_from_app(frame: Any, or_all: bool = True) -> str:
@@ -379,27 +393,3 @@ def stack_from_app(frame: Any, or_all: bool = True) -> str:
         own += 1
     entries = entries[own:] or (entries if or_all else [])
     return "".join(traceback.format_list(entries)).rstrip()
-
-
-def load_ctypes() -> Any:
-    """Import what raising an exception in a thread takes; call it early where there is no time for it later.
-
-    An import gives up the GIL hundreds of times. If it is shared with a thread in a loop and with other interpreters, it took 20 s once
-    (3.11) until the loop was interrupted. With an own GIL it takes 0.05 s, and most instances never need it: 0.3 to 1 MiB.
-
-    Returns:
-        the module; None on a Python that was built without libffi.
-    """
-    try:
-        import ctypes
-    except ImportError:
-        return None
-    return ctypes
-
-
-def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
-    ctypes = load_ctypes()
-    if ctypes is None:  # the first step of the ladder must do
-        return
-    raised = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)

@@ -86,7 +86,8 @@ class HookedGateway(Gateway):
     def _call(self, connection: Connection, request: Any, response: Response, environ: dict[str, Any]) -> None:
         started = time.monotonic()
         failure = ""
-        connection.in_app = True  # hooks are the app's code: request_timeout may interrupt them
+        ending = connection.ending
+        ending.enter_app()  # hooks are the app's code: request_timeout may interrupt them
         try:
             self.hooks.call("on_request_start", environ)
             super()._call(connection, request, response, environ)
@@ -100,11 +101,11 @@ class HookedGateway(Gateway):
             raise
         finally:
             status = response.status if response.headers_sent or not failure else failure
-            connection.in_app = True
+            ending.enter_app()
             try:
                 self.hooks.call("on_request_end", environ, status, time.monotonic() - started)
             finally:
-                connection.in_app = False
+                ending.leave_app()
 
 
 def _load(name: str, text: str) -> Hook:

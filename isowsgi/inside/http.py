@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -20,7 +19,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
 from gunicorn.util import has_fileno, hop_headers
 
-from isowsgi.shared.scoreboard import ANSWERED, BY_APP, GIVEN_UP, RESPONSES
+from isowsgi.shared.scoreboard import RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
@@ -33,10 +32,6 @@ _JOIN_MAX_BYTES = 64 * 1024
 
 # Most bytes per sendfile() call: the kernel's own bound, MAX_RW_COUNT, is a page less than 2 GiB.
 _MAX_SENDFILE_BYTES = 1 << 30
-
-
-# Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
-_BYTES_ACKED = struct.Struct("=120xQ")
 
 
 class ClientGone(ConnectionError):
@@ -52,29 +47,6 @@ def _client_error(exc: OSError) -> OSError:
     if isinstance(exc, (BlockingIOError, TimeoutError)):  # SO_RCVTIMEO or SO_SNDTIMEO ran out, or the timeout that bounds a drain
         return ClientStalled("the client did not go on in time")
     return ClientGone(str(exc))
-
-
-def delivered(sock: socket.socket) -> int:
-    """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
-
-    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
-    """
-    try:
-        if sock.family == socket.AF_UNIX:
-            return _unread(sock)
-        acked: int
-        (acked,) = _BYTES_ACKED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
-        return acked
-    except (OSError, struct.error, ValueError):  # closed, by the app perhaps
-        return 0
-
-
-def _unread(sock: socket.socket) -> int:
-    """Return how much the other side of a Unix socket has yet to read."""
-    from fcntl import ioctl  # late: needed on Unix sockets only
-    from termios import TIOCOUTQ
-
-    return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
 
 
 class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
@@ -142,10 +114,12 @@ class Response:
         headers_sent: whether the client has a status already.
         is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
+        ending: the request's, see `ending.Ending`, once it has one.
     """
 
     # Most stay as they are here; set in the class, they cost a request nothing.
     board: memoryview | None = None
+    ending: Any = None
     status: str | None = None
     headers_sent = False
     sent = 0
@@ -164,16 +138,6 @@ class Response:
         self.sock = sock
         self.cfg = cfg
         self.headers: list[tuple[str, str]] = []
-        self._claim: list[None] = [None]
-
-    def claim(self) -> bool:
-        """Take the right to send the status; who gets True must send one. The app's thread and the watcher may both ask."""
-        try:
-            self._claim.pop()  # atomic
-        except IndexError:
-            return False
-        self.headers_sent = True
-        return True
 
     def force_close(self) -> None:
         self.must_close = True
@@ -275,10 +239,17 @@ class Response:
 
     def send_early_hints(self, fields: Any) -> None:
         """`wsgi.early_hints`: send a 103 response before the final one; without effect for HTTP/1.0 and after the head."""
+        if self.headers_sent:
+            return
+        if self.ending is not None and not self.ending.hold_status():
+            raise ClientGone("the request was given up meanwhile")
         try:
             _make_early_hints_callback(self.req, self.sock, self)(fields)
         except OSError as exc:
             raise _client_error(exc) from exc
+        finally:
+            if self.ending is not None:
+                self.ending.release_status()
 
     def _sendfile(self, wrapper: Any) -> bool:
         """Send a file without reading it into this process; False when that cannot be done and nothing was sent.
@@ -327,11 +298,11 @@ class Response:
     def _head(self) -> bytes:
         if self.status is None:
             raise AssertionError("the app returned without calling start_response")
-        board = self.board
-        if not self.claim() or (board is not None and board[ANSWERED] == GIVEN_UP):
+        if self.ending is not None and not self.ending.claim():
             raise ClientGone("the request was given up meanwhile")
+        self.headers_sent = True
+        board = self.board
         if board is not None:
-            board[ANSWERED] = BY_APP
             board[RESPONSES + self._class] += 1
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])

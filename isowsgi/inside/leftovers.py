@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from isowsgi.inside import deadlines
+from isowsgi.inside import ending
 
 # How long a helper may take to end after its pipe was closed; the next signal follows then.
 _HELPER_S = 1.0
@@ -80,7 +80,7 @@ def end_threads(ours: set[int | None], count: Callable[[], int]) -> int:
     # Not `threading.enumerate`, which waits for a lock that the app's threads may hold.
     known = {thread.ident for thread in list(threading._active.values())}  # type: ignore[attr-defined] # same on every release
     for ident in known - ours - {_thread.get_ident(), None}:
-        deadlines._set_async_exception(ident, SystemExit)
+        ending.set_async_exception(ident, SystemExit)
     deadline = time.monotonic() + _THREADS_S
     while (left := count()) and time.monotonic() < deadline:
         time.sleep(_PAUSE_S)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from isowsgi.inside import boot, deadlines, environment, leftovers
+from isowsgi.inside import boot, ending, environment, leftovers
 from isowsgi.inside.deadlines import stack_from_app
 from isowsgi.shared import policies
 
@@ -40,8 +40,8 @@ _STAND_INS = (environment.__file__, __file__)
 
 # Which of isowsgi's functions do what a policy is about.
 _OWN_CALLS: dict[CodeType, str] = {
-    deadlines.load_ctypes.__code__: "ctypes",
-    deadlines._set_async_exception.__code__: "ctypes",
+    ending.load_ctypes.__code__: "ctypes",
+    ending.set_async_exception.__code__: "ctypes",
     boot.end_process.__code__: "exit",
     leftovers._end_helper.__code__: "kill",
 }

@@ -195,9 +195,10 @@ class Service:
         except Exception:
             self._log.exception("a mistake in isowsgi ended a connection; please report it")
             connection.fate = Fate.CLOSE
-        while job.connection is not None or job.interrupted:
+        while job.is_serving:  # before anybody else may own the connection
             try:
-                job.end()
+                if job.end():
+                    connection.fate = Fate.LINGER
             except RequestTimeout:  # raised for the request that is over
                 continue
         return connection
@@ -243,7 +244,6 @@ class Service:
         words = self._acceptor_words
         last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
         fate = gateway.serve(connection, data, look, last, job.row)
-        job.end()  # before anybody else may own the connection
         return Fate.LINGER if fate is Fate.CLOSE and len(data) != look.length else fate
 
     def _look(self, data: bytes, connection: Connection) -> Look:

@@ -16,9 +16,10 @@ from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
 
 from isowsgi.inside.deadlines import RequestTimeout
-from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response, delivered
+from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.shared.peek import Look
+from isowsgi.shared.progress import delivered
 from isowsgi.shared.scoreboard import EXCEPTIONS, RESPONSES, Row
 
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
@@ -53,13 +54,13 @@ class Connection:
     __slots__ = (
         "_parser",
         "cfg",
+        "ending",
         "facts",
         "fate",
         "fd",
         "gateway",
         "has_pending_event",
         "idle_since",
-        "in_app",
         "key",
         "peer",
         "plain",
@@ -83,7 +84,7 @@ class Connection:
         self.fate = Fate.KEEP
         self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
-        self.in_app = False  # whether the thread that serves it runs the app's code
+        self.ending: Any = None  # of the current request, or the last one
         self._parser: RequestParser | None = None
 
     def enter(self, gateway: Gateway) -> None:
@@ -184,6 +185,7 @@ class Gateway:
                 self._complete(environ, connection.facts)
             if row is not None:
                 response.board = row.words
+            response.ending = connection.ending
             connection.response = response
             if last:
                 response.must_close = True
@@ -192,7 +194,7 @@ class Gateway:
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
-            self._answer_stalled(connection.sock, request, response, row)
+            self._answer_stalled(connection, request, response, row)
         except RequestTimeout:  # its client was answered by who raised it
             self._log.info("the request's thread has ended it")
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
@@ -250,9 +252,11 @@ class Gateway:
 
     def _call(self, connection: Connection, request: Any, response: Response, environ: dict[str, Any]) -> None:
         started = time.monotonic() if self._log.access_enabled else 0.0
-        connection.in_app = True
+        ending = connection.ending
         body: Any = None
         try:
+            if not ending.enter_app():
+                raise ClientGone("the request was given up before it came to the app")
             body = self._app(environ, response.start_response)
             if isinstance(body, FileWrapper):
                 response.write_file(body)
@@ -263,12 +267,14 @@ class Gateway:
         finally:
             try:
                 if started and response.headers_sent:  # otherwise what answers the error logs it
+                    ending.leave_app()  # an interrupt would leave the log's lock taken
                     elapsed = datetime.timedelta(seconds=time.monotonic() - started)
                     self._log.access(response, request, environ, elapsed)
+                    ending.enter_app()
                 if hasattr(body, "close"):
                     body.close()
             finally:
-                connection.in_app = False
+                ending.leave_app()
 
     def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
         if response.truncated:
@@ -292,12 +298,12 @@ class Gateway:
             self._log.debug("what the app left of a request's body is not well-formed: %s", exc)
             return Fate.LINGER
 
-    def _answer_stalled(self, sock: Any, request: Any, response: Response | None, row: Row | None) -> None:
+    def _answer_stalled(self, connection: Connection, request: Any, response: Response | None, row: Row | None) -> None:
         what = f"{request.method} {request.uri}" if request else "a request"
         self._log.info("%s: the client did not go on in time, the connection is closed", what)
-        if response is not None and not response.headers_sent:
+        if response is not None and connection.ending.claim():
             _count_response(row, 408)
-            _try_send(sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            _try_send(connection.sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
@@ -309,6 +315,9 @@ class Gateway:
         if response is not None and response.headers_sent:
             # The client has a status already; all that can still be said is that the response is not whole.
             self._log.exception("Error handling request %s %s after its response had begun", request.method, request.uri)
+            return
+        if not connection.ending.claim():
+            self._log.exception("Error handling request %s after it was given up", row.line() if row is not None else "")
             return
         # Late: errors are rare, and this pulls in ssl and the reloader.
         from gunicorn.workers.base import Worker

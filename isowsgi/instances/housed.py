@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from isowsgi.instances.judge import Judge
 from isowsgi.instances.lifecycle import Event, State, step
-from isowsgi.shared import interpreters, messages
+from isowsgi.shared import messages
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder, Order, Report
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, GIVEN_UP, MOUNT, REQUESTS, RESPONSES, TIMEOUTS, Row, Scoreboard
-
-# A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
-_LOST_BEAT_MS = 2000
+from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, MOUNT, REQUESTS, Row, Scoreboard
 
 
 class HousedInstance(abc.ABC):
@@ -55,8 +53,9 @@ class HousedInstance(abc.ABC):
         mounts = self._mounts = [member.mount for member in order.members]
         self.threads = order.serving.threads
         self.rows: int = len(mounts) * (1 + self.threads)
-        self._control_words = board.row(self.first_row).words
         self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
+        control_words = board.row(self.first_row).words
+        self._judge = Judge(self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._counters_of)
         self._board = board
         self._requests_before = {mount: self._counted(mount) for mount in mounts}
         self._effects: dict[type, Callable[[Any], None]] = {
@@ -195,33 +194,17 @@ class HousedInstance(abc.ABC):
         raise AssertionError(f"{self.tag}: threads of an interpreter cannot be killed")
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
-        """Answer, from outside, requests that last too long while the control thread inside does not run either.
-
-        It does not because C code holds its own GIL in there. So nobody in there touches these connections meanwhile. Who calls this under
-        a shared GIL would have it: there the control thread is late at most.
+        """Answer, from outside, requests that make no progress while nothing runs inside; see `judge`.
 
         Returns:
-            whether that is so.
+            whether there are any.
         """
-        now_ms = int(now * 1000)
         if self.state is State.BOOTING:
             return False  # it has served nobody yet
-        if self.isolation in (interpreters.SHARED_GIL, interpreters.MAIN) or now_ms - self._control_words[BEAT] < _LOST_BEAT_MS:
-            return False
-        limit_ms = int(older_than_s * 1000) + _LOST_BEAT_MS
-        overdue = [row for row in self._thread_rows if row.words[BUSY] and now_ms - row.words[BUSY_SINCE] > limit_ms]
-        for row in overdue:
-            answered, row.words[ANSWERED] = row.words[ANSWERED], GIVEN_UP
-            if answered == GIVEN_UP:
-                continue
-            words = self._board.mount_row(self._mount_of(row)).words
-            words[TIMEOUTS] += 1
-            words[RESPONSES + 5] += not answered
-            if (sock := self._connection_of(row.words[BUSY])) is not None:
-                cut(sock, b"" if answered else TIMED_OUT)
-        if overdue:
+        is_any = self._judge.cut_off(older_than_s, now)
+        if is_any:
             self._cut_waiting()
-        return bool(overdue)
+        return is_any
 
     def _connection_of(self, key: int) -> socket.socket | None:
         """Return a connection that this instance has, by its key on the scoreboard; None if it has it no more."""
@@ -231,6 +214,9 @@ class HousedInstance(abc.ABC):
         """Return the number of a row's mount; a child process may have written another one there."""
         mount = row.words[MOUNT] - 1
         return mount if mount in self._mounts else self._mounts[0]
+
+    def _counters_of(self, row: Row) -> memoryview:
+        return self._board.mount_row(self._mount_of(row)).words
 
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
@@ -279,26 +265,8 @@ class HousedInstance(abc.ABC):
         self._inner.send(messages.encode(report))
 
 
-def cut(sock: socket.socket, answer: bytes) -> None:
-    """Answer a client whose connection belongs to somebody who cannot run, and shut the connection down.
-
-    Args:
-        sock: a descriptor of it for this; closed.
-    """
-    with sock:
-        try:
-            if answer:
-                sock.send(answer, socket.MSG_DONTWAIT)
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the client is gone
-            return
-
-
 NOT_SERVED = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 24\r\n\r\n503 Service Unavailable\n"
-)
-TIMED_OUT = (
-    b"HTTP/1.1 504 Gateway Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n504 Gateway Timeout\n"
 )
 BROKEN_OFF = b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n502 Bad Gateway\n"

@@ -14,7 +14,8 @@ import socket
 import threading
 from collections.abc import Mapping
 
-from isowsgi.instances.housed import NOT_SERVED, HousedInstance, cut
+from isowsgi.instances.housed import NOT_SERVED, HousedInstance
+from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_EDGE, Port, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors

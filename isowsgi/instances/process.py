@@ -21,8 +21,9 @@ from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import LINGERING, RETURNED, Loans, dup_of, key_of, number_of
+from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors, MessageError
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, RESPONSES, Scoreboard
+from isowsgi.shared.scoreboard import BUSY, RESPONSES, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
@@ -145,7 +146,7 @@ class ProcessInstance(HousedInstance):
                 row = begun.get(key_of(sock, fd))
                 if row is None:
                     self._unserved.append(fd)
-                elif row.words[ANSWERED]:
+                elif has_status(row.words):
                     self._owner.take_closed(fd)
                 else:
                     self._board.mount_row(self._mount_of(row)).words[RESPONSES + 5] += 1

@@ -41,10 +41,12 @@ LINE_LENGTH = 7  # bytes of the request line that count
 ISOLATION = 8  # place in ISOLATIONS, plus 1
 ERROR_AT = 10  # seconds since the epoch when the app last raised out of a request
 ERROR_LENGTH = 11
+PROGRESS_AT = 13  # monotonic milliseconds when the control thread last saw the current request make progress, if it looked meanwhile
+JUDGED = 14  # what the supervisor says of a request from outside, see `judgement`; it alone writes this word
 
 # Values of ANSWERED.
 BY_APP = 1
-GIVEN_UP = 2  # whoever looks after requests without progress, in the instance or outside: the other one leaves it alone
+GIVEN_UP = 2  # who looks after requests without progress inside the instance; what is decided outside stands in JUDGED
 
 # Words of an instance's control rows.
 BEAT = 5  # monotonic milliseconds of the control thread's last look at the others; stale while an own GIL is held by C code
@@ -87,7 +89,7 @@ _FIRST_COUNTER = RESPONSES + 1
 _END_COUNTERS = BUCKETS + len(BUCKET_LIMITS_S) + 1
 
 # Words that say what is so just now, and not how often it was.
-_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING)
+_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING, PROGRESS_AT)
 
 # Names stand on the board as numbers; append only.
 ISOLATIONS = ("own-gil", "shared-gil", "main", "process")

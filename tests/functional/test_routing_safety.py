@@ -21,6 +21,7 @@ from gunicorn.http.errors import ParseException
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from isowsgi.inside.ending import Ending
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker, Refused
 from isowsgi.shared.routing import Route, Router
@@ -230,12 +231,14 @@ class Instances:
             gateway = self._gateways[look.mount]
             if connection is None or owner is None:
                 connection = Connection(wire, -1, -1, self._peer, ("127.0.0.1", 8000), gateway, {})  # type: ignore[arg-type]
+                connection.ending = Ending()
             elif connection.gateway is not gateway:
                 connection.enter(gateway)
             owner = look.mount
             left = look.length
             while left:
                 left -= len(wire.recv(left))
+            connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
             if gateway.serve(connection, peeked, look, last=False, row=None) is not Fate.KEEP:
                 return
 

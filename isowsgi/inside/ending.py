@@ -1,0 +1,224 @@
+"""How a request ends: its thread and the watcher decide it between them, each thing once, whoever comes first.
+
+A request has three tokens, each a list of one, made anew for it. Who pops one has it; `list.pop` is one step under any GIL.
+
+- **open**: the thread takes it to end the request; the watcher to give the request up. While the watcher acts, the thread cannot
+  end the request: so neither its connection nor its thread can have passed on to another one. If the thread came first, the watcher
+  leaves it alone.
+- **app**: is there while the thread runs the app's code. The thread takes it to come out, the watcher to raise RequestTimeout in there. So
+  what is raised is raised in that request's app, and what is left of it is taken back before the thread goes on.
+- **status**: who takes it gives the client its status. Nobody else may write one, nor a body behind it.
+
+The supervisor may cut the request off at the same time, from outside; with that they agree by the scoreboard, see `shared.judgement`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from isowsgi.shared.judgement import is_cut
+from isowsgi.shared.scoreboard import ANSWERED, BY_APP, GIVEN_UP, JUDGED
+
+# How long a thread sleeps at a time until the watcher has done what it is at: sending a few bytes and raising an exception takes
+# microseconds, but for the first time, which imports ctypes.
+_PAUSE_S = 0.0005
+
+# How many times it looks for a token that neither of the two has. An exception that the app sends to its threads may come between a
+# thread's taking it and its noting that: the token is gone then, and nobody to wait for.
+_MOST_LOOKS = 20
+
+
+class Ending:
+    """The end of the current request of one serving thread, and of one after the other.
+
+    Attributes:
+        number: of the thread's current request; each has its own.
+        is_given_up: by the watcher. The client was answered and its connection shut down, or is about to be.
+    """
+
+    __slots__ = ("_app", "_ident", "_is_in_app", "_is_raised", "_is_watcher_at_it", "_open", "_status", "_words", "is_given_up", "number")
+
+    def __init__(self) -> None:
+        self._ident = 0
+        self._words: Any = None  # of the row of the current request; of the last one, between two
+        self.number = 0
+        self.is_given_up = False
+        self._is_in_app = False  # the thread's own note
+        self._is_raised = False  # whether the watcher has raised an exception in the thread that may yet come
+        self._is_watcher_at_it = False
+        self._open: list[None] = []
+        self._app: list[None] = []
+        self._status: list[None] = []
+
+    # For the thread.
+
+    def enter_thread(self) -> None:
+        """Say that the calling thread is the one."""
+        self._ident = threading.get_ident()
+
+    def begin(self, words: memoryview) -> None:
+        """Say that another request begins.
+
+        Args:
+            words: of its row, with the request's number.
+        """
+        self._words = words
+        self.is_given_up = False
+        self.number += 1
+        self._status = [None]
+        self._open = [None]  # last: now the watcher may come
+
+    def enter_app(self) -> bool:
+        """Say that the app's code runs from here on; False if it must not, for the request is given up."""
+        self._is_in_app = True
+        self._app = [None]
+        return not self.is_given_up  # looked at behind that: either we see that it is, or the watcher sees that we are in there
+
+    def leave_app(self) -> None:
+        """Say that the app's code does not run any more; nothing that the watcher raised comes after this."""
+        if self._is_in_app:
+            self._take(self._app)
+            if self._is_raised:
+                self._take_back()
+            self._is_in_app = False
+
+    def claim(self) -> bool:
+        """Take the right to give the client its status; who gets True must send one."""
+        try:
+            self._status.pop()
+        except IndexError:
+            return False
+        words = self._words
+        words[ANSWERED] = BY_APP
+        return not (words[JUDGED] and is_cut(words))
+
+    def hold_status(self) -> bool:
+        """Keep everybody else from giving the client a status; True: until `release_status`, if it is to be."""
+        try:
+            self._status.pop()
+        except IndexError:
+            return False
+        return True
+
+    def release_status(self) -> None:
+        self._status.append(None)
+
+    def end(self) -> bool:
+        """End the request; to be called again if an exception comes out of it, and without effect if it has ended.
+
+        The row must say already that nothing is served any more.
+
+        Returns:
+            whether the connection is to be closed, as the request was given up, inside or outside.
+        """
+        self._take(self._open)
+        if self._is_raised:
+            self._take_back()
+        words = self._words
+        return self.is_given_up or bool(words[JUDGED] and is_cut(words))
+
+    def _take(self, token: list[None]) -> None:
+        """Take a token, or wait until the watcher, who has it, has done what it took it for."""
+        looks = 0
+        while True:
+            try:
+                token.pop()
+                return
+            except IndexError:
+                pass
+            # In this order: the watcher says that it gives up before it says that it is done.
+            if not self._is_watcher_at_it:
+                looks += 1
+                if self.is_given_up or looks > _MOST_LOOKS:
+                    return
+            time.sleep(_PAUSE_S)
+
+    def _take_back(self) -> None:
+        set_async_exception(self._ident, None)
+        self._is_raised = False
+
+    # For the watcher.
+
+    def give_up(
+        self, number: int, is_still: Callable[[], bool], act: Callable[[bool], None], exception: type[BaseException] | None
+    ) -> bool:
+        """Give a request up, unless it has ended or gone on.
+
+        Args:
+            number: of the request that was looked at.
+            is_still: whether it still is as it was when that was decided; asked once the request can end no more.
+            act: shuts the connection down; its argument says whether the client is to be given a status before. It must raise nothing.
+            exception: to be raised in the thread, if it runs the app's code.
+
+        Returns:
+            whether it was given up.
+        """
+        if number != self.number:
+            return False
+        self._is_watcher_at_it = True
+        try:
+            token = self._open
+            try:
+                token.pop()
+            except IndexError:
+                return False
+            if number != self.number or not is_still():
+                token.append(None)
+                return False
+            self.is_given_up = True
+            words = self._words
+            words[ANSWERED] = GIVEN_UP
+            if not (words[JUDGED] and is_cut(words)):
+                act(self.hold_status())
+            if exception is not None:
+                self._raise(number, exception)
+            return True
+        finally:
+            self._is_watcher_at_it = False
+
+    def interrupt(self, number: int, exception: type[BaseException]) -> None:
+        """Raise an exception in the app of a request that was given up without one."""
+        self._is_watcher_at_it = True
+        try:
+            self._raise(number, exception)
+        finally:
+            self._is_watcher_at_it = False
+
+    def _raise(self, number: int, exception: type[BaseException]) -> None:
+        token = self._app
+        if number != self.number:  # looked at behind that, so it is this request's token
+            return
+        try:
+            token.pop()
+        except IndexError:
+            return
+        self._is_raised = True
+        set_async_exception(self._ident, exception)
+
+
+def load_ctypes() -> Any:
+    """Import what raising an exception in a thread takes; call it early where there is no time for it later.
+
+    An import gives up the GIL hundreds of times. If it is shared with a thread in a loop and with other interpreters, it took 20 s once
+    (3.11) until the loop was interrupted. With an own GIL it takes 0.05 s, and most instances never need it: 0.3 to 1 MiB.
+
+    Returns:
+        the module; None on a Python that was built without libffi.
+    """
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    return ctypes
+
+
+def set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    """Raise an exception in a thread of this interpreter, between two bytecodes; None takes back one that has not come yet."""
+    ctypes = load_ctypes()
+    if ctypes is None:  # shutting the connection down must do
+        return
+    raised = None if exception is None else ctypes.py_object(exception)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), raised)

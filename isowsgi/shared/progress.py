@@ -1,0 +1,32 @@
+"""How far a client has come in taking what was sent to it: asked of the kernel, by whoever has the connection's descriptor."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+# Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
+_BYTES_ACKED = struct.Struct("=120xQ")
+
+
+def delivered(sock: socket.socket) -> int:
+    """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
+
+    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
+    """
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _unread(sock)
+        acked: int
+        (acked,) = _BYTES_ACKED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
+        return acked
+    except (OSError, struct.error, ValueError):  # closed
+        return 0
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return how much the other side of a Unix socket has yet to read."""
+    from fcntl import ioctl  # late: needed on Unix sockets only
+    from termios import TIOCOUTQ
+
+    return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
