@@ -53,7 +53,7 @@ def interrupt_often() -> None:
             job.begin(connection, b"GET / HTTP/1.1\r\n", time.monotonic_ns())
             try:
                 job.ending.enter_app()
-                sum(range(50))
+                sum(range(5000))
             finally:
                 job.ending.leave_app()
         except RequestTimeout:
@@ -73,14 +73,15 @@ def interrupt_often() -> None:
     for thread in threads:
         thread.start()
     end = time.monotonic() + DEADLINE_S
-    while (served < 2_000 or interrupted < 2_000) and time.monotonic() < end:
+    while (served < 1_000 or interrupted < 100) and time.monotonic() < end:
         time.sleep(0.01)
     is_over.set()
     for thread in threads:
         thread.join(DEADLINE_S)
         assert not thread.is_alive(), f"hangs after {served} requests and {interrupted} tries to interrupt"
     assert not escaped
-    assert served >= 2_000
+    assert served >= 1_000
+    assert interrupted >= 10
 
 
 @pytest.mark.parametrize(("is_cut_already", "count"), [(False, 1), (True, 0)])
@@ -94,7 +95,7 @@ def test_a_request_is_given_up_once(is_cut_already: bool, count: int) -> None:
     with client, sock:
         reader = SimpleNamespace(taken=0, is_waiting=False)
         connection: Any = SimpleNamespace(
-            response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
+            is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
         watcher = Watcher([job], 1, logging.getLogger("test"), pytest.fail, True, rows, PATIENCE)

@@ -11,6 +11,7 @@ import _thread
 import atexit
 import gc
 import importlib.util
+import math
 import os
 import socket
 import sys
@@ -57,6 +58,10 @@ _EXTENSIONS_PER_PACKET = 200
 
 # How long exit functions of the app may take before the instance counts as ended all the same.
 _EXIT_FUNCTIONS_S = 5.0
+
+# How long before the end of a drain connections that apps have taken over are ended: time for their threads to come out, before the
+# instance is given up for stuck.
+_SHUT_BEFORE_S = 3.0
 
 # How long a thread that was joined may still be counted: its state goes away a little later (3.11, 3.12).
 _THREAD_GONE_S = 0.5
@@ -153,6 +158,7 @@ class Instance:
         self._admission: Admission | None = None
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
+        self._shut_at = math.inf  # monotonic seconds when what apps have taken over is to be ended
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse())
         self._control = Control(
             channel=socket.socket(fileno=os.dup(self._fds.channel)),
@@ -425,6 +431,8 @@ class Instance:
             is_busy = watcher.is_anyone_busy()
             if is_busy:
                 admission.look(give_back=service.draining)
+                if now > self._shut_at:
+                    service.shut_taken_over()
             self._control_row.words[QUEUED] = admission.waiting if is_busy else 0
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
@@ -436,6 +444,9 @@ class Instance:
     # Orders, on the control thread. The runner's baton may be held by a thread inside a request, so they only leave a note and poke.
 
     def _drain(self) -> None:
+        if not self._is_draining:
+            drain_s = self._order.serving.drain_s
+            self._shut_at = time.monotonic() + max(drain_s - _SHUT_BEFORE_S, drain_s / 2)
         self._is_draining = True
         if self._hooks is not None:
             self._hooks.drain()
@@ -510,9 +521,12 @@ def load(app: App, mount: int) -> Application:
 
 
 def _one_line(exc: BaseException) -> str:
-    notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
     lines = traceback.format_exception_only(exc)
-    return lines[-1 - notes].strip()
+    try:
+        notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
+    except Exception:  # the app's code made them
+        notes = 0
+    return lines[max(-1 - notes, -len(lines))].strip()
 
 
 def _traceback() -> str:

@@ -257,6 +257,10 @@ class Watcher:
             if connection is None:
                 job.mark = None
                 continue
+            if connection.is_taken:  # there is no telling what is progress, nor whose turn it is to speak
+                job.mark = None
+                job.row.words[PROGRESS_AT] = int(now * 1000)
+                continue
             if number == job.cut:
                 self._look_at_given_up(job, number, now)
             else:
@@ -267,8 +271,10 @@ class Watcher:
     def _look_at_progress(self, job: Job, number: int, connection: Any, now: float) -> None:
         mark = _mark(number, connection)
         if mark != job.mark:
-            job.mark, job.since = mark, now
-            job.row.words[PROGRESS_AT] = int(now * 1000)
+            words = job.row.words
+            # It may have begun after this look: where threads fight for the GIL one took a tenth of a second.
+            job.mark, job.since = mark, max(now, words[BUSY_SINCE] / 1000)
+            words[PROGRESS_AT] = int(now * 1000)
         elif self._timeout_s and now - job.since >= self._timeout_s:
             self._give_up(job, connection, now)
             return
@@ -300,7 +306,7 @@ class Watcher:
                 self._cut(connection, is_answered)  # that ends the call in which the thread waits
 
             line = job.row.line()
-            if job.ending.give_up(request, lambda: connection.waits_for_client() == what, act, None):
+            if job.ending.give_up(request, lambda: not connection.is_taken and connection.waits_for_client() == what, act, None):
                 job.cut, job.interrupt_at, job.stuck_at = request, now + (self._timeout_s or math.inf), math.inf
                 self._log.info("%s, the request is given up: %s", fault, line)
 
@@ -324,7 +330,7 @@ class Watcher:
             self._cut(connection, is_answered)
 
         # The stack's lines were read from files: it may have gone on.
-        if job.ending.give_up(number, lambda: _mark(number, connection) == mark, act, RequestTimeout):
+        if job.ending.give_up(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
             self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, line, stack)
 

@@ -106,6 +106,17 @@ class Ending:
     def release_status(self) -> None:
         self._status.append(None)
 
+    def hold_open(self) -> bool:
+        """Keep the request from ending and from being given up; True: until `release_open`, False: it has ended, or is about to."""
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        return True
+
+    def release_open(self) -> None:
+        self._open.append(None)
+
     def end(self) -> bool:
         """End the request; to be called again if an exception comes out of it, and without effect if it has ended.
 

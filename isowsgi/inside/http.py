@@ -114,6 +114,7 @@ class Response:
         headers_sent: whether the client has a status already.
         is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
+        is_taken_over: whether the app has its client's connection to itself, see `takeover`.
         ending: the request's, see `ending.Ending`, once it has one.
     """
 
@@ -128,6 +129,7 @@ class Response:
     upgrade = False
     must_close = False
     is_sending = False
+    is_taken_over = False
     _lines: Sequence[bytes] = ()  # of the head, for `headers`
     _omits_body = False
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
@@ -157,11 +159,15 @@ class Response:
         """PEP 3333's callable."""
         if exc_info:
             try:
+                if self.is_taken_over:
+                    return self.write
                 if self.headers_sent:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # no cycle through the traceback
         elif self.status is not None:
+            if self.is_taken_over:
+                return self.write
             raise AssertionError("start_response was called twice without exc_info")
         code = _STATUSES.get(status) or _checked_status(status)
         self._take_headers(headers)
@@ -220,6 +226,16 @@ class Response:
                 self._send(head)
         self.sent += len(data)
         self._send(framed)
+
+    def give_way(self) -> None:
+        """Say that the app has taken the connection over: whatever it gives from here on is not sent."""
+        self.is_taken_over = self.headers_sent = self.must_close = True
+        self.response_length, self.chunked = None, False
+        self._omits_body = self._warned = True
+        if self.status is None:
+            self.status = "101 Switching Protocols"
+            if self.board is not None:
+                self.board[RESPONSES + 1] += 1
 
     def close(self) -> None:
         """Send what the app's silence means: the head of an empty response, the end of a chunked one."""

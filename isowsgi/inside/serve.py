@@ -22,6 +22,7 @@ from typing import Any
 from gunicorn.http.errors import ParseException
 
 from isowsgi.inside.deadlines import Job, RequestTimeout
+from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
 from isowsgi.shared.messages import BootOrder
@@ -133,6 +134,20 @@ class Service:
                 self._close(connection)
         except OSError:
             self._close(connection)
+
+    def shut_taken_over(self) -> None:
+        """End the connections that apps have taken over, websockets for instance: nobody else can, and a drain waits for them."""
+        for job in self.jobs:
+            connection = job.connection
+            if connection is None or not connection.is_taken or not job.ending.hold_open():
+                continue
+            try:
+                if job.connection is connection:
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client is gone
+            finally:
+                job.ending.release_open()
 
     # The runner's side.
 
@@ -310,10 +325,12 @@ class Service:
     def _forget(self, connection: Connection) -> None:
         self._epoll.unregister(connection.fd)
         del self._connections[connection.fd]
+        release(connection.app_socket)
         connection.sock.detach()
 
     def _close(self, connection: Connection) -> None:
         self._connections.pop(connection.fd, None)
+        release(connection.app_socket)
         self._part(connection.sock, connection.fd)
 
     def _part(self, sock: socket.socket, fd: int) -> None:
@@ -321,7 +338,7 @@ class Service:
         # inherited. An event of it would be taken for one of the next connection that gets the number.
         try:
             self._epoll.unregister(fd)
-        except OSError:  # the app closed it
+        except OSError:  # it is armed no more
             pass
         self._exchange.close(sock, fd, self._own.job.row.words)
 

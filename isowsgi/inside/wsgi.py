@@ -18,6 +18,7 @@ from gunicorn.util import unquote_to_wsgi_str
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader, PlainSettings
+from isowsgi.inside.takeover import app_socket
 from isowsgi.shared.peek import Look
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.scoreboard import EXCEPTIONS, RESPONSES, Row
@@ -53,6 +54,7 @@ class Connection:
 
     __slots__ = (
         "_parser",
+        "app_socket",
         "cfg",
         "ending",
         "facts",
@@ -61,6 +63,7 @@ class Connection:
         "gateway",
         "has_pending_event",
         "idle_since",
+        "is_taken",
         "key",
         "peer",
         "plain",
@@ -79,6 +82,8 @@ class Connection:
         self.server = server
         self.cfg = gateway.cfg
         self.reader = ExactReader(sock)
+        self.is_taken = False  # whether the app has taken it over, see `takeover`
+        self.app_socket = app_socket(self)
         self.enter(gateway)
         self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it or it waits for one
         self.fate = Fate.KEEP
@@ -90,7 +95,7 @@ class Connection:
     def enter(self, gateway: Gateway) -> None:
         """Let the connection's next request be for another app of the instance."""
         self.gateway = gateway
-        base = gateway.base_environ(self.sock, self.peer, self.server)
+        base = gateway.base_environ(self.app_socket, self.peer, self.server)
         if self.facts:
             base |= self.facts
         self.plain = PlainReader(base, gateway.plain, self.reader, self.peer)
@@ -182,6 +187,7 @@ class Gateway:
                 connection.reader.put_head(data[: look.length])
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
+                environ["gunicorn.socket"] = connection.app_socket
                 self._complete(environ, connection.facts)
             if row is not None:
                 response.board = row.words
@@ -286,7 +292,7 @@ class Gateway:
         reader = request.body.reader
         body_read = isinstance(reader, LengthReader) and reader.length == 0
         if response.should_close():
-            return Fate.CLOSE if body_read else Fate.LINGER
+            return Fate.CLOSE if body_read and not connection.is_taken else Fate.LINGER
         if body_read:
             return Fate.KEEP
         # Not for every request: it costs two system calls even when there is nothing to drain.
@@ -307,6 +313,10 @@ class Gateway:
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
+        if connection.is_taken and isinstance(exc, (StopIteration, ConnectionError)):
+            # How libraries for websockets end a request under gunicorn, and what a client that hangs up ends one with.
+            self._log.debug("%s %s: a connection that the app had taken over has ended", request.method, request.uri)
+            return
         if row is not None and not isinstance(exc, ParseException):
             row.words[EXCEPTIONS] += 1
             row.set_error(f"{row.line()}: {type(exc).__name__}: {exc}")

@@ -163,6 +163,7 @@ class BootOrders:
             listeners=self._listeners,
             arm_returns=ARM_RETURN,
             keepalive_s=self._cfg.keepalive,
+            drain_s=float(self._cfg.graceful_timeout),
             request_timeout_s=mount.request_timeout,
             body_timeout_s=mount.body_timeout,
             send_timeout_s=mount.send_timeout,

@@ -142,6 +142,7 @@ class Serving(Value):
     listeners: list[list[Any]]  # addresses of the TCP sockets, as `getsockname` gives them
     arm_returns: int  # flags, see `handover`
     keepalive_s: float
+    drain_s: float
     request_timeout_s: float
     body_timeout_s: float
     send_timeout_s: float
