@@ -669,7 +669,7 @@ def test_a_file_that_shrinks_while_it_is_sent_cannot_pass_for_whole(wire: Wire, 
     with Shrinking(path) as file:
         answer = response(wire)
         answer.start_response("200 OK", [])
-        with pytest.raises(ClientGone, match="became shorter"):
+        with pytest.raises(OSError, match="became shorter"):
             answer.write_file(FileWrapper(file))
 
     assert not wire.received().endswith(b"0\r\n\r\n")
@@ -682,3 +682,17 @@ def test_a_client_that_goes_away_during_a_file_is_no_error_of_the_apps(wire: Wir
 
     with pytest.raises(ClientGone):
         answer.write_file(FileWrapper(file))
+
+
+def test_a_file_that_cannot_be_read_is_the_apps_error_while_there_is_no_head_yet(wire: Wire, tmp_path: Path) -> None:
+    """It was taken for the client's end: the head was sent, then nothing, and no line in the log."""
+    with open(tmp_path / "file", "wb+") as file:
+        file.write(CONTENT)
+    with open(tmp_path / "file", "ab") as file:
+        file.seek(0)
+        answer = response(wire)
+        answer.start_response("200 OK", [("Content-Length", str(len(CONTENT)))])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            answer.write_file(FileWrapper(file))
+
+    assert not answer.headers_sent

@@ -28,7 +28,8 @@ class Admission:
         self._service = service
         self._limit = limit
         self._timeout_s = timeout_s
-        self._since: dict[int, float] = {}  # when a waiting connection was first seen
+        # What was served last when a waiting connection was first seen, and when that was: one that was served since waits anew.
+        self._since: dict[int, tuple[tuple[Connection, object], float]] = {}
         self.waiting = 0  # how many did, when last looked at
 
     def look(self, give_back: bool) -> None:
@@ -51,9 +52,14 @@ class Admission:
 
     def _judge(self, ready: deque[int]) -> None:
         now = time.monotonic()
-        self._since = {fd: self._since.get(fd, now) for fd in ready}
+        since = {}
+        for fd in ready:
+            served = self._service.last_served(fd)
+            before = self._since.get(fd)
+            since[fd] = before if before is not None and before[0] == served else (served, now)
+        self._since = since
         while len(ready) > self._limit:
             self._service.turn_away(ready.pop())
-        while ready and self._timeout_s and now - self._since[ready[0]] > self._timeout_s:
+        while ready and self._timeout_s and now - since[ready[0]][1] > self._timeout_s:
             self._service.turn_away(ready.popleft())
         self.waiting = len(ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -32,6 +33,12 @@ _JOIN_MAX_BYTES = 64 * 1024
 
 # Most bytes per sendfile() call: the kernel's own bound, MAX_RW_COUNT, is a page less than 2 GiB.
 _MAX_SENDFILE_BYTES = 1 << 30
+
+
+# What a call that reads a file and sends it fails with if it is for the client: all else is for the file.
+_FROM_CLIENTS = frozenset(
+    {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTUNREACH}
+)
 
 
 class ClientGone(ConnectionError):
@@ -140,6 +147,11 @@ class Response:
         self.sock = sock
         self.cfg = cfg
         self.headers: list[tuple[str, str]] = []
+
+    @property
+    def status_code(self) -> int:
+        """The status as a number, under gunicorn's name: loggers of users read it."""
+        return int(self.status.split(None, 1)[0]) if self.status else 0
 
     def force_close(self) -> None:
         self.must_close = True
@@ -284,6 +296,8 @@ class Response:
         if self.response_length is not None:
             count = min(count, self.response_length)
         framed = self.chunked and count > 0
+        if count:
+            os.pread(fd, 1, offset)  # what cannot be read, as it is open for writing only, is the app's mistake: while there is no head yet
         self._send(self._head() + (b"%X\r\n" % count if framed else b""))
         self.is_sending = True
         try:
@@ -293,12 +307,14 @@ class Response:
                     break
                 self.sent += sent
         except OSError as exc:
-            raise _client_error(exc) from exc
+            if exc.errno in _FROM_CLIENTS:
+                raise _client_error(exc) from exc
+            raise  # of the file: the log should have it
         finally:
             self.is_sending = False
         if framed:
             if self.sent < count:
-                raise ClientGone("the file became shorter while it was sent; the response cannot be completed")
+                raise OSError(f"the file became shorter while it was sent: {self.sent} of {count} bytes; the response cannot be completed")
             self._send(b"\r\n")
         return True
 

@@ -46,6 +46,7 @@ class Log:
         self._busy = threading.local()
         self._terminal = sys.stderr
         self.logger: Any = logger or self._make_logger(cfg, files or {})
+        self._hears_all = type(self.logger).access is not glogging.Logger.access
         for each in (self.logger.error_log, self.logger.access_log):
             if type(each) is logging.Logger:  # a logger_class of the user's may have others
                 each.__class__ = _KeptLogger
@@ -107,7 +108,8 @@ class Log:
 
     @property
     def access_enabled(self) -> bool:
-        return bool(self.logger.access_log_enabled)
+        """Whether the logger is to be told of each request: statsd's, or one of the user's, wants to be without an access log, too."""
+        return self._hears_all or bool(self.logger.access_log_enabled)
 
     def capture_streams(self) -> tuple[LineStream, LineStream]:
         """Send what this interpreter prints to the error log; return its new standard output and error."""

@@ -112,6 +112,11 @@ class Service:
         if not hasattr(self._own, "job"):
             self._own.job = Job(-1, rows)
 
+    def last_served(self, fd: int) -> tuple[Connection, object]:
+        """Return what changes whenever a request of a connection was served; by the holder of the baton only."""
+        connection = self._connections[fd]
+        return connection, connection.response
+
     def give_back_waiting(self, fd: int) -> None:
         """Return a connection that waits for a thread to the acceptor; by the holder of the baton only."""
         self._give_back(self._connections[fd])

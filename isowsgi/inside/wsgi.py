@@ -319,7 +319,7 @@ class Gateway:
             return
         if row is not None and not isinstance(exc, ParseException):
             row.words[EXCEPTIONS] += 1
-            row.set_error(f"{row.line()}: {type(exc).__name__}: {exc}")
+            row.set_error(f"{row.line()}: {type(exc).__name__}: {_text_of(exc)}")
         if response is not None and not isinstance(exc, ParseException):
             self._on_exception(f"{request.method} {request.uri}", exc)
         if response is not None and response.headers_sent:
@@ -352,8 +352,18 @@ class _ErrorContext:
         self._extra = extra
 
     def access(self, response: Any, request: Any, environ: dict[str, Any], elapsed: datetime.timedelta) -> None:
-        """Log with what gunicorn does not know of: which mount it was."""
-        self._access(response, request, {**environ, **self._extra}, elapsed)
+        """Log with what gunicorn does not know of: which mount it was, and what the request's fields say."""
+        fields = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in getattr(request, "headers", ())}
+        response.status_code = int(response.status[:3])  # gunicorn's own has it where an app has called start_response
+        self._access(response, request, {**fields, **environ, **self._extra}, elapsed)
+
+
+def _text_of(exc: BaseException) -> str:
+    """Return what an exception of the app's says; its __str__ is the app's code, and may raise."""
+    try:
+        return str(exc)
+    except BaseException:
+        return "<exception str() failed>"  # as tracebacks have it
 
 
 def _count_response(row: Row | None, status: int) -> None:

@@ -8,6 +8,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from isowsgi.inside.settings import Settings
 from isowsgi.shared import logfiles
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from tests.apps.chatters import LINES, THREADS
-from tests.conftest import APPS, StartServer, eventually, receive_all, running_server
+from tests.conftest import APPS, DEADLINE_S, StartServer, eventually, receive_all, running_server
 
 
 def lines_of(text: str, tag: str) -> list[str]:
@@ -113,6 +114,19 @@ def test_a_slow_request_is_logged_once_with_its_stack_while_it_runs(serve: Start
 
     assert server.log().count("slow request") == 1
     assert "operated.py" in server.log() or not can_see_stacks(best_isolation())
+
+
+def test_statsd_hears_of_each_request_without_an_access_log(serve: StartServer) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(DEADLINE_S)
+        config = '[mounts]\n"/" = "hello"\n"/p" = { app = "hello", isolation = "process" }'
+        server = serve(config, "--statsd-host", f"127.0.0.1:{statsd.getsockname()[1]}", wait_for=2)
+        for path in ("/", "/p"):
+            assert server.get(path).status_code == 200
+            heard = b""
+            while b"gunicorn.request.status.200:" not in heard:
+                heard += statsd.recv(65536)
 
 
 def test_a_table_at_the_start_says_what_serves_where(serve: StartServer) -> None:

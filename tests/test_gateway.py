@@ -1,0 +1,94 @@
+"""What a request leads to when the app or the request itself is wrong: an answer, a line in the log, and no harm to anybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.inside.wsgi import Gateway
+from isowsgi.shared.scoreboard import EXCEPTIONS
+from tests import test_serve
+from tests.test_serve import CFG, REQUEST, Place
+
+
+class NotedLog(test_serve.QuietLog):
+    """Keeps what it is told."""
+
+    access_enabled = True
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.accesses: list[tuple[Any, ...]] = []
+
+    def exception(self, message: str, *args: Any) -> None:
+        self.errors.append(message % args)
+
+    def warning(self, message: str, *args: Any) -> None:
+        self.errors.append(message % args)
+
+    def access(self, *args: Any) -> None:
+        self.accesses.append(args)
+
+
+class Failing(Place):
+    """A service whose app raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = NotedLog()
+        self.failure: BaseException | None = None
+        self.service._gateways[0] = Gateway(0, self._app, CFG, self.log, "/a", {}, lambda: None)  # type: ignore[index]
+
+    def _app(self, environ: Any, start_response: Any) -> list[bytes]:
+        if self.failure is not None:
+            raise self.failure
+        return super()._app(environ, start_response)
+
+    def answer(self, request: bytes = REQUEST) -> bytes:
+        self.client.sendall(request)
+        for fd in self.service.poll(True):
+            self.serve(fd)
+        return self.client.recv(1000)
+
+
+@pytest.fixture
+def place() -> Iterator[Failing]:
+    place = Failing()
+    yield place
+    place.close()
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        return f"error {self.code}"  # type: ignore[attr-defined] # a usual mistake: nobody set it
+
+
+def test_an_exception_that_cannot_be_printed_is_answered_500_as_any_other(place: Failing) -> None:
+    """Its text was asked for while the error was noted, and the client got nothing at all."""
+    place.failure = Unprintable()
+
+    assert place.answer().startswith(b"HTTP/1.1 500 ")
+
+    row = place.board.row(2)
+    assert row.words[EXCEPTIONS] == 1
+    assert row.error() == "GET /a HTTP/1.1: Unprintable: <exception str() failed>"
+
+
+def test_the_access_log_has_a_failed_requests_fields(place: Failing) -> None:
+    place.failure = ValueError("x")
+    place.answer(REQUEST.replace(b"\r\n\r\n", b"\r\nUser-Agent: a browser\r\n\r\n"))
+
+    [(response, _, environ, _)] = place.log.accesses
+    assert environ["HTTP_USER_AGENT"] == "a browser"
+    assert response.status_code == 500
+
+
+def test_a_logger_finds_gunicorns_names_in_a_response(place: Failing) -> None:
+    place.answer()
+
+    [(response, request, _, elapsed)] = place.log.accesses
+    assert (response.status, response.status_code, response.sent) == ("200 OK", 200, 2)
+    assert (request.method, request.uri) == ("GET", "/a")
+    assert elapsed.microseconds
