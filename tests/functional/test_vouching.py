@@ -13,7 +13,7 @@ from tests.conftest import StartServer
 
 APPS = 8
 
-ON_TRIAL = "where it can live is found out"
+ON_TRIAL = "testing which isolation it supports"
 
 # markupsafe comes with werkzeug, and its extension module can do with an own GIL.
 APP = """
