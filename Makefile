@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz race bench soak neighbours lint clean
+.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz race bench soak neighbours packages lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -70,6 +70,9 @@ soak: ## load, reloads, restarts and kills for MINUTES (30), then an account of 
 
 neighbours: ## use each standard module in an interpreter after another one has ended (PYTHON=the newest found, ARGS="zoneinfo")
 	@$(pick) && "$$python" -m tests.neighbours $(ARGS)
+
+packages: ## use twenty popular packages in two mounts each, with reloads; some minutes (PYTHON=the newest found, ARGS="psycopg2 numpy")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.packages .venv/used$$version $(ARGS)
 
 lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy

@@ -161,7 +161,7 @@ def test_an_app_that_would_miss_a_package_in_an_interpreter_gets_a_process() -> 
 def test_a_fallback_that_gives_the_same_results_will_do_and_is_told() -> None:
     verdict = decide(FakeTrials(own_gil={"loaded": True, "refused": (("markupsafe._speedups", "/m.so", REFUSED),)}))
 
-    assert (verdict.isolation, verdict.reason) == (OWN, "it loads; without markupsafe._speedups, as good as it in Python")
+    assert (verdict.isolation, verdict.reason) == (OWN, "it loads; without markupsafe._speedups, which it can do without")
 
 
 def test_a_fallback_of_somebody_else_will_not_do() -> None:

@@ -54,6 +54,14 @@ def test_only_what_was_looked_at_in_a_package_is_harmless() -> None:
     assert sharing.harmful([fine, other, unknown]) == [other, unknown]
 
 
+def test_what_is_for_terminals_is_not_missed() -> None:
+    """tornado.log wants curses for colours; a worker has no terminal."""
+    assert not sharing.is_missed("_curses", ["_curses"])
+    assert sharing.is_missed("faulthandler", ["faulthandler"])
+    assert not sharing.is_missed("yaml._yaml", [])
+    assert sharing.is_missed("yaml._yaml", ["yaml._yaml"])
+
+
 def test_a_packages_name_is_no_prefix_of_anothers() -> None:
     assert sharing.has_fallback("yaml._yaml")
     assert not sharing.has_fallback("yamlike._c")

@@ -3,6 +3,7 @@
     packages_page.py                        write the page from the data
     packages_page.py --check                only tell whether it is stale
     packages_page.py --measure PYTHON...    install the packages for each Python, check them, and write data and page
+    packages_page.py --only NAME... --measure PYTHON...     the same for some of them; what is known of the others stays
 
 Measuring takes a few minutes for each Python and downloads some 200 MB of wheels. Nothing is compiled: a package without a wheel for a
 Python is left out of its column.
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 import pages
@@ -108,8 +110,8 @@ $ python3 tools/packages_page.py --measure python3.12 python3.14
 _HOMES = {"own-gil": "own GIL", "shared-gil": "shared GIL", "process": "process", None: "none"}
 
 
-def measure(python: str) -> tuple[str, dict[str, Any]]:
-    """Install the packages for one Python and check them; returns its version and what was found."""
+def measure(python: str, names: Collection[str] = PACKAGES) -> tuple[str, dict[str, Any]]:
+    """Install packages for one Python and check them; returns its version and what was found."""
     version = _output([python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])"])
     short = version.rpartition(".")[0]
     progress = Progress(sys.stdout)
@@ -120,7 +122,7 @@ def measure(python: str) -> tuple[str, dict[str, Any]]:
     folder.mkdir(parents=True)
     installed: dict[str, str] = {}
     lines = ["[mounts]"]
-    for number, name in enumerate(PACKAGES):
+    for number, name in enumerate(names):
         print(f"{short}: {name}", flush=True)
         # Alone, for many packages look for others that they use if they are there; and one may have no wheel.
         venv = folder / f"venv{number}"
@@ -183,15 +185,18 @@ def _cell(cell: dict[str, Any] | None, newest: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     pages.add_option(parser)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=PACKAGES, help="measure these packages only")
     parser.add_argument("--measure", nargs="+", metavar="PYTHON", default=[], help="measure with these; other columns stay")
     options = parser.parse_args()
     data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
     for python in options.measure:
         try:
-            version, found = measure(python)
+            version, found = measure(python, options.only or PACKAGES)
         except (Failed, subprocess.CalledProcessError, ValueError) as exc:
             print(f"packages_page: {python}: {exc}", file=sys.stderr)
             return 1
+        if options.only:
+            found["packages"] = {**data.get(version, {}).get("packages", {}), **found["packages"]}
         data = {other: facts for other, facts in data.items() if other.rpartition(".")[0] != version.rpartition(".")[0]}
         data[version] = found
         DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ _PLACES = {interpreters.OWN_GIL: "with an own GIL", interpreters.SHARED_GIL: "wi
 NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
 
 # Of the rules here and in `sharing`; verdicts that were found by others are not used. Count it up with each change of them.
-RULES = 2
+RULES = 3
 
 # Refusals that an extension module makes, not the app.
 _EXTENSION_KINDS = frozenset({refusals.REFUSES_OWN_GIL, refusals.ONCE, refusals.MAIN_ONLY})
@@ -172,12 +172,12 @@ def why_worse(outcome: Outcome) -> str | None:
 
 def missing_in(outcome: Outcome) -> list[str]:
     """Return the refused extension modules that an app goes without although its packages have nothing as good in their place."""
-    return [name for name, _, _ in outcome.refused if name in outcome.lost or not sharing.has_fallback(name)]
+    return [name for name, _, _ in outcome.refused if sharing.is_missed(name, outcome.lost)]
 
 
 def _without(outcome: Outcome) -> str:
     names = ", ".join(name for name, _, _ in outcome.refused)
-    return f"; without {names}, as good as it in Python" if names else ""
+    return f"; without {names}, which it can do without" if names else ""
 
 
 def _sameness(outcome: Outcome) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ side; the list of what was tried and found harmless corrects it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isowsgi.inside import survey
@@ -75,10 +75,17 @@ FALLBACKS = (
     Fallback("multidict", "7.2.1"),
     Fallback("yarl", "1.25.1"),
     Fallback("frozenlist", "1.8.0"),
+    Fallback("google._upb", "7.36.2"),  # protobuf
     Fallback("propcache", "0.5.4"),
     Fallback("msgpack", "1.2.4"),
+    Fallback("tornado", "6.6.1"),
+    Fallback("zope.interface", "8.7"),
     Fallback("yaml", "6.0.4"),  # only CLoader and its kin are missing, which fall back in the app or fail at its import
 )
+
+
+# Parts of the standard library for terminals, which no worker has: who does without them at import (tornado.log, cmd) misses nothing.
+FOR_TERMINALS = ("_curses", "_curses_panel", "readline")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Sharing]:
@@ -120,3 +127,12 @@ def harmful(found: Iterable[Sharing]) -> list[Sharing]:
 def has_fallback(module: str) -> bool:
     """Whether an app that goes without an extension module has the same by its package's code in Python."""
     return any(module == each.module or module.startswith(each.module + ".") for each in FALLBACKS)
+
+
+def is_missed(module: str, lost: Container[str]) -> bool:
+    """Whether an app that was loaded without an extension module, which refused, would be better off with it.
+
+    Args:
+        lost: those whose package is not there at all.
+    """
+    return module not in FOR_TERMINALS and (module in lost or not has_fallback(module))

@@ -114,7 +114,7 @@ class Siting:
     def look_for_losses(self, instance: Instance, now: float) -> None:
         """See what an app goes without that caught the refusals of its interpreter, so that nothing is missing in silence."""
         for module, path, error in instance.refused:
-            if self.is_auto and not self.reason and not sharing.has_fallback(module):
+            if self.is_auto and not self.reason and sharing.is_missed(module, ()):
                 self.on_refused(instance, Refused(name=module, path=path, error=error), now)
             else:
                 self._deployment.log.info("%s: goes without %s: %s", instance.tag, module, error)
