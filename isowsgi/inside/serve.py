@@ -16,11 +16,12 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from gunicorn.http.errors import ParseException
 
+from isowsgi.inside.clientsocket import ClientSocket
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
@@ -96,6 +97,8 @@ class Service:
         self._epoll.register(self._poke, select.EPOLLIN)
         if self._mail_fd >= 0:
             self._epoll.register(self._mail_fd, select.EPOLLIN)
+        self._is_broken = False  # whether an exception may have come where it does harm, see `repair`
+        self.in_service: Callable[[], Container[int]] = tuple  # the runner's, once it is known
         self.draining = False  # give connections back instead of keeping them; set before a poke
         self.last = False  # say `Connection: close` in every response; set before a poke
 
@@ -192,6 +195,8 @@ class Service:
         """
         if self._poke in calls:
             os.eventfd_read(self._poke)
+            if self._is_broken:
+                self.repair(self.in_service())
             while self._returned:
                 self.settle(self._returned.popleft())
         if self._mail_fd in calls:
@@ -212,8 +217,8 @@ class Service:
             connection.fate = self._serve(connection, job)
         except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
             connection.fate = Fate.CLOSE
-        except Exception:
-            self._log.exception("a mistake in isowsgi ended a connection; please report it")
+        except Exception:  # or one that the app raises in its threads from outside, a moment too late
+            self._log.exception("an exception in isowsgi ended a connection; please report it if the app does not raise any in its threads")
             connection.fate = Fate.CLOSE
         while job.is_serving:  # before anybody else may own the connection
             try:
@@ -242,6 +247,38 @@ class Service:
         """Have the holder of the baton settle a connection, from a thread that has lost the baton meanwhile."""
         self._returned.append(connection)
         os.eventfd_write(self._poke, 1)
+
+    def abandon(self, fd: int) -> Connection | None:
+        """End the calling thread's request, whatever came of it; see `runner.Source`."""
+        job = self._own.job
+        while job.connection is not None or job.interrupted:
+            try:
+                job.end()
+            except RequestTimeout:
+                continue
+        connection = self._connections.get(fd)
+        if connection is not None:
+            connection.fate = Fate.CLOSE
+        return connection
+
+    def repair_later(self) -> None:
+        """Have the holder of the baton repair what an exception may have broken."""
+        self._is_broken = True
+        os.eventfd_write(self._poke, 1)
+
+    def repair(self, in_service: Container[int]) -> None:
+        """Find every connection again after an exception in the midst of polling or settling; by the holder of the baton only.
+
+        Events that were taken may be lost. All that is armed is armed anew, and fires if there is something. The kernel knows the
+        descriptors, also those that were handed over and not seen yet.
+        """
+        self._is_broken = False
+        for fd, connection in list(self._connections.items()):
+            if fd not in in_service and not connection.idle_since and connection not in self._returned:
+                connection.idle_since = time.monotonic()
+        for fd in armed(self._epoll.fileno()):
+            self._epoll.modify(fd, select.EPOLLIN if fd in self._calls else ARM_EDGE)
+        os.eventfd_write(self._poke, 1)  # whatever it was for
 
     def _serve(self, connection: Connection, job: Job) -> Fate:
         """Serve one request."""
@@ -277,9 +314,7 @@ class Service:
 
     def _take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
-        # Told family and type, Python does not ask the kernel for them: two system calls of three. The family must be right, for the room
-        # that Python has for addresses is that family's.
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        sock = ClientSocket(socket.AF_INET, fd)
         facts: dict[str, str] = {}
         try:
             # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
@@ -287,7 +322,7 @@ class Service:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
             family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
             if family != socket.AF_INET:
-                sock = socket.socket(family, socket.SOCK_STREAM, 0, sock.detach())
+                sock = ClientSocket(family, sock.detach())
             if self._origins is not None:
                 peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
                 server = self._listener_of(own_name)
@@ -365,6 +400,12 @@ class Service:
         for connection in list(self._connections.values()):
             if connection.idle_since:
                 self._give_back(connection)
+
+
+def armed(epoll_fd: int) -> list[int]:
+    """Return the descriptors in an epoll set, as the kernel tells them (proc(5))."""
+    with open(f"/proc/self/fdinfo/{epoll_fd}", "rb") as file:
+        return [int(line.split()[1]) for line in file if line.startswith(b"tfd:")]
 
 
 def _timeval(seconds: float) -> bytes:
