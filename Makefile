@@ -59,6 +59,10 @@ fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="-
 race: ## requests that end just when they are given up, for MINUTES (1) in each isolation (ARGS="--seed 1 process")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.race --minutes $(or $(MINUTES),1) $(ARGS)
 
+.PHONY: patch-fuzz
+patch-fuzz: ## patch all of the standard library that serving touches, inside an app, and see whether it is served (ARGS="--home process")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.patch_fuzz $(ARGS)
+
 conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
 	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)
 

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
@@ -27,10 +28,12 @@ from gunicorn import util
 from isowsgi.inside import environment, extensions, leftovers, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
-from isowsgi.inside.deadlines import Patience, Watcher, stacks
+from isowsgi.inside.crew import AppThread, Gate, introduce
+from isowsgi.inside.deadlines import Patience, RequestTimeout, Watcher, stacks
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch, as_written, module_files
 from isowsgi.inside.log import Log
+from isowsgi.inside.private import share, theirs
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
@@ -46,6 +49,8 @@ from isowsgi.shared.scoreboard import BEAT, INTERNAL_ERRORS, LOADING, QUEUED, Sc
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
     from isowsgi.inside.hooks import Hooks
+
+_app_sys, _app_threading = theirs("sys"), theirs("threading")  # the app's, see `private`
 
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
@@ -92,13 +97,13 @@ def run(order: BootOrder, logger: Any = None) -> None:
         out.end_lines()
         err.end_lines()
 
-    before = sys.stdout, sys.stderr
+    before = _app_sys.stdout, _app_sys.stderr
     out, err = log.capture_streams()
     has_ended = Instance(order, cfg, log, err, end_lines).run()
     end_lines()
     if order.isolation == "main":
-        if sys.stdout is out:  # else another instance has come since
-            sys.stdout, sys.stderr = before
+        if _app_sys.stdout is out:  # else another instance has come since
+            _app_sys.stdout, _app_sys.stderr = before
     elif has_ended:
         out.close()
         err.close()
@@ -109,13 +114,16 @@ def prepare(order: BootOrder, log: Log) -> None:
     around = order.environment
     if order.isolation == "process":
         environment.enter_folder(around.chdir)
-        os.environ.update(around.env)
+        environment.update_environ(around.env)
         time.tzset()  # for a TZ among them
     else:
         if around.env.get("TZ", zone := os.environ.get("TZ")) != zone:
             log.warning(_OTHER_ZONE, around.env["TZ"])
         environment.set_environ(around.env)
         environment.refuse_fork()
+        if order.isolation != "main":
+            environment.guard_new_interpreters(order.host.packages["isowsgi"])
+    share(RequestTimeout)
     if around.policy:
         from isowsgi.inside import policy  # late: most mounts have none, and need not pay for it
 
@@ -159,7 +167,7 @@ class Instance:
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._shut_at = math.inf  # monotonic seconds when what apps have taken over is to be ended
-        self._runner: Runner[Connection] = Runner(lambda: self._control.rouse())
+        self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._note_disturbance)
         self._control = Control(
             channel=socket.socket(fileno=os.dup(self._fds.channel)),
             runner=self._runner,
@@ -179,25 +187,21 @@ class Instance:
         )
         self._is_in_hook = False  # while they are loaded and `on_boot` is called
         self._whose = ""  # app could not be loaded, in a group
-        self._threads: list[threading.Thread] = []
+        self._loaded = Gate()  # for the threads that wait until there is something to serve
+        self._is_served = False
         self._next_exception = 0.0
         self._must_free = False  # whether the process lives on without this instance
         self._hooks: Hooks | None = None
+        # Before the app is loaded, see `private`.
+        load_ctypes()
+        if order.hooks:
+            from isowsgi.inside import hooks  # noqa: F401 # most mounts have none, and need not pay for it
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
         control = threading.Thread(target=self._guarded, args=(self._control.run,), name="isowsgi-control", daemon=True)
         control.start()
-        # Not daemon threads, as those that the app starts are like the one that starts them; the keeper is one here from 3.13 on.
-        first = threading.Thread(target=self._guarded, args=(self._boot,), name="isowsgi-0", daemon=False)
-        try:
-            first.start()
-        except RuntimeError as exc:  # no thread is left
-            self._report_failure(exc)
-        else:
-            first.join()
-        for thread in self._threads:
-            thread.join()
+        self._run_threads()
         if self._hooks is not None:
             self._hooks.join()
         is_main = self._order.isolation == "main"
@@ -220,12 +224,13 @@ class Instance:
         end_loading = environment.be_main_thread_while_loading()
         try:
             service = self._load()
-            self._start_threads(service)
+            self._is_served = True
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._report_failure(exc)
             return
         finally:
             end_loading()
+            self._loaded.open()
         self._report_files(set(module_files()))
         refused, loaded = extensions.current.refused, self._report_extensions()
         boot_s = round(time.monotonic() - started, 3)
@@ -251,20 +256,23 @@ class Instance:
         self._end_lines()
         return service
 
-    def _start_threads(self, service: Service) -> None:
-        """Start the other serving threads, or none of them.
+    def _run_threads(self) -> None:
+        """Start the threads, of which the first loads the app, and wait for their end; all, or the app is not loaded."""
+        threads: list[AppThread] = []
+        try:
+            for number in range(1, self._order.serving.threads):
+                threads.append(AppThread(partial(self._guarded, self._work_once_loaded, number), f"isowsgi-{number}"))
+            threads.append(AppThread(partial(self._guarded, self._boot), "isowsgi-0"))
+        except RuntimeError as exc:
+            self._report_failure(exc)
+            self._loaded.open()
+        for thread in threads:
+            thread.join()
 
-        Raises:
-            RuntimeError: there is no thread left.
-        """
-        for number in range(1, self._order.serving.threads):
-            thread = threading.Thread(target=self._guarded, args=(self._work, service, number), name=f"isowsgi-{number}")
-            try:
-                thread.start()
-            except RuntimeError:
-                self._stop()
-                raise
-            self._threads.append(thread)
+    def _work_once_loaded(self, number: int) -> None:
+        self._loaded.pass_through()
+        if self._service is not None and self._is_served:
+            self._work(self._service, number)
 
     def _report_failure(self, exc: BaseException) -> None:
         """Say why the app was not loaded; in the handler of that exception."""
@@ -314,6 +322,11 @@ class Instance:
         else:
             closing.join(_EXIT_FUNCTIONS_S)
 
+    def _note_disturbance(self, exc: BaseException) -> None:
+        """Say that an exception came in a serving thread where isowsgi does not raise any."""
+        text = "an exception came in a serving thread after its request had ended, probably raised from another thread; it goes on: %s"
+        self._log.warning(text, _one_line(exc))
+
     def _guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Be one of the instance's own threads, whose end by a fault is told."""
         try:
@@ -340,8 +353,6 @@ class Instance:
         peeker = Peeker(Router(serving.routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
         service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
         self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
-        if order.isolation == "shared-gil" and serving.request_timeout_s:
-            load_ctypes()
         self._watcher = Watcher(
             service.jobs,
             serving.request_timeout_s,
@@ -354,6 +365,7 @@ class Instance:
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
+        service.in_service = self._runner.in_service
         service.draining = self._is_draining
         service.last = self._is_last
         return service
@@ -508,12 +520,12 @@ def load(app: App, mount: int) -> Application:
     """
     target = app.target
     if app.kind == "script":
-        name = _SCRIPT_MODULE if _SCRIPT_MODULE not in sys.modules else f"{_SCRIPT_MODULE}_{mount}"
+        name = _SCRIPT_MODULE if _SCRIPT_MODULE not in _app_sys.modules else f"{_SCRIPT_MODULE}_{mount}"
         loader = SourceFileLoader(name, target)
         spec = importlib.util.spec_from_file_location(name, target, loader=loader)
         assert spec is not None, "a loader was given"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        _app_sys.modules[name] = module
         loader.exec_module(module)
         target = name
     loaded: Application = util.import_app(f"{target}:{app.call}")
@@ -551,7 +563,8 @@ def _run_exit_functions(must_free: bool) -> None:
 
     Here and not in destroy(), since at a worker's exit nothing is destroyed, and a pool's idle threads must go before it may be.
     """
-    for function in reversed(getattr(threading, "_threading_atexits", [])):
+    introduce("isowsgi-exit")
+    for function in reversed(getattr(_app_threading, "_threading_atexits", [])):
         try:
             function()
         except Exception:

@@ -1,12 +1,15 @@
 """First code in a new interpreter or child process, run as its `__main__`: pin the server's packages, then boot.
 
 An app's venv may hold another gunicorn, or none. So the two packages that serve it always come from the host's folders, and nothing
-else does. `BOOT`, the boot order as JSON, is put before this source by the keeper.
+else does. What serves is loaded where the app does not reach it, see `private`. `BOOT`, the boot order as JSON, is put before this source
+by the keeper.
 """
 
 import importlib.machinery
+import importlib.util
 import json
 import sys
+import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,25 +33,25 @@ class PinnedFinder:
         return find_in(name, [folder]) if folder else None
 
 
+def load_private(folder: str) -> types.ModuleType:
+    """Return the module by its file: it is not one of those that the app finds."""
+    spec = importlib.util.spec_from_file_location("isowsgi.inside.private", f"{folder}/isowsgi/inside/private.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 facts = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper
 del BOOT  # noqa: F821
 for blocked in facts["host"]["blocked_modules"]:
     sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
 sys.meta_path.insert(0, PinnedFinder(facts["host"]["packages"]))
+table = load_private(facts["host"]["packages"]["isowsgi"]).build(facts["host"]["packages"])
 if facts["loading"]["pause_s"]:
-    from isowsgi.inside import pace
+    table.load("isowsgi.inside.pace").slow_down(facts["loading"]["pause_s"])
 
-    pace.slow_down(facts["loading"]["pause_s"])
-
-from isowsgi.shared import messages  # noqa: E402 # only now it is found
-
-order = messages.read_boot_order(facts)
+order = table.load("isowsgi.shared.messages").read_boot_order(facts)
 del facts
-if order.isolation == "process":
-    from isowsgi.inside import child
-
-    child.run(order)
-else:
-    from isowsgi.inside import boot
-
-    boot.run(order)
+table.load("isowsgi.inside.child" if order.isolation == "process" else "isowsgi.inside.boot").run(order)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from isowsgi.inside.ending import Ending
+from isowsgi.inside.private import theirs
 from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
@@ -42,6 +43,10 @@ _MOST_STEP_S = 0.5
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
 _OWN_FILES = os.path.dirname(__file__) + os.sep
 _OWN_NAMES = (threading.__file__, "<script>", "<string>", "<isowsgi>")
+
+
+# The app's threads by number, without the lock that `threading.enumerate` takes: a thread of the app's may have left it taken.
+_app_threads: dict[int, Any] = theirs("threading")._active
 
 
 class RequestTimeout(BaseException):
@@ -361,7 +366,7 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
     if not can_see_stacks:
         return "(stacks cannot be read safely on this release of CPython)"
     frames = sys._current_frames()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(_app_threads.items())}
     busy = {job.ident: job.row.line() for job in jobs if job.connection is not None}
     texts, waiting = [], []
     for ident in sorted(frames, key=lambda ident: (ident not in busy, names.get(ident, ""))):

@@ -6,18 +6,24 @@ its own, before any of the app's code runs.
 
 from __future__ import annotations
 
-import _posixsubprocess
-import os
-import signal
-import site
-import subprocess
-import sys
-import threading
+import os as own_os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from isowsgi.inside.private import theirs
 
-class PrivateEnviron(os._Environ):  # type: ignore[type-arg] # generic for the type checker only
+# The app's modules, not ours: see `private`.
+_posixsubprocess = theirs("_posixsubprocess")
+_thread = theirs("_thread")
+os = theirs("os")
+signal = theirs("signal")
+site = theirs("site")
+subprocess = theirs("subprocess")
+sys = theirs("sys")
+threading = theirs("threading")
+
+
+class PrivateEnviron(os._Environ):  # type: ignore[name-defined,misc] # the app's `os` is known at run time only
     """`os.environ` that does not write through to the process.
 
     CPython's own calls putenv(), so that interpreters made later and every child process would see one app's settings: two Djangos
@@ -36,11 +42,23 @@ class PrivateEnviron(os._Environ):  # type: ignore[type-arg] # generic for the t
             raise KeyError(key) from None
 
 
+def update_environ(values: Mapping[str, str]) -> None:
+    """Add the mount's variables to the environment of this process, which is the app's alone."""
+    os.environ.update(values)
+    _copy_environ(os.environ)
+
+
+def _copy_environ(environ: Mapping[str, str]) -> None:
+    """Let those who serve see the app's variables of now: gunicorn looks for SCRIPT_NAME at each request."""
+    if own_os is not os:  # else there is only one
+        own_os.environ = dict(environ)  # type: ignore[assignment]
+
+
 def set_environ(values: Mapping[str, str]) -> None:
     """Give this interpreter its own `os.environ`: the process' variables and the mount's; child processes get it too."""
     text: Any = os.environ
     octets: Any = os.environb
-    own = PrivateEnviron(dict(text._data), text.encodekey, text.decodekey, text.encodevalue, text.decodevalue)
+    own = PrivateEnviron(dict(text._data), *_codecs_of(text))
     own.update(values)
 
     def put(key: Any, value: Any) -> None:
@@ -50,7 +68,8 @@ def set_environ(values: Mapping[str, str]) -> None:
         own.pop(os.fsdecode(key), None)
 
     os.environ = own  # noqa: B003 # the process' own environment is what must stay as it is
-    os.environb = PrivateEnviron(own._data, octets.encodekey, octets.decodekey, octets.encodevalue, octets.decodevalue)
+    _copy_environ(own)
+    os.environb = PrivateEnviron(own._data, *_codecs_of(octets))
     os.putenv = put
     os.unsetenv = unset
     if hasattr(os, "reload_environ"):  # 3.14+; it would bring the process' variables back
@@ -59,14 +78,14 @@ def set_environ(values: Mapping[str, str]) -> None:
 
     start_process = _posixsubprocess.fork_exec
 
-    def fork_exec(args: Any, executables: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, *rest: Any) -> int:
+    def fork_exec(args: Any, executables: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, *rest: Any) -> Any:
         # No environment given: C would pass on the process' own. subprocess and multiprocessing both come through here.
         if env is None:
             env = [key + b"=" + value for key, value in own._data.items()]
         return start_process(args, executables, close_fds, pass_fds, cwd, env, *rest)
 
     _posixsubprocess.fork_exec = fork_exec
-    subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
+    subprocess._fork_exec = fork_exec
 
     def with_own_environ(spawn: Callable[..., int]) -> Callable[..., int]:
         # As above: subprocess comes this way from 3.13 on for an executable with a folder, and so for shell=True.
@@ -79,9 +98,63 @@ def set_environ(values: Mapping[str, str]) -> None:
     os.posix_spawnp = with_own_environ(os.posix_spawnp)
 
 
+def guard_new_interpreters(package_folder: str) -> None:
+    """Give interpreters that the app makes its own environment, as child processes have it, and not the process'.
+
+    `InterpreterPoolExecutor` (3.14+) makes them. Their `os.environ` would write through to the process.
+
+    Args:
+        package_folder: in which `isowsgi` lies.
+    """
+    try:
+        module = theirs("_interpreters")
+    except ImportError:  # before 3.13 there is no way to them but a private one
+        return
+    make, run = module.create, module.run_string
+
+    def create(*args: Any, **options: Any) -> Any:
+        made = make(*args, **options)
+        values = {name.decode("latin-1"): value.decode("latin-1") for name, value in os.environ._data.items()}
+        failure = run(made, _PRELUDE.format(folder=package_folder, values=values))
+        if failure is not None:
+            module.destroy(made)
+            raise RuntimeError(f"an interpreter could not be prepared: {failure}")
+        return made
+
+    module.create = create
+
+
+# Run in an interpreter that an app makes. It leaves nothing in its `__main__`.
+_PRELUDE = """
+def prepare():
+    import sys
+    sys.path.insert(0, {folder!r})
+    try:
+        from isowsgi.inside import environment
+    finally:
+        sys.path.remove({folder!r})
+    environment.inherit({values!r}, {folder!r})
+prepare()
+del prepare
+"""
+
+
+def inherit(values: Mapping[str, str], package_folder: str) -> None:
+    """Give this interpreter the environment of the one that made it, byte by byte, and nothing of the process'."""
+    os.environ = PrivateEnviron({}, *_codecs_of(os.environ))  # noqa: B003 # as in set_environ
+    os.environ._data.update({name.encode("latin-1"): value.encode("latin-1") for name, value in values.items()})
+    set_environ({})
+    refuse_fork()
+    guard_new_interpreters(package_folder)
+
+
+def _codecs_of(environ: Any) -> tuple[Any, ...]:
+    return environ.encodekey, environ.decodekey, environ.encodevalue, environ.decodevalue
+
+
 def _system(command: Any) -> int:
     """`os.system` with this interpreter's environment; C's passes on the process'."""
-    code = subprocess.call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
+    code: int = subprocess.call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
     return -code if code < 0 else code << 8
 
 
@@ -102,8 +175,8 @@ def refuse_fork() -> None:
     os.fork, os.forkpty, os.execv, os.execve = fork, fork, execute, execute  # what the others of their families call
 
 
-# Our own in `sys.meta_path`, by their class: `bootstrap`'s and `pace`'s.
-_OWN_FINDERS = ("PinnedFinder", "Pacer")
+# Our own in `sys.meta_path`, by their class: `bootstrap`'s, `pace`'s and `private`'s.
+_OWN_FINDERS = ("PinnedFinder", "Pacer", "SharedCode")
 
 # What Python sets at the start of a process; all else is SIG_DFL.
 _HANDLERS_AT_START = {signal.SIGINT: signal.default_int_handler, signal.SIGPIPE: signal.SIG_IGN, signal.SIGXFSZ: signal.SIG_IGN}
@@ -134,7 +207,7 @@ def set_signals(log: Callable[[str], None]) -> None:
     def current(signalnum: int) -> Any:
         if signalnum not in signal.valid_signals():
             raise ValueError("signal number out of range")
-        return told.get(signalnum, _HANDLERS_AT_START.get(signalnum, signal.SIG_DFL))  # type: ignore[call-overload]
+        return told.get(signalnum, _HANDLERS_AT_START.get(signalnum, signal.SIG_DFL))
 
     def alarm(seconds: int) -> int:
         if seconds:
@@ -146,7 +219,11 @@ def set_signals(log: Callable[[str], None]) -> None:
             say_once("signal.setitimer", "its signal would end the worker with all its mounts")
         return 0.0, 0.0
 
+    def interrupt_main(signum: int = signal.SIGINT) -> None:
+        say_once("_thread.interrupt_main", "it would end the worker with all its mounts")
+
     signal.signal, signal.getsignal, signal.alarm, signal.setitimer = ignore, current, alarm, setitimer
+    _thread.interrupt_main = interrupt_main
 
 
 def be_main_thread_while_loading() -> Callable[[], None]:
@@ -157,7 +234,7 @@ def be_main_thread_while_loading() -> Callable[[], None]:
     loader, real = threading.current_thread(), threading.main_thread
     is_loading = True
 
-    def main_thread() -> threading.Thread:
+    def main_thread() -> Any:
         return loader if is_loading and threading.current_thread() is loader else real()
 
     def end() -> None:
@@ -231,7 +308,7 @@ def _script_folder(start_folder: str) -> str | None:
     """Return the folder that CPython put on the path because the `gunicorn` script lies there; None in a process of an app."""
     if sys.argv[0] == "-c":
         return None
-    return os.path.dirname(os.path.normpath(os.path.join(start_folder, sys.argv[0] or ".")))
+    return str(os.path.dirname(os.path.normpath(os.path.join(start_folder, sys.argv[0] or "."))))
 
 
 def _inside(path: str, folders: Iterable[str]) -> bool:

@@ -19,9 +19,13 @@ from functools import partial
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from typing import Any
 
+from isowsgi.inside.private import theirs
+
 # What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
 _MAX_REFUSED = 50
 _MAX_ERROR_CHARS = 500
+
+_modules = theirs("sys").modules  # the app's
 
 # What is added to an error that only says that a module is missing which is there: from 3.13 on the init function of a single-phase module
 # runs in the main interpreter first, whose path is another. `refusals` knows these words.
@@ -99,7 +103,7 @@ class Extensions:
 
     def lost(self) -> list[str]:
         """Return those that refused and whose package is not there either: the app goes without all of it."""
-        return [name for name, _, _ in self.refused if sys.modules.get(name.partition(".")[0]) is None]
+        return [name for name, _, _ in self.refused if _modules.get(name.partition(".")[0]) is None]
 
 
 def _is_here(name: str | None) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
+
+from isowsgi.inside.private import theirs
+
+_modules = theirs("sys").modules  # the app's
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
@@ -15,8 +18,15 @@ _INTERVAL_S = 1.0
 
 def module_files() -> list[str]:
     """Return the files of all modules that are loaded in this interpreter."""
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return sorted(file for file in files if file)
+    files = set()
+    for module in list(_modules.values()):
+        try:
+            file = getattr(module, "__file__", None)
+        except Exception:  # apps put objects there that are no modules, or modules that are imported when they are asked for anything
+            continue
+        if type(file) is str and file:
+            files.add(file)
+    return sorted(files)
 
 
 def as_written(files: Iterable[str], links: Mapping[str, str]) -> set[str]:

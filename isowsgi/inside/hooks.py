@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from isowsgi.inside.crew import introduce
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, Response
 from isowsgi.inside.wsgi import Connection, Gateway
@@ -57,8 +58,12 @@ class Hooks:
             self._drain_turn.pop()
         except IndexError:
             return
-        self._drain = threading.Thread(target=self.call, args=("on_drain", dict(self._info)), name="isowsgi-drain", daemon=True)
+        self._drain = threading.Thread(target=self._call_on_drain, name="isowsgi-drain", daemon=True)
         self._drain.start()
+
+    def _call_on_drain(self) -> None:
+        introduce("isowsgi-drain")
+        self.call("on_drain", dict(self._info))
 
     def join(self) -> None:
         """Wait until `on_drain` has ended, but not for ever."""

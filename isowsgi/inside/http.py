@@ -10,7 +10,6 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from gunicorn import SERVER
@@ -411,6 +410,17 @@ def _checked_length(value: str) -> int:
 _heads: tuple[int, dict[tuple[Any, ...], bytes]] = (0, {})
 
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def http_date(seconds: float) -> str:
+    """Return a time since the epoch as the Date field has it (RFC 9110 section 5.6.7); `email.utils` goes through `datetime` for it."""
+    at = time.gmtime(seconds)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    return f"{day}, {at.tm_mday:02d} {month} {at.tm_year:04d} {at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d} GMT"
+
+
 def _head_start(*key: Any) -> bytes:
     """Return a head up to the fields that server and app do not always say the same in.
 
@@ -427,6 +437,6 @@ def _head_start(*key: Any) -> bytes:
     if head is None:
         (major, minor), status, connection, is_chunked = key
         framing = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
-        text = f"HTTP/{major}.{minor} {status}\r\nServer: {SERVER}\r\nDate: {formatdate(now, usegmt=True)}\r\n"
+        text = f"HTTP/{major}.{minor} {status}\r\nServer: {SERVER}\r\nDate: {http_date(now)}\r\n"
         head = heads[key] = f"{text}Connection: {connection}\r\n{framing}".encode("latin-1")
     return head

@@ -10,12 +10,14 @@ from __future__ import annotations
 import _thread
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 
 from isowsgi.inside import ending
+from isowsgi.inside.private import theirs
+
+_modules = theirs("sys").modules  # the app's
+_threads = theirs("threading")._active  # same on every release
 
 # How long a helper may take to end after its pipe was closed; the next signal follows then.
 _HELPER_S = 1.0
@@ -28,13 +30,13 @@ _PAUSE_S = 0.01
 
 def end_helpers() -> None:
     """End what `multiprocessing` has started here, and reap children whose `Popen` is gone."""
-    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    server = getattr(_modules.get("multiprocessing.forkserver"), "_forkserver", None)
     if server is not None:
         _end_helper(server, "_forkserver_alive_fd", "_forkserver_pid")
-    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    tracker = getattr(_modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
     if tracker is not None:
         _end_helper(tracker, "_fd", "_pid")
-    cleanup = getattr(sys.modules.get("subprocess"), "_cleanup", None)
+    cleanup = getattr(_modules.get("subprocess"), "_cleanup", None)
     if cleanup is not None:
         cleanup()
 
@@ -78,7 +80,7 @@ def end_threads(ours: set[int | None], count: Callable[[], int]) -> int:
         count: returns how many of the app's there are.
     """
     # Not `threading.enumerate`, which waits for a lock that the app's threads may hold.
-    known = {thread.ident for thread in list(threading._active.values())}  # type: ignore[attr-defined] # same on every release
+    known = {thread.ident for thread in list(_threads.values())}
     for ident in known - ours - {_thread.get_ident(), None}:
         ending.set_async_exception(ident, SystemExit)
     deadline = time.monotonic() + _THREADS_S

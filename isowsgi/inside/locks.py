@@ -8,12 +8,15 @@ keep each other out, so mounts, processes of apps and other programs agree.
 
 from __future__ import annotations
 
-import fcntl
 import struct
+
+from isowsgi.inside.private import theirs
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
     from typing import Any
+
+fcntl = theirs("fcntl")  # the app's
 
 # struct flock of linux/fcntl.h where off_t has 64 bits: type, whence, start, length, and a process id, which must be 0.
 _FLOCK = struct.Struct("hhqqi0q")

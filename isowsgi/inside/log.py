@@ -2,17 +2,26 @@
 
 Files are opened in append mode, so whole lines of several interpreters and processes share one. A `Logger` cannot cross between
 interpreters, and one that lived in the main one would make every app wait for its GIL.
+
+The `logging` that writes is ours, see `private`: what the app does to its own, `logging.disable` or `dictConfig`, hides no traceback. What
+the app's has of gunicorn's loggers is in `applogging`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
+import tokenize  # noqa: F401 # linecache imports it for the first traceback, and then it is too late
 from typing import Any
 
-from gunicorn import glogging, util
+from gunicorn import glogging
+from gunicorn.instrument.statsd import Statsd
 
+from isowsgi.inside import applogging
+from isowsgi.inside.patientlock import PatientLock
+from isowsgi.inside.private import theirs
 from isowsgi.inside.streams import LineStream, empty_stdin
 from isowsgi.shared import logfiles
 
@@ -20,19 +29,14 @@ TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_app_sys = theirs("sys")
 
-class _KeptLogger(logging.Logger):
-    """A logger that cannot be disabled.
-
-    `logging.config` disables every logger it was not told of, unless asked not to. Django's default settings do so when the app is
-    loaded, others when the first request comes; tracebacks and the access log would be missing from then on.
-    """
-
-    disabled = property(lambda self: False, lambda self, value: None)
+# Loggers of gunicorn's own; any other is the user's code.
+_GUNICORNS = {"gunicorn.glogging.Logger": glogging.Logger, "gunicorn.instrument.statsd.Statsd": Statsd}
 
 
 class Log:
-    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced.
+    """Writes to gunicorn's error and access log as configured; make it before `sys.stderr` is replaced. Its methods raise nothing.
 
     Args:
         tag: mount and generation; every line begins with it.
@@ -48,26 +52,29 @@ class Log:
         self.logger: Any = logger or self._make_logger(cfg, files or {})
         self._hears_all = type(self.logger).access is not glogging.Logger.access
         for each in (self.logger.error_log, self.logger.access_log):
-            if type(each) is logging.Logger:  # a logger_class of the user's may have others
-                each.__class__ = _KeptLogger
+            applogging.keep(each)
         if path is not None:
             self._write_to(path)
+        self._be_patient()
+        if logger is None and isinstance(self.logger, glogging.Logger):
+            applogging.connect(self.logger, cfg)
 
     def _make_logger(self, cfg: Any, files: Mapping[str, int]) -> Any:
-        try:
-            logger_class = util.load_class(cfg.logger_class, default="gunicorn.glogging.Logger", section="gunicorn.loggers")
-        except Exception as exc:  # whatever a module of the user's raises when it is imported
-            logger_class = glogging.Logger
-            problem: Exception | None = exc
-        else:
-            problem = None
+        wanted = cfg.logger_class
+        problem: Exception | None = None
+        logger_class = _GUNICORNS.get(wanted)
+        if logger_class is None:
+            try:
+                logger_class = applogging.load_logger_class(wanted)
+            except Exception as exc:  # whatever a module of the user's raises when it is imported
+                problem, logger_class = exc, glogging.Logger
         logger, wanting = logfiles.make_logger(logger_class, glogging.Logger, cfg, files)
         for text in wanting:
             logger.warning("%s: %s", self._tag, text)
         logfiles.hold(glogging.loggers())
         if problem is not None:
             text = "%s: logger_class %r does not load in this interpreter, gunicorn's own is used: %s"
-            logger.warning(text, self._tag, cfg.logger_class, problem)
+            logger.warning(text, self._tag, wanted, problem)
         return logger
 
     def _write_to(self, path: str) -> None:
@@ -83,28 +90,50 @@ class Log:
         logfiles.hold([error_log])
         error_log.propagate = False
 
+    def _be_patient(self) -> None:
+        """Let nobody wait without end for a lock that an interrupted thread has left taken: the control thread would, too."""
+        for each in (self.logger.error_log, self.logger.access_log):
+            for handler in each.handlers:
+                handler.lock = PatientLock()
+        if logging is not theirs("logging"):  # else it is the worker's
+            logging._lock = PatientLock()  # type: ignore[attr-defined]
+
     # gunicorn's code calls these names.
     def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.debug(*self._tagged(message, args), **kwargs)
+        self._write("debug", message, args, kwargs)
 
     def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.info(*self._tagged(message, args), **kwargs)
+        self._write("info", message, args, kwargs)
 
     def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.warning(*self._tagged(message, args), **kwargs)
+        self._write("warning", message, args, kwargs)
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.error(*self._tagged(message, args), **kwargs)
+        self._write("error", message, args, kwargs)
 
     def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        self.logger.exception(*self._tagged(message, args), **kwargs)
+        self._write("exception", message, args, kwargs)
 
-    def _tagged(self, message: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _write(self, level: str, message: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # As logging itself does: without arguments a "%" in the message is only a character, and it may come from a client.
-        return ("%s: " + message, self._tag, *args) if args else ("%s: %s", self._tag, message)
+        tagged = ("%s: " + message, self._tag, *args) if args else ("%s: %s", self._tag, message)
+        try:
+            getattr(self.logger, level)(*tagged, **kwargs)
+        except Exception as exc:  # a logger_class or a handler of the user's
+            self._write_plainly(f"the log failed: {_brief(exc)}; lost: {message}")
 
     def access(self, *args: Any) -> None:
-        self.logger.access(*args)
+        try:
+            self.logger.access(*args)
+        except Exception as exc:
+            self._write_plainly(f"the access log failed: {_brief(exc)}")
+
+    def _write_plainly(self, text: str) -> None:
+        """Write to the standard error of the process, where nothing can be in the way."""
+        try:
+            os.write(2, f"{self._tag}: {text}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            return
 
     @property
     def access_enabled(self) -> bool:
@@ -115,14 +144,15 @@ class Log:
         """Send what this interpreter prints to the error log; return its new standard output and error."""
         out = LineStream("<stdout>", 1, lambda line: self._emit(logging.INFO, line))
         err = LineStream("<stderr>", 2, lambda line: self._emit(logging.WARNING, line))
-        sys.stdout = sys.__stdout__ = out  # type: ignore[misc,assignment]
-        sys.stderr = sys.__stderr__ = err  # type: ignore[misc,assignment]
-        sys.stdin = sys.__stdin__ = empty_stdin()  # type: ignore[misc]
+        _app_sys.stdout = _app_sys.__stdout__ = out
+        _app_sys.stderr = _app_sys.__stderr__ = err
+        _app_sys.stdin = _app_sys.__stdin__ = empty_stdin()
         return out, err
 
     def reopen_files(self) -> None:
         """Open every log file of this interpreter anew, the app's own included (after logrotate; SIGUSR1)."""
         self.logger.reopen_files()
+        applogging.reopen_files()
 
     def _emit(self, level: int, line: str) -> None:
         """Log one line of the app's whatever the log level: the app printed it, and nobody else will show it."""
@@ -135,5 +165,14 @@ class Log:
             error_log = self.logger.error_log
             record = error_log.makeRecord(error_log.name, level, "(app)", 0, "%s: %s", (self._tag, line), None)
             error_log.callHandlers(record)
+        except Exception:
+            self._write_plainly(line)
         finally:
             self._busy.emitting = False
+
+
+def _brief(exc: Exception) -> str:
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except Exception:  # raised by its __str__
+        return type(exc).__name__

@@ -6,9 +6,12 @@ to wait for a processor, or for the GIL, itself.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
+
+from isowsgi.inside.private import theirs
+
+_app_sys = theirs("sys")
 
 # CPU time after which a thread that imports may pause.
 _STRETCH_S = 0.001
@@ -53,13 +56,15 @@ def slow_down(most_s: float) -> None:
         most_s: for all pauses together.
     """
     _pacer.left_s = most_s
-    sys.meta_path.insert(0, _pacer)
+    _app_sys.meta_path.insert(0, _pacer)
 
 
 def speed_up() -> None:
     """End that: what a request imports is waited for."""
-    if _pacer in sys.meta_path:  # an app may have put others in the place of all
-        sys.meta_path.remove(_pacer)
+    try:
+        _app_sys.meta_path.remove(_pacer)
+    except Exception:  # an app may have put others, or something else, in the place of all
+        _pacer.left_s = 0.0
 
 
 _pacer = Pacer()

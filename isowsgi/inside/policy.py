@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import importlib
 import os
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 
 from isowsgi.inside import boot, ending, environment, leftovers
 from isowsgi.inside.deadlines import stack_from_app
+from isowsgi.inside.private import share, theirs
 from isowsgi.shared import policies
 
 # Lines of code that are remembered as logged, for each instance; calls from more are refused or allowed without a word.
@@ -103,6 +103,7 @@ def install(rules: Mapping[str, str], name: str, log: Any) -> None:
         name: of the mount, or of its group.
         log: the instance's.
     """
+    share(PolicyError)
     judge = _Judge(rules, name, log)
     judged = {event: word for event, word in policies.EVENTS.items() if word in rules}
 
@@ -122,7 +123,8 @@ def _replace(function: str, word: str, judge: _Judge) -> None:
     home, _, attribute = function.partition(".")
     names = _MODULES.get(home, (home,))
     # Not those that are not imported yet: they will take what they find in the first one.
-    modules: list[ModuleType] = [importlib.import_module(names[0]), *(sys.modules[name] for name in names[1:] if name in sys.modules)]
+    present = theirs("sys").modules
+    modules: list[ModuleType] = [theirs(names[0]), *(present[name] for name in names[1:] if name in present)]
     original = getattr(modules[0], attribute, None)
     if original is None:
         return

@@ -218,7 +218,7 @@ class Service:
         except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
             connection.fate = Fate.CLOSE
         except Exception:  # or one that the app raises in its threads from outside, a moment too late
-            self._log.exception("an exception in isowsgi ended a connection; please report it if the app does not raise any in its threads")
+            self._log.exception("a mistake in isowsgi ended a connection; please report it, unless the app raises it in its threads")
             connection.fate = Fate.CLOSE
         while job.is_serving:  # before anybody else may own the connection
             try:
@@ -251,7 +251,7 @@ class Service:
     def abandon(self, fd: int) -> Connection | None:
         """End the calling thread's request, whatever came of it; see `runner.Source`."""
         job = self._own.job
-        while job.connection is not None or job.interrupted:
+        while job.is_serving:
             try:
                 job.end()
             except RequestTimeout:

@@ -23,9 +23,13 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from isowsgi.inside.private import theirs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from isowsgi.inside.extensions import Extensions
+
+_modules = theirs("sys").modules  # the app's
 
 # Of CPython's `type.__flags__`: made at run time, and closed to changes (Include/object.h).
 _HEAP_TYPE = 1 << 9
@@ -84,7 +88,7 @@ def resolve_lazy_imports() -> None:
     for _ in range(_MOST_LAZY_ROUNDS if lazy else 0):
         waiting = [
             (module, name)
-            for module in list(sys.modules.values())
+            for module in list(_modules.values())
             if isinstance(module, types.ModuleType)
             for name, value in list(vars(module).items())
             if type(value) is lazy and (module.__name__, name) not in _failed
@@ -104,7 +108,7 @@ _failed: set[tuple[str, str]] = set()
 
 def look_at(name: str, path: str) -> dict[str, Any]:
     """Return what is known of one module: "name", "path", "is_single_phase", "objects" (place, kind, address), "held" (descriptions)."""
-    module = sys.modules.get(name)
+    module = _modules.get(name)
     return {
         "name": name,
         "path": path,

@@ -14,11 +14,13 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
+from gunicorn.workers.base import Worker
 
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.inside.takeover import app_socket
+from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.peek import Look
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.scoreboard import EXCEPTIONS, RESPONSES, Row
@@ -329,11 +331,6 @@ class Gateway:
         if not connection.ending.claim():
             self._log.exception("Error handling request %s after it was given up", row.line() if row is not None else "")
             return
-        # Late: errors are rare, and this pulls in ssl and the reloader.
-        from gunicorn.workers.base import Worker
-
-        from isowsgi.shared.errorpage import PageSocket
-
         has_body = request is None or request.method != "HEAD"
         sock = PageSocket(connection.sock, has_body, lambda status: _count_response(row, status))
         Worker.handle_error(_ErrorContext(self._log, self.cfg, self._extra), request, sock, connection.peer, exc)

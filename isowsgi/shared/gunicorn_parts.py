@@ -66,6 +66,7 @@ PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "proxy_environ",
         ),
         "gunicorn.sock": ("ssl_context",),
+        "gunicorn.instrument.statsd": ("Statsd",),
         "gunicorn.util": ("has_fileno", "hop_headers", "import_app", "load_class", "split_request_uri", "unquote_to_wsgi_str"),
         "gunicorn.workers.base": (
             "Worker",

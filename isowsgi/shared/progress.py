@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from fcntl import ioctl
+from termios import TIOCOUTQ
 
 # Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
@@ -26,7 +28,4 @@ def delivered(sock: socket.socket) -> int:
 
 def _unread(sock: socket.socket) -> int:
     """Return how much the other side of a Unix socket has yet to read."""
-    from fcntl import ioctl  # late: needed on Unix sockets only
-    from termios import TIOCOUTQ
-
     return int(struct.unpack("i", ioctl(sock.fileno(), TIOCOUTQ, b"\0" * 4))[0])
