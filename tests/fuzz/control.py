@@ -66,7 +66,9 @@ class _Supervisor:
         self._around.log.addHandler(logging.NullHandler())
         self._around.log.propagate = False
         app = App(kind="module", target="m", call="app")
-        self.mounts = tuple(Mount(number=number, pattern=pattern, app=app) for number, pattern in enumerate(_PATTERNS))
+        # Not "auto": a failure would begin a trial, and nobody makes one here.
+        patterns = enumerate(_PATTERNS)
+        self.mounts = tuple(Mount(number=number, pattern=pattern, app=app, isolation="own-gil") for number, pattern in patterns)
         self._on_stacks: Any = None
         self.deployments = [
             Deployment([mount], self._around, isolation="own-gil", is_quarantined=mount.pattern == "/shop/admin") for mount in self.mounts
