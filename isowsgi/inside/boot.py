@@ -193,7 +193,8 @@ class Instance:
         self._must_free = False  # whether the process lives on without this instance
         self._hooks: Hooks | None = None
         # Before the app is loaded, see `private`.
-        load_ctypes()
+        if order.serving.request_timeout_s:
+            load_ctypes()
         if order.hooks:
             from isowsgi.inside import hooks  # noqa: F401 # most mounts have none, and need not pay for it
 

@@ -19,6 +19,7 @@ from functools import partial
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from typing import Any
 
+from isowsgi.inside import private
 from isowsgi.inside.private import theirs
 
 # What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
@@ -119,7 +120,7 @@ def _is_librarys_own_wish(folder: str) -> bool:
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
-        if name != __name__ and name.partition(".")[0] not in ("importlib", "_frozen_importlib", *_FRONTS):
+        if name not in (__name__, private.__name__) and name.partition(".")[0] not in ("importlib", "_frozen_importlib", *_FRONTS):
             path = frame.f_code.co_filename
             if not path.startswith("<frozen importlib"):
                 return path.startswith((folder, "<frozen ")) and "site-packages" not in path
