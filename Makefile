@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz race bench soak neighbours packages lint clean
+.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz faults race bench soak neighbours packages lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -62,6 +62,9 @@ race: ## requests that end just when they are given up, for MINUTES (1) in each 
 .PHONY: patch-fuzz
 patch-fuzz: ## patch all of the standard library that serving touches, inside an app, and see whether it is served (ARGS="--home process")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.patch_fuzz $(ARGS)
+
+faults: ## make each function of a worker fail in turn, on a real server; some minutes (ARGS="--only acceptor")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.faults $(ARGS)
 
 conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
 	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)

@@ -13,7 +13,7 @@ import attrs
 
 from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
-from isowsgi.instances.lifecycle import Event, State, step
+from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Exited, Failed, MessageError, Ready, Report, Stacks, Stuck
 from isowsgi.shared.scoreboard import Scoreboard
@@ -190,6 +190,12 @@ class FakeInstance:
 
     def is_busy(self) -> bool:
         return self.busy
+
+    def progress(self) -> int:
+        return self.served
+
+    def has_ended(self) -> bool:
+        return self.state in ENDS
 
     def has_free_thread(self) -> bool:
         return not self.busy

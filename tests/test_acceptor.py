@@ -18,12 +18,16 @@ from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
 from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.settings import Settings
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_RETURN, Port
 from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
 from isowsgi.worker import acceptor as acceptor_module
+from isowsgi.worker import clients as clients_module
+from isowsgi.worker import shares as shares_module
 from isowsgi.worker.acceptor import Acceptor, NotServing, Statistics
+from isowsgi.worker.loop import Loop
 from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, receive_all
 
@@ -38,9 +42,24 @@ class FakeInstance:
 
     def __init__(self) -> None:
         self.given: list[int] = []
+        self.is_hung = False
+        self.progressed = 0
+        self.error: Exception | None = None  # raised when it is given one
+
+    def progress(self) -> int:
+        return self.progressed
+
+    def has_free_thread(self) -> bool:
+        return True
+
+    def has_ended(self) -> bool:
+        return False
 
     def give(self, fd: int) -> None:
+        if self.error is not None:
+            raise self.error
         self.given.append(fd)
+        self.progressed += not self.is_hung
 
     def take(self) -> socket.socket:
         """Become the owner of the connection that was given first."""
@@ -96,7 +115,9 @@ class Place:
         self._listener.setblocking(False)
         self._address = self._listener.getsockname()
         options: dict[str, Any] = {"head_timeout_s": 20, "keepalive_s": 20, "max_connections": 100, "shared": False, **changed}
+        self.loop = Loop(Containment(self.log, self.board.row(0).words))
         self.acceptor = Acceptor(
+            loop=self.loop,
             listeners=[self._listener],
             peeker=Peeker(Router([Route(0, "", "/a")]), Settings(snapshot(Config()))),
             choose=lambda mount: self.home,
@@ -141,14 +162,14 @@ class Place:
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < deadline, f"it did not come true: {self.acceptor.statistics()}"
-            self.acceptor.turn(0.02)
+            self.loop.turn(0.02)
 
     def turn_until_quiet(self) -> None:
         """Turn until a few polls in a row had no event."""
         quiet = 0
         while quiet < 3:
             before = self.seen.wakeups
-            self.acceptor.turn(0.01)
+            self.loop.turn(0.01)
             quiet = quiet + 1 if self.seen.wakeups == before else 0
 
     def take(self) -> socket.socket:
@@ -457,7 +478,7 @@ def test_bytes_that_come_while_a_mount_comes_up_do_not_take_its_connection_back(
 
         os.eventfd_write(comes_up, 1)
         client.sendall(b"body")
-        place.acceptor.turn(1)
+        place.loop.turn(1)
 
         assert len(place.given) == 1
         assert place.seen.peeking == 0
@@ -513,14 +534,14 @@ def test_an_answered_client_that_goes_on_sending_is_closed_in_the_end(place: Pla
                 pass
             except OSError:
                 gone = True
-            place.acceptor.turn(0)
+            place.loop.turn(0)
 
     assert place.seen.open == 0
 
 
 @pytest.mark.usefixtures("fast_sweeps")
 def test_an_answered_client_that_neither_sends_nor_closes_is_closed_after_a_while(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor_module, "LINGER_S", 0.1)
+    monkeypatch.setattr(clients_module, "LINGER_S", 0.1)
     with place.connect(B):
         place.turn_until(lambda: place.seen.lingering == 1)
         place.turn_until(lambda: place.seen.open == 0)
@@ -542,7 +563,7 @@ def test_connections_that_an_instance_has_answered_are_closed_as_gently(place: P
 
 @pytest.mark.usefixtures("fast_sweeps")
 def test_connections_that_an_instance_has_answered_do_not_linger_for_ever(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor_module, "LINGER_S", 0.1)
+    monkeypatch.setattr(clients_module, "LINGER_S", 0.1)
     with place.connect(A):
         connection = place.take()
         connection.shutdown(socket.SHUT_WR)
@@ -559,7 +580,7 @@ def test_a_client_that_never_reads_does_not_stop_the_acceptor(
 
     On a Unix socket, where a buffer once full stays so.
     """
-    monkeypatch.setattr(acceptor_module, "LINGER_S", 3600)
+    monkeypatch.setattr(clients_module, "LINGER_S", 3600)
     place = make_place(unix_path=tmp_path / "socket")
     with place.connect(A) as client:
         connection = place.take()
@@ -678,7 +699,13 @@ def test_who_takes_the_last_place_is_handed_over_at_capacity(make_place: MakePla
     """Its answer has to say that the connection is not kept; said a moment later, it came too late for an instance on another core."""
     place = make_place(max_connections=2)
     flags: list[int] = []
-    monkeypatch.setattr(FakeInstance, "give", lambda home, fd: (flags.append(place.board.row(0).words[AT_CAPACITY]), home.given.append(fd)))
+
+    def note(home: FakeInstance, fd: int) -> None:
+        flags.append(place.board.row(0).words[AT_CAPACITY])
+        home.given.append(fd)
+        home.progressed += 1
+
+    monkeypatch.setattr(FakeInstance, "give", lambda home, fd: note(home, fd))
     with place.connect(A), place.connect(A), place.connect(A):
         place.turn_until(lambda: len(flags) == 2)
 
@@ -721,9 +748,9 @@ def test_without_descriptors_the_queue_is_left_alone_for_a_while_and_then_tried_
     with place.connect(A):
         place.turn_until(lambda: place.log.errors)
         for _ in range(10):
-            place.acceptor.turn(0.001)
+            place.loop.turn(0.001)
         assert len(place.log.errors) == 1
-        assert "cannot accept a connection: [Errno 24]" in place.log.errors[0]
+        assert "cannot accept a connection: Too many open files" in place.log.errors[0]
 
         place.take().close()
 
@@ -744,7 +771,7 @@ def test_a_process_that_shares_its_listeners_takes_one_connection_a_turn(make_pl
 
         counts = []
         for _ in range(3):
-            place.acceptor.turn(1)
+            place.loop.turn(1)
             counts.append(place.seen.accepted)
 
         assert counts[0] == 1
@@ -819,7 +846,7 @@ def descriptors() -> int:
 
 @pytest.mark.usefixtures("fast_sweeps")
 def test_the_number_of_descriptors_is_the_same_after_as_before(make_place: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor_module, "LINGER_S", 0.05)
+    monkeypatch.setattr(clients_module, "LINGER_S", 0.05)
     place = make_place(head_timeout_s=0.05, keepalive_s=0.05)
     before = descriptors()
 
@@ -844,3 +871,72 @@ def test_the_number_of_descriptors_is_the_same_after_as_before(make_place: MakeP
     place.turn_until(lambda: place.seen.accepted == 35 and place.seen.open == 0)
 
     assert descriptors() <= before
+
+
+def test_what_fails_while_a_connection_is_looked_at_ends_that_connection_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NUL in a PROXY header's address was a ValueError in gunicorn's parser: it ended the worker, with all mounts."""
+    look = place.acceptor._peeker.look
+
+    def failing(data: bytes, *args: Any, **kwargs: Any) -> Any:
+        if b"/bad" in data:
+            raise ValueError("embedded null character")
+        return look(data, *args, **kwargs)
+
+    monkeypatch.setattr(place.acceptor._peeker, "look", failing)
+    bad, good = place.connect(b"GET /bad HTTP/1.1\r\nHost: x\r\n\r\n"), place.connect(A)
+
+    place.turn_until(lambda: place.given)
+
+    place.turn_until(lambda: place.log.errors)
+    assert "connection: internal error" in place.log.errors[0]
+    with pytest.raises(ConnectionResetError):
+        place.conversation(bad)
+    place.take().close()
+    assert place.seen.open == 1, "the one that is the instance's"
+    bad.close()
+    good.close()
+
+
+def test_an_instance_that_cannot_be_given_a_connection_costs_a_503(place: Place) -> None:
+    assert isinstance(place.home, FakeInstance)
+    place.home.error = MemoryError()
+    client = place.connect(A)
+
+    assert place.conversation(client).startswith(b"HTTP/1.1 503 ")
+    client.close()
+    place.turn_until(lambda: place.seen.open == 0)
+
+
+def test_a_mount_that_answers_nobody_leaves_room_for_its_neighbours(
+    make_place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a thread that polls no more, each request to it kept a connection for ever, and at worker_connections nobody else was served."""
+    monkeypatch.setattr(shares_module, "STALLED_S", 0.1)
+    place = make_place(max_connections=10)
+    assert isinstance(place.home, FakeInstance)
+    place.home.is_hung = True
+    clients = [place.connect(A) for _ in range(8)]
+
+    answer = place.conversation(clients[-1])
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After" in answer
+    assert len(place.given) == 5
+    neighbour = place.connect(B)
+    assert place.conversation(neighbour).startswith(b"HTTP/1.1 404 ")
+    for client in (*clients, neighbour):
+        client.close()
+
+
+def test_who_waits_for_a_mount_that_gets_on_is_served(make_place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_place(max_connections=4)
+    assert isinstance(place.home, FakeInstance)
+    place.home.is_hung = True
+    clients = [place.connect(A) for _ in range(3)]
+    place.turn_until(lambda: place.seen.parked)
+
+    place.home.progressed += 1
+
+    place.turn_until(lambda: len(place.given) == 3)
+    for client in clients:
+        client.close()

@@ -1001,3 +1001,13 @@ def test_the_main_interpreter_can_have_no_policy(read: Write) -> None:
     assert own.startswith(f'mounts."/".policy: {told}')
     assert default.startswith(f"defaults.policy: {told}")
     assert mount(read, 'app = "a"\nisolation = "main"\npolicy = "allow"', rest='[defaults]\npolicy = "warn"\n').policy == {}
+
+
+def test_mounts_that_the_scoreboard_has_no_room_for_are_a_fault(read: Write) -> None:
+    """They were an exception in gunicorn's master, which ended all of it on SIGHUP."""
+    mounts = "".join(f'"/m{number}{"x" * 1500}" = "app"\n' for number in range(800))
+
+    (fault,) = faults(read, f"[mounts]\n{mounts}")
+
+    assert "800 patterns" in fault
+    assert "are too long; expected 1048576 at most" in fault

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.worker.tls import distinguished_name
+from isowsgi.worker.tlsfacts import distinguished_name
 from tests.certificates import Authority
 
 

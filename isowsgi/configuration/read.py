@@ -33,7 +33,7 @@ from isowsgi.configuration.values import (
     Mount,
     Status,
 )
-from isowsgi.shared import policies, regular, workdir
+from isowsgi.shared import policies, regular, scoreboard, workdir
 
 
 def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base: str | None = None) -> Config:
@@ -60,6 +60,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     except ExceptionGroup as group:
         faults = sorted(walk(group), key=lambda fault: _position(data, fault[0]))
         raise ConfigError(tuple(f"{shown}: {place_text(place)}: {text}" for place, text in faults)) from None  # all is said
+    if too_large := scoreboard.faults([mount.pattern for mount in mounts]):
+        raise ConfigError(tuple(f"{shown}: {fault}" for fault in too_large))
     limits = Limits(**attrs.asdict(tables.worker))
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)

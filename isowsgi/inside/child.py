@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from isowsgi.inside import boot
+from isowsgi.inside import boot, forks
 from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -29,6 +29,7 @@ def run(order: BootOrder) -> None:
         # A handler and not SIG_IGN, which the app's own child processes would inherit.
         signal.signal(getattr(signal, name), _leave_to_worker)
     _die_with(order.worker_pid)
+    forks.watch()
     # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
     connections = select.epoll()

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from isowsgi.inside.ending import Ending
 from isowsgi.inside.private import theirs
+from isowsgi.shared import answers
 from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
@@ -343,10 +344,10 @@ class Watcher:
         """Shut down the connection of a request that is given up, with a status for its client if it may be given one."""
         try:
             if is_answered:
-                status = "408 Request Timeout" if connection.reader.is_waiting else "504 Gateway Timeout"
+                status = answers.TOO_LATE if connection.reader.is_waiting else answers.TIMED_OUT
                 # Before it is sent, so that nobody counts one before we do.
                 self._rows[connection.gateway.mount].words[RESPONSES + int(status[0])] += 1
-                connection.sock.send(_page(status), socket.MSG_DONTWAIT)
+                connection.sock.send(answers.plain(status), socket.MSG_DONTWAIT)
         except OSError:
             pass  # the client is gone, or has not read for long
         try:
@@ -385,11 +386,6 @@ def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
 def _mark(number: int, connection: Any) -> Any:
     """Return what changes with every sign of progress of a request."""
     return number, connection.progress()
-
-
-def _page(status: str) -> bytes:
-    fields = f"Connection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(status) + 1}"
-    return f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{status}\n".encode()
 
 
 def stack_from_app(frame: Any, or_all: bool = True) -> str:

@@ -21,10 +21,12 @@ from typing import Any
 
 from gunicorn.http.errors import ParseException
 
+from isowsgi.inside import forks
 from isowsgi.inside.clientsocket import ClientSocket
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.shared import answers
 from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.origins import Origins
@@ -42,10 +44,7 @@ _MORE = select.EPOLLIN
 _SEND_MARGIN = 10
 
 # Told to a client whose request has waited for a thread too long, or came behind too many others.
-_TURNED_AWAY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
-    b"Content-Type: text/plain\r\nContent-Length: 53\r\n\r\nThe app is busy with other requests. Try again soon.\n"
-)
+_TURNED_AWAY = answers.plain(answers.UNAVAILABLE, "The app is busy with other requests. Try again soon.", answers.RETRY_SOON_S)
 
 # How often at most idle connections are looked through for those past their keep-alive time.
 _SWEEP_S = 1.0
@@ -220,6 +219,8 @@ class Service:
         except Exception:  # or one that the app raises in its threads from outside, a moment too late
             self._log.exception("a mistake in isowsgi ended a connection; please report it, unless the app raises it in its threads")
             connection.fate = Fate.CLOSE
+        if forks.is_copy:  # forked while the app's iterable was read
+            forks.leave()
         while job.is_serving:  # before anybody else may own the connection
             try:
                 if job.end():

@@ -16,10 +16,12 @@ from gunicorn.http.wsgi import FileWrapper, base_environ, create
 from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.base import Worker
 
+from isowsgi.inside import forks
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plain import PlainReader, PlainSettings
 from isowsgi.inside.takeover import app_socket
+from isowsgi.shared import answers
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.peek import Look
 from isowsgi.shared.progress import delivered
@@ -265,7 +267,11 @@ class Gateway:
         try:
             if not ending.enter_app():
                 raise ClientGone("the request was given up before it came to the app")
-            body = self._app(environ, response.start_response)
+            try:
+                body = self._app(environ, response.start_response)
+            finally:
+                if forks.is_copy:
+                    forks.leave()
             if isinstance(body, FileWrapper):
                 response.write_file(body)
             else:
@@ -311,7 +317,7 @@ class Gateway:
         self._log.info("%s: the client did not go on in time, the connection is closed", what)
         if response is not None and connection.ending.claim():
             _count_response(row, 408)
-            _try_send(connection.sock, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            _try_send(connection.sock, answers.plain(answers.TOO_LATE))
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from isowsgi.instances.judge import Judge
-from isowsgi.instances.lifecycle import Event, State, step
-from isowsgi.shared import messages
+from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.shared import answers, messages
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder, Order, Report
-from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, MOUNT, REQUESTS, Row, Scoreboard
+from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row, Scoreboard
 
 
 class HousedInstance(abc.ABC):
@@ -174,6 +174,13 @@ class HousedInstance(abc.ABC):
         wanted = self._mounts if mount is None else [mount]
         return sum(self._counted(each) - self._requests_before[each] for each in wanted)
 
+    def progress(self) -> int:
+        """Return a number that grows by one or more for each connection that it deals with."""
+        return sum(self._board.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
+
+    def has_ended(self) -> bool:
+        return self.state in ENDS
+
     def is_busy(self) -> bool:
         return any(row.words[BUSY] for row in self._thread_rows)
 
@@ -265,8 +272,5 @@ class HousedInstance(abc.ABC):
         self._inner.send(messages.encode(report))
 
 
-NOT_SERVED = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
-    b"Content-Type: text/plain\r\nContent-Length: 24\r\n\r\n503 Service Unavailable\n"
-)
-BROKEN_OFF = b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 16\r\n\r\n502 Bad Gateway\n"
+NOT_SERVED = answers.plain(answers.UNAVAILABLE, retry_after_s=answers.RETRY_SOON_S)
+BROKEN_OFF = answers.plain(answers.BROKEN_OFF)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
-from isowsgi.shared import interpreters
+from isowsgi.shared import answers, interpreters
 from isowsgi.shared.judgement import Question, is_given_up_inside, was_cut
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.scoreboard import (
@@ -22,9 +22,7 @@ from isowsgi.shared.scoreboard import (
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
 
-TIMED_OUT = (
-    b"HTTP/1.1 504 Gateway Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n504 Gateway Timeout\n"
-)
+TIMED_OUT = answers.plain(answers.TIMED_OUT)
 
 
 class Judge:

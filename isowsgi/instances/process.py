@@ -28,6 +28,9 @@ from isowsgi.shared.scoreboard import BUSY, RESPONSES, Scoreboard
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
 
+# How long to wait when the system is short of what sending a descriptor takes.
+_SCARCE_S = 0.1
+
 
 class Owner(Protocol):
     """Who owns connections that no instance has: the acceptor."""
@@ -44,6 +47,7 @@ class Owner(Protocol):
     def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
     def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None: ...
     def unwatch(self, fd: int) -> None: ...
+    def later(self, delay_s: float, callback: Callable[[], object]) -> None: ...
 
 
 class ProcessInstance(HousedInstance):
@@ -74,7 +78,7 @@ class ProcessInstance(HousedInstance):
         except OSError:
             self.discard()
             raise
-        self._loans = Loans(self._mail, self._want_to_send)
+        self._loans = Loans(self._mail, self._want_to_send, self._send_later)
         fds = Descriptors(**shared_fds, channel=self._inner.fileno(), mail=self._inner_mail.fileno())
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
@@ -173,6 +177,9 @@ class ProcessInstance(HousedInstance):
 
     def _want_to_send(self, wants: bool) -> None:
         self._owner.watch_room(self._mail.fileno(), self._loans.send_waiting if wants else None)
+
+    def _send_later(self) -> None:
+        self._owner.later(_SCARCE_S, self._loans.send_waiting)
 
     def _keep(self) -> None:
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""

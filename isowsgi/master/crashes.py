@@ -15,7 +15,7 @@ from typing import Any
 from gunicorn.workers.workertmp import WorkerTmp
 
 from isowsgi.configuration import Config
-from isowsgi.shared.scoreboard import CLEAN_EXIT, Scoreboard
+from isowsgi.shared.scoreboard import Scoreboard
 
 # What becomes of a mount that was being loaded when its worker died: the next one loads it only after that went well in another process.
 SUSPECT = "suspect"
@@ -59,7 +59,7 @@ class CrashReport:
 
     def write(self, pid: object) -> str | None:
         """Return the pattern of the mount that is blamed, "" if none is, or None if it was no crash."""
-        if self._board.row(0).words[CLEAN_EXIT]:
+        if self._board.acceptor_row().has_left_cleanly:
             return None
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})

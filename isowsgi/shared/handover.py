@@ -52,6 +52,9 @@ _RECEIVE = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 # What sending to a process that has ended fails with.
 _DEAD = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
 
+# And what it fails with while memory is scarce, or one user has as many descriptors on their way as it may (unix(7)).
+_SCARCE = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+
 # Connections taken out of the mail in a row, before their requests are looked at.
 _MAIL_BATCH = 64
 
@@ -240,11 +243,13 @@ class Loans:
     Args:
         sock: the other end of the child's socket; non-blocking.
         wants_to_send: called with whether `send_waiting` should be called once the socket takes more.
+        send_later: called when that is no matter of the socket: `send_waiting` should be called in a while.
     """
 
-    def __init__(self, sock: socket.socket, wants_to_send: Callable[[bool], None]) -> None:
+    def __init__(self, sock: socket.socket, wants_to_send: Callable[[bool], None], send_later: Callable[[], None] = lambda: None) -> None:
         self._sock = sock
         self._wants_to_send = wants_to_send
+        self._send_later = send_later
         self._lent: dict[int, int] = {}  # descriptors by the loans' serials
         self._next_serial = 1
         self._waiting: list[int] = []  # serials of those given for which there was no room in the socket yet
@@ -254,9 +259,11 @@ class Loans:
         serial = self._next_serial
         self._next_serial = serial + 1
         self._lent[serial] = fd
-        if self._waiting or not self._send(serial):
+        if self._waiting:
             self._waiting.append(serial)
-            self._wants_to_send(True)
+            return
+        self._waiting.append(serial)
+        self.send_waiting()
 
     def has_lent(self, fd: int) -> bool:
         """Whether the child has a connection."""
@@ -264,9 +271,24 @@ class Loans:
 
     def send_waiting(self) -> None:
         """Send what there was no room for."""
-        while self._waiting and self._send(self._waiting[0]):
-            del self._waiting[0]
-        self._wants_to_send(bool(self._waiting))
+        wants = False
+        while self._waiting:
+            try:
+                self._send(self._waiting[0])
+            except BlockingIOError:  # no room in the socket
+                wants = True
+                break
+            except OSError as exc:
+                if exc.errno in _DEAD:  # its end will be told, and then all are taken back
+                    self._waiting.clear()
+                elif exc.errno in _SCARCE:  # and the socket has room, so that waiting for it would be no wait
+                    self._send_later()
+                    break
+                else:
+                    raise
+            else:
+                del self._waiting[0]
+        self._wants_to_send(wants)
 
     def read_fates(self) -> list[tuple[bytes, int]]:
         """Return what became of connections since the last call; they are the caller's again.
@@ -300,13 +322,6 @@ class Loans:
         lent, self._lent = self._lent, {}
         return list(lent.values())
 
-    def _send(self, serial: int) -> bool:
-        """Send a connection; False if it must be tried again."""
+    def _send(self, serial: int) -> None:
         fd = self._lent[serial]
-        try:
-            self._sock.sendmsg([_GIVEN.pack(serial, fd)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))])
-        except OSError as exc:
-            # If the child is dead, its end will be told, and then it is taken back. Else there was no room: in the socket, in memory, or
-            # in the number of descriptors that one user may have on their way (unix(7)).
-            return exc.errno in _DEAD
-        return True
+        self._sock.sendmsg([_GIVEN.pack(serial, fd)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))])

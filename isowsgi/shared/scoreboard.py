@@ -143,6 +143,16 @@ _TURN_MASK = (1 << 62) - 1
 _MOST_TRIES = 200
 
 
+def faults(patterns: Sequence[str]) -> list[str]:
+    """Return why a worker's region cannot hold these mounts; known before anything is made."""
+    found = []
+    if (names := len(json.dumps(list(patterns)))) > _NAMES_BYTES:
+        found.append(f"mounts: {len(patterns)} patterns of {names} bytes in all are too long; expected {_NAMES_BYTES} at most")
+    if len(patterns) >= ROWS // 4:  # a mount's own row, and one instance with a thread beside the one that it replaces
+        found.append(f"mounts: {len(patterns)} are too many; expected fewer than {ROWS // 4}")
+    return found
+
+
 class Counters(NamedTuple):
     """The sums over some rows."""
 
@@ -238,10 +248,50 @@ class Row:
     def error(self) -> str:
         return bytes(self._error[: max(self.words[ERROR_LENGTH], 0)]).decode("utf-8", "ignore")
 
+    def count_response(self, status: int) -> None:
+        """Count a response that nobody's thread gives; before the client can have it."""
+        self.words[RESPONSES + status // 100] += 1
+
     def clear(self) -> None:
         """Say that nobody works here any more; by whoever retires the row's thread. Counters stay."""
         for word in _OF_THE_MOMENT:
             self.words[word] = 0
+
+
+class AcceptorRow(Row):
+    """Row 0: what the main interpreter says and counts of the whole worker."""
+
+    __slots__ = ()
+
+    def count_accepted(self) -> None:
+        self.words[ACCEPTED] += 1
+
+    def count_handshake(self, succeeded: bool) -> None:
+        """Count one of TLS; by the relay's thread."""
+        self.words[HANDSHAKES if succeeded else HANDSHAKE_FAILURES] += 1
+
+    def count_internal_errors(self, count: int) -> None:
+        self.words[INTERNAL_ERRORS] += count
+
+    @property
+    def is_at_capacity(self) -> bool:
+        return self.words[AT_CAPACITY] == 1
+
+    def set_at_capacity(self, is_full: bool) -> None:
+        """Say whether the worker has as many connections as it may."""
+        self.words[AT_CAPACITY] = int(is_full)
+
+    def say_stopping(self) -> None:
+        """Say that the next response on each connection is its last."""
+        self.words[STOPPING] = 1
+
+    @property
+    def has_left_cleanly(self) -> bool:
+        return self.words[CLEAN_EXIT] == 1
+
+    def say_clean_exit(self) -> None:
+        """Say that the worker ends by its own will, whatever becomes of it from here on."""
+        self.words[CLEAN_EXIT] = 1
 
 
 def record(words: memoryview, elapsed_ns: int, bytes_in: int, bytes_out: int) -> None:
@@ -317,6 +367,9 @@ class Scoreboard:
 
     def row(self, number: int) -> Row:
         return Row(self._memory, number)
+
+    def acceptor_row(self) -> AcceptorRow:
+        return AcceptorRow(self._memory, 0)
 
     # For the master, before the fork.
 

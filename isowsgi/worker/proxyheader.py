@@ -53,6 +53,8 @@ class Reader:
             return None
         except InvalidProxyHeader as exc:  # for this one gunicorn answers 500, and logs a traceback
             raise InvalidProxyLine(exc.msg) from exc
+        except ValueError as exc:  # a NUL in an address; gunicorn's parser does not expect it
+            raise InvalidProxyLine(str(exc)) from exc
         # For a connection of the proxy's own (LOCAL, UNSPEC) gunicorn gives None and "None" as addresses: the socket's are true then.
         environ = {name: value for name, value in proxy_environ(parsed).items() if value not in (None, "None")}
         return Header(len(data) - parsed.rest, environ)

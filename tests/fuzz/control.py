@@ -21,7 +21,9 @@ from typing import Any
 from isowsgi.configuration import App, Mount
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import frames
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
+from isowsgi.shared.scoreboard import INTERNAL_ERRORS
 from isowsgi.worker.control import commands
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
 from isowsgi.worker.deployment import Deployment
@@ -105,7 +107,7 @@ class _Log:
     def __init__(self) -> None:
         self.mistakes: list[str] = []
 
-    def exception(self, message: str, *args: object) -> None:
+    def error(self, message: str, *args: object) -> None:
         self.mistakes.append(traceback.format_exc())
 
     def warning(self, message: str, *args: object) -> None:
@@ -119,8 +121,9 @@ class ControlTarget:
         self._folder = tempfile.mkdtemp(prefix="isowsgi-fuzz-")
         self._supervisor = _Supervisor()
         self._log = _Log()
+        containment = Containment(self._log, memoryview(bytearray(8 * (INTERNAL_ERRORS + 1))).cast("q"))
         begin = commands.Commands(self._supervisor).begin  # type: ignore[arg-type]
-        self._desk = ControlServer(begin, commands.facts("/srv/isowsgi.toml", 1), self._log)
+        self._desk = ControlServer(begin, commands.facts("/srv/isowsgi.toml", 1), self._log, containment)
         path = self._desk.open([self._folder], "fuzz.sock")
         assert path is not None
         self._path = path

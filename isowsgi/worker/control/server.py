@@ -18,7 +18,9 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from isowsgi.shared import frames, sockets
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.frames import Decoder, FrameError
+from isowsgi.worker.loop import Loop
 
 # Connections at a time; each may wait for a reload. They are few operators and scripts.
 MAX_CLIENTS = 16
@@ -71,12 +73,14 @@ class ControlServer:
         begin: returns the errand that a request asks for, or raises Refusal.
         facts: what is added to every answer: who answers.
         log: gunicorn's logger.
+        containment: where mistakes end.
     """
 
-    def __init__(self, begin: Callable[[Mapping[str, Any]], Errand], facts: Mapping[str, Any], log: Any) -> None:
+    def __init__(self, begin: Callable[[Mapping[str, Any]], Errand], facts: Mapping[str, Any], log: Any, containment: Containment) -> None:
         self._begin = begin
         self._facts = facts
         self._log = log
+        self._containment = containment
         self._epoll = select.epoll()
         self._listener: socket.socket | None = None
         self.folder_fd = -1  # of the folder with the socket, once it is open
@@ -123,7 +127,7 @@ class ControlServer:
         for fd, flags in self._epoll.poll(0):
             client = self._clients.get(fd)
             if client is not None:
-                self._serve(client, flags, now)
+                self._guarded(client, self._serve, client, flags, now)
             elif self._listener is not None and fd == self._listener.fileno():
                 self._accept(now)
 
@@ -133,13 +137,25 @@ class ControlServer:
             return
         now = time.monotonic()
         for client in list(self._clients.values()):
-            if client.errand is not None:
-                self._go_on(client, now)
-            elif now > client.deadline:
-                if client.is_answered:
-                    self._close(client)
-                else:
-                    self._refuse(client, Refusal("timeout", f"expected a whole request within {IDLE_S:g} s"), now)
+            self._guarded(client, self._look_at, client, now)
+
+    def _look_at(self, client: _Client, now: float) -> None:
+        if client.errand is not None:
+            self._go_on(client, now)
+        elif now > client.deadline:
+            if client.is_answered:
+                self._close(client)
+            else:
+                self._refuse(client, Refusal("timeout", f"expected a whole request within {IDLE_S:g} s"), now)
+
+    def _guarded(self, client: _Client, step: Callable[..., None], *args: Any) -> None:
+        """Do a step for one connection; what can go wrong ends this connection only."""
+        try:
+            step(*args)
+        except Exception:
+            self._containment.failed("control socket")
+            if self._clients.pop(client.fd, None) is not None:
+                client.sock.close()
 
     def close(self) -> None:
         """Listen no more; those who wait are told that the worker stops."""
@@ -152,7 +168,7 @@ class ControlServer:
             self.folder_fd = -1
         for client in list(self._clients.values()):
             if not client.is_answered:
-                self._refuse(client, Refusal("stopping", "the worker is stopping"), time.monotonic())
+                self._guarded(client, self._refuse, client, Refusal("stopping", "the worker is stopping"), time.monotonic())
 
     def _accept(self, now: float) -> None:
         assert self._listener is not None, "its descriptor has just fired"
@@ -216,7 +232,7 @@ class ControlServer:
             self._mistake(client, now)
 
     def _mistake(self, client: _Client, now: float) -> None:
-        self._log.exception("a mistake in isowsgi ended a request on the control socket; please report it")
+        self._containment.failed("control socket")
         self._refuse(client, Refusal("mistake", "a mistake in isowsgi; the error log has its traceback"), now)
 
     def _refuse(self, client: _Client, refusal: Refusal, now: float) -> None:
@@ -249,3 +265,31 @@ class ControlServer:
         except OSError:
             pass
         client.sock.close()
+
+
+def drive(loop: Loop, server: ControlServer) -> None:
+    """Have a loop call a server whenever it has something to do."""
+    is_planned = False
+
+    def plan() -> None:
+        nonlocal is_planned
+        wait_s = server.wait_s()
+        if not is_planned and wait_s != math.inf:
+            is_planned = True
+            loop.later(wait_s, tick, "control socket")
+
+    def tick() -> None:
+        nonlocal is_planned
+        is_planned = False
+        try:
+            server.tick()
+        finally:
+            plan()
+
+    def turn() -> None:
+        try:
+            server.turn()
+        finally:
+            plan()
+
+    loop.watch(server.fileno(), turn, "control socket")

@@ -1,0 +1,178 @@
+"""What the next worker will serve: decided in gunicorn's master, before each fork.
+
+The config file is read at the first start by `check`, which may refuse, and again whenever gunicorn has read its own settings (SIGHUP). A
+file that has become faulty then changes nothing: the last good one stays in force. An exception in the master would end all of gunicorn, so
+after the first start each is contained here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isowsgi import configuration
+from isowsgi.configuration import gunicorn_settings
+from isowsgi.master.appmodule import config_path
+from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
+from isowsgi.shared import interpreters
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Board, Scoreboard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one worker gets of it.
+
+    Attributes:
+        config: what it serves; None: no file was ever read.
+        settings: of gunicorn's, what apps' interpreters obey.
+        tls_context: an ssl.SSLContext, or None without TLS. All workers have it in common, and so each can take up sessions that another
+            one began.
+        region: its part of the scoreboard.
+        verdicts: patterns of mounts that crashed workers, by what becomes of them.
+        is_first: of those that serve this config.
+        joins_others: whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more
+            (SIGTTIN).
+        is_from_the_start: whether nothing has been served before it.
+    """
+
+    config: configuration.Config | None
+    settings: Mapping[str, Any]
+    tls_context: Any
+    region: Scoreboard
+    verdicts: Mapping[str, frozenset[str]]
+    is_first: bool
+    joins_others: bool
+    is_from_the_start: bool
+
+
+class Plan:
+    """The master's; there is one."""
+
+    def __init__(self) -> None:
+        self._config: configuration.Config | None = None
+        self._settings: dict[str, Any] = {}
+        self._tls_context: Any = None
+        self._is_for: Any = None  # which of gunicorn's Config objects it was read for
+        self._has_reloaded = False
+        self._forks = 0  # that had this config so far
+        self._ledger: Ledger | None = None
+        self._verdicts: dict[str, set[str]] = {}
+        self._board: Board | None = None
+        self._errors = memoryview(bytearray((INTERNAL_ERRORS + 1) * 8)).cast("q")  # of the master, until a worker's region takes them along
+
+    def check(self, cfg: Any, log: Any) -> None:
+        """Refuse what cannot be served, at gunicorn's first start.
+
+        Raises:
+            RuntimeError: gunicorn prints its text and exits with 1.
+        """
+        refusals, warnings = gunicorn_settings.check(cfg)
+        if (reason := interpreters.unusable_reason()) is not None:
+            refusals.insert(0, reason)
+        if not refusals:
+            refusals = self._take_settings(cfg)
+        if refusals:
+            raise RuntimeError("\n".join(refusals))
+        for warning in warnings:
+            log.warning(warning)
+        # A positional APP_MODULE becomes the default process name and is nowhere else in the settings.
+        name = cfg.default_proc_name
+        try:
+            self._read(config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
+        except configuration.ConfigError as exc:
+            raise RuntimeError(str(exc)) from exc
+
+    def share(self, app: Any, cfg: Any, log: Any) -> Share:
+        """Return what the worker gets that is forked next."""
+        containment = Containment(log, self._errors)
+        if cfg is not self._is_for or cfg.reload:
+            self._is_for = cfg  # only once for each HUP, good or bad
+            self._has_reloaded, self._forks = True, 0
+            containment.call("reading the settings again", self._reread, app, cfg, log)
+        self._forks += 1
+        joins_others = self._forks > cfg.workers
+        return Share(
+            config=self._config,
+            settings=self._settings,
+            tls_context=self._tls_context,
+            region=self._new_region(containment),
+            verdicts={verdict: frozenset(patterns) for verdict, patterns in self._verdicts.items()},
+            is_first=self._forks == 1,
+            joins_others=joins_others,
+            is_from_the_start=not self._has_reloaded and not joins_others,
+        )
+
+    def on_reaped(self, share: Share, pid: object, log: Any) -> None:
+        """Note a worker's end: say what it was doing, if it was not its own decision, and keep what it counted."""
+        containment = Containment(log, self._errors)
+        crashed: list[str | None] = [None]
+        if share.config is not None and self._ledger is not None:
+            report = CrashReport(share.region, share.config, self._ledger, self._verdicts, log)
+            containment.call("crash report", lambda: crashed.append(report.write(pid)))
+        containment.call("scoreboard", self._retire, share.region, crashed[-1])
+
+    def _retire(self, region: Scoreboard, crashed: str | None) -> None:
+        if self._board is None or region.fd != self._board.fd:
+            region.close()  # it had a board to itself
+            return
+        region.acceptor_row().count_internal_errors(self._errors[INTERNAL_ERRORS])
+        self._errors[INTERNAL_ERRORS] = 0
+        self._board.retire(region, crashed, time.monotonic())
+
+    def _new_region(self, containment: Containment) -> Scoreboard:
+        patterns = [mount.pattern for mount in self._config.mounts] if self._config is not None else []
+        try:
+            if self._board is None:
+                self._board = Board()
+            return self._board.new_region(patterns, time.monotonic())
+        except Exception:  # memory, or descriptors: the worker counts for itself, and the others' pages do not show it
+            containment.failed("scoreboard")
+            region = Scoreboard()
+            region.set_mounts(patterns)
+            return region
+
+    def _take_settings(self, cfg: Any) -> list[str]:
+        """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
+        context = None
+        if cfg.is_ssl:
+            from isowsgi.master import tlscontext  # most servers have a proxy for that, and need not pay for it
+
+            try:
+                context = tlscontext.make_context(cfg)
+            except tlscontext.ContextError as exc:
+                return [str(exc)]
+        elif cfg.cert_reqs:  # gunicorn would serve everybody
+            return ["gunicorn setting cert_reqs: asks for clients' certificates, and there is no TLS: set certfile and keyfile too"]
+        self._settings, self._tls_context = gunicorn_settings.snapshot(cfg), context
+        return []
+
+    def _read(self, path: str, cfg: Any, log: Any) -> None:
+        config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
+        self._config, self._is_for = config, cfg
+        self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
+        self._verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
+        warning = interpreters.own_gil_warning()
+        wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
+        if warning and wanting:
+            log.warning("%s: %s", ", ".join(wanting), warning)
+
+    def _reread(self, app: Any, cfg: Any, log: Any) -> None:
+        """Read the config file again, after SIGHUP or on a change that --reload saw."""
+        refusals, warnings = gunicorn_settings.check(cfg)
+        for warning in warnings:
+            log.warning(warning)
+        if not refusals:
+            refusals = self._take_settings(cfg)
+        for refusal in refusals:
+            log.error(refusal)
+        if refusals:
+            log.error("invalid settings; TLS and those that the apps' interpreters obey stay as they were")
+        try:
+            self._read(config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
+        except configuration.ConfigError as exc:
+            for fault in exc.faults:
+                log.error(fault)
+            log.error("the config file has faults; the mounts stay as they were")

@@ -1,0 +1,186 @@
+"""The listening sockets: when to accept, and when there is no room.
+
+There is room while the worker has fewer connections than it may, and while descriptors are left for everything else: the loop's own work,
+replacements, the apps' files. The kernel gives the lowest free number, so a connection with a high one shows that few are left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from isowsgi.shared.scoreboard import AcceptorRow
+from isowsgi.worker.loop import Loop
+
+# Connections accepted in a row before others are looked at; when the worker stops: more than any queue holds at its default limit.
+_ACCEPT_BATCH = 64
+_LAST_BATCH = 4096
+
+# Descriptors that connections leave to everything else: a share of all, but so many at least and at most. A replacement takes some ten, and
+# what an app opens while it is imported.
+_RESERVE_SHARE = 8
+_RESERVE_LEAST = 32
+_RESERVE_MOST = 512
+
+# How often it is logged that there are too few: where that is so, it is so for each connection.
+_SAY_S = 60.0
+
+
+def reserve_of(limit: int) -> int:
+    """Return how many of a process' descriptors connections leave to everything else."""
+    return min(max(limit // _RESERVE_SHARE, _RESERVE_LEAST), _RESERVE_MOST, limit // 2)
+
+
+def most_connections(limit: int, per_connection: int) -> int:
+    """Return how many connections a process can hold with so many descriptors."""
+    return max((limit - reserve_of(limit)) // per_connection, 1)
+
+
+class Listeners:
+    """See the module's text. For the acceptor's thread.
+
+    Args:
+        loop: on which they are watched.
+        listeners: listening sockets, non-blocking; closed by `stop`.
+        shared: whether other processes accept from the same ones.
+        row: the acceptor's on the scoreboard.
+        max_connections: of this worker, here and in its instances.
+        count: returns how many there are.
+        at_most: returns how many there were if none had been closed since they were counted; quick.
+        take: becomes the owner of a connection with its client's address.
+        log: gunicorn's logger.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        listeners: Iterable[socket.socket],
+        shared: bool,
+        row: AcceptorRow,
+        max_connections: int,
+        count: Callable[[], int],
+        at_most: Callable[[], int],
+        take: Callable[[socket.socket, Any], None],
+        log: Any,
+    ) -> None:
+        self._loop = loop
+        self._listeners = list(listeners)
+        self._shared = shared
+        # Waking every process for one connection costs all of them; and one process must not take the whole queue then.
+        self._events = select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0)
+        self._batch = 1 if shared else _ACCEPT_BATCH
+        self._row = row
+        self._max_connections = max_connections
+        self._count = count
+        self._at_most = at_most
+        self._take = take
+        self._log = log
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._first_reserved = limit - reserve_of(limit) if limit != resource.RLIM_INFINITY else 1 << 30
+        self._is_short = False  # of descriptors, when last looked at
+        self._say_next = 0.0
+        self._is_stopping = False
+        self.accepted = 0
+        self.is_wanted = False  # whether connections are taken, or would be if there were room
+        self.is_accepting = False
+
+    def start(self) -> None:
+        self.is_wanted = True
+        self._set_accepting(True)
+
+    def look(self) -> None:
+        """Accept again as soon as there is room; called when a connection was closed at the limit, and about once a second."""
+        if self.is_wanted and not self.is_accepting:
+            self._set_accepting(self._has_room())
+
+    def stop(self) -> None:
+        """Accept what has reached the queues, and close the listeners."""
+        self.is_wanted = False
+        self._set_accepting(False)
+        self._batch, self._is_stopping = _LAST_BATCH, True
+        for listener in self._listeners:
+            self._loop.containment.call("listener", self._accept, listener)
+            listener.close()
+        self._listeners.clear()
+
+    def _set_accepting(self, accepting: bool) -> None:
+        if accepting == self.is_accepting:
+            return
+        for listener in self._listeners:
+            if accepting:
+                self._watch(listener)
+            else:
+                self._loop.unwatch(listener.fileno())
+        self.is_accepting = accepting  # last: what failed is tried again
+
+    def _watch(self, listener: socket.socket) -> None:
+        self._loop.unwatch(listener.fileno())
+        self._loop.watch(listener.fileno(), lambda: self._on_event(listener), "listener", self._events, is_late=False)
+
+    def _on_event(self, listener: socket.socket) -> None:
+        self._accept(listener)
+        if self._shared and self.is_accepting:
+            # The kernel wakes the process that waits longest of all, and goes on waking it: of 60 connections opened one by one 59 reached
+            # the same one of three workers. Registered again, it goes to the queue's end.
+            self._watch(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(self._batch):
+            if not self.is_accepting and not self._is_stopping:
+                return
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno == errno.ECONNABORTED:
+                    continue
+                # Out of descriptors or memory: leave the queue alone until the next look, there is nothing to tell the client with.
+                self._pause(f"cannot accept a connection: {exc.strerror or exc}")
+                return
+            self.accepted += 1
+            self._row.count_accepted()
+            # Before it is handed over: the answers to all of them say `Connection: close` from the last one there is room for on.
+            if not self._is_stopping:
+                if sock.fileno() >= self._first_reserved:
+                    self._pause("nearly all of the worker's descriptors are taken")
+                elif self._at_most() >= self._max_connections:
+                    self._set_accepting(self._has_room())
+            self._take(sock, peer)
+
+    def _pause(self, why: str) -> None:
+        self._is_short = True
+        self._row.set_at_capacity(True)
+        self._set_accepting(False)
+        if (now := time.monotonic()) >= self._say_next:
+            self._say_next = now + _SAY_S
+            self._log.error(
+                "%s; new connections wait for free ones. Raise the limit (ulimit -n, LimitNOFILE=) or lower worker_connections",
+                why,
+            )
+
+    def _has_room(self) -> bool:
+        if self._is_short and not self._has_descriptors():
+            return False
+        self._is_short = False
+        if self._count() < self._max_connections:
+            self._row.set_at_capacity(False)
+            return True
+        # In this order: an instance that closes a connection now either sees the flag and tells, or is counted here.
+        self._row.set_at_capacity(True)
+        return self._count() < self._max_connections
+
+    def _has_descriptors(self) -> bool:
+        try:
+            number = os.dup(self._loop.epoll.fileno())
+        except OSError:
+            return False
+        os.close(number)
+        return number < self._first_reserved

@@ -1,0 +1,167 @@
+"""The parts of a worker, and how they are put together."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import glogging
+
+from isowsgi.configuration import Config
+from isowsgi.inside.settings import Settings
+from isowsgi.instances.bootorder import BootOrders
+from isowsgi.master.crashes import SUSPECT
+from isowsgi.shared import logfiles, sockets
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.origins import Origins
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Route, Router
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker import proxyheader
+from isowsgi.worker.acceptor import Acceptor
+from isowsgi.worker.control import commands
+from isowsgi.worker.control.server import ControlServer, drive
+from isowsgi.worker.listeners import most_connections
+from isowsgi.worker.loop import Loop
+from isowsgi.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from isowsgi.worker.tls import Relay
+
+# Connections of a worker whose settings were refused, at a SIGHUP: gunicorn's default for worker_connections.
+_CONNECTIONS = 1000
+
+# Descriptors that one client's connection takes in the worker: behind TLS also both ends of the pair.
+_DESCRIPTORS_PLAIN = 1
+_DESCRIPTORS_TLS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All of them."""
+
+    loop: Loop
+    orders: BootOrders
+    supervisor: Supervisor
+    acceptor: Acceptor
+    commands: commands.Commands
+    control: ControlServer
+    relay: Relay | None
+
+
+def assemble(
+    *,
+    cfg: Any,
+    log: Any,
+    config: Config,
+    settings: Mapping[str, Any],
+    tls_context: Any,
+    board: Scoreboard,
+    verdicts: Mapping[str, frozenset[str]],
+    containment: Containment,
+    listeners: list[Any],
+    age: int,
+    on_files: Callable[[list[str]], None] | None,
+    refuse_by_gunicorn: Callable[[Any, Any, Exception], None],
+) -> Parts:
+    """Make the parts of a worker; nothing runs yet.
+
+    Args:
+        cfg: gunicorn's settings.
+        settings: those of them that apps' interpreters obey.
+        verdicts: patterns of mounts that crashed workers, by what becomes of them.
+        listeners: gunicorn's.
+        age: the worker's number.
+        on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
+    """
+    router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(config.mounts))
+    origins = Origins() if tls_context is not None or cfg.proxy_protocol != "off" else None
+    orders = BootOrders(
+        router,
+        dict(settings),
+        cfg,
+        [name for listener in listeners if isinstance(name := listener.getsockname(), tuple)],
+        report_files=on_files is not None,
+        region=board.region,
+        status=config.status,
+        log_files=logfiles.handed(glogging.loggers()),
+    )
+    supervisor = Supervisor(
+        config=config,
+        orders=orders,
+        board=board,
+        log=log,
+        containment=containment,
+        drain_s=cfg.graceful_timeout,
+        quarantined=verdicts["quarantine"],
+        moved=verdicts["process"],
+        suspects=verdicts[SUSPECT],
+        on_files=on_files,
+        origins_fd=None if origins is None else origins.fd,
+    )
+    relay = None if tls_context is None else _make_relay(cfg, log, config, tls_context, board, origins)
+    loop = Loop(containment)
+    acceptor = Acceptor(
+        loop=loop,
+        listeners=[listener.sock for listener in listeners],
+        peeker=Peeker(router, Settings(dict(settings)), os.environ.get("SCRIPT_NAME", "")),
+        choose=supervisor.choose,
+        board=board,
+        log=log,
+        refuse_by_gunicorn=refuse_by_gunicorn,
+        head_timeout_s=config.head_timeout,
+        keepalive_s=cfg.keepalive,
+        max_connections=_most_connections(cfg.worker_connections or _CONNECTIONS, relay is not None, log),
+        shared=cfg.workers > 1 and not cfg.reuse_port,
+        origins=origins,
+        relay=relay,
+        proxy_header=proxyheader.Reader(cfg) if cfg.proxy_protocol != "off" else None,
+    )
+    carrier = commands.Commands(supervisor)
+    control = ControlServer(carrier.begin, commands.facts(config.path, age), log, containment)
+    drive(loop, control)
+    return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)
+
+
+def open_control(parts: Parts, config: Config) -> None:
+    """Listen for commands, if the config says so."""
+    name = sockets.socket_name(config.path, os.getppid(), os.getpid())
+    if config.control.enabled and parts.control.open(sockets.own_folders(config.control.folder), name):
+        parts.commands.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
+
+
+def _make_relay(cfg: Any, log: Any, config: Config, context: Any, board: Scoreboard, origins: Origins | None) -> Relay:
+    from isowsgi.worker.tls import Relay  # most servers have a proxy for that, and need not pay for it
+
+    assert origins is not None, "made with TLS"
+    return Relay(
+        context=context,
+        origins=origins,
+        row=board.acceptor_row(),
+        log=log,
+        containment=Containment(log, board.row(0).words),
+        opening_s=config.head_timeout,
+        # Each mount has its own limit, of which its instances know; 0 is none.
+        stall_s=max((mount.send_timeout or math.inf for mount in config.mounts), default=math.inf),
+        suppress_ragged_eofs=cfg.suppress_ragged_eofs,
+    )
+
+
+def _most_connections(wanted: int, has_tls: bool, log: Any) -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    possible = most_connections(limit, _DESCRIPTORS_TLS if has_tls else _DESCRIPTORS_PLAIN)
+    if possible < wanted:
+        log.warning(
+            "worker_connections is %d, and a worker may have %d descriptors: it takes %d connections at a time. Raise the limit "
+            "(ulimit -n, LimitNOFILE=) or lower worker_connections",
+            wanted,
+            limit,
+            possible,
+        )
+    return min(possible, wanted)

@@ -1,0 +1,223 @@
+"""The server, the neighbour that is asked all the time, and what is done to the other mounts while a point fails."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import mmap
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.inject import ALWAYS, FAILED, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH
+
+ROOT = Path(__file__).parent.parent.parent
+MODES = {"once": ONCE, "always": ALWAYS}
+
+# How long a point is made to fail, and how long all may take to be well again.
+_TROUBLE_S = 0.15
+_DEADLINE_S = 20.0
+
+_APP = """
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/raises":
+        raise RuntimeError("as asked")
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
+    return [b"ok\\n"]
+"""
+_CONFIG = """
+[mounts]
+"/good" = "app"
+"/bad" = { app = "app", threads = 2, request_timeout = 2 }
+"/child" = { app = "app", threads = 2, isolation = "process" }
+[control]
+folder = "FOLDER"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What went wrong while one point failed."""
+
+    point: str
+    mode: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.point} ({self.mode}): {self.text}"
+
+
+class Neighbour:
+    """Asks a mount by a connection that is kept, all the time, and notes what is lost."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.answered = 0
+        self.lost: list[str] = []
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_DEADLINE_S)
+        while not self._ends.is_set():
+            try:
+                connection.request("GET", "/good")
+                response = connection.getresponse()
+                if response.status != 200 or response.read() != b"ok\n":
+                    raise AssertionError(f"status {response.status}")
+                self.answered += 1
+            except Exception as exc:
+                self.lost.append(f"{type(exc).__name__}: {exc}")
+                connection.close()
+            self._ends.wait(0.005)
+        connection.close()
+
+    def stop(self) -> None:
+        self._ends.set()
+        self._thread.join()
+
+
+class Place:
+    """A gunicorn with a worker whose functions can be made to fail.
+
+    Args:
+        folder: an empty one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "app.py").write_text(_APP)
+        (folder / "isowsgi.toml").write_text(_CONFIG.replace("FOLDER", str(folder / "control")))
+        (folder / SWITCH).write_bytes(bytes(mmap.PAGESIZE))
+        with open(folder / SWITCH, "r+b") as file:
+            self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+        self._log = folder / "log"
+        command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", "-b", "127.0.0.1:0"]
+        command += ["-c", str(ROOT / "tests/faults/inject.py"), "--timeout", "60", "isowsgi.toml"]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "ISOWSGI_FAULTS": str(folder), "ISOWSGI_CACHE_DIR": str(folder / "cache")}
+        with open(self._log, "wb") as output:
+            self._process = subprocess.Popen(command, cwd=folder, env=environ, stdout=output, stderr=output)
+        self._wait(lambda: self.log().count("#1: serving") == 3, "the start")
+        self.port = int(re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log())[0])
+        self.points: list[str] = json.loads((folder / POINTS).read_text())
+        self.worker = self._workers()
+        self._neighbour = Neighbour(self.port)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def close(self) -> None:
+        self._words[MODE] = OFF
+        self._neighbour.stop()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def try_point(self, point: str, mode: str) -> tuple[list[Finding], int]:
+        """Make a point fail while all kinds of work are done; return what went wrong, and how often it failed."""
+        neighbour, before = self._neighbour, self._neighbour.answered
+        self._words[FAILED] = 0
+        self._words[NUMBER] = self.points.index(point) + 1
+        self._words[MODE] = MODES[mode]
+        end = time.monotonic() + _TROUBLE_S
+        self._stir()
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        self._words[MODE] = OFF
+        failed = self._words[FAILED]
+        problems = []
+        if (workers := self._workers()) != self.worker:
+            problems.append(f"worker {self.worker} became {workers}")
+            self._wait(lambda: len(self._workers()) == 1 and self._ask("/good") == 200, "another worker")
+            self.worker = self._workers()
+        for path in ("/bad", "/child"):
+            if failed and not self._gets_well(path):
+                problems.append(f"{path} does not serve again: {self._ask(path)}")
+        answered = neighbour.answered
+        if self._reaches(lambda: neighbour.answered > answered):
+            if neighbour.answered == before:
+                problems.append("the neighbour was not answered meanwhile")
+        else:
+            problems.append("the neighbour is not answered any more")
+        problems += [f"the neighbour lost a request: {lost}" for lost in neighbour.lost]
+        neighbour.lost.clear()
+        return [Finding(point, mode, problem) for problem in problems], failed
+
+    def _stir(self) -> None:
+        """Have everything happen that goes by the worker's loop, in the bad mounts."""
+        for path in ("/bad", "/child", "/nowhere", "/bad/raises"):
+            self._ask(path, 0.5)
+        for command in ("status", "stacks", "reload"):
+            for mount in ("/bad", "/child"):
+                self._control(command, mount)
+        for half in (b"GET /ba", b"GET /bad HTTP/1.1\nx\r\n\r\n"):
+            self._send(half)
+
+    def _gets_well(self, path: str) -> bool:
+        """Whether a mount serves, after a reload if need be."""
+        return self._reaches(lambda: self._ask(path) == 200 or (self._control("start", path), self._control("reload", path)) is None)
+
+    def _reaches(self, condition: Any) -> bool:
+        end = time.monotonic() + _DEADLINE_S
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _wait(self, condition: Any, what: str) -> None:
+        if not self._reaches(condition):
+            raise AssertionError(f"{what} never came: {self.log()[-5000:]}")
+
+    def _ask(self, path: str, timeout_s: float = 5.0) -> object:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException) as exc:
+            return f"{type(exc).__name__}: {exc}"
+        finally:
+            connection.close()
+
+    def _send(self, data: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+            sock.sendall(data)
+
+    def _control(self, command: str, mount: str) -> None:
+        """Ask for something on the worker's control socket, and do not wait for the answer."""
+        request = json.dumps({"v": 1, "do": command, "mount": mount}).encode()
+        for path in (self._folder / "control").glob("*.sock"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                try:
+                    sock.connect(str(path))
+                    sock.sendall(struct.pack(">I", len(request)) + request)
+                except OSError:
+                    continue
+
+    def _workers(self) -> list[int]:
+        try:
+            text = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        except OSError:
+            return []
+        return [int(pid) for pid in text.split()]
+
+
+def pairs(points: list[str], seed: int = 0, count: int | None = None) -> Iterator[tuple[str, str]]:
+    """Return points with a mode each, all or a sample."""
+    every = [(point, mode) for point in points for mode in MODES]
+    yield from every if count is None else random.Random(seed).sample(every, min(count, len(every)))

@@ -1,0 +1,36 @@
+"""A sample of `make faults`: whatever fails in the worker, the neighbour loses nothing and the worker stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import WHOLE
+from tests.faults.harness import Place, pairs
+
+# Faults in the suite; all of them take some minutes.
+SAMPLE = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("faults"))
+    yield place
+    place.close()
+
+
+def test_points_are_found_in_every_part_of_the_worker(place: Place) -> None:
+    """A list by hand would miss what is new."""
+    for part in ("worker.loop", "worker.acceptor", "worker.control.server", "worker.deployment", "instances.housed", "shared.scoreboard"):
+        assert any(f"isowsgi.{part}" in point for point in place.points), part
+    assert {"socket.accept", "os.eventfd", "Thread.start", "Popen.__init__"} <= set(place.points)
+
+
+def test_whatever_fails_the_neighbour_loses_nothing_and_the_worker_stays(place: Place) -> None:
+    findings = []
+    for point, mode in pairs(place.points, count=None if WHOLE else SAMPLE):
+        found, _ = place.try_point(point, mode)
+        findings += found
+
+    assert not findings, "\n".join(map(str, findings))

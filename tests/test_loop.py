@@ -1,0 +1,153 @@
+"""The worker's loop: whatever a callback raises, the others are called, and so is it again."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.scoreboard import INTERNAL_ERRORS
+from isowsgi.worker import loop as loop_module
+from isowsgi.worker.loop import Loop
+
+
+class Log:
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def error(self, message: str, *args: object) -> None:
+        self.errors.append(message % args)
+
+
+class Broken(Exception):
+    pass
+
+
+def fail(*args: Any) -> None:
+    raise Broken
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def words() -> memoryview:
+    return memoryview(bytearray(8 * (INTERNAL_ERRORS + 1))).cast("q")
+
+
+@pytest.fixture
+def loop(log: Log, words: memoryview) -> Iterator[Loop]:
+    made = Loop(Containment(log, words))
+    yield made
+    made.epoll.close()
+
+
+@pytest.fixture
+def event() -> Iterator[int]:
+    """Something that is readable."""
+    fd = os.eventfd(1, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_callback_that_fails_is_logged_and_counted_and_its_descriptor_rests(
+    loop: Loop, log: Log, words: memoryview, event: int, is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A level-triggered event would come again at once: a worker that does nothing but log."""
+    monkeypatch.setattr(loop_module, "_REST_S", 0.05)
+    loop.watch(event, fail, "the clock", is_late=is_late)
+
+    for _ in range(3):
+        loop.turn(0)
+
+    assert words[INTERNAL_ERRORS] == 1
+    assert "the clock: internal error" in log.errors[0]
+    assert "Broken" in log.errors[0]
+    deadline = time.monotonic() + 30
+    while words[INTERNAL_ERRORS] == 1:
+        assert time.monotonic() < deadline
+        loop.turn(0.01)
+
+
+def test_what_fails_keeps_nobody_else_from_being_called(loop: Loop, event: int) -> None:
+    called: list[str] = []
+    other = os.eventfd(1, os.EFD_NONBLOCK)
+    stranger = os.eventfd(1, os.EFD_NONBLOCK)
+    loop.watch(event, fail)
+    loop.watch(other, lambda: called.append("watched"))
+    loop.watch_room(other, fail)
+    loop.epoll.register(stranger, select.EPOLLIN | select.EPOLLET)
+    loop.on_connection = fail
+    loop.every(1, fail)
+    loop.every(1, lambda: called.append("timer"))
+    loop.at_the_end(fail)
+    loop.at_the_end(lambda: called.append("end"))
+
+    loop.turn(0)
+
+    assert called == ["watched", "timer", "end"]
+    os.close(other)
+    os.close(stranger)
+
+
+def test_who_is_no_longer_watched_is_not_called_for_an_event_of_before(loop: Loop, event: int) -> None:
+    second = os.eventfd(1, os.EFD_NONBLOCK)
+    loop.watch(event, lambda: loop.unwatch(second))
+    loop.watch(second, lambda: loop.unwatch(event))
+
+    loop.turn(0)  # one of the two is called, and ends the other
+
+    assert len(loop._watched) == 1
+    os.close(second)
+
+
+def test_who_rests_may_be_unwatched(loop: Loop, event: int) -> None:
+    loop.watch(event, fail)
+    loop.turn(0)
+
+    loop.unwatch(event)
+    loop.watch(event, lambda: None)
+
+    loop.turn(0)
+
+
+def test_a_timer_that_is_called_once_is_called_once_and_wakes_the_loop(loop: Loop) -> None:
+    called: list[int] = []
+    loop.later(0.01, lambda: called.append(1))
+
+    began = time.monotonic()
+    while not called and time.monotonic() - began < 30:
+        loop.turn(30)
+    loop.turn(0.02)
+
+    assert called == [1]
+    assert time.monotonic() - began < 30
+
+
+def test_room_is_told_only_while_somebody_wants_it(loop: Loop) -> None:
+    told: list[str] = []
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    loop.watch(fd, lambda: None)
+    loop.watch_room(fd, lambda: told.append("room"))
+    loop.turn(0)
+    loop.watch_room(fd, None)
+    loop.turn(0)
+
+    assert told == ["room"]
+    os.close(fd)
+
+
+def test_a_set_that_cannot_be_polled_ends_the_loop(loop: Loop) -> None:
+    """Nothing can be served then; the master makes another worker."""
+    loop.epoll.close()
+
+    with pytest.raises(ValueError, match="closed"):
+        loop.turn(0)
