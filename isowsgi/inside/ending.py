@@ -80,7 +80,10 @@ class Ending:
     def leave_app(self) -> None:
         """Say that the app's code does not run any more; nothing that the watcher raised comes after this."""
         if self._is_in_app:
-            self._take(self._app)
+            try:
+                self._app.pop()  # as `_take` does, without the call that each request would pay for
+            except IndexError:
+                self._take(self._app)
             if self._is_raised:
                 self._take_back()
             self._is_in_app = False
@@ -125,7 +128,10 @@ class Ending:
         Returns:
             whether the connection is to be closed, as the request was given up, inside or outside.
         """
-        self._take(self._open)
+        try:
+            self._open.pop()  # see `leave_app`
+        except IndexError:
+            self._take(self._open)
         if self._is_raised:
             self._take_back()
         words = self._words

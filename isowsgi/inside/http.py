@@ -180,17 +180,15 @@ class Response:
             if self.is_taken_over:
                 return self.write
             raise AssertionError("start_response was called twice without exc_info")
-        code = _STATUSES.get(status) or _checked_status(status)
+        known = _STATUSES.get(status) or _checked_status(status)
         self._take_headers(headers)
         self.status = status
-        self._class = code // 100 if 100 <= code < 600 else 0
-        # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
-        has_no_length = 100 <= code < 200 or code == 204
-        self._omits_body = has_no_length or code == 304 or self.req.method == "HEAD"
+        self._class, has_no_length, omits_body = known
+        self._omits_body = omits_body = omits_body or self.req.method == "HEAD"
         if has_no_length and self.response_length is not None:
             self.response_length = None
             self._take_headers([field for field in self.headers if field[0].lower() != "content-length"])
-        self.chunked = self.response_length is None and not self._omits_body and self.req.version > (1, 0)
+        self.chunked = self.response_length is None and not omits_body and self.req.version > (1, 0)
         return self.write
 
     def _take_headers(self, headers: Any) -> None:
@@ -335,7 +333,9 @@ class Response:
         board = self.board
         if board is not None:
             board[RESPONSES + self._class] += 1
-        connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
+        if self.should_close():
+            self.must_close = True  # decided with this head, which says so
+        connection = "upgrade" if self.upgrade else "close" if self.must_close else "keep-alive"
         return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
 
     def _send(self, data: bytes) -> None:
@@ -346,6 +346,14 @@ class Response:
             raise _client_error(exc) from exc
         finally:
             self.is_sending = False
+
+
+class _Status(NamedTuple):
+    """What a status means for its response."""
+
+    first_digit: int  # 0: no class that HTTP knows
+    has_no_length: bool
+    omits_body: bool
 
 
 class _Field(NamedTuple):
@@ -359,21 +367,24 @@ class _Field(NamedTuple):
 
 # What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: no more
 # statuses are remembered then, and of fields, whose values change more, all are forgotten: those that come often are soon there again.
-_STATUSES: dict[str, int] = {}
+_STATUSES: dict[str, _Status] = {}
 _FIELDS: dict[tuple[str, str], _Field] = {}
 _MAX_REMEMBERED = 512
 _MAX_REMEMBERED_CHARS = 128
 
 
-def _checked_status(status: Any) -> int:
+def _checked_status(status: Any) -> _Status:
     if not isinstance(status, str):
         raise TypeError(f"{status!r} is not a string")
     if not STATUS_RE.fullmatch(status):
         raise ValueError(f"Invalid status {status!r}")
     code = int(status[:3])
+    # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
+    has_no_length = 100 <= code < 200 or code == 204
+    known = _Status(code // 100 if 100 <= code < 600 else 0, has_no_length, has_no_length or code == 304)
     if len(_STATUSES) < _MAX_REMEMBERED:
-        _STATUSES[status] = code
-    return code
+        _STATUSES[status] = known
+    return known
 
 
 def _checked_field(name: Any, value: Any) -> _Field:

@@ -291,15 +291,16 @@ class Gateway:
                 ending.leave_app()
 
     def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
-        if response.truncated:
+        length = response.response_length
+        if length is not None and response.sent < length and response.truncated:
             self._log.warning(
                 "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
                 request.method, request.uri, response.sent, response.response_length,
             )  # fmt: skip
             return Fate.LINGER
         reader = request.body.reader
-        body_read = isinstance(reader, LengthReader) and reader.length == 0
-        if response.should_close():
+        body_read = reader.__class__ is LengthReader and reader.length == 0
+        if response.must_close:
             return Fate.CLOSE if body_read and not connection.is_taken else Fate.LINGER
         if body_read:
             return Fate.KEEP
