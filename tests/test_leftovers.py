@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,51 @@ except ChildProcessError:
 forkserver.ensure_running()  # whoever needs them again has them again
 leftovers.end_helpers()
 """
+
+
+FAILED_BOOT = """
+import os
+import select
+import sys
+from pathlib import Path
+from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.shared import interpreters
+from isowsgi.shared.messages import Closed
+from isowsgi.shared.scoreboard import Scoreboard
+from tests.orders import order_for
+
+CODE = '''
+import threading
+import time
+
+def nap():
+    while True:
+        time.sleep(0.01)
+
+threading.Thread(target=nap, daemon=True).start()
+raise RuntimeError("not today")
+'''
+board = Scoreboard()
+board.set_mounts(["/tried"])
+order = order_for(Path(sys.argv[1]), CODE, first_row=board.allot(2, [0])).replace(isolation=interpreters.best_isolation())
+fds = {name: os.eventfd(0) for name in ("returns", "lingering", "capacity")}
+interpreters.preload()
+instance = InterpreterInstance(order, {**fds, "board": board.fd}, board)
+instance.start()
+while not isinstance(report := instance.read(), Closed):
+    if report is None:
+        select.select([instance], [], [])
+print(instance.state.value, instance.error, report.threads, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_thread_of_an_app_that_could_not_be_loaded_ends_too(tmp_path: Path) -> None:
+    """Only the order to stop had it end, which a failed boot never gets: each try left an interpreter behind, and two ended the mount."""
+    command = [sys.executable, "-c", FAILED_BOOT, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+    assert done.stdout == "failed RuntimeError: not today 0\n", done.stderr
 
 
 def test_helper_processes_of_multiprocessing_end() -> None:

@@ -190,7 +190,8 @@ class Instance:
         self._loaded = Gate()  # for the threads that wait until there is something to serve
         self._is_served = False
         self._next_exception = 0.0
-        self._must_free = False  # whether the process lives on without this instance
+        # Whether the process lives on without this instance: so it is until it is told else. One that fails to boot is told nothing.
+        self._must_free = order.isolation != "process"
         self._hooks: Hooks | None = None
         # Before the app is loaded, see `private`.
         if order.serving.request_timeout_s:
@@ -450,7 +451,6 @@ class Instance:
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
             if changed is not None:
-                self._files = None  # once is enough: the next generation has a watch of its own
                 self._control.report(messages.Changed(file=changed))
         return is_busy or self._files is not None
 
@@ -461,6 +461,7 @@ class Instance:
             drain_s = self._order.serving.drain_s
             self._shut_at = time.monotonic() + max(drain_s - _SHUT_BEFORE_S, drain_s / 2)
         self._is_draining = True
+        self._files = None  # what replaces it has a watch of its own; until one does, a mended file is to be seen too
         if self._hooks is not None:
             self._hooks.drain()
         if self._service is not None:

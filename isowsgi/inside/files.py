@@ -49,12 +49,12 @@ class FileWatch:
     """
 
     def __init__(self, links: Mapping[str, str]) -> None:
-        self._links = links
+        self._links = dict(links)
         self._seen: dict[str, int] = {}
         self._next = 0.0
 
     def changed(self, now: float) -> str | None:
-        """Return a file that changed since it was first seen, or a link that did, or None.
+        """Return a file or link that changed since it was last seen, or None; each change is told once, and those of one look together.
 
         Args:
             now: monotonic seconds.
@@ -62,14 +62,15 @@ class FileWatch:
         if now < self._next:
             return None
         self._next = now + _INTERVAL_S
-        for written, real in self._links.items():
-            if os.path.realpath(written) != real and os.path.exists(written):  # not while it is replaced in two steps
-                return written
+        found = None
+        for written, before in list(self._links.items()):
+            if (real := os.path.realpath(written)) != before and os.path.exists(written):  # not while it is replaced in two steps
+                self._links[written], found = real, found or written
         for file in module_files():
             try:
                 changed_at = os.stat(file).st_mtime_ns
             except OSError:  # an editor may replace a file in two steps; it is back at the next look
                 continue
             if self._seen.setdefault(file, changed_at) != changed_at:
-                return file
-        return None
+                self._seen[file], found = changed_at, found or file
+        return found
