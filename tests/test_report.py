@@ -141,3 +141,15 @@ def test_a_text_that_took_long_is_not_made_anew_at_each_tick_but_never_gets_old(
     assert before is not None
     assert after is not None
     assert (before["mounts"][0]["generation"], after["mounts"][0]["generation"]) == (0, 7)
+
+
+def test_a_report_that_is_too_long_still_says_how_each_mount_is(desk: Desk) -> None:
+    """It had no mounts at all, and the worker passed for one that has nothing which is not ready."""
+    instance = desk.start()
+    desk.reports(instance, Ready(boot_s=0.2, objects=1, extensions=[], refused=[]))
+    desk.reports(instance, Stuck(stack=STACK))
+    desk.deployment.reports.stacks[instance] = "x" * 20_000_000
+
+    said = desk.said()
+
+    assert (said["pattern"], said["state"], said["instances"], "error" in said) == ("/a", desk.deployment.state(), [], False)

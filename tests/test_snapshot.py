@@ -105,6 +105,14 @@ def test_a_worker_that_does_not_accept_says_nothing_of_what_is_ready(board: Boar
     assert unready(board.read()) == ["/b"]
 
 
+def test_a_worker_that_could_not_say_how_its_mounts_are_is_not_ready(board: Board) -> None:
+    """It has no mounts then, and so none that is not ready."""
+    worker(board, mount("/a"))
+    worker(board, error="the report is too long for the scoreboard")
+
+    assert unready(board.read()) is None
+
+
 def test_mounts_are_those_of_the_newest_config_first(board: Board) -> None:
     worker(board, mount("/b"), mount("/a"), started=1.0)
     worker(board, mount("/c"), mount("/b"), started=2.0)

@@ -116,7 +116,7 @@ class StatusPage:
         reading = self._read()
         missing = unready(reading)
         if missing is None:
-            return _text("no worker accepts requests\n", 503)
+            return _text("no worker accepts requests, or one has too many mounts to say how they are\n", 503)
         mount = request.args.get("mount")
         if mount is None:
             return _text("".join(f"{pattern}: not ready\n" for pattern in missing) or "ready\n", 503 if missing else 200)

@@ -67,12 +67,12 @@ def accepting(reading: Reading) -> list[RegionReading]:
 
 
 def unready(reading: Reading) -> list[str] | None:
-    """Return the patterns that some accepting worker cannot serve; None if no worker accepts.
+    """Return the patterns that some accepting worker cannot serve; None if no worker accepts, or one could not say how its mounts are.
 
     A worker that is booting beside others does not accept yet, and counts for nothing.
     """
     regions = accepting(reading)
-    if not regions:
+    if not regions or any(region.report and "error" in region.report for region in regions):
         return None
     return sorted({mount["pattern"] for region in regions for mount in mounts_of(region) if mount["state"] not in _READY})
 

@@ -89,12 +89,24 @@ class Reporter:
         parked = self._acceptor.parked()
         try:
             mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self._mounts]
-            self._board.publish({**report, "mounts": mounts})
+            self._publish({**report, "mounts": mounts})
         except ValueError:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
         took_s = time.monotonic() - now
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
+
+    def _publish(self, report: dict[str, Any]) -> None:
+        """Publish all of a report; or, if that is too long, what is needed to know which mounts are ready.
+
+        Raises:
+            ValueError: that is too long too.
+        """
+        try:
+            self._board.publish(report)
+        except ValueError:
+            mounts = [{**mount, "boot_error": None, "instances": []} for mount in report["mounts"]]
+            self._board.publish({**report, "mounts": mounts})
 
     def _worker(self) -> dict[str, Any]:
         # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them
