@@ -219,6 +219,20 @@ def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_ins
     instance.close()
 
 
+def test_one_that_has_ended_has_nobody_to_cut_off() -> None:
+    """What its rows last said was judged again and again, and its descriptors belong to others by then."""
+    instance = Puppet("own-gil")
+    [row] = instance.board.thread_rows(instance.first_row, [0], 0).values()
+    instance.hears(READY)
+    instance.finish()
+    instance.hears(Closed(threads=0))
+    row.words[BUSY], row.words[BUSY_SINCE] = 12345, 1000
+    instance.board.row(instance.first_row).words[BEAT] = 1000
+
+    assert not instance.cut_off(1, 60)
+    instance.close()
+
+
 def test_who_judges_from_outside_goes_by_progress() -> None:
     """A download that had moved for longer than request_timeout was cut off when C code held the GIL for three seconds."""
     instance = Puppet("own-gil")

@@ -206,8 +206,8 @@ class HousedInstance(abc.ABC):
         Returns:
             whether there are any.
         """
-        if self.state is State.BOOTING:
-            return False  # it has served nobody yet
+        if self.state is State.BOOTING or self.state in ENDS:
+            return False  # it has served nobody yet, or serves nobody any more
         is_any = self._judge.cut_off(older_than_s, now)
         if is_any:
             self._cut_waiting()
