@@ -227,6 +227,7 @@ class FakeSurroundings:
 
     Attributes:
         shortage: what the start of an instance raises; None: nothing.
+        trial_shortage: the same of a trial.
     """
 
     drain_s = 30
@@ -242,6 +243,7 @@ class FakeSurroundings:
         self.stacks: list[tuple[Any, Stacks]] = []
         self.files: list[str] = []
         self.shortage: Exception | None = None
+        self.trial_shortage: Exception | None = None
         self.is_crowded = False
         self.hurried: list[Deployment] = []
         self._turns = turns
@@ -261,6 +263,8 @@ class FakeSurroundings:
         self.releases += 1
 
     def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
+        if self.trial_shortage is not None:
+            raise self.trial_shortage
         self.trials += 1
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,200 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared.messages import Broken, Closed, Ready, Stuck
+from isowsgi.shared.messages import Broken, Closed, Ready, Refused, Stuck
 from isowsgi.worker.acceptor import NotServing
+from isowsgi.worker.backoff import Backoff
+from isowsgi.worker.memory import MemoryWatch
+from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.turns import TURN_S, Turns
 from tests.fakes import FakeInstance, Site, up
+
+
+def test_a_mount_that_fails_for_days_is_still_tried_again_every_minute() -> None:
+    """2.0 ** 1024 is an OverflowError: after 17 hours of failures nothing was planned any more, and who waited was not answered."""
+    backoff = Backoff()
+
+    assert {backoff.plan(0.0) for _ in range(2000)} == {1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0}
+    assert {backoff.after_end(0.0, 0.0) for _ in range(2000)} == {0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0}
+
+
+def test_who_waits_is_looked_at_again_even_if_the_next_try_cannot_be_planned() -> None:
+    class Broke(Backoff):
+        def plan(self, now: float) -> float:
+            raise OverflowError
+
+    site = Site()
+    site.deployment.start(site.now)
+    site.deployment.backoff = Broke()
+
+    with pytest.raises(OverflowError):
+        site.failed(site.made[0])
+
+    assert site.around.releases == 1
+
+
+def test_boots_that_leave_threads_behind_are_not_repeated_for_ever_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The log promised another try in two seconds, which never came."""
+    caplog.set_level(logging.INFO)
+    site = Site()
+    site.deployment.start(site.now)
+    for _ in range(2):
+        site.failed(site.made[-1])
+        site.reports(site.made[-1], Closed(threads=1))
+        site.wait(61)
+        site.wait(1)
+
+    assert len(site.made) == 2
+    said = "/: not tried again: 2 boots left threads behind; `isowsgi start /` or a new worker loads it"
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+    site.deployment.resume(site.now)
+    site.ready(site.made[2])
+    assert site.chosen() is site.made[2]
+
+
+def test_only_answers_that_were_asked_for_decide_which_mount_is_replaced_for_its_memory() -> None:
+    """Any child process can say how many objects it has; and an answer that came late replaced a mount twice."""
+    site = up()
+    watch = MemoryWatch([site.deployment], max_rss=1)  # we have more
+    watch.on_measured(site.now)
+    assert len(site.made) == 1
+
+    watch.tick(site.now)
+    assert len(site.made) == 1
+    site.made[0].objects = 50
+    watch.on_measured(site.now)
+    assert len(site.made) == 2
+
+    site.ready(site.made[1])
+    watch.on_measured(site.now)
+    assert len(site.made) == 2
+
+
+def test_the_request_that_wakes_a_mount_puts_it_before_those_that_nobody_waits_for() -> None:
+    site = Site(lazy=True)
+    site.around.is_crowded = True
+
+    assert site.chosen() is NotServing.BOOTING
+    assert site.around.hurried == [site.deployment]
+
+
+def test_a_stop_first_reload_is_loaded_before_those_that_nobody_waits_for() -> None:
+    site = up(replace="stop-first")
+    site.around.is_crowded = True
+
+    site.deployment.replace("test", site.now)
+    site.closed(site.made[0])
+    site.made[0].has_gone = True
+    site.wait(1)
+
+    assert site.around.hurried == [site.deployment]
+
+
+def test_a_request_that_the_old_generation_gives_back_loads_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It found the mount asleep: an app that locks its data was loaded while it still held them."""
+    site = up(replace="stop-first")
+    found: list[Any] = []
+    monkeypatch.setattr(site.made[0], "stop", lambda frees=True: found.append(site.chosen()))
+
+    site.deployment.replace("test", site.now)
+
+    assert (found, len(site.made)) == ([NotServing.BOOTING], 1)
+
+
+def test_a_trial_that_cannot_be_begun_is_tried_again() -> None:
+    """The mount counted as on trial for ever, and its clients waited."""
+    site = Site(isolation="auto")
+    site.around.trial_shortage = OSError(24, "Too many open files")
+    site.deployment.start(site.now)
+    site.made[0].unknown_extension = "/x.so"
+    site.failed(site.made[0])
+    assert site.chosen() is NotServing.FAILED
+
+    site.around.trial_shortage = None
+    site.wait(61)
+    site.made[1].unknown_extension = "/x.so"
+    site.failed(site.made[1])
+    assert (site.around.trials, site.chosen()) == (1, NotServing.BOOTING)
+
+
+def test_a_suspect_is_not_loaded_without_the_trial_that_could_not_be_begun() -> None:
+    site = Site()
+    site.deployment.siting._is_suspect = True
+    site.around.trial_shortage = OSError(24, "Too many open files")
+    site.deployment.start(site.now)
+    assert (site.made, site.deployment.siting.is_on_trial) == ([], False)
+
+    site.around.trial_shortage = None
+    site.wait(61)
+    assert (site.made, site.around.trials) == ([], 1)
+
+
+def test_an_import_that_was_refused_is_told_of_again_if_no_trial_could_be_begun() -> None:
+    site = up(isolation="auto")
+    refused = Refused(name="lxml.etree", path="/lxml.so", error="ImportError: no")
+    site.around.trial_shortage = OSError(24, "Too many open files")
+    site.reports(site.made[0], refused)
+
+    site.around.trial_shortage = None
+    site.reports(site.made[0], refused)
+    assert site.around.trials == 1
+
+
+def test_a_boot_that_was_given_up_and_fails_later_begins_no_trial() -> None:
+    site = Site(isolation="auto", boot_timeout=5)
+    site.deployment.start(site.now)
+    site.wait(6)
+
+    site.made[0].unknown_extension = "/x.so"
+    site.failed(site.made[0])
+
+    assert site.around.trials == 0
+
+
+def test_one_that_fails_in_its_turn_does_not_keep_the_turn() -> None:
+    """Whoever failed so went before all others from then on."""
+    turns = Turns()
+    first, second = up(turns), up(turns)
+    first.deployment.replace("test", 0.0)
+    broken = SimpleNamespace(is_replacing=lambda: False, go_on=lambda now: 1 / 0)
+    assert not turns.take(broken, 0.0)
+    assert not turns.take(second.deployment, 0.0)
+    first.ready(first.made[1])
+    with pytest.raises(ZeroDivisionError):
+        turns.pass_on(1.0)
+
+    assert not turns.take(broken, 1.0)
+
+
+def test_who_waits_for_a_mount_when_the_worker_leaves_is_answered() -> None:
+    site = Site()
+    site.deployment.start(site.now)
+    assert site.chosen() is NotServing.BOOTING
+    site.deployment.finish()
+    assert site.chosen() is NotServing.BOOTING
+
+    releases = site.around.releases
+    site.deployment.stop()
+    assert (site.chosen(), site.around.releases) == (NotServing.FAILED, releases + 1)
+
+
+def test_a_worker_that_stops_still_does_what_those_who_wait_need() -> None:
+    """A stop-first reload, and a boot that hangs, kept their clients waiting until the worker had left."""
+    site = Site(boot_timeout=5)
+    orders: Any = SimpleNamespace(workers=1)
+    config: Any = SimpleNamespace(mounts=(), limits=SimpleNamespace(max_rss=0))
+    around = site.around
+    parts = {"config": config, "orders": orders, "board": around.board, "log": around.log, "containment": around.containment}
+    supervisor = Supervisor(**parts, drain_s=30, on_files=None)
+    supervisor.deployments = [site.deployment]
+    site.deployment.start(-1000.0)  # longer ago than its boot may take, whatever the clock says
+    supervisor.finish()
+
+    supervisor.tick()
+
+    assert site.chosen() is NotServing.FAILED
+    assert site.around.releases == 1
 
 
 def test_a_replacement_serves_before_the_old_one_drains() -> None:

@@ -6,6 +6,9 @@ from __future__ import annotations
 _FIRST_S = 1.0
 _MOST_S = 60.0
 
+# Doublings that count: 2**6 s is more than `_MOST_S`, and after a thousand a power is too large for a float.
+_MOST_DOUBLINGS = 6
+
 # An instance that ends unexpectedly after so long is started again at once; sooner, with growing pauses. Short enough that a mount which
 # crashes twice a minute is away for as long as it boots, and not for most of the time; long enough that its boots take little of a core.
 LONG_LIFE_S = 10.0
@@ -26,7 +29,7 @@ class Backoff:
 
     def plan(self, now: float) -> float:
         """Plan the next try after a boot that failed; return in how many seconds it is."""
-        wait_s: float = min(_FIRST_S * 2**self._failures, _MOST_S)
+        wait_s = _wait_s(self._failures)
         self._failures += 1
         self.retry_at = now + wait_s
         return wait_s
@@ -36,7 +39,7 @@ class Backoff:
         self.crashes = 0 if lived_s > LONG_LIFE_S else self.crashes + 1
         if self.crashes < 2:
             return 0.0
-        wait_s: float = min(_FIRST_S * 2 ** (self.crashes - 2), _MOST_S)
+        wait_s = _wait_s(self.crashes - 2)
         self.retry_at = now + wait_s
         return wait_s
 
@@ -47,3 +50,8 @@ class Backoff:
     def left_s(self, now: float) -> float | None:
         """Return after how many seconds it is tried again; None if that is not planned."""
         return None if self.retry_at is None else max(round(self.retry_at - now, 1), 0.0)
+
+
+def _wait_s(doublings: int) -> float:
+    wait_s: float = min(_FIRST_S * 2 ** min(doublings, _MOST_DOUBLINGS), _MOST_S)
+    return wait_s

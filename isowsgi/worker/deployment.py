@@ -134,13 +134,15 @@ class Deployment:
         instance = self.slots.choose()
         if instance is not None:
             return instance
-        if self.is_in_line:
-            self.surroundings.hurry(self)
+        if self.is_over:
+            return NotServing.FAILED  # nothing will come any more
+        self.hurry()
         is_coming = self.is_loading() or self.is_in_line or self.succession.is_open
         if is_coming or any(instance.state is State.DRAINING for instance in self.slots.current()):
             return NotServing.FAILED if self.siting.is_overdue(now) else NotServing.BOOTING
-        if self.is_asleep() and not self.is_over:
+        if self.is_asleep():
             self.start(now)
+            self.hurry()
             return NotServing.BOOTING if self.is_under_way() else NotServing.FAILED
         return NotServing.FAILED
 
@@ -197,6 +199,11 @@ class Deployment:
             self._boot(self.slots.live, slot, now)
         self.upkeep.quiet_since = now
 
+    def hurry(self) -> None:
+        """Be the next of those that wait for their turn: a request waits for it."""
+        if self.is_in_line:
+            self.surroundings.hurry(self)
+
     def retry(self, now: float) -> None:
         """Do what could not be done before."""
         self.start(now)
@@ -240,9 +247,9 @@ class Deployment:
     def _stop_first(self, reason: str, now: float) -> None:
         self.log.info("%s: ending generation %d, then loading its successor (%s); requests wait", self.name, self.slots.oldest(), reason)
         leaving = self.slots.clear()
+        self.succession.begin(leaving)  # before what they give back is looked at: nothing may be loaded beside them
         for instance in leaving:
             self.retire(instance, now)
-        self.succession.begin(leaving)
 
     def replace_slot(self, instance: Instance, now: float) -> None:
         """Boot one instance beside one that cannot go on."""
@@ -294,6 +301,7 @@ class Deployment:
         """Have each instance end."""
         self.is_ending = self.is_over = True
         self._leave_line()
+        self.surroundings.release(self)  # who still waits is answered
         for instance in self.slots.all():
             if instance.state not in ENDS:
                 instance.stop(frees=False)
@@ -317,22 +325,26 @@ class Deployment:
 
     def lose_boot(self, instance: Instance, now: float) -> None:
         """An instance did not come up."""
-        if instance in self.slots.coming:
-            self.slots.vacate(instance)
-            self.stay_as_it_is(now)
-        elif instance in self.slots.live:
-            self._try_later(now)
-        self.surroundings.release(self)
+        try:
+            if instance in self.slots.coming:
+                self.slots.vacate(instance)
+                self.stay_as_it_is(now)
+            elif instance in self.slots.live:
+                self.try_later(now)
+        finally:  # who waits is answered, whatever becomes of the mount
+            self.surroundings.release(self)
 
     def stay_as_it_is(self, now: float) -> None:
         """Nothing came of a replacement or trial: what serves keeps serving, else it is tried again later."""
-        if self.is_serving():
-            self.log.error("%s: generation %d keeps serving", self.name, self.slots.oldest())
-        if State.STUCK in self.slots.states() or not (self.is_serving() or self.slots.is_booting()):
-            self._try_later(now)
-        else:
-            self.go_on(now)
-        self.surroundings.release(self)
+        try:
+            if self.is_serving():
+                self.log.error("%s: generation %d keeps serving", self.name, self.slots.oldest())
+            if State.STUCK in self.slots.states() or not (self.is_serving() or self.slots.is_booting()):
+                self.try_later(now)
+            else:
+                self.go_on(now)
+        finally:
+            self.surroundings.release(self)
 
     def make_up_for(self, instance: Instance, lived_s: float, now: float) -> None:
         """Start again what ended: at once, unless it keeps ending soon after its start, or what replaces it is on its way already."""
@@ -358,6 +370,21 @@ class Deployment:
         instance.drain()
         instance.stop()
 
+    def cannot_start(self, exc: Exception, now: float) -> None:
+        """No instance and no trial can be started now; that is tried again later."""
+        self.reports.cannot_start(exc)
+        self.try_later(now)
+        self.upkeep.owes_release = True  # not now: the acceptor may be about to hand a connection over
+
+    def try_later(self, now: float) -> None:
+        """Plan the next try."""
+        if self.is_stopped:
+            return
+        wait_s = self.backoff.plan(now)
+        if not self.is_ending:  # else it is not tried again, nor by the next request
+            what = "some instances are missing" if self.is_serving() else "answers 503"
+            self.log.error("%s: %s; retrying in %d s", self.name, what, wait_s)
+
     # Inner workings.
 
     def _boot(self, slots: list[Instance | None], slot: int, now: float) -> bool:
@@ -365,9 +392,7 @@ class Deployment:
         try:
             instance = self.surroundings.make(self, slot)
         except Exception as exc:  # no thread, no descriptor, no memory, no row of the scoreboard
-            self.reports.cannot_start(exc)
-            self._try_later(now)
-            self.upkeep.owes_release = True  # not now: the acceptor may be about to hand a connection over
+            self.cannot_start(exc, now)
             return False
         self.slots.began[instance] = now
         slots[slot] = instance
@@ -377,8 +402,3 @@ class Deployment:
         if self.is_in_line:
             self.is_in_line = False
             self.surroundings.leave_line(self)
-
-    def _try_later(self, now: float) -> None:
-        if not self.is_ending and not self.is_stopped:
-            what = "some instances are missing" if self.is_serving() else "answers 503"
-            self.log.error("%s: %s; retrying in %d s", self.name, what, self.backoff.plan(now))

@@ -29,15 +29,16 @@ class MemoryWatch:
         self._max_rss = max_rss
         self._next = 0.0
         self._has_asked = False
+        self._is_deciding = False  # whether the answers are still to be looked at
 
     def tick(self, now: float) -> None:
         """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
         if not self._max_rss or now < self._next:
             return
         if rss_mib() <= self._max_rss:
-            self._has_asked = False
+            self._has_asked = self._is_deciding = False
         elif not self._has_asked:
-            self._has_asked = True
+            self._has_asked = self._is_deciding = True
             self._next = now + _PAUSE_S
             for deployment in self._deployments:
                 for instance in deployment.slots.all():
@@ -48,8 +49,11 @@ class MemoryWatch:
     def on_measured(self, now: float) -> None:
         """Replace the mount that has grown most since its boot, once all have answered.
 
-        CPython cannot say how much memory an interpreter has; the number of its objects stands in for that.
+        CPython cannot say how much memory an interpreter has; the number of its objects stands in for that. Answers that come unasked, or
+        after the decision, change nothing.
         """
+        if not self._is_deciding:
+            return
         serving = [
             (deployment, instance)
             for deployment in self._deployments
@@ -58,6 +62,7 @@ class MemoryWatch:
         ]
         if not serving or any(instance.objects < 0 for _, instance in serving):
             return
+        self._is_deciding = False
         deployment, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
         grown = most.objects - most.objects_at_boot
         text = f"the worker has {rss_mib()} MiB, max_rss is {self._max_rss}, and this mount grew most: by {grown} objects"

@@ -73,7 +73,7 @@ class Siting:
         """Whether nothing may be loaded before a trial has ended; begins the one of a suspect."""
         if self._is_suspect and not self.is_on_trial:
             self._begin(None, now)
-        return self.is_on_trial
+        return self._is_suspect or self.is_on_trial
 
     def is_overdue(self, now: float) -> bool:
         """Whether a trial takes longer than the app may take to load; requests wait no more then."""
@@ -84,6 +84,8 @@ class Siting:
         """Find another isolation for a boot that failed, if that may be due to the isolation and not to the app."""
         if not self.is_auto or instance.isolation != self.isolation or not self._is_for_trial(instance):
             return False
+        if instance in self._deployment.slots.retired:
+            return False  # it was given up, and what follows from that was done
         self._deployment.slots.vacate(instance)
         if self.is_on_trial:
             return True
@@ -93,7 +95,8 @@ class Siting:
         what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
         text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
         self._deployment.log.info(text, instance.tag, what)
-        self._begin(instance.unknown_extension, now)
+        if not self._begin(instance.unknown_extension, now) and self._deployment.is_serving():
+            self._deployment.wanted = self._deployment.wanted or "its trial could not be made"
         return True
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
@@ -109,7 +112,8 @@ class Siting:
             self._deployment.log.error("%s: %s%s", instance.tag, text, refusals.hint(report.error, instance.isolation))
         elif not self.is_on_trial:
             self._deployment.log.error("%s: %s; looking for another isolation", instance.tag, text)
-            self._begin(None, now)
+            if not self._begin(None, now):
+                self.late_imports.remove(report.name)  # the next request that imports it is told of again
 
     def look_for_losses(self, instance: Instance, now: float) -> None:
         """See what an app goes without that caught the refusals of its interpreter, so that nothing is missing in silence."""
@@ -142,11 +146,18 @@ class Siting:
         else:
             deployment.start(now)
 
-    def _begin(self, unknown_extension: str | None, now: float) -> None:
+    def _begin(self, unknown_extension: str | None, now: float) -> bool:
+        """Have a trial made; False if none can be now, and the mount is tried again later."""
         self.is_on_trial = True
         self._began = now
         self.trials += 1
-        self._deployment.surroundings.try_out(self._deployment, unknown_extension)
+        try:
+            self._deployment.surroundings.try_out(self._deployment, unknown_extension)
+        except Exception as exc:  # no descriptor is left, or its memory of verdicts cannot be written
+            self.is_on_trial = False
+            self.trials -= 1
+            self._deployment.cannot_start(exc, now)
+        return self.is_on_trial
 
     def _is_for_trial(self, instance: Instance) -> bool:
         """Whether a boot's failure may be due to the isolation, and not to the app."""

@@ -45,6 +45,7 @@ class Succession:
         self._leaving = [instance for instance in self._leaving if not _has_gone(instance)]
         if not self._leaving:
             self._deployment.start(now)
+            self._deployment.hurry()  # requests wait for it
 
 
 def _has_gone(instance: Instance) -> bool:

@@ -65,6 +65,7 @@ class Supervisor:
         self._log = log
         self._containment = containment
         self._is_stopping = False
+        self._is_over = False  # all that was accepted is answered
         self._reporter: Reporter | None = None
         self.mounts = config.mounts
         self.rss_at_start = 0
@@ -112,14 +113,16 @@ class Supervisor:
 
     def tick(self) -> None:
         """Do what time has made due; to be called about once a second."""
-        if self._is_stopping:
+        if self._is_over:
             return
         now = time.monotonic()
         call = self._containment.call
         for deployment in self.deployments:
             call(f"{deployment.name}: once a second", deployment.upkeep.tick, now)
-        call("replacements taking turns", self._workshop.turns.pass_on, now)
         call("boots taking turns", self._workshop.boots.tick, now)
+        if self._is_stopping:
+            return  # what was accepted may still wait for a mount; nothing else is begun
+        call("replacements taking turns", self._workshop.turns.pass_on, now)
         call("the look at the worker's memory", self._memory.tick, now)
         if self._reporter is not None:
             call("the worker's report", self._reporter.tick, now)
@@ -164,8 +167,8 @@ class Supervisor:
             self._containment.call("the worker's report", self._reporter.stop, time.monotonic())
 
     def stop(self) -> None:
-        """Let every instance end its threads and run its app's exit functions."""
-        self._is_stopping = self._workshop.is_stopping = True
+        """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""
+        self._is_stopping = self._is_over = self._workshop.is_stopping = True
         for deployment in self.deployments:
             self._containment.call(f"{deployment.name}: its end", deployment.stop)
 

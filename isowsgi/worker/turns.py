@@ -46,10 +46,12 @@ class Turns:
 
     def pass_on(self, now: float) -> None:
         """Tell who is next to go on; called when a replacement may have ended, and about once a second."""
-        while self._waiting and not self._is_taken(now):
-            self._called = self._waiting.pop(0)
-            self._called.go_on(now)
-        self._called = None
+        try:
+            while self._waiting and not self._is_taken(now):
+                self._called = self._waiting.pop(0)
+                self._called.go_on(now)
+        finally:  # else one that failed would have its turn before all others for ever
+            self._called = None
 
     def _is_taken(self, now: float) -> bool:
         return self._holder is not None and self._holder.is_replacing() and now - self._since < TURN_S

@@ -36,14 +36,14 @@ class Upkeep:
         self.quiet_since = 0.0
         self.owes_release = False
         self._was_overdue = False
+        self._held_back: float | None = None  # the try of which the log says that it is not made
 
     def tick(self, now: float) -> None:
         """Do what is due."""
         deployment = self._deployment
         retry_at = deployment.backoff.retry_at
-        if retry_at is not None and now >= retry_at and self._hung_boots() < _MOST_HUNG_BOOTS:
-            self._log.info("%s: retrying", deployment.name)
-            deployment.retry(now)
+        if retry_at is not None and now >= retry_at and not deployment.is_ending:
+            self._retry(retry_at, now)
         deployment.succession.look(now)
         for instance in deployment.slots.all():
             deployment.surroundings.containment.call(f"{instance.tag}: the look at it", self._look_at, instance, now)
@@ -61,12 +61,26 @@ class Upkeep:
         deployment.slots.vacate(instance)
         deployment.retire(instance, now)
 
+    def _retry(self, retry_at: float, now: float) -> None:
+        name, hung = self._deployment.name, self._hung_boots()
+        if hung < _MOST_HUNG_BOOTS:
+            self._log.info("%s: retrying", name)
+            self._deployment.retry(now)
+        elif self._held_back != retry_at:
+            self._held_back = retry_at
+            command = "reload" if self._deployment.is_serving() else "start"
+            text = "%s: not tried again: %d boots left threads behind; `isowsgi %s %s` or a new worker loads it"
+            self._log.error(text, name, hung, command, self._mount.pattern)
+
     def _look_at(self, instance: Instance, now: float) -> None:
         deployment, mount = self._deployment, self._mount
         age = now - deployment.slots.began.get(instance, now)
-        if instance.state is State.BOOTING and mount.boot_timeout and age > mount.boot_timeout:
+        if mount.boot_timeout and age > mount.boot_timeout and self._is_booting(instance):
             deployment.stuck += 1
-            instance.time_out_boot()
+            if instance.state is State.BOOTING:
+                instance.time_out_boot()
+            else:
+                instance.abandon()
             self._log.error("%s: was not loaded within %g s; %s", instance.tag, mount.boot_timeout, _fate_of(instance))
             self.drop_boot(instance, now)
         elif instance in deployment.slots.retired:
@@ -77,6 +91,12 @@ class Upkeep:
             deployment.slots.held.append(instance)
             self._log.error("%s: C code holds the interpreter's GIL and does not give it back; replacing the instance", instance.tag)
             deployment.reports.call_stuck(instance, now)
+
+    def _is_booting(self, instance: Instance) -> bool:
+        """Whether its app is being loaded for requests that wait; while the worker stops, such an instance drains already."""
+        if instance.state is State.DRAINING:
+            return not instance.is_loaded and instance not in self._deployment.slots.retired
+        return instance.state is State.BOOTING
 
     def _look_at_retired(self, instance: Instance, age: float) -> None:
         drain_s = self._deployment.surroundings.drain_s
