@@ -23,6 +23,7 @@ from isowsgi.inside.plain import PlainReader
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE
 from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker, peek
@@ -101,7 +102,8 @@ def stages() -> list[tuple[str, float]]:
         job.end()
 
     order = any_order(first_row=first_row, fds=calls.fds, threads=1, keepalive_s=60.0, listeners=[list(server)])
-    service = Service(order, {0: gateway}, _Log(), peeker, board, _Exchange())  # type: ignore[arg-type] # as much of one as is asked
+    contained = Containment(_Log(), job.row.words)
+    service = Service(order, {0: gateway}, _Log(), peeker, board, _Exchange(), contained)  # type: ignore[arg-type] # as much as is asked
     connection.has_pending_event = False
     timed: dict[str, Callable[[], object]] = {
         "wait for an event: epoll_wait": lambda: service._epoll.poll(0, 16),

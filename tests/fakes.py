@@ -36,6 +36,7 @@ class FakePort:
         self.polling: list[str] = []  # names of the threads inside
         self.most_polling = 0
         self.polls = 0
+        self.repairs = 0  # asked for, now or later
         self._waiting: deque[int] = deque()
         self._something = threading.Condition()
         self._poked = False
@@ -73,6 +74,15 @@ class FakePort:
 
     def settle_later(self, fd: int) -> None:
         self.settled_later.append(fd)
+
+    def abandon(self, fd: int) -> int:
+        return fd
+
+    def repair(self, in_service: object) -> None:
+        self.repairs += 1
+
+    def repair_later(self) -> None:
+        self.repairs += 1
 
 
 class Crew:

@@ -1,6 +1,7 @@
 """Hand-over: an event reaches the one owner, once, and not a byte is taken on the way."""
 
 import errno
+import gc
 import os
 import resource
 import select
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, dup_of, key_of, number_of
+from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, dup_of, key_of, number_of
+from isowsgi.shared.scoreboard import CLOSED, Scoreboard
 
 
 @pytest.fixture
@@ -124,6 +126,7 @@ def post() -> Iterator[Post]:
 
 
 def open_fds() -> int:
+    gc.collect()  # what another test has left
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -365,3 +368,38 @@ def test_a_key_names_a_connection_and_not_who_has_its_number_next() -> None:
 def test_what_is_no_key_names_nothing(key: int) -> None:
     """A child process may write anything into its rows."""
     assert dup_of(key) is None
+
+
+def test_what_is_no_socket_names_no_connection_and_leaves_no_descriptor() -> None:
+    file = os.eventfd(0)
+    before = open_fds()
+
+    assert dup_of(file + 1) is None
+
+    assert open_fds() == before
+    os.close(file)
+
+
+def test_a_connection_whose_number_the_app_has_closed_is_counted_all_the_same(
+    post: Post, owner: select.epoll, connection: tuple[socket.socket, socket.socket]
+) -> None:
+    """The worker would take one connection less from then on."""
+    board = Scoreboard()
+    row, port = board.row(1).words, Port.open(owner.fileno(), ARM_EDGE)
+    exchange = SameProcess(port, port, board.row(0).words, lambda: None)
+    client, sock = socket.socketpair()
+    client.close()
+    os.close(fd := sock.fileno())
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        exchange.close(sock, fd, row)
+
+    assert row[CLOSED] == 1
+
+    post.loans.give(connection[0].fileno())
+    [fd] = post.mail.receive()
+    lent = socket.socket(fileno=fd)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        post.mail.close(lent, fd, row)
+    assert post.loans.read_fates() == [(CLOSED_THERE, connection[0].fileno())]

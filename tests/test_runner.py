@@ -235,3 +235,36 @@ def test_under_stress_one_thread_polls_at_a_time_and_each_connection_is_served_o
     assert sorted(crew.port.settled + crew.port.settled_later) == list(range(total))
     assert retaken > 0
     assert crew.runner.served == total
+
+
+def test_what_was_polled_for_a_judge_that_fails_is_found_again(gates: dict[int, Gate]) -> None:
+    """It was in nobody's hand: the client waited until it gave up."""
+    crew = Crew(1, lambda fd: gates[fd].pass_through())
+    crew.port.feed(1)
+    gates[1].wait_until_entered()
+    crew.runner.retake()
+    crew.port.feed(2)
+
+    def judge(ready: deque[int]) -> None:
+        ready.pop()
+        raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        crew.runner.shed(crew.port, judge)
+
+    assert crew.port.repairs == 1
+    gates[1].let_go()
+    crew.stop()
+
+
+def test_what_waits_for_a_thread_is_in_service(gates: dict[int, Gate]) -> None:
+    """A repair took it for idle: it fired again, and two threads served it."""
+    crew = Crew(1, lambda fd: gates[fd].pass_through())
+    crew.port.feed(1, 2, 3)
+    gates[1].wait_until_entered()
+
+    assert {1, 2, 3} <= crew.runner.in_service()
+
+    for gate in gates.values():
+        gate.let_go()
+    crew.stop()

@@ -16,11 +16,12 @@ from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, number_of
 from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import BUSY, CLOSED, STOPPING, Scoreboard
+from isowsgi.shared.scoreboard import BUSY, CLOSED, INTERNAL_ERRORS, STOPPING, Scoreboard
 from tests.conftest import DEADLINE_S
 from tests.orders import any_order
 
@@ -61,7 +62,8 @@ class Place:
         peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
         ports = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
         exchange = SameProcess(*ports, self.board.row(0).words, lambda: None)
-        self.service = Service(order, {0: gateway}, QuietLog(), peeker, self.board, exchange)
+        self.contained = Containment(QuietLog(), self.board.row(1).words)
+        self.service = Service(order, {0: gateway}, QuietLog(), peeker, self.board, exchange, self.contained)
         self.service.enter_thread(0)
         self.client, served = socket.socketpair()
         self.client.settimeout(DEADLINE_S)
@@ -224,6 +226,40 @@ def test_a_closed_connection_is_disarmed_though_a_child_process_still_has_its_de
     os.close(inherited)
 
 
+def test_a_connection_that_is_ready_is_not_found_a_second_time_by_a_repair(place: Place) -> None:
+    """It was taken for idle, and so two threads served it."""
+    place.client.sendall(REQUEST)
+    place.service.repair_later()
+
+    assert place.service.poll(True) == [place.fd]
+    place.client.sendall(REQUEST)
+    os.eventfd_write(place.poke_fd, 1)
+
+    assert place.service.poll(True) == []
+    place.serve(place.fd)
+    assert place.service.poll(True) == [place.fd], "once it was settled what came meanwhile is seen"
+    place.serve(place.fd)
+
+
+def test_a_mistake_of_ours_in_a_take_over_costs_that_connection_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stayed open and uncounted, and the events that were polled with it were lost."""
+    monkeypatch.setattr(place.service, "_first_gateway", None)
+    place.service._log.error = place.service._containment._log.error = lambda *args: None  # type: ignore[attr-defined]
+    place.client.sendall(REQUEST)
+
+    assert place.service.poll(True) == []
+
+    assert place.service.open_connections() == 0
+    assert place.board.row(1).words[INTERNAL_ERRORS] == 1
+    assert place.board.row(2).words[CLOSED] == 1
+
+
+def test_a_client_bound_to_an_abstract_name_that_is_no_text_is_served(place: Place) -> None:
+    environ = place.service._first_gateway.base_environ(None, b"\0\xff", ("127.0.0.1", 80))
+
+    assert os.fsencode(environ["REMOTE_ADDR"]) == b"\0\xff"
+
+
 class Child(Place):
     """A service whose connections come by mail; the worker's side is the test's."""
 
@@ -238,7 +274,8 @@ class Child(Place):
         order = any_order("process", first_row=3, fds=fds, threads=1, keepalive_s=60.0)
         self.connections.unregister(self.poke_fd)  # the service that Place made will not poll
         gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
-        self.service = Service(order, {0: gateway}, QuietLog(), Peeker(Router([Route(0, "", "/a")]), CFG), self.board, Mail(theirs))
+        peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
+        self.service = Service(order, {0: gateway}, QuietLog(), peeker, self.board, Mail(theirs), self.contained)
         self.service.enter_thread(0)
 
     def turn(self) -> None:

@@ -159,3 +159,16 @@ def test_a_connection_leaves_no_cycle_behind(place: Taking) -> None:
         assert connections() == before
     finally:
         gc.enable()
+
+
+def test_an_app_that_closes_the_number_of_its_socket_itself_costs_no_connection(place: Taking) -> None:
+    """The number was another's then; closing it raised, the connection stayed in the table and was never counted as closed."""
+    place.use = lambda sock: os.close(sock.fileno())
+    assert place.answer().endswith(b"ok")
+
+    place.drain()
+    place.service.poll(True)
+
+    assert place.service.open_connections() == 0
+    place.client.sendall(REQUEST)
+    assert place.given_back() == [place.fd]

@@ -161,6 +161,7 @@ class Instance:
         self._board = Scoreboard(self._fds.board, order.place.region)
         self._control_rows = self._board.control_rows(order.place.first_row, [member.mount for member in order.members])
         self._control_row = self._board.row(order.place.first_row)  # the first of them, for what is no mount's own
+        self._containment = Containment(log, self._control_row.words)
         self._service: Service | None = None
         self._watcher: Watcher | None = None
         self._admission: Admission | None = None
@@ -183,7 +184,7 @@ class Instance:
             },
             on_lost=self._lose_worker,
             duty=self._look_after,
-            containment=Containment(log, self._control_row.words),
+            containment=self._containment,
         )
         self._is_in_hook = False  # while they are loaded and `on_boot` is called
         self._whose = ""  # app could not be loaded, in a group
@@ -353,7 +354,7 @@ class Instance:
         for member in order.members:
             self._warm_up(gateways[member.mount], member.warmup)
         peeker = Peeker(Router(serving.routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
-        service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange())
+        service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange(), self._containment)
         self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
         self._watcher = Watcher(
             service.jobs,

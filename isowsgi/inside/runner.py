@@ -98,8 +98,8 @@ class Runner(Generic[C]):
         return not self._turn
 
     def in_service(self) -> set[int]:
-        """Return the connections that threads serve."""
-        return {hand.fd for hand in self._hands}
+        """Return the connections that threads serve, and those that wait for one; for the holder of the baton."""
+        return {*(hand.fd for hand in self._hands), *self._ready}
 
     def work(self, source: Source[C]) -> None:
         """Be one of the threads, until `stopping` is set, the source's poll was made to return, and nothing is ready any more."""
@@ -138,6 +138,9 @@ class Runner(Generic[C]):
             try:
                 self._ready.extend(source.poll(False))
                 judge(self._ready)
+            except BaseException:
+                source.repair_later()  # what was polled or judged by then is in nobody's hand
+                raise
             finally:
                 self._holder = None
                 self._baton.release()

@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from gunicorn.http.errors import ParseException
@@ -27,6 +27,7 @@ from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared import answers
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.origins import Origins
@@ -58,6 +59,7 @@ class Service:
         peeker: knows which requests are whose.
         board: the worker's scoreboard; `first_row` and the following are this instance's, one for each thread.
         exchange: by which connections come and go.
+        containment: the instance's.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Service:
         peeker: Peeker,
         board: Scoreboard,
         exchange: Exchange,
+        containment: Containment,
     ) -> None:
         serving, fds = order.serving, order.fds
         assert fds is not None, "whoever makes the instance gives it descriptors"
@@ -78,6 +81,7 @@ class Service:
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._gateways = gateways
         self._first_gateway = next(iter(gateways.values()))
+        self._containment = containment
         self._log = log
         self._peeker = peeker
         self._epoll = select.epoll.fromfd(os.dup(fds.connections))
@@ -97,7 +101,7 @@ class Service:
         if self._mail_fd >= 0:
             self._epoll.register(self._mail_fd, select.EPOLLIN)
         self._is_broken = False  # whether an exception may have come where it does harm, see `repair`
-        self.in_service: Callable[[], Container[int]] = tuple  # the runner's, once it is known
+        self.in_service: Callable[[], Iterable[int]] = tuple  # the runner's, once it is known
         self.draining = False  # give connections back instead of keeping them; set before a poke
         self.last = False  # say `Connection: close` in every response; set before a poke
 
@@ -195,7 +199,7 @@ class Service:
         if self._poke in calls:
             os.eventfd_read(self._poke)
             if self._is_broken:
-                self.repair(self.in_service())
+                self.repair({*self.in_service(), *ready})
             while self._returned:
                 self.settle(self._returned.popleft())
         if self._mail_fd in calls:
@@ -331,12 +335,16 @@ class Service:
                 peer = sock.getpeername()
                 is_only = self._only_listener is not None and isinstance(peer, tuple)
                 server = self._only_listener if is_only else self._listener_of(sock.getsockname())
+            connection = Connection(sock, fd, key_of(sock, self._exchange.worker_fd(fd)), peer, server, self._first_gateway, facts)
+            connection.has_pending_event = flags != _MORE
+            self._connections[fd] = connection
         except (OSError, ValueError):  # it was reset, or what is known of it cannot be read
             self._part(sock, fd)
             return False
-        connection = Connection(sock, fd, key_of(sock, self._exchange.worker_fd(fd)), peer, server, self._first_gateway, facts)
-        connection.has_pending_event = flags != _MORE
-        self._connections[fd] = connection
+        except Exception:
+            self._containment.failed("a connection that comes")
+            self._part(sock, fd)
+            return False
         return True
 
     def _listener_of(self, own_name: Any) -> Any:

@@ -10,12 +10,16 @@ HTTP is written, the time limits of ordinary requests are lifted, and what the a
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket
 from typing import Any
 
 from isowsgi.inside.http import ClientGone
+
+# Not those of `socket.socket`: its `close` leaves the descriptor open while the app keeps a file that it made of it.
+_fileno, _close = _socket.socket.fileno, _socket.socket.close
 
 _NO_LIMIT = b"\0" * 16  # a timeval of zero: SO_RCVTIMEO and SO_SNDTIMEO are for ever
 
@@ -67,15 +71,17 @@ def app_socket(connection: Any) -> AppSocket:
 def release(sock: AppSocket) -> None:
     """Close the app's duplicate, if there is one, when the connection is parted from."""
     sock._connection = None
-    if socket.socket.fileno(sock) >= 0:
-        socket.socket.close(sock)
+    if _fileno(sock) >= 0:
+        try:
+            _close(sock)
+        except OSError:  # the app has closed the number itself
+            return
 
 
 def _open(sock: AppSocket) -> None:
     """Make the duplicate, if there is none yet."""
-    fileno = socket.socket.fileno
     connection = sock._connection
-    if fileno(sock) >= 0:
+    if _fileno(sock) >= 0:
         return
     if connection is None:
         raise OSError(errno.EBADF, "the request to which this connection belonged has ended")

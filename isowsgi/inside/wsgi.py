@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -165,7 +166,7 @@ class Gateway:
         if isinstance(peer, tuple):
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
         else:
-            environ["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
+            environ["REMOTE_ADDR"] = os.fsdecode(peer)  # bytes in the abstract namespace
         address = server.split(":") if isinstance(server, str) else server
         if len(address) > 1:  # else a Unix socket, which has nothing for these two: the Host field stands in
             environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])

@@ -90,8 +90,13 @@ def dup_of(key: int) -> socket.socket | None:
     """Return another descriptor of a connection in the worker; None if it is closed, whoever has its number now."""
     number = number_of(key)
     try:
-        sock = socket.socket(fileno=os.dup(number))
-    except OSError:  # nobody has, or no socket
+        fd = os.dup(number)
+    except OSError:  # nobody has
+        return None
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:  # no socket
+        os.close(fd)
         return None
     if key_of(sock, number) == key:
         return sock
@@ -174,10 +179,12 @@ class SameProcess:
         return fd
 
     def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
-        sock.close()
-        row[CLOSED] += 1
-        if self._acceptor[AT_CAPACITY]:
-            self._notify_capacity()
+        try:
+            sock.close()
+        finally:  # even if the app has closed the number itself: a connection that is not counted is one less that the worker takes
+            row[CLOSED] += 1
+            if self._acceptor[AT_CAPACITY]:
+                self._notify_capacity()
 
 
 class Mail:
@@ -224,13 +231,17 @@ class Mail:
     def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
         # Before it is closed: then another thread may take the next one out of the mail, under the same number.
         serial, _ = self._loans.pop(fd)
-        sock.close()
-        self._say(CLOSED_THERE, serial)  # the worker counts it
+        try:
+            sock.close()
+        finally:
+            self._say(CLOSED_THERE, serial)  # the worker counts it
 
     def _part(self, fate: bytes, fd: int) -> None:
         serial, _ = self._loans.pop(fd)  # first, see close
-        os.close(fd)
-        self._say(fate, serial)
+        try:
+            os.close(fd)
+        finally:
+            self._say(fate, serial)
 
     def _say(self, fate: bytes, serial: int) -> None:
         if os.getpid() == self._maker:  # a child that the app has forked has copies of all this, and owns nothing
