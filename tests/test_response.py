@@ -275,6 +275,7 @@ HEADER_LISTS: list[list[tuple[str, str]]] = [
     [],
     [("Content-Type", "text/plain"), ("Set-Cookie", "a=b"), ("Set-Cookie", "c=d"), ("X-A", " b ")],
     [("Content-Length", "0")],
+    [("Content-Length", "0"), ("Connection", "upgrade")],
     [("Content-Length", "3"), ("Content-Type", "a/b")],
     [("content-length", "5"), ("Content-Length", "3")],
     [("Connection", "close"), ("Keep-Alive", "5"), ("Date", "now"), ("Server", "me"), ("Transfer-Encoding", "chunked"), ("TE", "a")],

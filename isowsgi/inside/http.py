@@ -187,7 +187,9 @@ class Response:
         self._omits_body = omits_body = omits_body or self.req.method == "HEAD"
         if has_no_length and self.response_length is not None:
             self.response_length = None
+            upgrade = self.upgrade
             self._take_headers([field for field in self.headers if field[0].lower() != "content-length"])
+            self.upgrade = upgrade  # it was said in a field that is not among the app's any more
         self.chunked = self.response_length is None and not omits_body and self.req.version > (1, 0)
         return self.write
 
