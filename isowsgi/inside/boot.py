@@ -224,7 +224,6 @@ class Instance:
     def _boot(self) -> None:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
-        end_loading = environment.be_main_thread_while_loading()
         try:
             service = self._load()
             self._is_served = True
@@ -232,7 +231,6 @@ class Instance:
             self._report_failure(exc)
             return
         finally:
-            end_loading()
             self._loaded.open()
         self._report_files(set(module_files()))
         refused, loaded = extensions.current.refused, self._report_extensions()
@@ -345,7 +343,11 @@ class Instance:
 
     def _make_service(self) -> Service:
         order, serving = self._order, self._order.serving
-        apps = [self._load_app(member) for member in order.members]
+        end_loading = environment.be_main_thread_while_loading()
+        try:
+            apps = [self._load_app(member) for member in order.members]
+        finally:
+            end_loading()
         if order.hooks:
             self._is_in_hook = True
             self._load_hooks()
