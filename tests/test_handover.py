@@ -403,3 +403,53 @@ def test_a_connection_whose_number_the_app_has_closed_is_counted_all_the_same(
     with pytest.raises(OSError, match="Bad file descriptor"):
         post.mail.close(lent, fd, row)
     assert post.loans.read_fates() == [(CLOSED_THERE, connection[0].fileno())]
+
+
+def test_a_loan_that_fails_is_the_givers_still(post: Post, connection: tuple[socket.socket, socket.socket]) -> None:
+    """Noted as lent as well, it would have two owners, and each of them would close it."""
+    _, ours = connection
+    closed = os.dup(ours.fileno())
+    os.close(closed)
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        post.loans.give(closed)
+
+    assert not post.loans.has_lent(closed)
+    post.loans.give(ours.fileno())  # nothing stands in its way
+    assert len(post.deliver()) == 1
+    assert post.loans.take_back_all() == [ours.fileno()]
+
+
+def test_a_loan_that_was_sent_is_lent_whatever_fails_then(connection: tuple[socket.socket, socket.socket]) -> None:
+    _, ours = connection
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def fail(wants: bool) -> None:
+        raise OSError(errno.ENOENT, "no such descriptor in the set")
+
+    with here, there:
+        loans = Loans(here, fail)
+        loans.give(ours.fileno())
+
+        assert loans.has_lent(ours.fileno())
+
+
+def test_a_child_that_writes_without_end_is_read_in_turns(post: Post) -> None:
+    """Else one child would have the loop for itself."""
+    post.ours.setblocking(False)
+    for _ in range(5):
+        post.theirs.send(b"noise")
+
+    assert post.loans.read_fates(3) == []
+
+    assert post.ours.recv(10) == b"noise"
+
+
+def test_a_child_that_closes_its_end_is_known_to_be_cut_off(post: Post) -> None:
+    post.loans.read_fates()
+    assert not post.loans.is_cut_off
+
+    post.theirs.close()
+    post.loans.read_fates()
+
+    assert post.loans.is_cut_off

@@ -20,13 +20,19 @@ from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
-from isowsgi.shared.handover import LINGERING, RETURNED, Loans, dup_of, key_of, number_of
+from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors, MessageError
-from isowsgi.shared.scoreboard import BUSY, RESPONSES, Scoreboard
+from isowsgi.shared.scoreboard import BUSY, RESPONSES, Row, Scoreboard
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
+
+# Packets read from a dead child: more than its mail can hold (net.core.wmem_default is 208 KiB, and each takes 768 bytes of it).
+_MAIL_HOLDS = 4096
+
+# How long a child that has closed its end of the mail may take to exit.
+_CUT_OFF_S = 2.0
 
 # How long to wait when the system is short of what sending a descriptor takes.
 _SCARCE_S = 0.1
@@ -73,7 +79,7 @@ class ProcessInstance(HousedInstance):
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._mail, self._inner_mail = (self._owned.enter_context(end) for end in pair)
             self._mail.setblocking(False)
-            owner.watch(self._mail.fileno(), self._read_mail)
+            owner.watch(self._mail.fileno(), self._on_mail)
             self._owned.callback(owner.unwatch, self._mail.fileno())
         except OSError:
             self.discard()
@@ -136,38 +142,61 @@ class ProcessInstance(HousedInstance):
             self.how_it_ended = _ended_by(report.status)
             if requests := self.requests_in_flight():
                 self.how_it_ended += f" while it served {'; '.join(requests)}"
-        self._settle()
-        if self.state is State.BOOTING:
-            self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
-        self._on_ended(threads_left=0)
+        try:
+            self._settle()
+        finally:
+            for row in self._thread_rows:
+                row.clear()
+            if self.state is State.BOOTING:
+                self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
+            self._on_ended(threads_left=0)
 
     def _settle(self) -> None:
         """Take every connection of the dead child back; only those whose requests it was serving are lost."""
-        self._read_mail()
+        self._read_mail(_MAIL_HOLDS)
         begun = {row.words[BUSY]: row for row in self._thread_rows if row.words[BUSY]}
         for fd in self._loans.take_back_all():
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                row = begun.get(key_of(sock, fd))
-                if row is None:
-                    self._unserved.append(fd)
-                elif has_status(row.words):
-                    self._owner.take_closed(fd)
-                else:
-                    self._board.mount_row(self._mount_of(row)).words[RESPONSES + 5] += 1
-                    try:
-                        sock.send(BROKEN_OFF, socket.MSG_DONTWAIT)
-                    except OSError:
-                        pass  # the client is gone
-                    self._owner.take_lingering(fd)
-        for row in self._thread_rows:
-            row.clear()
+            try:
+                take = self._settle_one(fd, begun)
+            except Exception:  # an app in the main interpreter has closed it, or no memory is left
+                take = self._owner.take_closed
+            take(fd)
+
+    def _settle_one(self, fd: int, begun: Mapping[int, Row]) -> Callable[[int], None]:
+        """Answer a connection's request if the child had begun it; return who takes the connection. Takes no descriptor."""
+        sock = socket.socket(fileno=fd)
+        try:
+            row = begun.get(key_of(sock, fd))
+            if row is None:
+                return self._unserved.append
+            if has_status(row.words):
+                return self._owner.take_closed
+            self._board.mount_row(self._mount_of(row)).words[RESPONSES + 5] += 1
+            try:
+                sock.send(BROKEN_OFF, socket.MSG_DONTWAIT)
+            except OSError:
+                pass  # the client is gone
+            return self._owner.take_lingering
+        finally:
+            sock.detach()
 
     def _connection_of(self, key: int) -> socket.socket | None:
         # The child writes its rows itself, and may name any connection there.
         return dup_of(key) if self._loans.has_lent(number_of(key)) else None
 
-    def _read_mail(self) -> None:
-        for fate, fd in self._loans.read_fates():
+    def _on_mail(self) -> None:
+        self._read_mail()
+        if self._loans.is_cut_off:  # else its event would come again and again
+            self._owner.unwatch(self._mail.fileno())
+            # It is about to exit and its keeper tells how; or it lives on, and nothing would come of what it is given.
+            self._owner.later(_CUT_OFF_S, self._end_cut_off)
+
+    def _end_cut_off(self) -> None:
+        if self._child is not None and not self._has_exited:
+            self._child.kill()  # and so its end is told as a crash
+
+    def _read_mail(self, most: int = FATES_BATCH) -> None:
+        for fate, fd in self._loans.read_fates(most):
             if fate == RETURNED:
                 self._owner.take_back(fd)
             elif fate == LINGERING:

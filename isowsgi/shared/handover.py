@@ -58,6 +58,9 @@ _SCARCE = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 # Connections taken out of the mail in a row, before their requests are looked at.
 _MAIL_BATCH = 64
 
+# Packets of a child read in a row, before others are looked at; what is left is another event.
+FATES_BATCH = 256
+
 # asm-generic/socket.h, since Linux 4.12; the socket module has no name for it.
 _SO_COOKIE = 57
 _COOKIE = struct.Struct("=Q")
@@ -255,26 +258,39 @@ class Loans:
         sock: the other end of the child's socket; non-blocking.
         wants_to_send: called with whether `send_waiting` should be called once the socket takes more.
         send_later: called when that is no matter of the socket: `send_waiting` should be called in a while.
+
+    Attributes:
+        is_cut_off: whether the child has closed its end; it has ended, or can neither get nor return a connection any more.
     """
 
     def __init__(self, sock: socket.socket, wants_to_send: Callable[[bool], None], send_later: Callable[[], None] = lambda: None) -> None:
         self._sock = sock
         self._wants_to_send = wants_to_send
         self._send_later = send_later
+        self.is_cut_off = False
         self._lent: dict[int, int] = {}  # descriptors by the loans' serials
         self._next_serial = 1
         self._waiting: list[int] = []  # serials of those given for which there was no room in the socket yet
 
     def give(self, fd: int) -> None:
-        """Lend a connection; the descriptor stays open, and nobody here may use it until it comes back."""
+        """Lend a connection; the descriptor stays open, and nobody here may use it until it comes back.
+
+        Raises:
+            Exception: it was not sent, and is the caller's still.
+        """
         serial = self._next_serial
         self._next_serial = serial + 1
-        self._lent[serial] = fd
-        if self._waiting:
+        try:
+            self._lent[serial] = fd
             self._waiting.append(serial)
-            return
-        self._waiting.append(serial)
-        self.send_waiting()
+            if len(self._waiting) == 1:
+                self.send_waiting()
+        except Exception:
+            if serial in self._lent and serial not in self._waiting:
+                return  # the child has it: what failed came after, and a second owner would be worse
+            self._lent.pop(serial, None)
+            self._waiting.remove(serial)
+            raise
 
     def has_lent(self, fd: int) -> bool:
         """Whether the child has a connection."""
@@ -301,24 +317,29 @@ class Loans:
                 del self._waiting[0]
         self._wants_to_send(wants)
 
-    def read_fates(self) -> list[tuple[bytes, int]]:
+    def read_fates(self, most: int = FATES_BATCH) -> list[tuple[bytes, int]]:
         """Return what became of connections since the last call; they are the caller's again.
 
         What is said of a loan that is over, or that never was, is passed over: it may come from a child that the app has forked.
+
+        Args:
+            most: packets to read; a child may write faster than they are read here.
         """
         fates: list[tuple[bytes, int]] = []
-        while True:
+        for _ in range(most):
             try:
                 packet = self._sock.recv(_FATE.size)
-            except OSError:  # nothing more for now, or for ever
-                return fates
+            except OSError:  # nothing more for now
+                break
             if not packet:
-                return fates
+                self.is_cut_off = True
+                break
             if len(packet) != _FATE.size:
                 continue
             fate, serial = _FATE.unpack(packet)
             if (fd := self._lent.pop(serial, None)) is not None:
                 fates.append((fate, fd))
+        return fates
 
     def take_back_waiting(self) -> list[int]:
         """Return those that were not sent yet; they are the caller's again."""

@@ -164,9 +164,11 @@ class Clients:
 
     def close_by_number(self, fd: int) -> None:
         """Close a connection that a child process had."""
-        os.close(fd)
-        self.closed += 1
-        self._on_closed()
+        try:
+            os.close(fd)
+        finally:  # if an app has closed it, it is closed too
+            self.closed += 1
+            self._on_closed()
 
     def in_phase(self, phase: Phase) -> list[Client]:
         """Return those in one phase, the oldest first."""

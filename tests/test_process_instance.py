@@ -1,0 +1,119 @@
+"""The worker's side of an instance in a child process: whatever the child does, its connections come back and its end is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from isowsgi.instances.lifecycle import State
+from isowsgi.instances.process import ProcessInstance
+from isowsgi.shared.handover import key_of
+from isowsgi.shared.messages import Exited
+from isowsgi.shared.scoreboard import BUSY, Scoreboard
+from tests.orders import any_order
+
+
+class FakeOwner:
+    """An acceptor that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, int]] = []
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.timers: list[Callable[[], object]] = []
+
+    def take_back(self, fd: int) -> None:
+        self.got.append(("back", fd))
+
+    def take_lingering(self, fd: int) -> None:
+        self.got.append(("lingering", fd))
+
+    def take_closed(self, fd: int) -> None:
+        self.got.append(("closed", fd))
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self.watched[fd] = callback
+
+    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None:
+        return
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+
+    def later(self, delay_s: float, callback: Callable[[], object]) -> None:
+        self.timers.append(callback)
+
+
+@pytest.fixture
+def owner() -> FakeOwner:
+    return FakeOwner()
+
+
+@pytest.fixture
+def instance(owner: FakeOwner) -> Iterator[ProcessInstance]:
+    """One whose child is never started."""
+    board = Scoreboard()
+    board.set_mounts(["/a"])
+    order = any_order("process", first_row=board.allot(2, [0], "process"), threads=2)
+    made = ProcessInstance(order, {"board": board.fd}, board, owner, {})
+    yield made
+    made.discard()
+    os.close(board.fd)
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_all_connections_of_a_dead_child_come_back_without_a_descriptor_to_spare(instance: ProcessInstance, owner: FakeOwner) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    numbers = [ours.fileno() for _, ours in pairs]
+    closed = os.dup(numbers[0])
+    instance._loans.give(closed)
+    os.close(closed)
+    for number in numbers:
+        instance._loans.give(number)
+    instance._thread_rows[0].words[BUSY] = key_of(pairs[1][1], numbers[1])
+    instance._has_exited = True
+
+    with no_descriptors():
+        instance._on_exited(Exited(status=-9))
+
+    assert instance.state is State.FAILED
+    assert owner.got == [("closed", closed), ("lingering", numbers[1])]
+    assert instance._unserved == [numbers[0], numbers[2]]
+    assert pairs[1][0].recv(100).startswith(b"HTTP/1.1 502 ")
+    assert not instance.is_busy()
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+def test_a_child_that_closes_its_mail_and_lives_is_ended(instance: ProcessInstance, owner: FakeOwner) -> None:
+    """The end of a socket is an event for ever: the loop would do nothing else, and the child get no connection any more."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        instance._child = child
+        mail = instance._mail.fileno()
+        instance._inner_mail.close()
+
+        owner.watched[mail]()
+
+        assert mail not in owner.watched
+        assert child.poll() is None  # it may be about to exit
+        for timer in owner.timers:
+            timer()
+        assert child.wait(30) == -9
