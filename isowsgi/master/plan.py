@@ -7,6 +7,7 @@ after the first start each is contained here.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ class Plan:
 
     def _retire(self, region: Scoreboard, crashed: str | None) -> None:
         if self._board is None or region.fd != self._board.fd:
-            region.close()  # it had a board to itself
+            region.close()
+            os.close(region.fd)  # it had a board to itself
             return
         region.acceptor_row().count_internal_errors(self._errors[INTERNAL_ERRORS])
         self._errors[INTERNAL_ERRORS] = 0

@@ -43,6 +43,9 @@ _GRACE_MARGIN_S = 0.5
 # How long all apps' boots together may keep a worker from accepting that joins others, as those serve meanwhile.
 _BOOT_WAIT_S = 60.0
 
+# How long a worker that cannot begin stays before it exits: the arbiter forks the next one at once.
+_FORK_AGAIN_S = 1.0
+
 # How long --reload waits for the names of the apps' files; an app that is longer in its import has time enough to be noticed.
 _RELOADER_WAIT_S = 5.0
 
@@ -70,7 +73,6 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self.tmp.close()
         self.tmp: Any = WatchedTmp(cfg, lambda: self.plan.on_reaped(share, self.pid, log))
         self._board = share.region
-        self._containment = Containment(log, self._board.row(0).words)
         self._is_quitting = False
         self._late_reloader: Any = None
         self._exit_code = 0
@@ -83,7 +85,26 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def init_process(self) -> None:
         # As root still, if gunicorn was started so: a file that this worker's user may not open is kept.
         self._held_logs = logfiles.hold(glogging.loggers())
-        super().init_process()
+        # Not before the fork: it would keep the region's memory mapped in the master.
+        self._containment = Containment(self.log, self._board.row(0).words)
+        try:
+            super().init_process()
+        except Exception:
+            if not self.booted:
+                self._fail_to_boot()
+            raise
+
+    def _fail_to_boot(self) -> None:
+        """Choose what the arbiter does about a worker that cannot even begin: no memory, no descriptor, no thread, a hook that raises.
+
+        WORKER_BOOT_ERROR stops all of gunicorn. That is right only where nothing has been served; else another worker may fare better.
+        """
+        if self._share.is_from_the_start:
+            self._exit_code = 3  # as the arbiter will exit for it: "Worker failed to boot."
+            return
+        self.booted: Any = True  # all that the arbiter looks at
+        self._exit_code = 255
+        time.sleep(_FORK_AGAIN_S)
 
     def load_wsgi(self) -> None:
         """Boot the mounts; they load side by side, and the loop follows them."""

@@ -94,14 +94,15 @@ class Supervisor:
         self._reporter = Reporter(self._board, mounts, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()
-        now = time.monotonic()
+        now, call = time.monotonic(), self._containment.call
         for deployment in self.deployments:
-            self._workshop.recall(deployment)  # of all of them first: what one may load, others may
+            # Of all of them first: what one may load, others may.
+            call(f"{deployment.name}: earlier trial", self._workshop.recall, deployment)
         for deployment in self.deployments:
             if deployment.is_quarantined:
                 self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", deployment.mount.pattern)
             elif not deployment.mount.lazy:
-                deployment.start(now)  # without effect if the operator has stopped it
+                call(f"{deployment.name}: start", deployment.start, now)  # without effect if the operator has stopped it
         self._reporter.publish(now)
 
     def hear_stacks(self, on_stacks: Callable[[Instance, Stacks], None]) -> None:
