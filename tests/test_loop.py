@@ -151,3 +151,41 @@ def test_a_set_that_cannot_be_polled_ends_the_loop(loop: Loop) -> None:
 
     with pytest.raises(ValueError, match="closed"):
         loop.turn(0)
+
+
+def test_who_rests_may_ask_for_room_and_is_told_once_it_is_awake(loop: Loop, event: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor is in no set just then, and what was asked for must not be lost with an error."""
+    monkeypatch.setattr(loop_module, "_REST_S", 0.01)
+    told: list[str] = []
+    loop.watch(event, fail)
+    loop.turn(0)
+
+    loop.watch_room(event, lambda: told.append("room"))
+
+    deadline = time.monotonic() + 30
+    while not told:
+        assert time.monotonic() < deadline
+        loop.turn(0.01)
+
+
+def test_who_cannot_be_woken_is_tried_again(loop: Loop, event: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "_REST_S", 0.01)
+    called: list[int] = []
+
+    def fail_once() -> None:
+        called.append(1)
+        if len(called) == 1:
+            raise Broken
+
+    loop.watch(event, fail_once)
+    loop.turn(0)
+    loop.epoll.register(event, 0)  # so that registering it fails
+    deadline = time.monotonic() + 30
+    while loop.containment._words[INTERNAL_ERRORS] < 2:
+        assert time.monotonic() < deadline
+        loop.turn(0.01)
+    loop.epoll.unregister(event)
+
+    while len(called) < 2:
+        assert time.monotonic() < deadline
+        loop.turn(0.01)

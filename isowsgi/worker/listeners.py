@@ -129,7 +129,11 @@ class Listeners:
         if self._shared and self.is_accepting:
             # The kernel wakes the process that waits longest of all, and goes on waking it: of 60 connections opened one by one 59 reached
             # the same one of three workers. Registered again, it goes to the queue's end.
-            self._watch(listener)
+            try:
+                self._watch(listener)
+            except OSError:  # no memory just now: it is in no set, and `look` tries again
+                self._set_accepting(False)
+                raise
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(self._batch):

@@ -73,7 +73,10 @@ class Loop:
             return
         if (watched.room is None) != (callback is None):
             watched.events = watched.events & ~select.EPOLLOUT if callback is None else watched.events | select.EPOLLOUT
-            self.epoll.modify(fd, watched.events)
+            try:
+                self.epoll.modify(fd, watched.events)
+            except OSError:  # it rests just now; `_wake` registers it for these events
+                pass
         watched.room = callback
 
     def unwatch(self, fd: int) -> None:
@@ -138,8 +141,13 @@ class Loop:
         self.later(_REST_S, lambda: self._wake(fd, watched), watched.what)
 
     def _wake(self, fd: int, watched: _Watched) -> None:
-        if self._watched.get(fd) is watched:
+        if self._watched.get(fd) is not watched:
+            return
+        try:
             self.epoll.register(fd, watched.events)
+        except OSError:  # no memory just now, or as many descriptors in sets as a user may have
+            self.later(_REST_S, lambda: self._wake(fd, watched), watched.what)
+            raise
 
     def _call_timers(self) -> None:
         now = time.monotonic()
