@@ -755,6 +755,40 @@ def test_without_descriptors_the_queue_is_left_alone_for_a_while_and_then_tried_
         place.take().close()
 
 
+def test_a_listener_that_cannot_be_registered_again_is_tried_at_the_next_look(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, fast_sweeps: None
+) -> None:
+    """It is in no set then: a worker that takes no connection any more, and lives."""
+    place = make_place(shared=True, accepting=False)
+    watch, errors = place.loop.watch, [errno.ENOMEM]
+    place.acceptor.start_accepting()
+
+    def watch_later(*args: Any, **options: Any) -> None:
+        if errors:
+            raise OSError(errors.pop(), "no memory")
+        watch(*args, **options)
+
+    monkeypatch.setattr(place.loop, "watch", watch_later)
+    with place.connect(), place.connect():
+        place.turn_until(lambda: place.seen.accepted == 2)
+
+    assert errors == []
+
+
+@pytest.mark.parametrize(("value", "expected"), [(-(10**12), 1), (10**12, 0)])
+def test_whatever_stands_on_the_board_the_worker_knows_how_many_connections_there_can_be(
+    make_place: MakePlace, value: int, expected: int
+) -> None:
+    """With a billion of them it would accept nobody, and with fewer than none as many as come."""
+    place = make_place()
+    with place.connect():
+        place.turn_until(lambda: place.seen.accepted == 1)
+        place.board.row(1).words[CLOSED] = value
+
+        assert place.seen.open == expected
+        place.board.row(1).words[CLOSED] = 0
+
+
 def test_a_client_that_gave_up_before_it_was_accepted_is_passed_over(make_place: MakePlace) -> None:
     place = make_place(errors=[errno.ECONNABORTED])
     with place.connect(A):

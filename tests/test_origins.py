@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from isowsgi.shared.origins import PLACE_BYTES, Origin, Origins
 def origins() -> Iterator[Origins]:
     made = Origins()
     yield made
-    os.close(made.fd)
+    for fd in {made.fd, made._writable}:
+        os.close(fd)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,29 @@ def test_too_much_is_refused_and_the_neighbours_stay(origins: Origins) -> None:
         origins.write(3, Origin("", "", {"SSL_CLIENT_CERT": "x" * PLACE_BYTES}))
 
     assert origins.read(4).own == "/run/socket"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01\0",
+        b"\xff\xff\xff\xff[]",
+        *(struct.pack("=I", len(text)) + text for text in (b"", b"5", b"[1, 2]", b'["", "", 3]', b"\xff", b'[1, "", {}]', b"[" * 9000)),
+    ],
+)
+def test_what_cannot_be_read_is_one_kind_of_error(origins: Origins, data: bytes) -> None:
+    """Child processes may write there, or nobody has: the connection is closed, and no more comes of it."""
+    os.pwrite(origins._writable, data, 3 * PLACE_BYTES)
+
+    with pytest.raises(ValueError):  # noqa: PT011 # json has texts of its own
+        origins.read(3)
+
+
+def test_instances_can_neither_write_nor_cut_off(origins: Origins) -> None:
+    origins.write(3, Origin("", "/run/socket", {}))
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(origins.fd, b"x", 0)
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(origins._writable, 0)

@@ -350,3 +350,15 @@ def test_texts_that_are_no_json_are_none(whole: Board) -> None:
     (reading,) = Board(whole.fd).read().regions
 
     assert (reading.report, reading.busy) == (None, [])
+
+
+def test_a_retired_region_leaves_counters_of_its_own_mounts_only(whole: Board) -> None:
+    """A stray mount's number is another key each time; the retired counters would grow until there is no room for them."""
+    region = whole.new_region(["/a"], 0.0)
+    row = region.row(region.allot(1, [0]))
+    row.words[MOUNT], row.words[RESPONSES + 2] = 12345, 7
+    region.mount_row(0).words[RESPONSES + 2] = 3
+
+    whole.retire(region, None, 0.0)
+
+    assert {pattern for pattern, _ in whole.read().totals} == {"", "/a"}

@@ -82,3 +82,14 @@ def test_one_that_does_nothing_for_a_while_does_not_answer_and_one_that_is_slow_
 
     assert shares.is_stalled(hung, STALLED_S)
     assert not shares.is_stalled(slow, STALLED_S)
+
+
+def test_a_counter_that_goes_back_makes_nobody_wait_more() -> None:
+    """Whoever has the scoreboard may write anything into it."""
+    shares, instance = Shares(100), Instance()
+    for _ in range(20):
+        assert shares.may_have(instance, 0.0)
+    instance.done = -1_000_000
+    shares.tick(0.0)
+
+    assert fill(shares, instance) == 30

@@ -5,11 +5,14 @@ the socket names the proxy. What is known of the real client has a place here, u
 descriptor. That number is the connection's as long as it is open (see `handover`). So whoever owns the connection reads what belongs to
 it, in an interpreter and in a child process alike, and nothing has to travel with the descriptor.
 
-A memfd, read and written by pread and pwrite: a place that was never used costs no memory, and one that was used keeps its page.
+A memfd, read and written by pread and pwrite: a place that was never used costs no memory, and one that was used keeps its page. Instances
+get a descriptor that only reads, and nobody can cut the memory off. What is read is checked all the same, for a child process of the same
+user can open the file anew.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import struct
@@ -40,11 +43,22 @@ class Origins:
     """The table.
 
     Args:
-        fd: of an existing one, which stays the caller's; None makes a new one.
+        fd: of an existing one, which stays the caller's and is only read; None makes a new one.
+
+    Attributes:
+        fd: for instances: it can only be read, where there is a /proc to open it anew.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("isowsgi-origins") if fd is None else fd
+        if fd is not None:
+            self.fd = self._writable = fd
+            return
+        self.fd = self._writable = os.memfd_create("isowsgi-origins", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(self._writable, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        try:
+            self.fd = os.open(f"/proc/self/fd/{self._writable}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # no /proc, or no descriptor left
+            return
 
     def write(self, number: int, origin: Origin) -> None:
         """Note where a connection comes from; by its owner, before anybody else has it.
@@ -56,16 +70,29 @@ class Origins:
         data = _LENGTH.pack(len(text)) + text
         if len(data) > PLACE_BYTES:
             raise ValueError(f"{len(data)} bytes are too many, there is room for {PLACE_BYTES}")
-        os.pwrite(self.fd, data, number * PLACE_BYTES)
+        os.pwrite(self._writable, data, number * PLACE_BYTES)
 
     def read(self, number: int) -> Origin:
-        """Return where a connection comes from; by its owner."""
+        """Return where a connection comes from; by its owner.
+
+        Raises:
+            ValueError: nothing was written for it, or somebody else has written over it.
+        """
         place = number * PLACE_BYTES
         data = os.pread(self.fd, _FIRST_READ, place)
+        if len(data) < _LENGTH.size:
+            raise ValueError(f"connection {number}: no origin was written")
         (length,) = _LENGTH.unpack_from(data)
+        if length > PLACE_BYTES - _LENGTH.size:
+            raise ValueError(f"connection {number}: an origin of {length} bytes; there is room for {PLACE_BYTES}")
         if length > _FIRST_READ - _LENGTH.size:
             data = os.pread(self.fd, _LENGTH.size + length, place)
-        peer, own, environ = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        try:
+            peer, own, environ = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        except (TypeError, RecursionError) as exc:
+            raise ValueError(f"connection {number}: its origin cannot be read") from exc
+        if not isinstance(environ, dict):
+            raise ValueError(f"connection {number}: the origin's environ is {type(environ).__name__}")
         return Origin(_address(peer), _address(own), environ)
 
 
@@ -75,4 +102,8 @@ def _plain(address: Any) -> Any:
 
 
 def _address(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str):
+        raise ValueError(f"an address is {type(value).__name__}")
+    return value

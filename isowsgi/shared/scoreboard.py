@@ -593,7 +593,9 @@ class Board:
         assert totals is not None, "only who made the board retires regions"
         sequence = (self._words[_SEQUENCE] | 1) & _TURN_MASK
         try:
-            add(totals, region.totals())
+            # Whoever has the board may have written any mount's number into a row: the sums would grow by each of them, for ever.
+            own = {"", *region._names_of_mounts()}
+            add(totals, {key: counters for key, counters in region.totals().items() if key[0] in own})
             if crashed is not None:
                 add(totals, {("", ""): _crash()})
             if crashed:

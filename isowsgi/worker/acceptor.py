@@ -221,7 +221,9 @@ class Acceptor:
 
     def open_connections(self) -> int:
         """Return how many connections this worker has, here and in its instances."""
-        self._known_closed = self._clients.closed + self._board.total(CLOSED)  # which takes long if there are many mounts
+        closed = self._clients.closed + self._board.total(CLOSED)  # which takes long if there are many mounts
+        # The board may hold anything. So it is in bounds: never fewer than before, and no more than there were.
+        self._known_closed = max(self._known_closed, min(closed, self._listeners.accepted))
         return self._at_most_open()
 
     def _at_most_open(self) -> int:
@@ -280,7 +282,7 @@ class Acceptor:
         latest = now + (1 - YIELD_SHARE) * self._head_timeout_s
         for client in self._clients.by_fd.values():  # the oldest come first
             if client.phase is Phase.PEEKING and client.deadline < latest:
-                self._clients.close(client)
+                self._guarded(client.sock.fileno(), self._clients.close, client)
                 return True
         if self._relay is not None:
             self._relay.make_room()  # and if it does, its result comes as an event

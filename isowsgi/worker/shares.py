@@ -74,7 +74,10 @@ class Shares:
 
     def _look(self, server: Server, waiting: _Waiting, now: float) -> None:
         progress = server.progress()
-        if made := progress - waiting.progress:
+        made = progress - waiting.progress
+        if made < 0:  # the board may hold anything; counters only grow
+            waiting.progress = progress
+        elif made:
             # With a thread free nothing waits, whatever has become of the connections that were counted.
             waiting.count = 0 if server.has_free_thread() else max(waiting.count - made, 0)
             waiting.progress, waiting.since = progress, now
