@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -347,3 +348,19 @@ def is_running(pid: int) -> bool:
 
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_trial_without_descriptors_leaves_none_open(tmp_path: Path) -> None:
+    order = order_for(tmp_path, "")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(os.listdir("/proc/self/fd"))
+    highest = os.dup(0)
+    os.close(highest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 3, limits[1]))  # a pipe, and half of the next one
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            trial.run(order, PROCESS, timeout_s=DEADLINE_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -6,6 +6,7 @@ a finding. The child is started anew, never forked, runs the same code as an ins
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -131,14 +132,13 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
     what = messages.encode(_trial_order(order, isolation, token))
     task = f'{{"copies": {copies}, "timeout_s": {timeout_s:g}, "order": '.encode() + what + b"}"
-    lifeline, held = os.pipe()
-    result_fd, result_end = os.pipe()
-    output_fd, output_end = os.pipe()
-    stdin = os.memfd_create("isowsgi-trial")
-    try:
-        with open(stdin, "wb", closefd=False) as file:
-            file.write(task)
-        os.lseek(stdin, 0, os.SEEK_SET)
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as childs:
+        lifeline, _ = _pipe(held, held)
+        result_fd, result_end = _pipe(held, childs)
+        output_fd, output_end = _pipe(held, childs)
+        stdin = held.enter_context(open(os.memfd_create("isowsgi-trial"), "wb"))
+        stdin.write(task)
+        stdin.seek(0)
         flags = [*subprocess._args_from_interpreter_flags(), "-P"] if executable == sys.executable else []  # type: ignore[attr-defined]
         try:
             child = subprocess.Popen(
@@ -153,8 +153,7 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
         except OSError as exc:
             return Outcome(isolation=isolation, loaded=False, error=f"cannot run {executable!r}: {exc.strerror}", failed_copy=1)
         finally:
-            os.close(result_end)
-            os.close(output_end)
+            childs.close()
         try:
             result, output, is_over = _follow(child.pid, result_fd, output_fd, timeout_s + _MARGIN_S)
         finally:
@@ -162,13 +161,18 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
             os.killpg(child.pid, signal.SIGKILL)
             code = child.wait()
             _end_what_is_left(token)
-    finally:
-        for fd in (lifeline, held, result_fd, output_fd, stdin):
-            os.close(fd)
     if not result and is_over:
         error = f"{executable!r} does not run isowsgi: it ended with exit code {code}"
         return Outcome(isolation=isolation, loaded=False, error=error, failed_copy=1, output=output.decode("utf-8", "replace"))
     return _outcome(isolation, result, output.decode("utf-8", "replace"), code if is_over else None, timeout_s)
+
+
+def _pipe(reads: contextlib.ExitStack, writes: contextlib.ExitStack) -> tuple[int, int]:
+    """Return both ends of a new pipe; each is closed with the stack that holds it."""
+    ends = os.pipe()
+    for end, stack in zip(ends, (reads, writes), strict=True):
+        stack.callback(os.close, end)
+    return ends
 
 
 def _end_what_is_left(token: str) -> None:
