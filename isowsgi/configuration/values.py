@@ -100,7 +100,7 @@ class Control:
     """`[control]`: the socket by which `isowsgi status` and the like reach a worker."""
 
     enabled: bool = True
-    folder: str | None = None  # absolute; None: see operate.places
+    folder: str | None = None  # absolute; None: see `shared.sockets.own_folders`
 
 
 @attrs.frozen(kw_only=True)

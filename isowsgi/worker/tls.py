@@ -49,8 +49,6 @@ _SWITCH_INTERVAL_S = 0.0001
 
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 
-_GONE = select.EPOLLERR | select.EPOLLHUP
-
 # What OpenSSL calls a plain HTTP request where a handshake should begin.
 _PLAIN_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
