@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from isowsgi.inside import forks
 from isowsgi.inside.wsgi import Gateway
 from isowsgi.shared.scoreboard import EXCEPTIONS
 from tests import test_serve
@@ -92,3 +94,42 @@ def test_a_logger_finds_gunicorns_names_in_a_response(place: Failing) -> None:
     assert (response.status, response.status_code, response.sent) == ("200 OK", 200, 2)
     assert (request.method, request.uri) == ("GET", "/a")
     assert elapsed.microseconds
+
+
+def test_a_body_with_a_status_that_has_none_is_told_in_the_instances_log(place: Failing) -> None:
+    """The logger that it went to has no handlers in an instance."""
+    place.service._gateways[0]._app = no_content
+
+    assert place.answer().startswith(b"HTTP/1.1 204 ")
+
+    assert place.log.errors == ["GET /a: the app gave a body of 5 bytes with status 204 No Content, which has none; it is not sent"]
+
+
+def no_content(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("204 No Content", [])
+    return [b"hello"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the copy does nothing with other threads
+@pytest.mark.parametrize("ends_by", ["a chunk", "an exception"])
+def test_a_copy_that_is_forked_while_the_body_is_read_writes_nothing_to_the_client(place: Failing, ends_by: str) -> None:
+    def body() -> Iterator[bytes]:
+        pid = os.fork()
+        if not pid:
+            forks.is_copy = True  # as `forks.watch` has it noted
+            if ends_by == "an exception":
+                raise SystemExit(0)
+            yield b"copy"
+        os.waitpid(pid, 0)
+        yield b"ok"
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return body()
+
+    place.service._gateways[0]._app = app
+
+    answer = place.answer()
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"\r\n\r\nok")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import socket
 import stat
@@ -118,6 +117,7 @@ class Response:
     Attributes:
         status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
         headers_sent: whether the client has a status already.
+        dropped: bytes of a body that the app gave with a status that has none.
         is_sending: whether a thread is in a call that waits while the client takes nothing.
         board: the words of the thread's row, once it has one.
         is_taken_over: whether the app has its client's connection to itself, see `takeover`.
@@ -130,6 +130,7 @@ class Response:
     status: str | None = None
     headers_sent = False
     sent = 0
+    dropped = 0
     response_length: int | None = None
     chunked = False
     upgrade = False
@@ -139,7 +140,6 @@ class Response:
     _lines: Sequence[bytes] = ()  # of the head, for `headers`
     _omits_body = False
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
-    _warned = False
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
         self.req = request
@@ -242,7 +242,7 @@ class Response:
         """Say that the app has taken the connection over: whatever it gives from here on is not sent."""
         self.is_taken_over = self.headers_sent = self.must_close = True
         self.response_length, self.chunked = None, False
-        self._omits_body = self._warned = True
+        self._omits_body = True
         if self.status is None:
             self.status = "101 Switching Protocols"
             if self.board is not None:
@@ -320,11 +320,8 @@ class Response:
     def _drop(self, data: bytes) -> None:
         if not self.headers_sent:
             self._send(self._head())
-        if not self._warned and self.req.method != "HEAD":  # frameworks answer HEAD by their GET view
-            self._warned = True
-            logging.getLogger("gunicorn.http.wsgi").warning(
-                "the app gave a body of %d bytes or more with status %s, which has none; it is not sent", len(data), self.status
-            )
+        if self.req.method != "HEAD":  # frameworks answer HEAD by their GET view
+            self.dropped += len(data)
 
     def _head(self) -> bytes:
         if self.status is None:

@@ -270,14 +270,16 @@ class Gateway:
                 raise ClientGone("the request was given up before it came to the app")
             try:
                 body = self._app(environ, response.start_response)
+                if not isinstance(body, FileWrapper):
+                    for chunk in body:
+                        if forks.is_copy:
+                            break
+                        response.write(chunk)
+                elif not forks.is_copy:
+                    response.write_file(body)
             finally:
                 if forks.is_copy:
                     forks.leave()
-            if isinstance(body, FileWrapper):
-                response.write_file(body)
-            else:
-                for chunk in body:
-                    response.write(chunk)
             response.close()
         finally:
             try:
@@ -293,12 +295,18 @@ class Gateway:
 
     def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
         length = response.response_length
-        if length is not None and response.sent < length and response.truncated:
-            self._log.warning(
-                "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
-                request.method, request.uri, response.sent, response.response_length,
-            )  # fmt: skip
-            return Fate.LINGER
+        if length is None or response.sent < length:
+            if response.dropped and not connection.is_taken:
+                self._log.warning(
+                    "%s %s: the app gave a body of %d bytes with status %s, which has none; it is not sent",
+                    request.method, request.uri, response.dropped, response.status,
+                )  # fmt: skip
+            elif length is not None and response.truncated:
+                self._log.warning(
+                    "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
+                    request.method, request.uri, response.sent, response.response_length,
+                )  # fmt: skip
+                return Fate.LINGER
         reader = request.body.reader
         body_read = reader.__class__ is LengthReader and reader.length == 0
         if response.must_close:
