@@ -254,3 +254,12 @@ def test_more_extensions_than_one_packet_holds_all_arrive(tmp_path: Path) -> Non
     _, _, loaded, _ = boot(order_for(tmp_path, code))
 
     assert [name for name, _ in loaded] == [f"m{number}" for number in range(1001)]
+
+
+def test_a_boot_that_fails_with_a_very_long_text_is_still_the_apps_failure(tmp_path: Path) -> None:
+    """The report was too long for a packet, also without its traceback, and the instance was stuck."""
+    state, _, _, error = boot(order_for(tmp_path, "raise ValueError('x' * 300_000)"))
+
+    assert state == "failed"
+    assert error.startswith("ValueError: xxx")
+    assert len(error) <= messages.MAX_ERROR_CHARS

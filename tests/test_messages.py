@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import isowsgi
 from isowsgi.shared import messages
 from isowsgi.shared.messages import (
+    MAX_ERROR_CHARS,
     MAX_PACKET_BYTES,
     Closed,
     Descriptors,
@@ -159,6 +160,7 @@ def test_a_shortened_report_keeps_what_counts() -> None:
     failed = Failed(error="x", traceback="t" * 1000, unknown_extension="/a.so", extensions=[("a", "b")])
 
     assert shortened(failed) == Failed(error="x", traceback="", unknown_extension="/a.so")
+    assert len(shortened(Failed(error="x" * 300_000, traceback="")).error) == MAX_ERROR_CHARS  # type: ignore[attr-defined] # a Failed
     assert shortened(Closed(threads=3)) == Closed(threads=3)
     assert shortened(Stacks(ask=1, text="x", is_last=True)) == Stacks(ask=1, text="", is_last=True)
     assert shortened(Ready(boot_s=1.0, objects=1, extensions=[("a", "b")], refused=[])).extensions == []

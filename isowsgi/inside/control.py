@@ -94,7 +94,10 @@ class Control:
             self._channel.send(messages.encode(report), flags)
         except OSError as exc:
             if exc.errno == errno.EMSGSIZE:  # many extension modules with long names; without the report the mount would never serve
-                self._channel.send(messages.encode(messages.shortened(report)), flags)
+                try:
+                    self._channel.send(messages.encode(messages.shortened(report)), flags)
+                except OSError:
+                    return
             # Else the worker is on its way out, or there is no room.
 
     def rouse(self) -> None:

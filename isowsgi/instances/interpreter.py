@@ -102,7 +102,9 @@ class InterpreterInstance(HousedInstance):
 
     def _report_failure(self, failure: str, threads_left: int) -> None:
         # Outside of the app's code, so nobody inside could say it.
-        self._report_from_keeper(messages.Failed(error=failure.strip().splitlines()[-1], traceback=failure[-32_768:]))
+        self._report_from_keeper(
+            messages.Failed(error=failure.strip().splitlines()[-1][: messages.MAX_ERROR_CHARS], traceback=failure[-32_768:])
+        )
         self._report_from_keeper(messages.Closed(threads=threads_left))
 
     def _eventfd(self) -> int:

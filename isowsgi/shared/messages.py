@@ -391,9 +391,15 @@ def read_boot_order(facts: object) -> BootOrder:
     return order
 
 
+# Longest error text that is passed on: one line, that people read. A packet's limit is the socket's send buffer, 208 KiB by default.
+MAX_ERROR_CHARS = 2000
+
+
 def shortened(message: Report) -> Report:
     """Return a report without what makes it longer than a packet."""
     cuts: dict[str, Any] = {"traceback": "", "text": "", "stack": "", "extensions": [], "refused": [], "files": []}
+    if "error" in message.fields:
+        cuts["error"] = getattr(message, "error")[:MAX_ERROR_CHARS]  # noqa: B009 # not each report has one
     return message.replace(**{name: cut for name, cut in cuts.items() if name in message.fields})
 
 
