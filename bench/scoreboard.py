@@ -37,7 +37,7 @@ CUTS = {
         "            record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)\n": "",
         "            response, reader = connection.response, connection.reader\n": "",
         "            reader.taken = 0\n": "            pass\n",
-        "            job.take_cpu()\n": "",
+        "        job.take_cpu()\n": "",
     },
     "inside/http.py": {"            board[RESPONSES + self._class] += 1\n": "            pass\n"},
 }

@@ -256,3 +256,39 @@ def test_in_every_order_a_client_gets_one_status_of_its_own_and_no_other_request
     assert count > (1000 if WHOLE else 100)
     # Both first, or the first is cut off: with nothing where its thread had claimed the status, and not sent it yet.
     assert results == {((1, "200"), (2, "200")), ((1, "504"), (2, "200")), ((2, "200"),)}
+
+
+def test_a_request_that_was_kept_open_gives_its_token_to_no_other_request() -> None:
+    """Its thread waits only so long. The next request then had two tokens, and could be given up after it had ended."""
+    it = Ending()
+    it.begin(Words(Schedule({})))  # type: ignore[arg-type]
+    token = it.hold_open()
+    assert token is not None
+    it.begin(Words(Schedule({})))  # type: ignore[arg-type]
+    it.release_open(token)
+
+    assert it.hold_open() is not None
+    assert it.hold_open() is None
+
+
+def test_in_every_order_a_request_that_the_watcher_leaves_alone_can_be_kept_open() -> None:
+    """The app's socket said that its request had ended, if it was asked just when the watcher looked."""
+
+    def run(choices: dict[int, str]) -> Schedule:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            schedule = Schedule(choices)
+            world = World(schedule, monkeypatch)
+            world.ending.begin(world.words)  # type: ignore[arg-type]
+
+            def hold() -> None:
+                token = world.ending.hold_open()
+                assert token is not None
+                world.ending.release_open(token)
+
+            def watch() -> None:
+                assert not world.ending.give_up(1, lambda: False, pytest.fail, None)
+
+            schedule.run({"watch": watch, "hold": hold})
+        return schedule
+
+    assert sum(1 for _ in _orders(run, 3)) > 10

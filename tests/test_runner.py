@@ -6,11 +6,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from isowsgi.inside import runner
 from tests.conftest import EXAMPLES_FACTOR, eventually
-from tests.fakes import Crew, Gate
+from tests.fakes import Crew, FakePort, Gate
 
 
 @pytest.fixture
@@ -268,3 +270,32 @@ def test_what_waits_for_a_thread_is_in_service(gates: dict[int, Gate]) -> None:
     for gate in gates.values():
         gate.let_go()
     crew.stop()
+
+
+def test_a_thread_that_meets_one_exception_after_the_other_sleeps_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took a core, and wrote a line for each."""
+    slept: list[int] = []
+    noted: list[BaseException] = []
+    monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: slept.append(len(noted)), monotonic=time.monotonic))
+    subject: runner.Runner[int] = runner.Runner(lambda: None, noted.append)
+    port = FakePort(lambda fd: None)
+
+    def poll(wait: bool) -> list[int]:
+        if len(noted) < 5:
+            raise ValueError("a mistake")
+        subject.stopping = True
+        return []
+
+    port.poll = poll  # type: ignore[method-assign]
+    subject.work(port)
+
+    assert len(noted) == 5
+    assert slept == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("exc", "is_so"),
+    [(ValueError("x"), False), (AssertionError(), False), (ValueError(), True), (KeyboardInterrupt(), True), (SystemExit(1), True)],
+)
+def test_an_exception_of_another_thread_is_told_from_a_mistake(exc: BaseException, is_so: bool) -> None:
+    assert runner.is_from_outside(exc) is is_so

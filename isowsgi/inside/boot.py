@@ -34,7 +34,7 @@ from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch, as_written, module_files
 from isowsgi.inside.log import Log
 from isowsgi.inside.private import share, theirs
-from isowsgi.inside.runner import Runner
+from isowsgi.inside.runner import Runner, is_from_outside
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Application, Connection, Gateway
@@ -324,9 +324,15 @@ class Instance:
             closing.join(_EXIT_FUNCTIONS_S)
 
     def _note_disturbance(self, exc: BaseException) -> None:
-        """Say that an exception came in a serving thread where isowsgi does not raise any."""
-        text = "an exception came in a serving thread after its request had ended, probably raised from another thread; it goes on: %s"
-        self._log.warning(text, _one_line(exc))
+        """Say that an exception came in a serving thread between two requests."""
+        if is_from_outside(exc):
+            text = "an exception came in a serving thread after its request had ended, probably raised from another thread; it goes on: %s"
+            self._log.warning(text, _one_line(exc))
+            return
+        try:
+            raise exc
+        except Exception:
+            self._containment.failed("a serving thread, between two requests")
 
     def _guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Be one of the instance's own threads, whose end by a fault is told."""
@@ -366,6 +372,7 @@ class Instance:
             order.host.can_see_stacks,
             self._control_rows,
             Patience(serving.body_timeout_s, serving.send_timeout_s, serving.min_rate),
+            self._containment,
             slow_s=serving.slow_request_s,
         )
         # Whichever comes last, this or an order, finds the other.
@@ -446,10 +453,10 @@ class Instance:
             service.enter_control(self._control_rows)
             watcher.look(now)
             is_busy = watcher.is_anyone_busy()
-            if is_busy:
-                admission.look(give_back=service.draining)
+            if is_busy:  # each by itself: what is due may be somebody's only rescue
+                self._containment.call("the look at those who wait", admission.look, service.draining)
                 if now > self._shut_at:
-                    service.shut_taken_over()
+                    self._containment.call("the end of connections that apps have taken over", service.shut_taken_over)
             self._control_row.words[QUEUED] = admission.waiting if is_busy else 0
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
@@ -465,11 +472,11 @@ class Instance:
             self._shut_at = time.monotonic() + max(drain_s - _SHUT_BEFORE_S, drain_s / 2)
         self._is_draining = True
         self._files = None  # what replaces it has a watch of its own; until one does, a mended file is to be seen too
-        if self._hooks is not None:
-            self._hooks.drain()
         if self._service is not None:
             self._service.draining = True
             self._poke()
+        if self._hooks is not None:  # last: it starts a thread, and may find no room for it
+            self._hooks.drain()
 
     def _last(self) -> None:
         self._is_last = True
@@ -543,7 +550,7 @@ def _one_line(exc: BaseException) -> str:
         notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
     except Exception:  # the app's code made them
         notes = 0
-    return lines[max(-1 - notes, -len(lines))].strip()
+    return lines[max(-1 - notes, -len(lines))].strip()[: messages.MAX_ERROR_CHARS]
 
 
 def _traceback() -> str:

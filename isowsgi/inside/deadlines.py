@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from isowsgi.inside.ending import Ending
 from isowsgi.inside.private import theirs
 from isowsgi.shared import answers
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
@@ -223,8 +224,9 @@ class Watcher:
         report_stuck: takes the stack of a thread that did not end.
         can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
         rows: the control thread's, by the mount's number.
-        slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
         patience: with clients.
+        containment: the instance's.
+        slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
     """
 
     def __init__(
@@ -236,6 +238,7 @@ class Watcher:
         can_see_stacks: bool,
         rows: Mapping[int, Row],
         patience: Patience,
+        containment: Containment,
         slow_s: float = 0.0,
     ) -> None:
         self._jobs = jobs
@@ -245,6 +248,7 @@ class Watcher:
         self._can_see_stacks = can_see_stacks
         self._slow_s = slow_s
         self._patience = patience
+        self._containment = containment
         self._rows = rows
 
     def is_anyone_busy(self) -> bool:
@@ -257,22 +261,25 @@ class Watcher:
             now: monotonic seconds.
         """
         for job in self._jobs:
-            job.take_cpu()
-            number = job.ending.number  # before the connection: a number that is too old does no harm
-            connection = job.connection
-            if connection is None:
-                job.mark = None
-                continue
-            if connection.is_taken:  # there is no telling what is progress, nor whose turn it is to speak
-                job.mark = None
-                job.row.words[PROGRESS_AT] = int(now * 1000)
-                continue
-            if number == job.cut:
-                self._look_at_given_up(job, number, now)
-            else:
-                self._look_at_progress(job, number, connection, now)
-            if self._slow_s:
-                self._look_for_slow(job, now)
+            self._containment.call("the look at a request", self._look_at, job, now)
+
+    def _look_at(self, job: Job, now: float) -> None:
+        job.take_cpu()
+        number = job.ending.number  # before the connection: a number that is too old does no harm
+        connection = job.connection
+        if connection is None:
+            job.mark = None
+            return
+        if connection.is_taken:  # there is no telling what is progress, nor whose turn it is to speak
+            job.mark = None
+            job.row.words[PROGRESS_AT] = int(now * 1000)
+            return
+        if number == job.cut:
+            self._look_at_given_up(job, number, now)
+        else:
+            self._look_at_progress(job, number, connection, now)
+        if self._slow_s:
+            self._look_for_slow(job, now)
 
     def _look_at_progress(self, job: Job, number: int, connection: Any, now: float) -> None:
         mark = _mark(number, connection)
@@ -394,9 +401,15 @@ def stack_from_app(frame: Any, or_all: bool = True) -> str:
     Args:
         or_all: whether to return the whole if the app has none.
     """
-    entries = list(traceback.extract_stack(frame))
+    try:
+        entries = list(traceback.extract_stack(frame))
+    except BaseException:  # the lines of some modules come from the app's code: a loader's get_source
+        return "(its stack cannot be read)"
     own = 0
     while own < len(entries) and (entries[own].filename.startswith(_OWN_FILES) or entries[own].filename in _OWN_NAMES):
         own += 1
     entries = entries[own:] or (entries if or_all else [])
-    return "".join(traceback.format_list(entries)).rstrip()
+    try:
+        return "".join(traceback.format_list(entries)).rstrip()
+    except BaseException:  # a line is looked up when it is asked for, see above
+        return "(its stack cannot be read)"

@@ -109,16 +109,14 @@ class Ending:
     def release_status(self) -> None:
         self._status.append(None)
 
-    def hold_open(self) -> bool:
-        """Keep the request from ending and from being given up; True: until `release_open`, False: it has ended, or is about to."""
-        try:
-            self._open.pop()
-        except IndexError:
-            return False
-        return True
+    def hold_open(self) -> list[None] | None:
+        """Keep the request from ending and from being given up; return what `release_open` takes, or None: it has ended, or is about to."""
+        token = self._open
+        return token if self._take(token) else None
 
-    def release_open(self) -> None:
-        self._open.append(None)
+    def release_open(self, token: list[None]) -> None:
+        """Let the request end that was kept from it: that one, for its thread waits only so long, and may be at another one by now."""
+        token.append(None)
 
     def end(self) -> bool:
         """End the request; to be called again if an exception comes out of it, and without effect if it has ended.
@@ -137,20 +135,20 @@ class Ending:
         words = self._words
         return self.is_given_up or bool(words[JUDGED] and is_cut(words))
 
-    def _take(self, token: list[None]) -> None:
-        """Take a token, or wait until the watcher, who has it, has done what it took it for."""
+    def _take(self, token: list[None]) -> bool:
+        """Take a token, or wait until the watcher, who has it, has done what it took it for; return whether it is the caller's."""
         looks = 0
         while True:
             try:
                 token.pop()
-                return
+                return True
             except IndexError:
                 pass
             # In this order: the watcher says that it gives up before it says that it is done.
             if not self._is_watcher_at_it:
                 looks += 1
                 if self.is_given_up or looks > _MOST_LOOKS:
-                    return
+                    return False
             time.sleep(_PAUSE_S)
 
     def _take_back(self) -> None:

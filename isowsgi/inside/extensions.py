@@ -21,6 +21,7 @@ from typing import Any
 
 from isowsgi.inside import private
 from isowsgi.inside.private import theirs
+from isowsgi.shared import refusals
 
 # What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
 _MAX_REFUSED = 50
@@ -91,8 +92,6 @@ class Extensions:
         if error is None:
             self.loaded.append((name, path))
             return
-        from isowsgi.shared import refusals  # only here, for most apps never need it
-
         text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
         if isinstance(error, ModuleNotFoundError) and _is_here(error.name):
             text += f"; {RAN_IN_MAIN}"

@@ -59,15 +59,28 @@ class Source(Protocol[C]):
 _UNSAID_S = 1.0
 
 
+# Disturbances in a row, without a request served between them, from which on a thread sleeps before it goes on, and for how many seconds:
+# what fails again at once would take a core, and fill the log.
+_MOST_AT_ONCE = 3
+_PAUSE_S = 0.1
+
+
+def is_from_outside(exc: BaseException) -> bool:
+    """Whether an exception was raised by another thread, as far as it shows: from there comes a class, and so no arguments."""
+    return not isinstance(exc, Exception) or not (exc.args or isinstance(exc, (AssertionError, MemoryError, StopIteration)))
+
+
 class _Hand:
     """What one thread holds."""
 
-    __slots__ = ("disturbance", "fd", "turn")
+    __slots__ = ("disturbance", "disturbances", "fd", "served", "turn")
 
     def __init__(self) -> None:
         self.fd = -1  # of the connection that it serves
         self.turn: dict[int, Any] | None = None  # its latest; None: it may only have the baton if it has just got it
         self.disturbance: BaseException | None = None
+        self.disturbances = 0  # in a row, at the same number of requests served
+        self.served = -1
 
     def has_baton(self) -> bool:
         return self.turn is not None and self.turn.setdefault(0, self) is self
@@ -110,6 +123,7 @@ class Runner(Generic[C]):
                 while True:
                     try:
                         if hand.disturbance is not None:
+                            self._pause(hand)
                             self._recover(source, hand)
                         self._take_turns(source, hand)
                         return
@@ -185,6 +199,14 @@ class Runner(Generic[C]):
                 self._holder = hand
             hand.fd = -1
             settle(connection)
+
+    def _pause(self, hand: _Hand) -> None:
+        """Sleep a little, if exceptions are all that comes of a thread."""
+        if hand.served != self.served:
+            hand.served, hand.disturbances = self.served, 0
+        hand.disturbances += 1
+        if hand.disturbances >= _MOST_AT_ONCE:
+            time.sleep(_PAUSE_S)
 
     def _recover(self, source: Source[C], hand: _Hand) -> None:
         """Find out what was going on when an exception came, and put it right. It may come again meanwhile, and this be called again."""

@@ -24,6 +24,7 @@ from gunicorn.http.errors import ParseException
 from isowsgi.inside import forks
 from isowsgi.inside.clientsocket import ClientSocket
 from isowsgi.inside.deadlines import Job, RequestTimeout
+from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared import answers
@@ -150,7 +151,7 @@ class Service:
         """End the connections that apps have taken over, websockets for instance: nobody else can, and a drain waits for them."""
         for job in self.jobs:
             connection = job.connection
-            if connection is None or not connection.is_taken or not job.ending.hold_open():
+            if connection is None or not connection.is_taken or (token := job.ending.hold_open()) is None:
                 continue
             try:
                 if job.connection is connection:
@@ -158,7 +159,7 @@ class Service:
             except OSError:
                 pass  # the client is gone
             finally:
-                job.ending.release_open()
+                job.ending.release_open(token)
 
     # The runner's side.
 
@@ -220,8 +221,11 @@ class Service:
             connection.fate = self._serve(connection, job)
         except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
             connection.fate = Fate.CLOSE
-        except Exception:  # or one that the app raises in its threads from outside, a moment too late
-            self._log.exception("a mistake in isowsgi ended a connection; please report it, unless the app raises it in its threads")
+        except Exception as exc:
+            if is_from_outside(exc):  # the app raises it in its threads, a moment too late
+                self._log.warning("%s came from another thread, between two requests; it ended a connection", type(exc).__name__)
+            else:
+                self._containment.failed("a connection")
             connection.fate = Fate.CLOSE
         if forks.is_copy:  # forked while the app's iterable was read
             forks.leave()

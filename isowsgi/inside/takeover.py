@@ -86,27 +86,27 @@ def _open(sock: AppSocket) -> None:
     if connection is None:
         raise OSError(errno.EBADF, "the request to which this connection belonged has ended")
     # Between the request's beginning and its end: soon after the number may be another connection's.
-    if not connection.ending.hold_open():
+    if (token := connection.ending.hold_open()) is None:
         raise OSError(errno.EBADF, "the request to which this connection belonged has ended")
     try:
         ours = connection.sock
         socket.socket.__init__(sock, ours.family, ours.type, ours.proto, os.dup(ours.fileno()))
         socket.socket.settimeout(sock, None)  # not the app's default, which would hold for our descriptor, too
     finally:
-        connection.ending.release_open()
+        connection.ending.release_open(token)
 
 
 def _take_over(sock: AppSocket) -> None:
     connection = sock._connection
     response = connection.response
-    if not connection.ending.hold_open():
+    if (token := connection.ending.hold_open()) is None:
         raise ClientGone("the request was given up meanwhile")
     try:
         if not (response.headers_sent or connection.ending.claim()):
             raise ClientGone("the request was given up meanwhile")
         connection.is_taken = True
     finally:
-        connection.ending.release_open()
+        connection.ending.release_open(token)
     sock.__class__ = _Taken  # type: ignore[assignment] # from here on it costs what any socket costs
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.sock.setsockopt(socket.SOL_SOCKET, option, _NO_LIMIT)

@@ -4,7 +4,7 @@ A *refusal* is about the home: the same app loads elsewhere. A *broken* app load
 What is neither for certain is *unclear*, and only a trial elsewhere can settle it (see `decision`).
 
 Packages often wrap a refusal in an error of their own ("Error importing numpy: you should not try to ..."), so the whole chain of
-exceptions is looked at, not the last line. Kept small: the interpreters of apps import it when an import fails.
+exceptions is looked at, not the last line. Kept small: the interpreters of apps import it.
 """
 
 from __future__ import annotations
