@@ -280,13 +280,13 @@ class Loans:
         """
         serial = self._next_serial
         self._next_serial = serial + 1
+        self._waiting.append(serial)
         try:
             self._lent[serial] = fd
-            self._waiting.append(serial)
             if len(self._waiting) == 1:
                 self.send_waiting()
         except Exception:
-            if serial in self._lent and serial not in self._waiting:
+            if serial not in self._waiting:
                 return  # the child has it: what failed came after, and a second owner would be worse
             self._lent.pop(serial, None)
             self._waiting.remove(serial)
