@@ -29,7 +29,10 @@ def facts(server: Server, path: str, **options: object) -> dict[str, object]:
 def children_of(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        try:
+            found += [int(child) for child in (task / "children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
+            continue
     return found
 
 
