@@ -48,12 +48,6 @@ class Failing(Place):
             raise self.failure
         return super()._app(environ, start_response)
 
-    def answer(self, request: bytes = REQUEST) -> bytes:
-        self.client.sendall(request)
-        for fd in self.service.poll(True):
-            self.serve(fd)
-        return self.client.recv(1000)
-
 
 @pytest.fixture
 def place() -> Iterator[Failing]:

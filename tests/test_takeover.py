@@ -30,12 +30,6 @@ class Taking(Place):
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
-    def answer(self, request: bytes = REQUEST) -> bytes:
-        self.client.sendall(request)
-        for fd in self.service.poll(True):
-            self.serve(fd)
-        return self.client.recv(1000)
-
 
 @pytest.fixture
 def place() -> Iterator[Taking]:

@@ -402,3 +402,17 @@ class Deployment:
         if self.is_in_line:
             self.is_in_line = False
             self.surroundings.leave_line(self)
+
+
+def facts_of(deployment: Deployment, mount: Mount) -> dict[str, Any]:
+    """Return what both the status page and `isowsgi status` say of a mount, as JSON has it."""
+    return {
+        "app": f"{mount.app.target}:{mount.app.call}",
+        "isolation": deployment.siting.isolation,
+        "reason": deployment.siting.why(),
+        "group": mount.group,
+        "state": deployment.state(),
+        "generation": deployment.generation,
+        "reloads": deployment.reloads,
+        "stuck": deployment.stuck,
+    }

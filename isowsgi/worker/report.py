@@ -20,7 +20,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
 from isowsgi.shared.scoreboard import RELOADS, STUCK, Scoreboard
 from isowsgi.worker.acceptor import Acceptor
-from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memory import rss_bytes
 from isowsgi.worker.slots import Instance
 
@@ -132,15 +132,8 @@ class Reporter:
         instances = [*(instance for instance in slots.all() if instance.state not in ENDS), *slots.left]
         return {
             "pattern": mount.pattern,
-            "app": f"{mount.app.target}:{mount.app.call}",
-            "isolation": deployment.siting.isolation,
-            "reason": deployment.siting.why(),
-            "group": mount.group,
-            "state": deployment.state(),
-            "generation": deployment.generation,
+            **facts_of(deployment, mount),
             "threads": self._orders.threads_of(mount),
-            "reloads": deployment.reloads,
-            "stuck": deployment.stuck,
             "parked": parked,
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
             "instances": [self._instance(instance, deployment) for instance in instances],

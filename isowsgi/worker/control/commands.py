@@ -17,7 +17,7 @@ from isowsgi.shared import interpreters
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.server import Errand, Refusal
-from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memory import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
@@ -208,14 +208,7 @@ class Commands:
         incident = deployment.reports.incidents.latest()
         return {
             "mount": mount.pattern,
-            "app": f"{mount.app.target}:{mount.app.call}",
-            "isolation": deployment.siting.isolation,
-            "reason": deployment.siting.why(),
-            "group": mount.group,
-            "state": deployment.state(),
-            "generation": deployment.generation,
-            "reloads": deployment.reloads,
-            "stuck": deployment.stuck,
+            **facts_of(deployment, mount),
             "retry_in_s": deployment.backoff.left_s(now),
             "instances": [_instance_status(instance, now, mount.number) for instance in deployment.slots.all()],
             "last_error": None if incident is None else {"at": incident.at, "kind": incident.kind, "error": incident.error},
