@@ -124,7 +124,7 @@ def under_trouble(found: Server, trouble: Callable[[], str]) -> dict[str, Any]:
 def last_word(found: Server) -> str:
     """Return what the log says of it, short."""
     says = {
-        "died while it served": "crash attributed",
+        "died while serving": "crash attributed",
         "holds the interpreter's GIL": "answered from outside, replaced",
         "is stuck in its request": "stuck, replaced",
         "the generation before goes on": "the old generation goes on",
@@ -313,7 +313,7 @@ def crashes(trials: int) -> list[dict[str, Any]]:
                 ask(found, f"/t/{path}")
                 found.wait_for_log(r"worker \d+ died", trial + 1)
             # The request before it may still be there: its thread has sent the answer and not come round to say so.
-            right = len(re.findall(rf"worker \d+ died while it served (?:/t: [^;\n]+; )*/t: GET /t/{path} HTTP/1.1", found.log()))
+            right = len(re.findall(rf"worker \d+ died while serving (?:/t: [^;\n]+; )*/t: GET /t/{path} HTTP/1.1", found.log()))
             right -= found.log().count("none of them is blamed")
             rows.append({"crash": path, "trials": trials, "attributed": right})
         progress(rows[-1])

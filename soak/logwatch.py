@@ -20,11 +20,11 @@ _LINE = re.compile(r"\[\d{4}-[^]]*\] \[(?P<pid>\d+)\] \[(?P<level>[A-Z]+)\] (?P<
 # Warnings and errors that belong to what is done to the server. {worker} and {tag}: of a process that was killed.
 _EXPECTED = (
     r"Worker \(pid:{worker}\) was sent SIGKILL!",
-    r"worker {worker} died (while it served|with no request in flight|while it loaded)",
-    r"worker {worker}: \d+ mounts had requests in flight",
+    r"worker {worker} died (while serving|with no request in flight|while loading)",
+    r"worker {worker} died with requests of \d+ mounts in flight",
     r"{tag}: ended unexpectedly: its process was ended by SIGKILL( while it served .*)?$",
     r"The worker is to be replaced: main lives in the main interpreter and must be loaded again",
-    r"\S+: has crashed \d+ workers",
+    r"\S+: crashed \d+ workers",
     r"\S+: crashed its worker too often",
 )
 

@@ -309,7 +309,7 @@ def test_a_venv_of_another_python_is_a_fault_that_says_both_versions(read: Write
 
     assert faults(read, '[mounts."/blog"]\napp = "a"\nvenv = "old env"\n') == [
         f'mounts."/blog".venv: made for Python 3.9, but gunicorn runs on Python {PYTHON}; '
-        f"make it anew with python{PYTHON} -m venv --clear '{folder}/old env'"
+        f"recreate it with python{PYTHON} -m venv --clear '{folder}/old env'"
     ]
 
 
@@ -322,7 +322,7 @@ def test_a_folder_that_is_no_whole_venv_is_a_fault(read: Write, folder: Path) ->
     no_venv = "expected a virtual environment (a folder with pyvenv.cfg), got"
     assert faults(read, text) == [
         f"""mounts."/bare".venv: expected the folder '{SITE_PACKAGES}' in '{folder}/bare', got none; """
-        f"make it anew with python{PYTHON} -m venv --clear {folder}/bare",
+        f"recreate it with python{PYTHON} -m venv --clear {folder}/bare",
         f"""mounts."/mute".venv: expected a Python version in its pyvenv.cfg, got none in 'mute' (that is '{folder}/mute')""",
         f"""mounts."/plain".venv: {no_venv} 'plain' (that is '{folder}/plain')""",
         f"""mounts."/none".venv: {no_venv} 'none' (that is '{folder}/none')""",
@@ -661,7 +661,7 @@ def test_a_file_is_found_from_a_working_directory_that_was_deleted_if_its_path_i
     (folder / "gone").rmdir()
 
     assert load(folder / "isowsgi.toml").path == str(folder / "isowsgi.toml")
-    with pytest.raises(ConfigError, match="the working directory was deleted; name the file with its whole path"):
+    with pytest.raises(ConfigError, match="the working directory was deleted; give the file's absolute path"):
         load("isowsgi.toml")
 
 
@@ -675,7 +675,7 @@ def test_a_user_without_a_home_is_told_so(read: Write, monkeypatch: pytest.Monke
     monkeypatch.setattr(pwd, "getpwuid", nobody)
 
     [fault] = faults(read, '[mounts]\n"/" = { app = "a", log = "~/a.log" }\n')
-    assert fault.startswith(f'mounts."/".log: write the whole path: uid {os.getuid()} has no home folder')
+    assert fault.startswith(f'mounts."/".log: write the absolute path: uid {os.getuid()} has no home folder')
 
 
 # Any file: a small writer of TOML, so that the structures are not only those tests think of.
@@ -850,7 +850,7 @@ def test_another_python_needs_a_process(read: Write, folder: Path) -> None:
     python = fake_python(folder, "3.42")
 
     assert faults(read, f'[mounts."/"]\napp = "a"\npython = "{python}"\nisolation = "main"\n') == [
-        'mounts."/".python: another Python runs in a process of its own: expected isolation = "process" (or "auto"), got \'main\''
+        'mounts."/".python: another Python runs in its own process: expected isolation = "process" (or "auto"), got \'main\''
     ]
 
 
@@ -861,7 +861,7 @@ def test_a_venv_of_another_version_names_its_own_python_if_that_could_run_the_ap
 
     [fault] = faults(read, '[mounts."/"]\napp = "a"\nvenv = "env"\n')
 
-    assert fault.endswith(f', or set python = "{folder}/env/bin/python" to run the app on that, in a process of its own')
+    assert fault.endswith(f', or set python = "{folder}/env/bin/python" to run the app on that Python, in its own process')
 
 
 def test_faults_of_keys_together_are_told_with_the_others(read: Write, folder: Path) -> None:
@@ -993,7 +993,7 @@ def test_members_of_a_group_have_one_policy(read: Write) -> None:
 
 def test_the_main_interpreter_can_have_no_policy(read: Write) -> None:
     """An audit hook there hears of what gunicorn and the acceptor do as well."""
-    told = "the main interpreter is gunicorn's too, and nobody can tell who does what there"
+    told = "in the main interpreter an app's calls cannot be told from gunicorn's"
 
     [own] = faults(read, '[mounts."/"]\napp = "a"\nisolation = "main"\npolicy = { chdir = "warn" }\n')
     [default] = faults(read, '[defaults]\npolicy = "warn"\n[mounts]\n"/" = { app = "a", isolation = "main" }\n')

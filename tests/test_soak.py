@@ -130,7 +130,7 @@ def test_the_log_may_tell_of_kills_and_of_nothing_else(tmp_path: Path) -> None:
         line("ERROR", "/django #3: ended unexpectedly: its process was ended by SIGKILL while it served GET /django/small HTTP/1.1"),
         line("ERROR", "/django #4: ended unexpectedly: its process was ended by SIGKILL"),
         line("ERROR", "Worker (pid:7) was sent SIGKILL! Perhaps out of memory?"),
-        line("ERROR", "worker 7 died while it served /a: GET /a HTTP/1.1; /b: GET /b HTTP/1.1"),
+        line("ERROR", "worker 7 died while serving /a: GET /a HTTP/1.1; /b: GET /b HTTP/1.1"),
         line("ERROR", "Error handling request /a"),
         "Traceback (most recent call last):\n",
     ]

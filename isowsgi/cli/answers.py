@@ -60,9 +60,9 @@ class Answer(NamedTuple):
 def checked(message: dict[str, Any], command: str) -> dict[str, Any]:
     """Return an answer if it has all that its command's answers have, else one that says what is wrong with it."""
     if message.get("ok") is True:
-        return message if fits(message, SHAPES[command]) else no_answer("malformed", f"the answer is none to {command!r}")
+        return message if fits(message, SHAPES[command]) else no_answer("malformed", f"malformed answer to {command!r}")
     if not fits(message.get("error"), _ERROR):
-        return no_answer("malformed", "the answer says neither ok nor what is wrong")
+        return no_answer("malformed", "malformed answer: neither a result nor an error")
     return {**message, "ok": False}
 
 

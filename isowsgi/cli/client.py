@@ -38,12 +38,12 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
     """Return the sockets of the workers that serve a config file, of all gunicorns or of the one with a pid file.
 
     Raises:
-        NobodyServes: there is none, or several users say that they do.
+        NobodyServes: there is none, or several users claim to serve it.
     """
     try:
         path = workdir.absolute(config or "isowsgi.toml")
     except FileNotFoundError:
-        raise NobodyServes("the working directory was deleted; name the config file with its whole path (--config)") from None
+        raise NobodyServes("the working directory was deleted; give the config file's absolute path with --config") from None
     master = None if pidfile is None else _master(pidfile)
     found = [place for folder in sockets.all_folders(sockets.configured_folder(path)) for place in _living(folder)]
     # As gunicorn has it: by the path as it was written, or without the links in it, or in the folder that its shell's link led to.
@@ -52,14 +52,16 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
     if master is not None:
         wanted = [place for place in found if place.master == master and (config is None or place.config in hashes)]
         if not wanted:
-            raise NobodyServes(f"{pidfile}: no worker of process {master} has a control socket here")
+            raise NobodyServes(
+                f"{pidfile}: process {master} has no worker with a control socket; is it a running gunicorn with isowsgi's worker?"
+            )
     else:
         wanted = [place for place in found if place.config in hashes]
     if not wanted:
         raise NobodyServes(_who_else(path, found))
     if len({place.owner for place in wanted}) > 1:
         claims = ", ".join(sorted({f"gunicorn {place.master} of {user(place.owner)}" for place in wanted}))
-        raise NobodyServes(f"several users say that they serve {plain(path)}: {claims}; run this command as the user of the right one")
+        raise NobodyServes(f"several users claim to serve {plain(path)}: {claims}; run this command as the right user")
     return wanted
 
 
@@ -69,10 +71,10 @@ def _who_else(path: str, found: list[Place]) -> str:
     for answer in ask(found, {"do": "errors"}, _OTHERS_S, _OTHERS_BYTES):
         if isinstance(config := answer.message.get("config"), str):
             others.add(f"{plain(config)} (gunicorn {answer.place.master}{of_whom(answer.place)})")
-    me = "" if os.geteuid() == 0 else f" as uid {os.geteuid()}; ask as the user of its workers, or as root"
+    me = "" if os.geteuid() == 0 else f" as uid {os.geteuid()}; run this command as the workers' user or as root"
     if others:
         return f"no running gunicorn serves {plain(path)}{me}; running: {', '.join(sorted(others))}"
-    missing = "; there is no such file, name it with --config" if not os.path.exists(path) else ""
+    missing = "; no such file: name the config file with --config" if not os.path.exists(path) else ""
     return f"no running gunicorn serves {plain(path)}{me}{missing}"
 
 

@@ -38,7 +38,7 @@ _BAD_INPUT = ("unknown-mount", "mount")
 def _where(command: F) -> F:
     """Add the options that say which gunicorn is meant."""
     pidfile = click.option("--pidfile", metavar="FILE", help="Only the gunicorn whose process id is in this file.")
-    config = click.option("--config", "-c", metavar="FILE", help="The config file that is served.  [default: isowsgi.toml]")
+    config = click.option("--config", "-c", metavar="FILE", help="Config file of the running gunicorn.  [default: isowsgi.toml]")
     return config(pidfile(command))
 
 
@@ -52,14 +52,16 @@ def _one_mount(command: F) -> F:
     return click.argument("pattern")(_where(checked))  # type: ignore[return-value] # click's decorators forget the type
 
 
-_timeout = click.option("--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True, help="Seconds to wait for it.")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True, help="Seconds to wait for the result."
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
 
 
 @click.command(short_help="Show every mount with its state.")
 @_where
 @_as_json
-@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) -> None:
     """Show every mount with its state in all workers."""
     workers = _find(config, pidfile)
@@ -75,7 +77,7 @@ def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) 
 
 
 def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
-    """Show the state anew every second; workers come and go meanwhile, and so may the server."""
+    """Refresh the view every second; workers and even the server may start and end meanwhile."""
     from rich.live import Live
 
     # Taken where we wait, so that it comes between two pictures, and also if a shell started us in the background, with SIGINT ignored.
@@ -99,9 +101,9 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
 @_one_mount
 @_timeout
 def reload(pattern: str, workers: list[Place], timeout: float) -> None:
-    """Replace one mount's app by a new generation, without losing a request, and wait until it serves.
+    """Load a new generation of one mount's app without losing a request, and wait until the new generation serves.
 
-    If the new generation fails, the old one goes on, and the exit code is 1.
+    If it cannot be loaded, the old generation keeps serving and the exit code is 1.
     """
     _do(workers, {"do": "reload", "mount": pattern}, timeout)
 
@@ -110,7 +112,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
 @_one_mount
 @_timeout
 def stop(pattern: str, workers: list[Place], timeout: float) -> None:
-    """End one mount's app; it answers 503 until `isowsgi start`."""
+    """Stop one mount's app; the mount answers 503 until `isowsgi start`."""
     _do(workers, {"do": "stop", "mount": pattern}, timeout)
 
 
@@ -118,15 +120,15 @@ def stop(pattern: str, workers: list[Place], timeout: float) -> None:
 @_one_mount
 @_timeout
 def start(pattern: str, workers: list[Place], timeout: float) -> None:
-    """Start one mount's app: after `isowsgi stop`, or now if it sleeps or waits for its next try."""
+    """Start one mount's app after `isowsgi stop`, or at once if it is asleep or waits for a retry."""
     _do(workers, {"do": "start", "mount": pattern}, timeout)
 
 
-@click.command(short_help="Show where the threads of one app are.")
+@click.command(short_help="Show the stacks of one app's threads.")
 @_one_mount
 @_as_json
 def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
-    """Show what each thread of one mount's app is doing, also while it is stuck."""
+    """Show what each thread of one mount's app is doing, even if the app is stuck."""
     answers = client.ask(workers, {"do": "stacks", "mount": pattern}, _TIMEOUT_S)
     if as_json:
         _print_json(answers)
@@ -141,7 +143,7 @@ def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
 @_one_mount
 @_as_json
 def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
-    """Show why one mount's app could not be loaded last, and its latest exceptions."""
+    """Show why one mount's app last failed to load, and its latest exceptions."""
     answers = client.ask(workers, {"do": "errors", "mount": pattern}, _TIMEOUT_S)
     if as_json:
         _print_json(answers)
@@ -165,7 +167,7 @@ def _find(config: str | None, pidfile: str | None) -> list[Place]:
 
 
 def _do(workers: list[Place], request: Mapping[str, Any], timeout_s: float) -> None:
-    """Ask all workers to do something and say what came of it."""
+    """Ask all workers to do something, and print each worker's result."""
     answers = for_people(client.ask(workers, request, timeout_s))
     _fail_on_bad_input(answers)
     for answer in answers:
@@ -196,7 +198,7 @@ def _fail(text: str, code: int) -> NoReturn:
 def _console() -> Any:
     from rich.console import Console
 
-    # Not told to a terminal, a table must not be folded to 80 columns.
+    # Output that goes to no terminal must not be folded to 80 columns.
     console = Console(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
 
@@ -217,7 +219,7 @@ _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": 
 
 
 def _status_view(answers: list[Answer]) -> Group:
-    """Draw a row for each mount, over all workers that answered; below it what went wrong last, and who did not answer."""
+    """Draw a row for each mount, summed over all workers that answered; below it the last errors and the workers that did not answer."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -280,7 +282,7 @@ def _print_errors(answers: list[Answer]) -> None:
     told = [answer for answer in answers if answer.is_ok]
     found = [(incident, answer) for answer in told for incident in [answer.message["boot"], *answer.message["requests"]] if incident]
     if not found and told:
-        click.echo("no error so far")
+        click.echo("no errors so far")
     for incident, answer in sorted(found, key=lambda pair: pair[0]["at"]):
         what = "could not be loaded" if incident["kind"] == "boot" else incident["request"]
         click.echo(f"{_when(incident['at'])} worker {answer.place.worker}, {incident['tag']}: {what}: {incident['error']}")

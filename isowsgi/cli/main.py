@@ -20,7 +20,7 @@ from isowsgi.shared import gunicorn_parts, interpreters
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(isowsgi.__version__, prog_name="isowsgi")
 def main() -> None:
-    """Look after the apps that a gunicorn with isowsgi's worker serves."""
+    """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
 for command in COMMANDS:
@@ -29,13 +29,13 @@ for command in COMMANDS:
 
 @main.command()
 @click.argument("config", default="isowsgi.toml", type=click.Path())
-@click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Only this mount; may be given more than once.")
+@click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Check only this mount; may be given more than once.")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S", help="Seconds that an app may take to load.")
 def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: float | None) -> None:
-    """Find out which home each mount of CONFIG gets, by loading its app in processes to throw away.
+    """Find out which isolation each mount of CONFIG gets, by loading its app in throw-away processes.
 
-    Exit code: 0 all fine, 1 some mount has no home, 2 the config file has faults.
+    Exit code: 0 every mount has an isolation, 1 some mount has none, 2 the config file has faults.
     """
     loaded = _load(config, wants_json)
     known = [mount.pattern for mount in loaded.mounts]

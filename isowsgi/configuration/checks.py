@@ -174,7 +174,9 @@ def _path(value: Any, folder: str) -> tuple[str, str]:
         raise Fault("expected a path, got ''")
     expanded = os.path.expanduser(value)
     if expanded.startswith("~") and (value.startswith("~/") or value == "~"):
-        raise Fault(f"write the whole path: uid {os.getuid()} has no home folder, neither by HOME nor in the user database, got {value!r}")
+        raise Fault(
+            f"write the absolute path: uid {os.getuid()} has no home folder, neither by HOME nor in the user database, got {value!r}"
+        )
     path = os.path.abspath(os.path.join(folder, expanded))
     return path, repr(value) if path == value else f"{value!r} (that is {path!r})"
 
@@ -213,12 +215,12 @@ def venv_fault(venv: str, wanted: tuple[int, int], python: str | None) -> str | 
         version = _venv_version(_pyvenv_cfg(venv))
     except (OSError, regular.NotRegular):  # it was there a moment ago
         version = None
-    again = f"make it anew with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
+    again = f"recreate it with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
     if version is not None and version != wanted:
         runs_on = f"gunicorn runs on Python {wanted[0]}.{wanted[1]}" if python is None else f"{python!r} is Python {wanted[0]}.{wanted[1]}"
         own = os.path.join(venv, "bin", "python")
         if python is None and version >= pythons.oldest_version() and os.path.exists(own):
-            again += f", or set python = {quoted(own)} to run the app on that, in a process of its own"
+            again += f", or set python = {quoted(own)} to run the app on that Python, in its own process"
         return f"made for Python {version[0]}.{version[1]}, but {runs_on}; {again}"
     packages = f"lib/python{wanted[0]}.{wanted[1]}/site-packages"
     if wanted == pythons.HOST:

@@ -60,7 +60,7 @@ def _ignored(note: str) -> Verdict:
     return Verdict(handling=Handling.IGNORED, note=note)
 
 
-_TLS_FILE = "read by gunicorn's master, at start and on SIGHUP; one that cannot be used then changes nothing"
+_TLS_FILE = "read by gunicorn's master at start and on SIGHUP; if it cannot be used on SIGHUP, the previous one is kept"
 _CLIENT_CERTIFICATE = (
     "refused without a certfile; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
 )
@@ -69,7 +69,7 @@ _NO_HTTP2 = "without effect, since isowsgi does not speak HTTP/2; set it in the 
 _PASTE = "PasteDeploy loads one app for the whole server; name the apps in isowsgi's config file instead"
 _REQUEST_HOOK = "the hook lives in the main interpreter and the request in its app's; wrap the app in a WSGI middleware instead"
 _ASGI = "for ASGI apps only, and isowsgi serves WSGI apps"
-_ARBITER_HOOK = "called by gunicorn's master, as ever"
+_ARBITER_HOOK = "called by gunicorn's master, as usual"
 _WORKER_HOOK = "called in the worker's main interpreter, where none of the apps can be seen"
 _DIRTY = "the dirty arbiter and its workers are processes of gunicorn's own, which isowsgi leaves as they are"
 _TRUST = "obeyed by the parser in each app's interpreter, the same for all mounts"
@@ -77,7 +77,7 @@ _POLICY = "obeyed by gunicorn's parser, which runs in each app's interpreter, th
 _HEAD_LIMIT = "obeyed by gunicorn's parser; besides, a head that does not fit into 64 KiB is answered 431 before it reaches an app"
 _IMPORTS_APP = "works with isowsgi.toml and with 'isowsgi:config(\"path\")'; gunicorn cannot import any other path"
 _LOG = "obeyed by the logger of every interpreter"
-_LOG_FILE = "one file for all mounts, opened for appending by every interpreter and opened anew on USR1"
+_LOG_FILE = "one file for all mounts, opened for appending by every interpreter and reopened on USR1"
 _LOG_CONFIG = "applied in every interpreter, so a file that rotates itself would be rotated by all of them: rotate from outside, with USR1"
 _CONTROL = "the control socket belongs to gunicorn's master, which knows workers and not mounts; for these there is isowsgi status"
 
@@ -103,7 +103,7 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
             refused_when=lambda value: value == 0,
         ),
         "max_requests": _honoured("counted over all mounts of a worker and looked at once a second, so a few more may be served"),
-        "max_requests_jitter": _honoured("added to max_requests, as ever"),
+        "max_requests_jitter": _honoured("added to max_requests, as usual"),
         "timeout": _honoured("heartbeat of the acceptor, not a limit on the time of a request: a stuck app does not stop the heartbeat"),
         "graceful_timeout": _honoured("time the requests of all mounts get to finish when a worker stops"),
         "keepalive": _honoured("seconds an idle connection stays open, whichever mount it served last; 0 closes after each response"),
@@ -150,7 +150,7 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "proxy_protocol": _honoured(
             "read before a connection's first request, within TLS if there is any; what it says holds for every request on the connection"
         ),
-        "proxy_allow_ips": _honoured("who else sends a PROXY header is answered 403"),
+        "proxy_allow_ips": _honoured("a PROXY header from any other address is answered 403"),
         "protocol": _refused("only HTTP can be routed; with nginx use proxy_pass in place of uwsgi_pass"),
         "uwsgi_allow_ips": _ignored("without effect, since the uwsgi protocol is refused; with nginx use proxy_pass"),
         "raw_paste_global_conf": _refused(_PASTE),
@@ -214,10 +214,10 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "cert_reqs": _honoured(_CLIENT_CERTIFICATE),
         "ca_certs": _honoured(_TLS_FILE),
         "suppress_ragged_eofs": _honoured(
-            "if off, a connection that ends before its TLS session does is dropped, whatever was asked on it"
+            "if off, a connection that ends without closing its TLS session is dropped, even with a request in flight"
         ),
-        "do_handshake_on_connect": _ignored("the handshake begins when the client does, and never keeps a thread"),
-        "ciphers": _honoured("for TLS 1.2, as ever; those of 1.3 are OpenSSL's"),
+        "do_handshake_on_connect": _ignored("the handshake begins with the client's first byte and never occupies a thread"),
+        "ciphers": _honoured("for TLS 1.2, as usual; those of 1.3 are OpenSSL's"),
         # HTTP/2
         "http_protocols": _refused(_HTTP2, refused_when=lambda value: "h2" in value),
         "http2_cleartext": _refused(_HTTP2),
@@ -232,10 +232,10 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "dirty_threads": _honoured(_DIRTY),
         "dirty_graceful_timeout": _honoured(_DIRTY),
         # Dirty Arbiter Hooks
-        "on_dirty_starting": _honoured("called by gunicorn's dirty arbiter, as ever"),
-        "dirty_post_fork": _honoured("called in gunicorn's dirty worker, as ever"),
-        "dirty_worker_init": _honoured("called in gunicorn's dirty worker, as ever"),
-        "dirty_worker_exit": _honoured("called in gunicorn's dirty worker, as ever"),
+        "on_dirty_starting": _honoured("called by gunicorn's dirty arbiter, as usual"),
+        "dirty_post_fork": _honoured("called in gunicorn's dirty worker, as usual"),
+        "dirty_worker_init": _honoured("called in gunicorn's dirty worker, as usual"),
+        "dirty_worker_exit": _honoured("called in gunicorn's dirty worker, as usual"),
         # Control
         "control_socket": _honoured(_CONTROL),
         "control_socket_mode": _honoured(_CONTROL),

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     try:
         absolute = workdir.absolute(os.path.join(base or "", shown))
     except FileNotFoundError:
-        raise ConfigError((f"{shown}: the working directory was deleted; name the file with its whole path",)) from None
+        raise ConfigError((f"{shown}: the working directory was deleted; give the file's absolute path",)) from None
     data = _parse(shown, absolute)
     folder = os.path.dirname(absolute)
     try:
@@ -278,7 +278,7 @@ def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
     isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
     if python is not None and isolation not in ("auto", "process"):
         wanted = 'isolation = "process" (or "auto")'
-        yield "python", Fault(f"another Python runs in a process of its own: expected {wanted}, got {isolation!r}")
+        yield "python", Fault(f"another Python runs in its own process: expected {wanted}, got {isolation!r}")
     elif venv is not None:
         fault = checks.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
         if fault is not None:
@@ -290,7 +290,7 @@ def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
         if values.get("instances", 1) > 1:
             yield "instances", Fault(f"there is one main interpreter, got {values['instances']}")
         if any(value != "allow" for value in values.get("policy", {}).values()):
-            reason = "the main interpreter is gunicorn's too, and nobody can tell who does what there"
+            reason = "in the main interpreter an app's calls cannot be told from gunicorn's"
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
 
 

@@ -51,4 +51,4 @@ def config_path(app: str) -> str:
 
 
 def not_called(environ: Any, start_response: Any) -> Any:
-    raise RuntimeError("isowsgi serves a config file's apps in interpreters of their own; run gunicorn with -k isowsgi.Worker")
+    raise RuntimeError("only isowsgi's worker can serve the apps of a config file; run gunicorn with -k isowsgi.Worker")

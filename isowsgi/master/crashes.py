@@ -67,28 +67,30 @@ class CrashReport:
             self._suspect(pid, [self._config.mounts[mount].pattern for mount in sorted(set(self._board.loading()))])
             return ""
         requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
-        self._log.error("worker %s died while it served %s", pid, requests)
+        self._log.error("worker %s died while serving %s", pid, requests)
         if len(mounts) > 1:
-            self._log.error("worker %s: %d mounts had requests in flight, so none of them is blamed", pid, len(mounts))
+            self._log.error(
+                "worker %s died with requests of %d mounts in flight; the crash is attributed to none of them", pid, len(mounts)
+            )
             return ""
         mount = self._config.mounts[mounts[0]]
         is_too_often = self._ledger.record(mount.pattern, time.monotonic())
         if is_too_often and mount.on_crash in self._verdicts:
             self._verdicts[mount.on_crash].add(mount.pattern)
-            self._log.error("%s: has crashed %d workers and %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
+            self._log.error("%s: crashed %d workers; %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
         return mount.pattern
 
     def _suspect(self, pid: object, loading: list[str]) -> None:
         if not loading:
             self._log.error("worker %s died with no request in flight", pid)
             return
-        self._log.error("worker %s died while it loaded %s; that is tried in a process of its own from now on", pid, ", ".join(loading))
+        self._log.error("worker %s died while loading %s; it will be loaded in a trial process first", pid, ", ".join(loading))
         self._verdicts[SUSPECT].update(loading)
 
 
 _VERDICTS = {
-    "quarantine": "is quarantined: 503 until the next reload",
-    "process": "lives in a process of its own from now on, until the next reload",
+    "quarantine": "quarantined: it answers 503 until gunicorn reloads (SIGHUP)",
+    "process": "it runs in its own process until gunicorn reloads (SIGHUP)",
 }
 
 

@@ -92,7 +92,7 @@ class Plan:
         if cfg is not self._is_for or cfg.reload:
             self._is_for = cfg  # only once for each HUP, good or bad
             self._has_reloaded, self._forks = True, 0
-            containment.call("reading the settings again", self._reread, app, cfg, log)
+            containment.call("reload of settings and config file", self._reread, app, cfg, log)
         self._forks += 1
         joins_others = self._forks > cfg.workers
         return Share(
@@ -147,7 +147,7 @@ class Plan:
             except tlscontext.ContextError as exc:
                 return [str(exc)]
         elif cfg.cert_reqs:  # gunicorn would serve everybody
-            return ["gunicorn setting cert_reqs: asks for clients' certificates, and there is no TLS: set certfile and keyfile too"]
+            return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile too"]
         self._settings, self._tls_context = gunicorn_settings.snapshot(cfg), context
         return []
 
@@ -171,10 +171,10 @@ class Plan:
         for refusal in refusals:
             log.error(refusal)
         if refusals:
-            log.error("invalid settings; TLS and those that the apps' interpreters obey stay as they were")
+            log.error("invalid settings; keeping the previous ones for TLS and for the apps' interpreters")
         try:
             self._read(config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
         except configuration.ConfigError as exc:
             for fault in exc.faults:
                 log.error(fault)
-            log.error("the config file has faults; the mounts stay as they were")
+            log.error("invalid config file; keeping the previous mounts")

@@ -32,5 +32,5 @@ def make_context(cfg: Any) -> ssl.SSLContext:
         context.options |= ssl.OP_NO_RENEGOTIATION
     except Exception as exc:  # the user's `ssl_context` may raise anything
         files = f"certfile {cfg.certfile!r}, keyfile {cfg.keyfile!r}"
-        raise ContextError(f"gunicorn's TLS settings: no TLS context can be made of {files}: {type(exc).__name__}: {exc}") from exc
+        raise ContextError(f"gunicorn's TLS settings: cannot make a TLS context from {files}: {type(exc).__name__}: {exc}") from exc
     return context

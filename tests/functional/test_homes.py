@@ -411,10 +411,10 @@ def test_an_app_that_ends_the_worker_when_it_is_loaded_does_so_once(serve: Start
         wait_for=0,
         files={"exits.py": code},
     )
-    server.wait_for_log(r"died while it loaded .*/bad; that is tried in a process of its own from now on")
+    server.wait_for_log(r"died while loading .*/bad; it will be loaded in a trial process first")
     server.wait_for_log(r"/bad #0: cannot load 'exits:application': it ended the process with exit code 7 when it was loaded")
     server.wait_until_serving()
 
     assert server.get("/").status_code == 200
     assert server.get("/bad").status_code == 503
-    assert server.log().count("died while it loaded") == 1
+    assert server.log().count("died while loading") == 1

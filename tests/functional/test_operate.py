@@ -255,7 +255,7 @@ def test_stacks_and_status_say_so_when_c_code_holds_the_gil(serve: StartServer) 
 
 def test_errors_show_the_exceptions_of_requests_and_no_terminal_obeys_them(serve: StartServer) -> None:
     server = serve('[mounts]\n"/s" = "operated"\n[control]\nfolder = "control"')
-    assert isowsgi(server, "errors", "/s").stdout == "no error so far\n"
+    assert isowsgi(server, "errors", "/s").stdout == "no errors so far\n"
 
     assert server.get("/s/raise").status_code == 500
 

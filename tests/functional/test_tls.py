@@ -510,17 +510,17 @@ def test_a_new_certificate_comes_with_sighup_and_a_bad_one_changes_nothing(serve
     files[0].write_text("no certificate")
     server.send_signal(signal.SIGHUP)
     server.wait_for_log("serving", 3)
-    server.wait_for_log("gunicorn's TLS settings: no TLS context can be made of .*changing.pem")
+    server.wait_for_log("gunicorn's TLS settings: cannot make a TLS context from .*changing.pem")
     assert subject() == "second"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--certfile", "bad.pem"], "Error: gunicorn's TLS settings: no TLS context can be made of certfile 'bad.pem'"),
+        (["--certfile", "bad.pem"], "Error: gunicorn's TLS settings: cannot make a TLS context from certfile 'bad.pem'"),
         (["--certfile", "bad.pem", "--ca-certs", "none.pem"], "Error: gunicorn setting ca_certs: cannot read 'none.pem': No such file"),
         (["--certfile", "none.pem"], 'certfile "none.pem" does not exist'),
-        (["--cert-reqs", "2"], "Error: gunicorn setting cert_reqs: asks for clients' certificates, and there is no TLS"),
+        (["--cert-reqs", "2"], "Error: gunicorn setting cert_reqs: client certificates need TLS"),
     ],
 )
 def test_what_gives_no_tls_is_an_error_at_start(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -196,8 +196,8 @@ def test_a_crash_is_laid_at_the_door_of_the_mount_that_did_it(serve: StartServer
         eventually(lambda: generation(server) == 1)
         with pytest.raises(requests.ConnectionError):
             server.get(f"/t/{how}")
-    server.wait_for_log(rf"worker \d+ died while it served /t: GET /t/{how} HTTP/1.1", 2)
-    server.wait_for_log("/t: has crashed 2 workers and is quarantined")
+    server.wait_for_log(rf"worker \d+ died while serving /t: GET /t/{how} HTTP/1.1", 2)
+    server.wait_for_log("/t: crashed 2 workers; quarantined")
 
     eventually(lambda: server.get("/h/").status_code == 200)
     assert server.get("/t/").status_code == 503
@@ -209,7 +209,7 @@ def test_an_app_that_crashes_the_worker_again_and_again_may_move_to_a_process_of
         eventually(lambda: server.get("/t/").status_code == 200)
         with pytest.raises(requests.ConnectionError):
             server.get("/t/crash")
-    server.wait_for_log("/t: has crashed 2 workers and lives in a process of its own from now on")
+    server.wait_for_log("/t: crashed 2 workers; it runs in its own process")
     server.wait_for_log(r"/t #\d+: serving, .*\(process: it kept crashing the worker\)")
     workers = server.workers()
 
@@ -228,7 +228,7 @@ def test_a_crash_among_several_mounts_in_flight_blames_nobody(serve: StartServer
         with pytest.raises(requests.ConnectionError):
             slow.result()
 
-    server.wait_for_log("2 mounts had requests in flight, so none of them is blamed")
+    server.wait_for_log("died with requests of 2 mounts in flight; the crash is attributed to none of them")
     eventually(lambda: generation(server) == 1)
 
 

@@ -440,7 +440,7 @@ def test_a_broken_config_file_on_hup_keeps_the_last_good_one(serve: StartServer)
 
     faults = re.findall(r"^\[[^]]+\] \[\d+\] \[ERROR\] (.*isowsgi\.toml: .*)$", server.log(), re.MULTILINE)
     assert len(faults) == 5
-    assert "the mounts stay as they were" in server.log()
+    assert "keeping the previous mounts" in server.log()
     assert server.get("/a").status_code == server.get("/b").status_code == 200
 
     (server.folder / "isowsgi.toml").write_text(DEFAULTS + '[mounts]\n"/c" = "hello"\n')

@@ -411,7 +411,7 @@ def test_reload_restarts_the_worker_when_a_module_or_the_config_file_changes(ser
     change("isowsgi.toml", DEFAULTS + '[mounts]\n"/moved" = "version"\n')
     eventually(lambda: server.get("/moved").text == "second", "the mount's new place")
     change("isowsgi.toml", "[mounts\n")
-    server.wait_for_log("the mounts stay as they were")
+    server.wait_for_log("keeping the previous mounts")
     assert server.get("/moved").text == "second"
 
 
