@@ -28,7 +28,8 @@ from types import FrameType
 from typing import Any
 
 from isowsgi.cli import client
-from isowsgi.shared import interpreters
+from isowsgi.shared import controlmessages, interpreters
+from isowsgi.shared.controlmessages import Error
 from soak import report
 from soak.load import Load
 from soak.logwatch import LogWatch
@@ -162,9 +163,10 @@ class Soak:
                 places = client.find(str(site.config), None)
             except client.NobodyServes:
                 continue
-            client.ask(places, {"do": "start", "mount": LAZY[0]}, 30.0)
-            mounts = [mount for answer in client.ask(places, {"do": "status"}, 10.0) for mount in answer.message.get("mounts", ())]
-            states = [[instance["state"] for instance in mount["instances"]] for mount in mounts]
+            client.ask(places, controlmessages.Start(mount=LAZY[0]), 30.0)
+            answers = [told.answer for told in client.ask(places, controlmessages.Status(), 10.0)]
+            mounts = [mount for answer in answers if not isinstance(answer, Error) for mount in answer.mounts]
+            states = [[instance.state for instance in mount.instances] for mount in mounts]
             is_up = len(states) == WORKERS * len(MOUNTS) and all(state == ["serving"] for state in states)
             if is_up and len(site.workers()) == WORKERS and (sample := sampler.take()) is not None:
                 return sample

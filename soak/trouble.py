@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from isowsgi.cli import client
+from isowsgi.shared import controlmessages
+from isowsgi.shared.controlmessages import Error
 from soak.site import MAIN, PROCESSES, RELOADS, Process, Site, ports_of, tag_of
 
 # How long a worker may take to carry out a reload: longer than `boot_timeout`, whose report is to be seen.
@@ -145,20 +147,17 @@ class Trouble:
             places = client.find(str(self._site.config), None)
         except client.NobodyServes:
             places = []  # between the workers of before and those to come
-        answers = client.ask(places, {"do": "reload", "mount": mount}, _RELOAD_S)
+        answers = client.ask(places, controlmessages.Reload(mount=mount), _RELOAD_S)
         now = time.monotonic()
         told = []
-        for answer in answers:
-            if answer.is_ok and answer.message["outcome"] == "serving":
+        for place, _, answer in answers:
+            if isinstance(answer, Error):
+                told.append({"worker": place.worker, "outcome": answer.kind, "text": answer.text})
+                continue
+            if answer.outcome == "serving":
                 for each in RELOADS[mount]:
-                    self._on_arrival(each, answer.place.worker, answer.message["generation"], now)
-            told.append(
-                {
-                    "worker": answer.place.worker,
-                    "outcome": answer.message["outcome"] if answer.is_ok else answer.error["kind"],
-                    "text": "" if answer.is_ok else answer.error["text"],
-                }
-            )
+                    self._on_arrival(each, place.worker, answer.generation, now)
+            told.append({"worker": place.worker, "outcome": answer.outcome, "text": ""})
         self.journal.reloads.append({"at": at, "mount": mount, "took_s": round(now - at, 3), "answers": told})
 
     # Restarts and kills.
@@ -184,7 +183,7 @@ class Trouble:
             places = client.find(str(self._site.config), None)
         except client.NobodyServes:
             return
-        client.ask(places, {"do": "reload", "mount": MAIN}, _RELOAD_S)
+        client.ask(places, controlmessages.Reload(mount=MAIN), _RELOAD_S)
 
     def _kill(self) -> None:
         """Kill a process at random: a child of a worker's three times out of four, else a worker."""
@@ -213,11 +212,11 @@ class Trouble:
             places = [place for place in client.find(str(self._site.config), None) if place.worker == worker]
         except client.NobodyServes:
             return False
-        for answer in client.ask(places, {"do": "status"}, 5.0):
-            for mount in answer.message.get("mounts", ()):
-                for instance in mount["instances"]:
-                    if instance["tag"] == tag:
-                        return instance["state"] in ("serving", "draining")
+        for _, _, answer in client.ask(places, controlmessages.Status(), 5.0):
+            for mount in [] if isinstance(answer, Error) else answer.mounts:
+                for instance in mount.instances:
+                    if instance.tag == tag:
+                        return instance.state in ("serving", "draining")
         return False
 
     def _kill_one(self, what: str, process: Process, worker: int, tag: str) -> None:

@@ -15,8 +15,9 @@ from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Exited, Failed, MessageError, Ready, Report, Stacks, Stuck
+from isowsgi.shared.messages import Closed, Exited, Failed, Ready, Report, Stacks, Stuck
 from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.turns import Turns
 from tests.conftest import DEADLINE_S

@@ -15,8 +15,9 @@ from isowsgi.instances.judge import TIMED_OUT
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
-from isowsgi.shared.messages import Closed, Failed, MessageError, Ready, Report
+from isowsgi.shared.messages import Closed, Failed, Ready, Report
 from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.wire import MessageError
 from tests.orders import any_order
 
 READY = Ready(boot_s=0.5, objects=1, extensions=[], refused=[])

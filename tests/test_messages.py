@@ -18,7 +18,6 @@ from isowsgi.shared.messages import (
     Descriptors,
     Drain,
     Failed,
-    MessageError,
     Raised,
     Ready,
     Reopen,
@@ -26,6 +25,7 @@ from isowsgi.shared.messages import (
     TellStacks,
     shortened,
 )
+from isowsgi.shared.wire import MessageError
 from tests.orders import any_order
 
 ORDERS = sorted(messages._ORDERS)

@@ -30,6 +30,8 @@ MODULES = {
     "lifecycle": ("isowsgi/instances/lifecycle.py", "tests/test_lifecycle.py"),
     "deployment": ("isowsgi/worker/deployment.py", "tests/test_deployment.py"),
     "messages": ("isowsgi/shared/messages.py", "tests/test_messages.py"),
+    "wire": ("isowsgi/shared/wire.py", "tests/test_messages.py"),
+    "controlmessages": ("isowsgi/shared/controlmessages.py", "tests/test_controlmessages.py"),
 }
 
 # Seconds for the tests of one mutant; one that makes a loop endless is noticed by that.

@@ -10,12 +10,13 @@ import os
 import pwd
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from isowsgi.cli.answers import Answer, checked, no_answer, plain
-from isowsgi.shared import frames, regular, sockets, workdir
+from isowsgi.cli.answers import A, Told, no_answer, plain
+from isowsgi.shared import controlmessages, frames, regular, sockets, workdir
+from isowsgi.shared.controlmessages import Error, Request, Worker
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.shared.sockets import Place
 
@@ -68,9 +69,9 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
 def _who_else(path: str, found: list[Place]) -> str:
     """Say that nobody serves a config file, and what is served instead."""
     others = set()
-    for answer in ask(found, {"do": "errors"}, _OTHERS_S, _OTHERS_BYTES):
-        if isinstance(config := answer.message.get("config"), str):
-            others.add(f"{plain(config)} (gunicorn {answer.place.master}{of_whom(answer.place)})")
+    for told in ask(found, controlmessages.Errors(mount=""), _OTHERS_S, _OTHERS_BYTES):
+        if told.worker is not None:
+            others.add(f"{plain(told.worker.config)} (gunicorn {told.place.master}{of_whom(told.place)})")
     me = "" if os.geteuid() == 0 else f" as uid {os.geteuid()}; run this command as the workers' user or as root"
     if others:
         return f"no running gunicorn serves {plain(path)}{me}; running: {', '.join(sorted(others))}"
@@ -90,7 +91,7 @@ def of_whom(place: Place) -> str:
     return "" if place.owner == os.geteuid() else f" of {user(place.owner)}"
 
 
-def ask(workers: Iterable[Place], request: Mapping[str, Any], timeout_s: float, most_bytes: int = frames.MAX_ANSWER_BYTES) -> list[Answer]:
+def ask(workers: Iterable[Place], request: Request[A], timeout_s: float, most_bytes: int = frames.MAX_ANSWER_BYTES) -> list[Told[A]]:
     """Send a request to workers, all at the same time, and return their answers in the same order.
 
     Args:
@@ -102,10 +103,10 @@ def ask(workers: Iterable[Place], request: Mapping[str, Any], timeout_s: float, 
         return []
     deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(min(len(workers), _MOST_AT_A_TIME)) as pool:
-        return list(pool.map(lambda place: Answer(place, _ask(place, request, deadline, timeout_s, most_bytes)), workers))
+        return list(pool.map(lambda place: Told(place, *_ask(place, request, deadline, timeout_s, most_bytes)), workers))
 
 
-def _ask(place: Place, request: Mapping[str, Any], deadline: float, timeout_s: float, most_bytes: int) -> dict[str, Any]:
+def _ask(place: Place, request: Request[A], deadline: float, timeout_s: float, most_bytes: int) -> tuple[Worker | None, A | Error]:
     try:
         folder_fd = sockets.open_folder(place.folder)
     except sockets.UnsafeFolder as exc:
@@ -115,7 +116,7 @@ def _ask(place: Place, request: Mapping[str, Any], deadline: float, timeout_s: f
             # Whoever can put a link there leads us to another's socket: then it is not the folder's owner who listens.
             if sockets.peer_uid(sock) != os.fstat(folder_fd).st_uid:
                 return no_answer("forbidden", f"another user answers at {place.folder}/{place.name}")
-            return checked(_exchange(sock, request, deadline, most_bytes), request["do"])
+            return controlmessages.decode_answer(_exchange(sock, request, deadline, most_bytes), request)
     except TimeoutError:
         return no_answer("timeout", f"no answer within {timeout_s:g} s")
     except (OSError, FrameError) as exc:
@@ -124,10 +125,10 @@ def _ask(place: Place, request: Mapping[str, Any], deadline: float, timeout_s: f
         os.close(folder_fd)
 
 
-def _exchange(sock: socket.socket, request: Mapping[str, Any], deadline: float, most_bytes: int) -> dict[str, Any]:
+def _exchange(sock: socket.socket, request: Request[Any], deadline: float, most_bytes: int) -> dict[str, Any]:
     sock.settimeout(_left_s(deadline))
     try:
-        sock.sendall(frames.encode({"v": frames.VERSION, **request}))
+        sock.sendall(controlmessages.encode_request(request))
     except BrokenPipeError:
         pass  # it refused us before it read anything, and said why
     decoder = Decoder(most_bytes)

@@ -10,18 +10,22 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from isowsgi.cli import client
-from isowsgi.cli.answers import Answer, for_people, plain
+from isowsgi.cli.answers import Told, for_people, plain
+from isowsgi.shared import controlmessages
+from isowsgi.shared.controlmessages import Error, MountErrors, MountStacks, MountStatus, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,12 +72,12 @@ def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) 
     if watch:
         _watch(config, pidfile, as_json)
         return
-    answers = client.ask(workers, {"do": "status"}, _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Status(), _TIMEOUT_S)
     if as_json:
         _print_json(answers)
     else:
         _console().print(_status_view(for_people(answers)))
-    sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+    sys.exit(_exit_code(answers))
 
 
 def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
@@ -85,7 +89,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
     with Live(console=_console(), auto_refresh=False) as live:
         while True:
             try:
-                answers = client.ask(client.find(config, pidfile), {"do": "status"}, _WATCH_TIMEOUT_S)
+                answers = client.ask(client.find(config, pidfile), controlmessages.Status(), _WATCH_TIMEOUT_S)
             except client.NobodyServes as exc:
                 live.update(str(exc), refresh=True)
             else:
@@ -105,7 +109,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
 
     If it cannot be loaded, the old generation keeps serving and the exit code is 1.
     """
-    _do(workers, {"do": "reload", "mount": pattern}, timeout)
+    _do(workers, controlmessages.Reload(mount=pattern), timeout)
 
 
 @click.command(short_help="Take one app out of service.")
@@ -113,7 +117,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
 @_timeout
 def stop(pattern: str, workers: list[Place], timeout: float) -> None:
     """Stop one mount's app; the mount answers 503 until `isowsgi start`."""
-    _do(workers, {"do": "stop", "mount": pattern}, timeout)
+    _do(workers, controlmessages.Stop(mount=pattern), timeout)
 
 
 @click.command(short_help="Bring one app back.")
@@ -121,7 +125,7 @@ def stop(pattern: str, workers: list[Place], timeout: float) -> None:
 @_timeout
 def start(pattern: str, workers: list[Place], timeout: float) -> None:
     """Start one mount's app after `isowsgi stop`, or at once if it is asleep or waits for a retry."""
-    _do(workers, {"do": "start", "mount": pattern}, timeout)
+    _do(workers, controlmessages.Start(mount=pattern), timeout)
 
 
 @click.command(short_help="Show the stacks of one app's threads.")
@@ -129,14 +133,14 @@ def start(pattern: str, workers: list[Place], timeout: float) -> None:
 @_as_json
 def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
     """Show what each thread of one mount's app is doing, even if the app is stuck."""
-    answers = client.ask(workers, {"do": "stacks", "mount": pattern}, _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Stacks(mount=pattern), _TIMEOUT_S)
     if as_json:
         _print_json(answers)
     _fail_on_bad_input(answers)
     if not as_json:
-        for answer in for_people(answers):
-            _print_stacks(answer)
-    sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+        for told in for_people(answers):
+            _print_stacks(told)
+    sys.exit(_exit_code(answers))
 
 
 @click.command(short_help="Show the latest errors of one app.")
@@ -144,13 +148,13 @@ def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
 @_as_json
 def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
     """Show why one mount's app last failed to load, and its latest exceptions."""
-    answers = client.ask(workers, {"do": "errors", "mount": pattern}, _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Errors(mount=pattern), _TIMEOUT_S)
     if as_json:
         _print_json(answers)
     _fail_on_bad_input(answers)
     if not as_json:
         _print_errors(for_people(answers))
-    sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+    sys.exit(_exit_code(answers))
 
 
 COMMANDS = (status, reload, stop, start, stacks, errors)
@@ -166,25 +170,30 @@ def _find(config: str | None, pidfile: str | None) -> list[Place]:
         _fail(str(exc), 2)
 
 
-def _do(workers: list[Place], request: Mapping[str, Any], timeout_s: float) -> None:
+def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> None:
     """Ask all workers to do something, and print each worker's result."""
     answers = for_people(client.ask(workers, request, timeout_s))
     _fail_on_bad_input(answers)
-    for answer in answers:
-        if answer.is_ok:
-            click.echo(f"{_who(answer)}: {answer.message['mount']} #{answer.message['generation']}: {answer.message['text']}")
+    for told in answers:
+        if isinstance(told.answer, Error):
+            click.echo(f"{_who(told)}: {told.answer.text}", err=True)
+            if told.answer.traceback:
+                click.echo(told.answer.traceback.rstrip(), err=True)
         else:
-            click.echo(f"{_who(answer)}: {answer.error['text']}", err=True)
-            if traceback := answer.error.get("traceback"):
-                click.echo(str(traceback).rstrip(), err=True)
-    sys.exit(0 if all(answer.is_ok for answer in answers) else 1)
+            click.echo(f"{_who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
+    sys.exit(_exit_code(answers))
 
 
-def _fail_on_bad_input(answers: list[Answer]) -> None:
+def _exit_code(answers: Sequence[Told[Any]]) -> int:
+    return 1 if any(isinstance(told.answer, Error) for told in answers) else 0
+
+
+def _fail_on_bad_input(answers: Sequence[Told[Any]]) -> None:
     """End with one line if all workers refuse what was asked for in the same way."""
-    kinds = {answer.error["kind"] for answer in answers if not answer.is_ok}
-    if len(kinds) == 1 and kinds <= {*_BAD_INPUT} and not any(answer.is_ok for answer in answers):
-        _fail(plain(answers[0].error["text"]), 2)
+    errors = [told.answer for told in answers if isinstance(told.answer, Error)]
+    kinds = {error.kind for error in errors}
+    if len(errors) == len(answers) and len(kinds) == 1 and kinds <= {*_BAD_INPUT}:
+        _fail(plain(errors[0].text), 2)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -203,30 +212,48 @@ def _console() -> Any:
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
 
 
-def _print_json(answers: list[Answer]) -> None:
-    click.echo(json.dumps({"workers": [{"pid": answer.place.worker, **answer.message} for answer in answers]}, indent=2))
+def _print_json(answers: Sequence[Told[Any]]) -> None:
+    workers = [{"pid": told.place.worker, **controlmessages.facts(told.worker, told.answer)} for told in answers]
+    click.echo(json.dumps({"workers": workers}, indent=2))
 
 
-def _who(answer: Answer) -> str:
-    return f"worker {answer.place.worker} of gunicorn {answer.place.master}{client.of_whom(answer.place)}"
+def _who(told: Told[Any]) -> str:
+    return f"worker {told.place.worker} of gunicorn {told.place.master}{client.of_whom(told.place)}"
 
 
-def _silent(answers: list[Answer]) -> list[str]:
-    return [f"{_who(answer)}: {answer.error['text']}" for answer in answers if not answer.is_ok]
+def _silent(answers: Sequence[Told[Any]]) -> list[str]:
+    return [f"{_who(told)}: {told.answer.text}" for told in answers if isinstance(told.answer, Error)]
 
 
 _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
 
 
-def _status_view(answers: list[Answer]) -> Group:
+def _status_view(answers: Sequence[Told[WorkerStatus]]) -> Group:
     """Draw a row for each mount, summed over all workers that answered; below it the last errors and the workers that did not answer."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    told = [answer.message for answer in answers if answer.is_ok]
-    masters = ", ".join(str(master) for master in sorted({answer.place.master for answer in answers}))
-    memory = ", ".join(f"{message['worker']}: {message['rss_mib']} MiB" for message in told)
+    workers = [(told.place.worker, told.answer) for told in answers if not isinstance(told.answer, Error)]
+    masters = ", ".join(str(master) for master in sorted({told.place.master for told in answers}))
+    memory = ", ".join(f"{pid}: {worker.rss_mib} MiB" for pid, worker in workers)
+    table = _empty_table()
+    by_mount: dict[str, list[MountStatus]] = {}
+    for _, worker in workers:
+        for mount in worker.mounts:
+            by_mount.setdefault(mount.mount, []).append(mount)
+    errors = []
+    for pattern, mounts in by_mount.items():
+        table.add_row(*_row(pattern, mounts))
+        if last := max((mount.last_error for mount in mounts if mount.last_error), key=lambda error: error.at, default=None):
+            errors.append(Text(f"{_when(last.at)} {pattern}: {last.error}"))
+    title = Text(f"{len(workers)} of {len(answers)} workers of gunicorn {masters} ({memory})")
+    below = [Text("\nlast errors:"), *errors] if errors else []
+    return Group(title, Text(), table, *below, *map(Text, _silent(answers)))
+
+
+def _empty_table() -> Table:
+    from rich.table import Table
+
     # The first column yields when the terminal is narrow: half a number is worth less than a folded pattern.
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("mount", overflow="fold")
@@ -234,59 +261,55 @@ def _status_view(answers: list[Answer]) -> Group:
         table.add_column(column, no_wrap=True)
     for column in ("gen", "busy", "requests", "reloads", "stuck"):
         table.add_column(column, justify="right", no_wrap=True)
-    by_mount: dict[str, list[dict[str, Any]]] = {}
-    for message in told:
-        for mount in message["mounts"]:
-            by_mount.setdefault(mount["mount"], []).append(mount)
-    errors = []
-    for pattern, mounts in by_mount.items():
-        states = Counter(mount["state"] for mount in mounts)
-        state = next(iter(states)) if len(states) == 1 else ", ".join(f"{number} {name}" for name, number in states.most_common())
-        instances = [instance for mount in mounts for instance in mount["instances"]]
-        generations = sorted({mount["generation"] for mount in mounts})
-        table.add_row(
-            Text(pattern),
-            Text(state, style=_STYLES.get(state, "bold red")),
-            ", ".join(sorted({mount["isolation"] for mount in mounts})),
-            str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
-            f"{sum(len(instance['in_flight']) for instance in instances)}/{sum(instance['threads'] for instance in instances)}",
-            str(sum(instance["requests"] for instance in instances)),
-            str(sum(mount["reloads"] for mount in mounts)),
-            str(sum(mount["stuck"] for mount in mounts)),
-        )
-        if last := max((mount["last_error"] for mount in mounts if mount["last_error"]), key=lambda error: error["at"], default=None):
-            errors.append(Text(f"{_when(last['at'])} {pattern}: {last['error']}"))
-    title = Text(f"{len(told)} of {len(answers)} workers of gunicorn {masters} ({memory})")
-    below = [Text("\nlast errors:"), *errors] if errors else []
-    return Group(title, Text(), table, *below, *map(Text, _silent(answers)))
+    return table
 
 
-def _print_stacks(answer: Answer) -> None:
-    if not answer.is_ok:
-        click.echo(f"{_who(answer)}: {answer.error['text']}", err=True)
+def _row(pattern: str, mounts: list[MountStatus]) -> list[str | Text]:
+    """Return the cells of a mount, by what each worker says of it."""
+    from rich.text import Text
+
+    states = Counter(mount.state for mount in mounts)
+    state = next(iter(states)) if len(states) == 1 else ", ".join(f"{number} {name}" for name, number in states.most_common())
+    instances = [instance for mount in mounts for instance in mount.instances]
+    generations = sorted({mount.generation for mount in mounts})
+    return [
+        Text(pattern),
+        Text(state, style=_STYLES.get(state, "bold red")),
+        ", ".join(sorted({mount.isolation for mount in mounts})),
+        str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
+        f"{sum(len(instance.in_flight) for instance in instances)}/{sum(instance.threads for instance in instances)}",
+        str(sum(instance.requests for instance in instances)),
+        str(sum(mount.reloads for mount in mounts)),
+        str(sum(mount.stuck for mount in mounts)),
+    ]
+
+
+def _print_stacks(told: Told[MountStacks]) -> None:
+    if isinstance(told.answer, Error):
+        click.echo(f"{_who(told)}: {told.answer.text}", err=True)
         return
-    if not answer.message["instances"]:
-        click.echo(f"{_who(answer)}: the mount has no instance")
-    for instance in answer.message["instances"]:
-        click.echo(f"{_who(answer)}, {instance['tag']} ({instance['state']}):")
-        for request in instance["in_flight"]:
-            click.echo(f"  in flight for {request['for_s']} s: {request['request']}")
-        if instance["problem"]:
-            click.echo(f"  {instance['problem']}")
-        click.echo(instance["stacks"].rstrip() + "\n" if instance["stacks"] else "")
+    if not told.answer.instances:
+        click.echo(f"{_who(told)}: the mount has no instance")
+    for instance in told.answer.instances:
+        click.echo(f"{_who(told)}, {instance.tag} ({instance.state}):")
+        for request in instance.in_flight:
+            click.echo(f"  in flight for {request.for_s} s: {request.request}")
+        if instance.problem:
+            click.echo(f"  {instance.problem}")
+        click.echo(instance.stacks.rstrip() + "\n" if instance.stacks else "")
 
 
-def _print_errors(answers: list[Answer]) -> None:
+def _print_errors(answers: Sequence[Told[MountErrors]]) -> None:
     for line in _silent(answers):
         click.echo(line, err=True)
-    told = [answer for answer in answers if answer.is_ok]
-    found = [(incident, answer) for answer in told for incident in [answer.message["boot"], *answer.message["requests"]] if incident]
+    told = [(each.place.worker, each.answer) for each in answers if not isinstance(each.answer, Error)]
+    found = [(incident, pid) for pid, answer in told for incident in [answer.boot, *answer.requests] if incident]
     if not found and told:
         click.echo("no errors so far")
-    for incident, answer in sorted(found, key=lambda pair: pair[0]["at"]):
-        what = "could not be loaded" if incident["kind"] == "boot" else incident["request"]
-        click.echo(f"{_when(incident['at'])} worker {answer.place.worker}, {incident['tag']}: {what}: {incident['error']}")
-        click.echo(incident["details"].rstrip() + "\n")
+    for incident, pid in sorted(found, key=lambda pair: pair[0].at):
+        what = "could not be loaded" if incident.kind == "boot" else incident.request
+        click.echo(f"{_when(incident.at)} worker {pid}, {incident.tag}: {what}: {incident.error}")
+        click.echo(incident.details.rstrip() + "\n")
 
 
 def _when(at: float) -> str:

@@ -22,8 +22,9 @@ from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
-from isowsgi.shared.messages import BootOrder, Descriptors, MessageError
+from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.scoreboard import BUSY, RESPONSES, Row, Scoreboard
+from isowsgi.shared.wire import MessageError
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
 _START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"

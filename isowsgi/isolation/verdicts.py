@@ -15,7 +15,7 @@ import tempfile
 
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation.decision import RULES, Verdict
-from isowsgi.shared import messages
+from isowsgi.shared import wire
 from isowsgi.shared.messages import BootOrder
 
 FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
@@ -30,7 +30,7 @@ _SUFFIX = ".verdict"
 def key_of(order: BootOrder) -> str:
     """Return the name under which a verdict on an app is remembered: a hash of all that is known beforehand to decide it."""
     # The environment is part of it (DJANGO_SETTINGS_MODULE, feature switches); only a hash is kept.
-    members = [[messages.plain(member.app), member.warmup] for member in order.members]
+    members = [[wire.plain(member.app), member.warmup] for member in order.members]
     host = [sys.version, os.path.realpath(sys.executable), order.host.python, order.host.site]
     around = order.environment
     facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, members]

@@ -1,6 +1,6 @@
 """The control protocol's frames: four bytes of length, most significant first, then that many bytes of JSON. Values only, no I/O.
 
-docs/reference/control-protocol.md has the requests and answers.
+`controlmessages` has the requests and answers.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import struct
 from collections.abc import Mapping
 from typing import Any
-
-VERSION = 1
 
 # Longest request: one holds a command and a pattern.
 MAX_REQUEST_BYTES = 64 * 1024

@@ -1,83 +1,18 @@
-"""What the worker and its instances say to each other: the boot order, orders and reports. One encoding, one decoding, for all of them.
+"""What the worker and its instances say to each other: the boot order, orders and reports.
 
-Each is a frozen value with types. On the wire it is one JSON object, at boot as a text, then as a packet. Who decodes trusts nothing: a
-child process may be broken, hostile, or of another release. What does not fit is a `MessageError`, and nothing of it is taken in.
-
-Instances import this, so its classes are made by hand. Some 25 of them cost 0.5 ms; by `dataclasses` they cost 9 to 22 ms for each mount,
-and by NamedTuple 2 to 3 (CPython 3.11, 3.14, 3.15). NamedTuples would also take one order without facts for another: both equal ().
-Annotations are read when the module is imported, so it does without `from __future__ import annotations`. It runs on Python 3.10 too.
+Each is one JSON object (`wire` has the encoding), at boot as a text, then as a packet. A child process may be broken, hostile, or of
+another release: what does not fit is a `MessageError`.
 """
 
-import json
-import math
-import types
-from _json import encode_basestring, make_encoder  # bound here, so that an app that patches `json` changes nothing
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any
 
 import isowsgi
+from isowsgi.shared import wire
 from isowsgi.shared.routing import Route
-
-if TYPE_CHECKING:
-    from typing import dataclass_transform
-else:
-
-    def dataclass_transform(**_: object) -> Any:  # new in 3.11, and only type checkers need it
-        return lambda cls: cls
-
+from isowsgi.shared.wire import MessageError, Value, plain
 
 # Longest packet that is taken. A sender's limit is its socket's buffer, 208 KiB by default; see `shortened`.
 MAX_PACKET_BYTES = 256 * 1024
-
-# Integers end up in the scoreboard's words.
-_MOST = 2**63 - 1
-
-
-def _refuse(value: object) -> Any:
-    raise TypeError(f"JSON has no {type(value).__name__}")
-
-
-# C code, which finds its parts here and not in `json`.
-_encode: Any = make_encoder(None, _refuse, encode_basestring, None, ": ", ", ", False, False, True)
-_scan: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # typeshed does not know it
-
-V = TypeVar("V", bound="Value")
-
-
-class MessageError(Exception):
-    """A text or packet is none of the messages that its receiver takes; the text says why not."""
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class Value:
-    """A frozen value; its fields are the annotations of its class, in order."""
-
-    fields: ClassVar[dict[str, Any]] = {}  # type by name
-
-    def __init_subclass__(cls) -> None:
-        cls.fields = dict(cls.__annotations__)
-
-    def __init__(self, **values: Any) -> None:
-        wrong = values.keys() - self.fields.keys()
-        missing = [name for name in self.fields if name not in values and not hasattr(type(self), name)]
-        if wrong or missing:
-            raise TypeError(f"{type(self).__name__}: unknown {sorted(wrong)}, missing {missing}")
-        self.__dict__.update(values)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{type(self).__name__} is frozen; use replace()")
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in self.fields)
-
-    __hash__ = None  # type: ignore[assignment] # some have dicts
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.fields)})"
-
-    def replace(self: V, **changes: Any) -> V:
-        """Return a copy with other values in some fields."""
-        return type(self)(**{**{name: getattr(self, name) for name in self.fields}, **changes})
-
 
 # The boot order.
 
@@ -353,10 +288,8 @@ _REPORTS: dict[str, type[Report]] = {
 
 
 def encode(message: Order | Report | BootOrder) -> bytes:
-    """Return a message as JSON in UTF-8. A surrogate, which stands for a byte of a file's name, passes."""
-    # Letters are not escaped: six or twelve bytes for each are too many for a long traceback.
-    text = "".join(_encode({"is": type(message).__name__, **plain(message)}, 0))
-    return text.encode("utf-8", "surrogatepass")
+    """Return a message as it travels."""
+    return wire.encode({"is": type(message).__name__, **plain(message)})
 
 
 def decode_order(packet: bytes) -> Order:
@@ -387,7 +320,7 @@ def read_boot_order(facts: object) -> BootOrder:
     """
     if isinstance(facts, dict) and (release := facts.get("release")) != isowsgi.__version__:
         raise MessageError(f"the worker runs isowsgi {release}, and {isowsgi.__version__} is installed by now; restart gunicorn")
-    order: BootOrder = _named(facts, {"BootOrder": BootOrder})
+    order: BootOrder = _read(facts, {"BootOrder": BootOrder})
     return order
 
 
@@ -403,82 +336,18 @@ def shortened(message: Report) -> Report:
     return message.replace(**{name: cut for name, cut in cuts.items() if name in message.fields})
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON has it: dicts, lists, and what is in them."""
-    if isinstance(value, Value):
-        return {name: plain(getattr(value, name)) for name in value.fields}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return value
-
-
 def _decode(packet: bytes, kinds: dict[str, Any]) -> Any:
     if len(packet) > MAX_PACKET_BYTES:
         raise MessageError(f"expected a packet of at most {MAX_PACKET_BYTES} bytes")
-    try:
-        text = packet.decode("utf-8", "surrogatepass")
-        facts, end = _scan(text, 0)
-    except (ValueError, StopIteration, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
-        raise MessageError(f"expected JSON in UTF-8, got {packet[:40]!r}") from exc
-    if end != len(text):
-        raise MessageError("expected one JSON object, got text behind it")
-    return _named(facts, kinds)
+    return _read(wire.decode(packet), kinds)
 
 
-def _named(facts: object, kinds: dict[str, Any]) -> Any:
+def _read(facts: object, kinds: dict[str, Any]) -> Any:
     if not isinstance(facts, dict):
         raise MessageError(f"expected a JSON object, got {type(facts).__name__}")
     facts = dict(facts)
     name = facts.pop("is", None)
     kind = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise MessageError(f"expected one of {', '.join(kinds)}, got {str(name)[:40]!r}")
-    return _value(facts, kind, kind.__name__)
-
-
-def _value(facts: object, kind: type[V], where: str) -> V:
-    if not isinstance(facts, dict):
-        raise _misfit(where, "an object", facts)
-    if facts.keys() != kind.fields.keys():
-        odd = sorted(facts.keys() ^ kind.fields.keys())
-        raise MessageError(f"{where}: expected the fields {', '.join(kind.fields) or '(none)'}; odd: {', '.join(odd)[:200]}")
-    return kind(**{name: _fit(facts[name], each, f"{where}.{name}") for name, each in kind.fields.items()})
-
-
-def _fit(value: Any, kind: Any, where: str) -> Any:
-    """Return a value that came from JSON as one of a type: a class of this module, a plain one, or one made of such."""
-    if kind is Any:
-        return value
-    if isinstance(kind, types.UnionType):
-        inner = next(each for each in kind.__args__ if each is not type(None))
-        return None if value is None else _fit(value, inner, where)
-    arguments = getattr(kind, "__args__", ())
-    if arguments:
-        return _fit_many(value, kind.__origin__, arguments, where)
-    if issubclass(kind, Value):
-        return _value(value, kind, where)
-    if kind is Route:
-        return Route(*_fit_many(value, tuple, (int, str, str), where))
-    if kind is float and type(value) is int and abs(value) <= _MOST:
-        return float(value)
-    if type(value) is not kind or (kind is int and abs(value) > _MOST) or (kind is float and not math.isfinite(value)):
-        raise _misfit(where, kind.__name__, value)
-    return value
-
-
-def _fit_many(value: Any, origin: Any, arguments: tuple[Any, ...], where: str) -> Any:
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _misfit(where, "an object", value)
-        return {name: _fit(each, arguments[1], where) for name, each in value.items()}
-    if not isinstance(value, list):
-        raise _misfit(where, "an array", value)
-    if origin is list:
-        return [_fit(each, arguments[0], where) for each in value]
-    if len(value) != len(arguments):
-        raise _misfit(where, f"an array of {len(arguments)}", value)
-    return tuple(_fit(each, kind, where) for each, kind in zip(value, arguments, strict=True))
-
-
-def _misfit(where: str, expected: str, value: object) -> MessageError:
-    return MessageError(f"{where}: expected {expected}, got {str(value)[:40]!r}")
+        raise MessageError(f"expected one of {', '.join(kinds)}, got {wire.shown(name)}")
+    return wire.read(facts, kind)

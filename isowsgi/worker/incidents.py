@@ -1,27 +1,16 @@
-"""What went wrong in a mount of late: its last failed boot and its last exceptions, for `isowsgi errors`. Values only, no I/O."""
+"""What went wrong in a mount recently: its last failed boot and its last exceptions, for `isowsgi errors`. Values only, no I/O."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import Any
+
+from isowsgi.shared.controlmessages import Incident
 
 # Exceptions of requests that are kept for each mount, the latest.
 KEPT = 20
 
 # Of a traceback its end is kept: there is the error.
 _MAX_DETAILS_CHARS = 16 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
-    at: float  # seconds since the epoch
-    kind: str  # "boot", "exception", "stuck"
-    tag: str  # mount and generation
-    generation: int
-    error: str  # one line
-    details: str  # traceback or stack
-    request: str = ""  # its first line
 
 
 class Incidents:
@@ -42,12 +31,9 @@ class Incidents:
         both = [incident for incident in (self.last_boot, *self._requests) if incident is not None]
         return max(both, key=lambda incident: incident.at, default=None)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return all, as JSON can carry it."""
-        return {
-            "boot": asdict(self.last_boot) if self.last_boot else None,
-            "requests": [asdict(incident) for incident in self._requests],
-        }
+    def of_requests(self) -> list[Incident]:
+        """Return those of requests, the latest last."""
+        return list(self._requests)
 
 
 def incident(at: float, kind: str, tag: str, generation: int, error: str, details: str, request: str = "") -> Incident:

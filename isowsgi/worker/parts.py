@@ -122,7 +122,7 @@ def assemble(
         proxy_header=proxyheader.Reader(cfg) if cfg.proxy_protocol != "off" else None,
     )
     carrier = commands.Commands(supervisor)
-    control = ControlServer(carrier.begin, commands.facts(config.path, age), log, containment)
+    control = ControlServer(carrier.begin, commands.this_worker(config.path, age), log, containment)
     drive(loop, control)
     return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)
 

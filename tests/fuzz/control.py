@@ -20,7 +20,7 @@ from typing import Any
 
 from isowsgi.configuration import App, Mount
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import frames
+from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS
@@ -30,7 +30,15 @@ from isowsgi.worker.deployment import Deployment
 from tests.fakes import FakeInstance, FakeSurroundings
 
 _PATTERNS = ["/", "/shop", "/shop/admin", "/caf\xe9", "api.example.com/v1"]
-_COMMANDS = ["status", "reload", "stop", "start", "stacks", "errors"]
+_REQUESTS: dict[str, controlmessages.Request[Any]] = {
+    "status": controlmessages.Status(),
+    "reload": controlmessages.Reload(mount="/"),
+    "stop": controlmessages.Stop(mount="/"),
+    "start": controlmessages.Start(mount="/"),
+    "stacks": controlmessages.Stacks(mount="/"),
+    "errors": controlmessages.Errors(mount="/"),
+}
+_COMMANDS = [*_REQUESTS]
 
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
 _KINDS = frozenset((
@@ -123,7 +131,7 @@ class ControlTarget:
         self._log = _Log()
         containment = Containment(self._log, memoryview(bytearray(8 * (INTERNAL_ERRORS + 1))).cast("q"))
         begin = commands.Commands(self._supervisor).begin  # type: ignore[arg-type]
-        self._desk = ControlServer(begin, commands.facts("/srv/isowsgi.toml", 1), self._log, containment)
+        self._desk = ControlServer(begin, commands.this_worker("/srv/isowsgi.toml", 1), self._log, containment)
         path = self._desk.open([self._folder], "fuzz.sock")
         assert path is not None
         self._path = path
@@ -158,7 +166,7 @@ class ControlTarget:
         kind = self._try(case)
         self._checked += 1
         if self._checked % _PROPER_EVERY == 0:
-            answer = self._converse([frames.encode({"v": 1, "do": "status"})], "wait")
+            answer = self._converse([controlmessages.encode_request(controlmessages.Status())], "wait")
             assert answer, "a proper client was not answered"
             assert _read(answer).get("ok") is True, f"a proper client was refused: {answer[:300]!r}"
         if self._checked % _COUNT_EVERY == 0:
@@ -188,6 +196,10 @@ class ControlTarget:
             return "left"
         message = _read(answer)
         assert (message["v"], type(message["ok"]), message["worker"]) == (1, bool, os.getpid()), message
+        # The command understands what the worker says, whatever it was asked.
+        request = _REQUESTS[json.loads(data[4 : 4 + int.from_bytes(data[:4])])["do"]] if message["ok"] else controlmessages.Status()
+        worker, understood = controlmessages.decode_answer(message, request)
+        assert worker is not None, understood
         if message["ok"]:
             return "done"
         error = message["error"]

@@ -8,15 +8,29 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from isowsgi.configuration import Mount
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import interpreters
+from isowsgi.shared import controlmessages, interpreters
+from isowsgi.shared.controlmessages import (
+    InFlight,
+    InstanceStacks,
+    InstanceStatus,
+    LastError,
+    MountErrors,
+    MountStacks,
+    MountStatus,
+    Outcome,
+    Refusal,
+    Request,
+    Worker,
+    WorkerStatus,
+)
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.sockets import StopMarks
-from isowsgi.worker.control.server import Errand, Refusal
+from isowsgi.worker.control.server import Errand
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memory import rss_mib
 from isowsgi.worker.slots import Instance
@@ -44,13 +58,13 @@ class Commands:
         self._asked = 0
         self._heard: dict[int, dict[Instance, list[str]]] = {}  # stacks, by number of the question
         self._complete: dict[int, set[Instance]] = {}
-        self._commands: dict[str, Callable[[Mapping[str, Any]], Errand]] = {
-            "status": self._status,
-            "reload": self._reload,
-            "stop": self._stop,
-            "start": self._start,
-            "stacks": self._stacks,
-            "errors": self._errors,
+        self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
+            controlmessages.Status: self._status,
+            controlmessages.Reload: self._reload,
+            controlmessages.Stop: self._stop,
+            controlmessages.Start: self._start,
+            controlmessages.Stacks: self._stacks,
+            controlmessages.Errors: self._errors,
         }
         supervisor.hear_stacks(self._hear)
 
@@ -61,40 +75,31 @@ class Commands:
             if any(marks.holds(member.pattern) for member in deployment.members):
                 deployment.halt(time.monotonic())
 
-    def begin(self, request: Mapping[str, Any]) -> Errand:
-        """Return the errand that a request asks for.
-
-        Raises:
-            Refusal: nobody knows the command.
-        """
-        name = request.get("do")
-        command = self._commands.get(name) if isinstance(name, str) else None
-        if command is None:
-            known = ", ".join(self._commands)
-            raise Refusal("command", f"expected one of {known}, got {str(name)[:40]!r}", commands=list(self._commands))
-        return command(request)
+    def begin(self, request: Request[Any]) -> Errand:
+        """Return the errand that a request asks for; its first step may raise Refusal."""
+        return self._commands[type(request)](request)
 
     # Commands.
 
-    def _status(self, request: Mapping[str, Any]) -> Errand:
-        deployments = [self._deployment(request)] if "mount" in request else self._supervisor.deployments
+    def _status(self, request: controlmessages.Status) -> Errand:
+        deployments = self._supervisor.deployments if request.mount is None else [self._deployment(request.mount)]
+        wanted = None if request.mount is None else request.mount.removesuffix("/") or "/"
         now = time.monotonic()
-        wanted = _pattern(request)
-        return {
-            "python": interpreters.version_text(),
-            "up_s": round(time.time() - self._began_at, 1),
-            "rss_mib": rss_mib(),
-            "mounts": [
+        return WorkerStatus(
+            python=interpreters.version_text(),
+            up_s=round(time.time() - self._began_at, 1),
+            rss_mib=rss_mib(),
+            mounts=[
                 self._status_of(deployment, member, now)
                 for deployment in deployments
                 for member in deployment.members
                 if wanted in (None, member.pattern)
             ],
-        }
+        )
         yield  # never reached: makes this function a generator, as the others are
 
-    def _reload(self, request: Mapping[str, Any]) -> Errand:
-        deployment = self._deployment(request)
+    def _reload(self, request: controlmessages.Reload | controlmessages.Start) -> Errand:
+        deployment = self._deployment(request.mount)
         self._refuse_quarantined(deployment)
         if deployment.is_stopped:
             raise Refusal("stopped", f"{deployment.mount.pattern} is stopped; start it")
@@ -108,8 +113,8 @@ class Commands:
         # Unchanged: a replacement is under way, and is followed by the one that was asked for.
         return (yield from self._follow(deployment, deployment.generation if deployment.generation > before else before + 1))
 
-    def _start(self, request: Mapping[str, Any]) -> Errand:
-        deployment = self._deployment(request)
+    def _start(self, request: controlmessages.Start) -> Errand:
+        deployment = self._deployment(request.mount)
         self._refuse_quarantined(deployment)
         if deployment.is_serving():
             return _outcome(deployment, "serving", "it serves already")
@@ -120,8 +125,8 @@ class Commands:
             self._mark(deployment)
         return (yield from self._follow(deployment, deployment.generation))
 
-    def _stop(self, request: Mapping[str, Any]) -> Errand:
-        deployment = self._deployment(request)
+    def _stop(self, request: controlmessages.Stop) -> Errand:
+        deployment = self._deployment(request.mount)
         deployment.halt(time.monotonic())
         self._mark(deployment)
         while any(instance.state is not State.STUCK for instance in deployment.slots.all()):
@@ -132,8 +137,8 @@ class Commands:
         text = f"stopped, but {len(left)} stuck instances of it are left behind until the worker is replaced" if left else "stopped"
         return _outcome(deployment, "stopped", text)
 
-    def _stacks(self, request: Mapping[str, Any]) -> Errand:
-        deployment = self._deployment(request)
+    def _stacks(self, request: controlmessages.Stacks) -> Errand:
+        deployment = self._deployment(request.mount)
         instances = [instance for instance in deployment.slots.all() if instance.state not in ENDS]
         self._asked += 1
         ask = self._asked
@@ -148,26 +153,28 @@ class Commands:
                 now = yield
         finally:
             del self._heard[ask], self._complete[ask]
-        return {
-            "instances": [self._stacks_of(instance, "".join(heard.get(instance, [])), instance in complete, now) for instance in instances]
-        }
+        return MountStacks(
+            instances=[_stacks_of(instance, "".join(heard.get(instance, [])), instance in complete, now) for instance in instances]
+        )
 
-    def _errors(self, request: Mapping[str, Any]) -> Errand:
-        deployment = self._deployment(request)
-        return {"mount": deployment.mount.pattern, **deployment.reports.incidents.snapshot()}
+    def _errors(self, request: controlmessages.Errors) -> Errand:
+        deployment = self._deployment(request.mount)
+        incidents = deployment.reports.incidents
+        return MountErrors(mount=deployment.mount.pattern, boot=incidents.last_boot, requests=incidents.of_requests())
         yield  # never reached, as above
 
     # What they share.
 
-    def _deployment(self, request: Mapping[str, Any]) -> Deployment:
-        """Return the deployment of the mount that a request names."""
-        wanted = request.get("mount")
-        if not isinstance(wanted, str):
-            raise Refusal("mount", f'expected a pattern as "mount", got {str(wanted)[:40]!r}')
+    def _deployment(self, wanted: str) -> Deployment:
+        """Return the deployment of the mount with a pattern.
+
+        Raises:
+            Refusal: there is none.
+        """
         if (deployment := self._deployments.get(wanted) or self._deployments.get(wanted.removesuffix("/"))) is not None:
             return deployment
         near = difflib.get_close_matches(wanted, self._deployments, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(self._deployments)[:20]))
+        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(self._deployments)[:20]))[:2000]
         raise Refusal("unknown-mount", f"no mount {wanted[:200]!r}; {hint}", near=near)
 
     def _mark(self, deployment: Deployment) -> None:
@@ -197,22 +204,22 @@ class Commands:
                 raise Refusal("failed", f"{failure.tag}: {failure.error}; {then}", traceback=failure.details, generation=failure.generation)
             if deployment.has_arrived(generation):
                 boot_s = max((instance.boot_s for instance in deployment.slots.serving()), default=0.0)
-                return _outcome(deployment, "serving", f"loaded in {boot_s:.2f} s") | {"boot_s": boot_s}
+                return _outcome(deployment, "serving", f"loaded in {boot_s:.2f} s").replace(boot_s=boot_s)
             if deployment.is_asleep():
                 return _outcome(deployment, "asleep", "it went to sleep meanwhile")
             if not deployment.is_under_way():
                 raise Refusal("failed", f"{pattern}: was not loaded in time; the error log says more", generation=deployment.generation)
             yield
 
-    def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> dict[str, Any]:
+    def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> MountStatus:
         incident = deployment.reports.incidents.latest()
-        return {
-            "mount": mount.pattern,
+        return MountStatus(
+            mount=mount.pattern,
             **facts_of(deployment, mount),
-            "retry_in_s": deployment.backoff.left_s(now),
-            "instances": [_instance_status(instance, now, mount.number) for instance in deployment.slots.all()],
-            "last_error": None if incident is None else {"at": incident.at, "kind": incident.kind, "error": incident.error},
-        }
+            retry_in_s=deployment.backoff.left_s(now),
+            instances=[InstanceStatus(**_instance_facts(instance, now, mount.number)) for instance in deployment.slots.all()],
+            last_error=None if incident is None else LastError(at=incident.at, kind=incident.kind, error=incident.error),
+        )
 
     def _hear(self, instance: Instance, report: Stacks) -> None:
         """Take in a part of an instance's answer."""
@@ -225,21 +232,21 @@ class Commands:
         if report.is_last:
             self._complete[report.ask].add(instance)
 
-    def _stacks_of(self, instance: Instance, text: str, is_complete: bool, now: float) -> dict[str, Any]:
-        answer = {**_instance_status(instance, now), "stacks": text, "problem": ""}
-        if not is_complete:
-            answer["problem"] = (
-                f"no answer within {STACKS_S:g} s: C code holds the GIL of this interpreter, so no Python code runs in it and its stacks "
-                "cannot be read"
-            )
-        return answer
+
+def _stacks_of(instance: Instance, text: str, is_complete: bool, now: float) -> InstanceStacks:
+    problem = (
+        f"no answer within {STACKS_S:g} s: C code holds the GIL of this interpreter, so no Python code runs in it and its stacks "
+        "cannot be read"
+    )
+    return InstanceStacks(**_instance_facts(instance, now), stacks=text, problem="" if is_complete else problem)
 
 
-def _outcome(deployment: Deployment, outcome: str, text: str) -> dict[str, Any]:
-    return {"mount": deployment.mount.pattern, "outcome": outcome, "text": text, "generation": deployment.generation}
+def _outcome(deployment: Deployment, outcome: str, text: str) -> Outcome:
+    return Outcome(mount=deployment.mount.pattern, outcome=outcome, text=text, generation=deployment.generation)
 
 
-def _instance_status(instance: Instance, now: float, mount: int | None = None) -> dict[str, Any]:
+def _instance_facts(instance: Instance, now: float, mount: int | None = None) -> dict[str, Any]:
+    """Return the fields of an `InstanceStatus`."""
     return {
         "tag": instance.tag,
         "generation": instance.generation,
@@ -248,21 +255,15 @@ def _instance_status(instance: Instance, now: float, mount: int | None = None) -
         "threads": instance.threads,
         "boot_s": instance.boot_s,
         "requests": instance.requests(mount),
-        "in_flight": [{"request": line, "for_s": seconds} for line, seconds in instance.in_flight(now)],
+        "in_flight": [InFlight(request=line, for_s=seconds) for line, seconds in instance.in_flight(now)],
         "error": instance.error,
     }
 
 
-def _pattern(request: Mapping[str, Any]) -> str | None:
-    """Return the pattern that a request names, as the config file has it."""
-    wanted = request.get("mount")
-    return None if wanted is None else str(wanted).removesuffix("/") or "/"
-
-
-def facts(config_path: str, age: int) -> dict[str, Any]:
-    """Return what every answer of a worker says of it.
+def this_worker(config_path: str, age: int) -> Worker:
+    """Return what every answer of this worker says of it.
 
     Args:
         age: gunicorn's number of the worker.
     """
-    return {"worker": os.getpid(), "master": os.getppid(), "config": config_path, "age": age}
+    return Worker(worker=os.getpid(), master=os.getppid(), config=config_path, age=age)

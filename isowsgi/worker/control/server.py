@@ -14,11 +14,12 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Any
 
-from isowsgi.shared import frames, sockets
+from isowsgi.shared import controlmessages, frames, sockets
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.controlmessages import Answer, Error, Refusal, Request, Worker
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.worker.loop import Loop
 
@@ -31,26 +32,7 @@ IDLE_S = 5.0
 # How often an errand that takes time is looked at when nothing else wakes the loop.
 _LOOK_S = 0.1
 
-Errand = Generator[None, float, dict[str, Any]]
-
-
-class Refusal(Exception):
-    """A request cannot be carried out.
-
-    Args:
-        kind: for programs.
-        text: for people.
-        facts: more for programs.
-    """
-
-    def __init__(self, kind: str, text: str, **facts: Any) -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.text = text
-        self.facts = facts
-
-    def answer(self) -> dict[str, Any]:
-        return {"ok": False, "error": {"kind": self.kind, "text": self.text, **self.facts}}
+Errand = Generator[None, float, Answer]
 
 
 class _Client:
@@ -70,15 +52,15 @@ class ControlServer:
     """Serves one worker's control socket. All methods are for the acceptor's thread.
 
     Args:
-        begin: returns the errand that a request asks for, or raises Refusal.
-        facts: what is added to every answer: who answers.
+        begin: returns the errand that a request asks for; a step of it may raise Refusal.
+        worker: who answers.
         log: gunicorn's logger.
         containment: where mistakes end.
     """
 
-    def __init__(self, begin: Callable[[Mapping[str, Any]], Errand], facts: Mapping[str, Any], log: Any, containment: Containment) -> None:
+    def __init__(self, begin: Callable[[Request[Any]], Errand], worker: Worker, log: Any, containment: Containment) -> None:
         self._begin = begin
-        self._facts = facts
+        self._worker = worker
         self._log = log
         self._containment = containment
         self._epoll = select.epoll()
@@ -146,7 +128,7 @@ class ControlServer:
             if client.is_answered:
                 self._close(client)
             else:
-                self._refuse(client, Refusal("timeout", f"expected a whole request within {IDLE_S:g} s"), now)
+                self._refuse(client, "timeout", f"expected a whole request within {IDLE_S:g} s", now)
 
     def _guarded(self, client: _Client, step: Callable[..., None], *args: Any) -> None:
         """Do a step for one connection; what can go wrong ends this connection only."""
@@ -168,7 +150,7 @@ class ControlServer:
             self.folder_fd = -1
         for client in list(self._clients.values()):
             if not client.is_answered:
-                self._guarded(client, self._refuse, client, Refusal("stopping", "the worker is stopping"), time.monotonic())
+                self._guarded(client, self._refuse, client, "stopping", "the worker is stopping", time.monotonic())
 
     def _accept(self, now: float) -> None:
         assert self._listener is not None, "its descriptor has just fired"
@@ -183,9 +165,9 @@ class ControlServer:
         self._clients[client.fd] = client
         self._epoll.register(client.fd, select.EPOLLIN)
         if uid not in (0, os.geteuid()):
-            self._refuse(client, Refusal("forbidden", f"only uid {os.geteuid()} and root may use this socket, got uid {uid}"), now)
+            self._refuse(client, "forbidden", f"only uid {os.geteuid()} and root may use this socket, got uid {uid}", now)
         elif is_full:
-            self._refuse(client, Refusal("busy", f"{MAX_CLIENTS} connections are open; try again"), now)
+            self._refuse(client, "busy", f"{MAX_CLIENTS} connections are open; try again", now)
 
     def _serve(self, client: _Client, flags: int, now: float) -> None:
         if client.is_answered:
@@ -201,47 +183,44 @@ class ControlServer:
             self._close(client)  # what it asked for goes on by itself
             return
         if client.errand is not None:
-            self._refuse(client, Refusal("malformed", "expected one request, got bytes behind it"), now)
+            self._refuse(client, "malformed", "expected one request, got bytes behind it", now)
             return
         try:
-            request = client.decoder.feed(data)
-            if request is None:
-                return
-            if request.get("v") != frames.VERSION:
-                raise Refusal("version", f'expected "v": {frames.VERSION}, got {str(request.get("v"))[:40]!r}', versions=[frames.VERSION])
-            client.errand = self._begin(request)
-            next(client.errand)
+            message = client.decoder.feed(data)
         except FrameError as exc:
-            self._refuse(client, Refusal("malformed", str(exc)), now)
-        except Refusal as refusal:
-            self._refuse(client, refusal, now)
-        except StopIteration as done:
-            self._answer(client, {"ok": True, **done.value}, now)
-        except Exception:
-            self._mistake(client, now)
+            self._refuse(client, "malformed", str(exc), now)
+            return
+        if message is not None:
+            self._step(client, lambda: self._start(client, message), now)
+
+    def _start(self, client: _Client, message: dict[str, Any]) -> None:
+        client.errand = self._begin(controlmessages.decode_request(message))
+        next(client.errand)
 
     def _go_on(self, client: _Client, now: float) -> None:
-        assert client.errand is not None, "asked by tick()"
+        errand = client.errand
+        assert errand is not None, "asked by tick()"
+        self._step(client, lambda: errand.send(now), now)
+
+    def _step(self, client: _Client, step: Callable[[], None], now: float) -> None:
+        """Take an errand's first or next step; the last one brings its answer."""
         try:
-            client.errand.send(now)
+            step()
         except StopIteration as done:
-            self._answer(client, {"ok": True, **done.value}, now)
+            self._answer(client, done.value, now)
         except Refusal as refusal:
-            self._refuse(client, refusal, now)
+            self._answer(client, refusal.error, now)
         except Exception:
-            self._mistake(client, now)
+            self._containment.failed("control socket")
+            self._refuse(client, "mistake", "a mistake in isowsgi; the error log has its traceback", now)
 
-    def _mistake(self, client: _Client, now: float) -> None:
-        self._containment.failed("control socket")
-        self._refuse(client, Refusal("mistake", "a mistake in isowsgi; the error log has its traceback"), now)
+    def _refuse(self, client: _Client, kind: str, text: str, now: float) -> None:
+        self._answer(client, Error(kind=kind, text=text), now)
 
-    def _refuse(self, client: _Client, refusal: Refusal, now: float) -> None:
-        self._answer(client, refusal.answer(), now)
-
-    def _answer(self, client: _Client, message: dict[str, Any], now: float) -> None:
+    def _answer(self, client: _Client, answer: Answer | Error, now: float) -> None:
         client.errand = None
         client.is_answered = True
-        client.answer = frames.encode({"v": frames.VERSION, **self._facts, **message})
+        client.answer = controlmessages.encode_answer(self._worker, answer)
         client.deadline = now + IDLE_S
         self._write(client)
 

@@ -1,0 +1,230 @@
+"""What the command `isowsgi` and a worker say to each other on the control socket: requests, answers, and why there is none.
+
+docs/reference/control-protocol.md has the protocol. Neither side trusts the other: any program of the worker's user may ask, and root's
+command asks workers of other users. A request that does not fit is a `Refusal`, which is answered; an answer that does not is an
+`Error` of kind "malformed". Fields may be added in later releases, with a default, and both sides ignore those that they do not know.
+"""
+
+from typing import Any, Generic, TypeVar
+
+from isowsgi.shared import frames, wire
+from isowsgi.shared.wire import MessageError, OpenValue
+
+VERSION = 1
+
+# Answers.
+
+
+class Error(OpenValue):
+    """Why nothing was done, or what went wrong. `kind` and what has a default are for programs, `text` is for people."""
+
+    kind: str
+    text: str
+    versions: list[int] | None = None  # those of the protocol that are known
+    commands: list[str] | None = None  # those that are known
+    near: list[str] | None = None  # patterns much like the one that is unknown
+    traceback: str | None = None
+    generation: int | None = None  # the one that failed
+
+
+class InFlight(OpenValue):
+    """A request that is being served."""
+
+    request: str  # its first line
+    for_s: float
+
+
+class InstanceStatus(OpenValue):
+    tag: str
+    generation: int
+    state: str
+    isolation: str
+    threads: int
+    boot_s: float
+    requests: int
+    in_flight: list[InFlight]
+    error: str
+
+
+class InstanceStacks(InstanceStatus):
+    stacks: str
+    problem: str  # why there are none, or empty
+
+
+class LastError(OpenValue):
+    at: float  # seconds since the epoch
+    kind: str
+    error: str
+
+
+class MountStatus(OpenValue):
+    mount: str  # its pattern
+    app: str
+    isolation: str
+    reason: str  # of the isolation
+    group: str | None
+    state: str
+    generation: int
+    reloads: int
+    stuck: int  # instances left behind
+    retry_in_s: float | None
+    instances: list[InstanceStatus]
+    last_error: LastError | None
+
+
+class Incident(OpenValue):
+    """What went wrong once in a mount."""
+
+    at: float  # seconds since the epoch
+    kind: str  # "boot", "exception", "stuck"
+    tag: str  # mount and generation
+    generation: int
+    error: str  # one line
+    details: str  # traceback or stack
+    request: str = ""  # its first line
+
+
+class WorkerStatus(OpenValue):
+    python: str
+    up_s: float
+    rss_mib: float
+    mounts: list[MountStatus]
+
+
+class Outcome(OpenValue):
+    """What became of a mount."""
+
+    mount: str
+    outcome: str
+    text: str  # the same for people
+    generation: int
+    boot_s: float | None = None
+
+
+class MountStacks(OpenValue):
+    instances: list[InstanceStacks]
+
+
+class MountErrors(OpenValue):
+    mount: str
+    boot: Incident | None
+    requests: list[Incident]  # latest last
+
+
+Answer = WorkerStatus | Outcome | MountStacks | MountErrors
+
+A = TypeVar("A", bound=Answer)
+
+
+class Worker(OpenValue):
+    """Who answers."""
+
+    worker: int  # process ids
+    master: int
+    config: str  # the config file's absolute path
+    age: int  # gunicorn's number of the worker
+
+
+# Requests, by their answers.
+
+
+class Request(OpenValue, Generic[A]):
+    """A command, and the pattern of its mount as the config file has it."""
+
+
+class Status(Request[WorkerStatus]):
+    mount: str | None = None  # None: all
+
+
+class Reload(Request[Outcome]):
+    mount: str
+
+
+class Stop(Request[Outcome]):
+    mount: str
+
+
+class Start(Request[Outcome]):
+    mount: str
+
+
+class Stacks(Request[MountStacks]):
+    mount: str
+
+
+class Errors(Request[MountErrors]):
+    mount: str
+
+
+_ANSWERS: dict[type[Request[Any]], type[Answer]] = {
+    Status: WorkerStatus,
+    Reload: Outcome,
+    Stop: Outcome,
+    Start: Outcome,
+    Stacks: MountStacks,
+    Errors: MountErrors,
+}
+_REQUESTS: dict[str, type[Request[Any]]] = {kind.__name__.lower(): kind for kind in _ANSWERS}
+
+
+class Refusal(Exception):
+    """A request is not carried out; its `error` is the answer."""
+
+    def __init__(self, kind: str, text: str, **facts: Any) -> None:
+        super().__init__(text)
+        self.error = Error(kind=kind, text=text, **facts)
+
+
+# The wire.
+
+
+def encode_request(request: Request[Any]) -> bytes:
+    """Return a request as a frame."""
+    return frames.encode({"v": VERSION, "do": type(request).__name__.lower(), **wire.plain(request)})
+
+
+def decode_request(message: dict[str, Any]) -> Request[Any]:
+    """Return the request that the JSON of a frame is.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if (version := message.get("v")) != VERSION:
+        raise Refusal("version", f'expected "v": {VERSION}, got {wire.shown(version)}', versions=[VERSION])
+    name = message.get("do")
+    kind = _REQUESTS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise Refusal("command", f"expected one of {', '.join(_REQUESTS)}, got {wire.shown(name)}", commands=list(_REQUESTS))
+    try:
+        return wire.read(message, kind)
+    except MessageError:  # it has no other field
+        raise Refusal("mount", f'expected a pattern as "mount", got {wire.shown(message.get("mount"))}') from None
+
+
+def facts(worker: Worker | None, answer: Answer | Error) -> dict[str, Any]:
+    """Return an answer as JSON has it.
+
+    Args:
+        worker: who gives it; None if nobody did.
+    """
+    who = {} if worker is None else {"v": VERSION, **wire.plain(worker)}
+    if isinstance(answer, Error):
+        return {**who, "ok": False, "error": wire.plain(answer)}
+    return {**who, "ok": True, **wire.plain(answer)}
+
+
+def encode_answer(worker: Worker, answer: Answer | Error) -> bytes:
+    """Return an answer as a frame."""
+    return frames.encode(facts(worker, answer))
+
+
+def decode_answer(message: dict[str, Any], request: Request[A]) -> tuple[Worker | None, A | Error]:
+    """Return who answers, and the answer to a request; an error if the JSON of a frame is neither an answer to it nor an error."""
+    try:
+        worker = wire.read(message, Worker)
+        if message.get("ok") is not True:
+            return worker, wire.read(message.get("error"), Error)
+        answer: Any = wire.read(message, _ANSWERS[type(request)])
+        return worker, answer
+    except MessageError as exc:
+        return None, Error(kind="malformed", text=f"malformed answer to {type(request).__name__.lower()!r}: {exc}")
