@@ -19,7 +19,7 @@ from typing import Protocol
 from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
-from isowsgi.shared import messages
+from isowsgi.shared import messages, workdir
 from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors
@@ -220,6 +220,7 @@ class ProcessInstance(HousedInstance):
                 self._child = subprocess.Popen(
                     [self._python, "-c", _START, "isowsgi", self.tag],  # the last two are for people who read `ps`
                     stdin=source,
+                    cwd=workdir.for_child(),
                     env=self._environ,
                     pass_fds=[*(self._order.fds.known() if self._order.fds else ()), *self._order.log_files.values()],
                 )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from isowsgi.isolation.sharing import Sharing, harmful
-from isowsgi.shared import interpreters, messages, refusals
+from isowsgi.shared import interpreters, messages, refusals, workdir
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.shared.messages import BootOrder, Place
 
@@ -144,6 +144,7 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
             child = subprocess.Popen(
                 [executable, *flags, _CHILD, str(result_end), str(lifeline)],
                 stdin=stdin,
+                cwd=workdir.for_child(),
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[result_end, lifeline],

@@ -23,3 +23,15 @@ def current() -> str:
 def absolute(path: str) -> str:
     """Return an absolute path, a relative one from `current`."""
     return os.path.normpath(path if os.path.isabs(path) else os.path.join(current(), path))
+
+
+def for_child() -> str | None:
+    """Return the `cwd` of a new child process for `Popen`: None, which is ours, or the root folder if ours was deleted.
+
+    In a deleted folder Python 3.13.0 cannot even import socket ("SystemError: error return without exception set").
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        return os.sep
+    return None

@@ -128,7 +128,7 @@ def application(environ, start_response):
 
 def test_no_public_name_of_the_standard_library_is_needed_to_serve(tmp_path: Path) -> None:
     homes = {"own-gil": "raises", "process": "raises", "shared-gil": "nonsense"}
-    if interpreters.own_gil_error() is not None:
+    if interpreters.best_isolation() != interpreters.OWN_GIL:  # there is none, or it may crash: 3.13.0 does here
         homes = {"shared-gil": "raises", "process": "nonsense"}
     modules = patch_fuzz.touched_modules()
     mounts = "".join(patch_fuzz.mount(f"/{home}", home, kind, modules, folder=str(tmp_path)) for home, kind in homes.items())
