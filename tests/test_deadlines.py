@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, Watcher, stack_from_app
+from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, Watcher
+from isowsgi.inside.stacks import Stacks
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.judgement import Question
 from isowsgi.shared.scoreboard import ANSWERED, GIVEN_UP, INTERNAL_ERRORS, RESPONSES, TIMEOUTS, Scoreboard
@@ -100,7 +101,7 @@ def test_a_request_is_given_up_once(is_cut_already: bool, count: int) -> None:
             is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
-        watcher = Watcher([job], 1, log, pytest.fail, True, rows, PATIENCE, Containment(log, rows[0].words))
+        watcher = Watcher([job], 1, log, pytest.fail, Stacks(True, frames_are_own=False), rows, PATIENCE, Containment(log, rows[0].words))
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
         if is_cut_already:
             Question(job.row.words, 1).decide(True)
@@ -121,7 +122,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     reader = SimpleNamespace(taken=0, is_waiting=False)
     bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0))
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
-    watcher = Watcher(jobs, 1, log, pytest.fail, True, rows, PATIENCE, Containment(log, rows[0].words))
+    watcher = Watcher(jobs, 1, log, pytest.fail, Stacks(True, frames_are_own=False), rows, PATIENCE, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
 
@@ -131,19 +132,6 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     assert jobs[1].since == 10
     for job in jobs:
         job.end()
-
-
-def test_a_stack_whose_lines_cannot_be_had_costs_nobody_anything() -> None:
-    """The lines of a module come from its loader, which may be the app's code; what it raised ended the watch over all requests."""
-
-    class Loader:
-        def get_source(self, name: str) -> str:
-            raise SystemExit
-
-    names: dict[str, Any] = {"__name__": "m", "__loader__": Loader(), "sys": sys}
-    exec(compile("def where():\n    return sys._getframe()", "<no file>/m.py", "exec"), names)
-
-    assert stack_from_app(names["where"]()) == "(its stack cannot be read)"
 
 
 # Clients.

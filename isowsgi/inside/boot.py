@@ -29,7 +29,7 @@ from isowsgi.inside import environment, extensions, leftovers, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.crew import AppThread, Gate, introduce
-from isowsgi.inside.deadlines import Patience, RequestTimeout, Watcher, stacks
+from isowsgi.inside.deadlines import Patience, RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch, as_written, module_files
 from isowsgi.inside.log import Log
@@ -37,6 +37,7 @@ from isowsgi.inside.private import share, theirs
 from isowsgi.inside.runner import Runner, is_from_outside
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
+from isowsgi.inside.stacks import Stacks
 from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment
@@ -164,6 +165,7 @@ class Instance:
         self._containment = Containment(log, self._control_row.words)
         self._service: Service | None = None
         self._watcher: Watcher | None = None
+        self._stacks = Stacks(order.host.can_see_stacks, order.host.frames_are_own)
         self._admission: Admission | None = None
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
@@ -369,7 +371,7 @@ class Instance:
             serving.request_timeout_s,
             self._log,
             lambda stack: self._control.report(messages.Stuck(stack=stack[-_MAX_TRACEBACK_CHARS:])),
-            order.host.can_see_stacks,
+            self._stacks,
             self._control_rows,
             Patience(serving.body_timeout_s, serving.send_timeout_s, serving.min_rate),
             self._containment,
@@ -487,7 +489,7 @@ class Instance:
     def _tell_stacks(self, ask: int) -> None:
         """Say where all threads are, also while the app is being loaded."""
         jobs = self._service.jobs if self._service is not None else []
-        text = stacks(jobs, self._order.host.can_see_stacks)
+        text = self._stacks.of_all({job.ident: job.row.line() for job in jobs if job.connection is not None})
         while True:
             part, text = text[:_MAX_TRACEBACK_CHARS], text[_MAX_TRACEBACK_CHARS:]
             self._control.report(messages.Stacks(ask=ask, text=part, is_last=not text))

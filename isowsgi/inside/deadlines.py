@@ -20,17 +20,14 @@ third from outside, by the scoreboard.
 from __future__ import annotations
 
 import math
-import os
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from isowsgi.inside.ending import Ending
-from isowsgi.inside.private import theirs
+from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
@@ -41,14 +38,6 @@ INTERRUPT_GRACE_S = 2.0
 # Most that passes for a client's time from one look to the next. Looks are a quarter of a second apart, unless nothing of this process runs
 # for a while: then its clients are not to blame.
 _MOST_STEP_S = 0.5
-
-# What lies under an app's frames on every stack: this package, and the thread's beginning.
-_OWN_FILES = os.path.dirname(__file__) + os.sep
-_OWN_NAMES = (threading.__file__, "<script>", "<string>", "<isowsgi>")
-
-
-# The app's threads by number, without the lock that `threading.enumerate` takes: a thread of the app's may have left it taken.
-_app_threads: dict[int, Any] = theirs("threading")._active
 
 
 class RequestTimeout(BaseException):
@@ -222,7 +211,7 @@ class Watcher:
         timeout_s: how long a request may go without progress; 0 is for ever.
         log: the instance's log.
         report_stuck: takes the stack of a thread that did not end.
-        can_see_stacks: False on releases where `sys._current_frames` crashes while another interpreter runs (gh-158364).
+        stacks: of this interpreter's threads.
         rows: the control thread's, by the mount's number.
         patience: with clients.
         containment: the instance's.
@@ -235,7 +224,7 @@ class Watcher:
         timeout_s: float,
         log: Any,
         report_stuck: Callable[[str], None],
-        can_see_stacks: bool,
+        stacks: Stacks,
         rows: Mapping[int, Row],
         patience: Patience,
         containment: Containment,
@@ -245,7 +234,7 @@ class Watcher:
         self._timeout_s = timeout_s
         self._log = log
         self._report_stuck = report_stuck
-        self._can_see_stacks = can_see_stacks
+        self._stacks = stacks
         self._slow_s = slow_s
         self._patience = patience
         self._containment = containment
@@ -301,7 +290,7 @@ class Watcher:
             job.ending.interrupt(number, RequestTimeout)
         elif now >= job.stuck_at:
             job.stuck_at = math.inf
-            self._report_stuck(f"{job.row.line()}\n{self._stack_of(job)}")
+            self._report_stuck(f"{job.row.line()}\n{self._stacks.of(job.ident)}")
 
     def _look_at_client(self, job: Job, connection: Any, mark: Any, now: float) -> None:
         request, (reads, sent, taken) = mark
@@ -328,15 +317,12 @@ class Watcher:
         number, lasted_s = words[REQUESTS], now - words[BUSY_SINCE] / 1000
         if lasted_s >= self._slow_s and number != job.slow:
             job.slow = number
-            self._log.warning("slow request, %.1f s so far: %s\n%s", lasted_s, job.row.line(), self._stack_of(job))
-
-    def stacks(self) -> str:
-        return stacks(self._jobs, self._can_see_stacks)
+            self._log.warning("slow request, %.1f s so far: %s\n%s", lasted_s, job.row.line(), self._stacks.of(job.ident))
 
     def _give_up(self, job: Job, connection: Any, now: float) -> None:
         mark, waited_s = job.mark, now - job.since
         number = mark[0]
-        line, stack = job.row.line(), self._stack_of(job)
+        line, stack = job.row.line(), self._stacks.of(job.ident)
 
         def act(is_answered: bool) -> None:
             self._rows[connection.gateway.mount].words[TIMEOUTS] += 1
@@ -362,54 +348,7 @@ class Watcher:
         except OSError:
             pass
 
-    def _stack_of(self, job: Job) -> str:
-        if not self._can_see_stacks:
-            return self.stacks()
-        frame = sys._current_frames().get(job.ident)
-        return "" if frame is None else stack_from_app(frame)
-
-
-def stacks(jobs: list[Job], can_see_stacks: bool) -> str:
-    """Return the Python stacks of this interpreter's threads, those that serve first; of those that wait only the names."""
-    if not can_see_stacks:
-        return "(stacks cannot be read safely on this release of CPython)"
-    frames = sys._current_frames()
-    names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(_app_threads.items())}
-    busy = {job.ident: job.row.line() for job in jobs if job.connection is not None}
-    texts, waiting = [], []
-    for ident in sorted(frames, key=lambda ident: (ident not in busy, names.get(ident, ""))):
-        name = names.get(ident, f"thread {ident}")
-        if ident in busy:
-            texts.append(f"{name}: {busy[ident]}\n{stack_from_app(frames[ident])}")
-        elif stack := stack_from_app(frames[ident], or_all=False):
-            texts.append(f"{name}\n{stack}")
-        elif name.startswith("isowsgi-") and ident != threading.get_ident():
-            waiting.append(name)
-    if waiting:
-        texts.append(f"waiting: {', '.join(waiting)}")
-    return "\n".join(texts)
-
 
 def _mark(number: int, connection: Any) -> Any:
     """Return what changes with every sign of progress of a request."""
     return number, connection.progress()
-
-
-def stack_from_app(frame: Any, or_all: bool = True) -> str:
-    """Return a thread's stack from the app's first frame on.
-
-    Args:
-        or_all: whether to return the whole if the app has none.
-    """
-    try:
-        entries = list(traceback.extract_stack(frame))
-    except BaseException:  # the lines of some modules come from the app's code: a loader's get_source
-        return "(its stack cannot be read)"
-    own = 0
-    while own < len(entries) and (entries[own].filename.startswith(_OWN_FILES) or entries[own].filename in _OWN_NAMES):
-        own += 1
-    entries = entries[own:] or (entries if or_all else [])
-    try:
-        return "".join(traceback.format_list(entries)).rstrip()
-    except BaseException:  # a line is looked up when it is asked for, see above
-        return "(its stack cannot be read)"

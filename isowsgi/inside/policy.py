@@ -22,8 +22,8 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from isowsgi.inside import boot, ending, environment, leftovers
-from isowsgi.inside.deadlines import stack_from_app
 from isowsgi.inside.private import share, theirs
+from isowsgi.inside.stacks import stack_from_app
 from isowsgi.shared import policies
 
 # Lines of code that are remembered as logged, for each instance; calls from more are refused or allowed without a word.

@@ -140,6 +140,7 @@ class BootOrders:
             blocked_modules=[] if isolation in (PROCESS, MAIN) else list(interpreters.BLOCKED_MODULES),
             needs_ticker=not is_process and interpreters.NEEDS_TICKER,
             can_see_stacks=is_process or interpreters.can_see_stacks(isolation),
+            frames_are_own=is_process or interpreters.frames_are_own(),
             max_int_digits=sys.get_int_max_str_digits(),
         )
 

@@ -225,6 +225,7 @@ def _trial_order(order: BootOrder, isolation: str, token: str) -> BootOrder:
         ),
         host=host.replace(
             can_see_stacks=is_interpreter and interpreters.can_see_stacks(isolation),
+            frames_are_own=interpreters.frames_are_own(),
             blocked_modules=host.blocked_modules if is_interpreter else [],
             needs_ticker=host.needs_ticker and is_interpreter,
         ),

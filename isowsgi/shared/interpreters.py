@@ -98,10 +98,14 @@ def best_isolation() -> str:
     return OWN_GIL if own_gil_error() is None and own_gil_warning() is None else SHARED_GIL
 
 
+def frames_are_own() -> bool:
+    """Whether `sys._current_frames` has only the frames of the interpreter that asks, not those of all (gh-158364)."""
+    return VERSION >= (3, 15) or (3, 14, 8) <= VERSION < (3, 15) or (3, 13, 16) <= VERSION < (3, 14)
+
+
 def can_see_stacks(isolation: str) -> bool:
-    """Whether `sys._current_frames` is safe: while another interpreter runs under another GIL it may crash (gh-158364)."""
-    fixed = VERSION >= (3, 15) or (3, 14, 8) <= VERSION < (3, 15) or (3, 13, 16) <= VERSION < (3, 14)
-    return fixed or isolation == SHARED_GIL
+    """Whether `sys._current_frames` is safe: it may crash where it reads the frames of an interpreter that runs under another GIL."""
+    return frames_are_own() or isolation == SHARED_GIL
 
 
 def keeps_memory(isolation: str) -> bool:

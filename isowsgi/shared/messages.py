@@ -43,6 +43,7 @@ class Host(Value):
     blocked_modules: list[str]
     needs_ticker: bool
     can_see_stacks: bool
+    frames_are_own: bool  # those of `sys._current_frames`; else they are all interpreters'
     max_int_digits: int
 
 

@@ -1,0 +1,99 @@
+"""Python stacks of this interpreter's threads.
+
+Before 3.13.16 and 3.14.8 `sys._current_frames` returns the frames of all interpreters (gh-158364). A frame that is held while its function
+returns owns the function's variables from then on: they would end with ours, in the wrong interpreter, and if a cycle kept them until our
+own end, by a crash (seen on 3.13.0). So the frames of others are dropped within the C call that fetches them, and no frame is kept that
+holds itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from itertools import starmap
+from operator import methodcaller
+from typing import Any
+
+from isowsgi.inside.private import theirs
+
+# What lies under an app's frames on every stack: this package, and the thread's beginning.
+_OWN_FILES = os.path.dirname(__file__) + os.sep
+_OWN_NAMES = (threading.__file__, "<script>", "<string>", "<isowsgi>")
+
+_UNSEEN = "(stacks cannot be read safely on this release of CPython)"
+
+# The app's threads by number, without the lock that `threading.enumerate` takes: a thread of the app's may have left it taken.
+_app_threads: dict[int, Any] = theirs("threading")._active
+
+
+class Stacks:
+    """Reads the stacks of this interpreter's threads.
+
+    Args:
+        can_see: False where reading them may crash; then a text says so instead.
+        frames_are_own: whether `sys._current_frames` has no others, so that threads are found which `threading` does not know.
+    """
+
+    def __init__(self, can_see: bool, frames_are_own: bool) -> None:
+        self._can_see = can_see
+        self._frames_are_own = frames_are_own
+
+    def of(self, ident: int) -> str:
+        """Return a thread's stack from the app's first frame on; empty if it has ended."""
+        if not self._can_see:
+            return _UNSEEN
+        frame = _frame_of(ident)
+        return "" if frame is None else stack_from_app(frame)
+
+    def of_all(self, busy: Mapping[int, str]) -> str:
+        """Return the stacks of all threads, those that serve first; of those that wait only the names.
+
+        Args:
+            busy: the request line of each thread that serves one, by its number.
+        """
+        if not self._can_see:
+            return _UNSEEN
+        names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(_app_threads.items())}
+        idents = {*names, *busy, *(sys._current_frames() if self._frames_are_own else ())}
+        texts, waiting = [], []
+        for ident in sorted(idents, key=lambda ident: (ident not in busy, names.get(ident, ""))):
+            if ident == threading.get_ident() or (frame := _frame_of(ident)) is None:
+                continue
+            name = names.get(ident, f"thread {ident}")
+            if ident in busy:
+                texts.append(f"{name}: {busy[ident]}\n{stack_from_app(frame)}")
+            elif stack := stack_from_app(frame, or_all=False):
+                texts.append(f"{name}\n{stack}")
+            elif name.startswith("isowsgi-"):
+                waiting.append(name)
+        if waiting:
+            texts.append(f"waiting: {', '.join(waiting)}")
+        return "\n".join(texts)
+
+
+def _frame_of(ident: int) -> Any:
+    # One C call from the fetch to the end of the dict, so that no other thread runs between.
+    return next(map(methodcaller("get", ident), starmap(sys._current_frames, ((),))))
+
+
+def stack_from_app(frame: Any, or_all: bool = True) -> str:
+    """Return a thread's stack from the app's first frame on.
+
+    Args:
+        or_all: whether to return the whole if the app has none.
+    """
+    try:
+        entries = list(traceback.extract_stack(frame))
+    except BaseException:  # the lines of some modules come from the app's code: a loader's get_source
+        return "(its stack cannot be read)"
+    own = 0
+    while own < len(entries) and (entries[own].filename.startswith(_OWN_FILES) or entries[own].filename in _OWN_NAMES):
+        own += 1
+    entries = entries[own:] or (entries if or_all else [])
+    try:
+        return "".join(traceback.format_list(entries)).rstrip()
+    except BaseException:  # a line is looked up when it is asked for, see above
+        return "(its stack cannot be read)"
