@@ -614,7 +614,8 @@ def test_a_request_that_takes_too_long_is_answered_504(serve: StartServer, optio
 
 
 def test_connections_are_counted(serve: StartServer, options: list[str], context: ssl.SSLContext) -> None:
-    server = serve('[mounts]\n"/" = "hello"\n"/-/status" = "isowsgi.status:application"', *options, wait_for=2)
+    mounts = '[mounts]\n"/" = "hello"\n"/-/status" = { app = "isowsgi.status:application", isolation = "process" }'
+    server = serve(mounts, *options, wait_for=2)
     server.exchange(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     with connect(server, context) as sock:
         acceptor = json.loads(ask(sock, "/-/status/status.json").read())["acceptor"]
