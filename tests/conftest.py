@@ -40,7 +40,7 @@ APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parent.parent
 
 # Longer than anything here takes on a busy machine; a wait ends as soon as its condition holds.
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 # Where the servers of a test run remember the homes of apps: not in the user's own memory, and an app that many tests serve is tried once.
 VERDICTS = tempfile.TemporaryDirectory(prefix="isowsgi-tests-")
