@@ -26,7 +26,8 @@ from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker import clients as clients_module
 from isowsgi.worker import shares as shares_module
-from isowsgi.worker.acceptor import Acceptor, NotServing, Statistics
+from isowsgi.worker.acceptor import Acceptor, Statistics
+from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.loop import Loop
 from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, receive_all
@@ -909,14 +910,14 @@ def test_the_number_of_descriptors_is_the_same_after_as_before(make_place: MakeP
 
 def test_what_fails_while_a_connection_is_looked_at_ends_that_connection_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A NUL in a PROXY header's address was a ValueError in gunicorn's parser: it ended the worker, with all mounts."""
-    look = place.acceptor._peeker.look
+    look = place.acceptor.dispatcher._peeker.look
 
     def failing(data: bytes, *args: Any, **kwargs: Any) -> Any:
         if b"/bad" in data:
             raise ValueError("embedded null character")
         return look(data, *args, **kwargs)
 
-    monkeypatch.setattr(place.acceptor._peeker, "look", failing)
+    monkeypatch.setattr(place.acceptor.dispatcher._peeker, "look", failing)
     bad, good = place.connect(b"GET /bad HTTP/1.1\r\nHost: x\r\n\r\n"), place.connect(A)
 
     place.turn_until(lambda: place.given)

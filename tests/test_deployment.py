@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Broken, Closed, Ready, Refused, Stuck
-from isowsgi.worker.acceptor import NotServing
 from isowsgi.worker.backoff import Backoff
+from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memory import MemoryWatch
 from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.turns import TURN_S, Turns

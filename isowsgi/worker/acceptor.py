@@ -1,8 +1,8 @@
-"""The acceptor: peek, route, hand over. On the worker's loop; no blocking call.
+"""The acceptor: owns the connections that no instance has. On the worker's loop; no blocking call.
 
 It holds connections that have no instance to serve them: those whose head is not complete, those whose mount is still booting or does not
-answer, and those that only wait for their client to stop sending before they are closed. It consumes no byte of a request it hands over, so
-a slow or half-sent head costs a descriptor and no thread.
+answer, and those that only wait for their client to stop sending before they are closed. Here is how they come, fire and time out;
+`dispatcher` has what becomes of a request.
 
 A descriptor that fires in the loop's set and is not known there was given back by an instance: its next request is another mount's, or the
 instance drains. What fails while a connection is looked at ends that connection only.
@@ -10,56 +10,33 @@ instance drains. What fails while a connection is looked at ends that connection
 
 from __future__ import annotations
 
-import math
 import select
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
-from enum import Enum
 from typing import Any, Protocol
 
-from gunicorn.http.errors import ParseException
-from gunicorn.http.wsgi import default_environ
-
 from isowsgi.shared import answers
-from isowsgi.shared.origins import Origin, Origins
-from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
+from isowsgi.shared.origins import Origins
+from isowsgi.shared.peek import Peeker, peek
 from isowsgi.shared.scoreboard import CLOSED, Scoreboard
 from isowsgi.worker.clients import Client, Clients, Phase
+from isowsgi.worker.dispatcher import Dispatcher, Home, NotServing
 from isowsgi.worker.listeners import Listeners
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.proxyheader import Header
+from isowsgi.worker.replies import Replies
 from isowsgi.worker.shares import Shares
 
 # How long a stopping worker waits for the next request on an idle connection: gunicorn gthread's STOP_KEEPALIVE_LINGER.
 STOP_IDLE_S = 2.0
 
-# How often requests are looked at that wait because their mount has as many unanswered ones as it may.
-_HELD_LOOK_S = 0.05
-
 _SWEEP_S = 1.0
 
 # Share of head_timeout that a connection may take for its head before it yields to a new one, if there are as many as there may be.
 YIELD_SHARE = 0.1
-
-
-class NotServing(Enum):
-    """Why a mount has no instance for a request just now."""
-
-    BOOTING = "its app is being loaded"
-    FAILED = "its app could not be loaded"
-
-
-class Home(Protocol):
-    """What the acceptor needs of an instance."""
-
-    def give(self, fd: int) -> None: ...
-    def progress(self) -> int: ...
-    def has_free_thread(self) -> bool: ...
-    def has_ended(self) -> bool: ...
 
 
 class Relay(Protocol):
@@ -125,29 +102,30 @@ class Acceptor:
         proxy_header: Callable[[bytes, Any], Header | None] | None = None,
     ) -> None:
         self._loop = loop
-        self._containment = loop.containment
-        self._peeker = peeker
-        self._choose = choose
-        self._board = board
         self._row = board.acceptor_row()
-        self._log = log
-        self._refuse_by_gunicorn = refuse_by_gunicorn
         self._head_timeout_s = head_timeout_s
         self._keepalive_s = keepalive_s
-        self._origins = origins
         self._relay = relay
-        self._proxy_header = proxy_header
+        self._has_proxy_headers = proxy_header is not None
         self._shares = Shares(max_connections)
         self._stopping = False
-        self._is_holding = False  # whether held connections will be looked at
-        self._known_closed = 0  # here and in the instances, when last counted
         self._next_yield = 0.0
         self._listeners = Listeners(
             loop=loop, listeners=listeners, shared=shared, row=self._row, max_connections=max_connections,
-            count=self.open_connections, at_most=self._at_most_open, take=self._take_new, log=log,
+            count_closed=lambda: self._clients.closed + board.total(CLOSED),
+            count_behind=None if relay is None else relay.open_connections, take=self._take_new, log=log,
         )  # fmt: skip
-        self.on_capacity = self._listeners.look
-        self._clients = Clients(loop.epoll, origins, self._listeners.look)
+        self.on_capacity, self.open_connections = self._listeners.look, self._listeners.open_connections
+        self._clients = Clients(loop.epoll, origins, self._listeners.look, loop.containment)
+        self._guarded = self._clients.guarded
+        self._replies = Replies(
+            clients=self._clients, peeker=peeker, board=board, log=log, containment=loop.containment, refuse_by_gunicorn=refuse_by_gunicorn
+        )
+        self.dispatcher = Dispatcher(
+            loop=loop, clients=self._clients, replies=self._replies, shares=self._shares, peeker=peeker, choose=choose,
+            head_timeout_s=head_timeout_s, origins=origins, has_tls=relay is not None, proxy_header=proxy_header,
+        )  # fmt: skip
+        self._look, self.release = self.dispatcher.look, self.dispatcher.release
         self.watch, self.watch_room, self.unwatch, self.later = loop.watch, loop.watch_room, loop.unwatch, loop.later
         loop.on_connection = self._on_event
         loop.every(_SWEEP_S, self._sweep, "acceptor")
@@ -168,13 +146,6 @@ class Acceptor:
 
     def start_accepting(self) -> None:
         self._listeners.start()
-
-    def release(self, mount: int) -> None:
-        """Look again at the connections that wait for a mount: it serves now, or never will."""
-        for client in self._clients.in_phase(Phase.PARKED):
-            if client.mount == mount:
-                client.phase = Phase.PEEKING
-                self._guarded(client.sock.fileno(), self._look, client)
 
     # Connections that a child process had: none of them is armed here.
 
@@ -197,14 +168,6 @@ class Acceptor:
     def _idle_s(self) -> float:
         return STOP_IDLE_S if self._stopping else self._keepalive_s
 
-    def _guarded(self, fd: int, step: Callable[..., None], *args: Any) -> None:
-        """Do a step for one connection; what can go wrong ends this connection only."""
-        try:
-            step(*args)
-        except Exception:
-            self._containment.failed("connection")
-            self._clients.drop(fd)
-
     def stop(self) -> None:
         """Accept what has reached the listeners' queues and close them; idle connections get little time to say something."""
         self._stopping = True
@@ -218,19 +181,6 @@ class Acceptor:
         for client in self._clients.in_phase(Phase.PEEKING):
             if not client.began:
                 client.deadline = min(client.deadline, limit)
-
-    def open_connections(self) -> int:
-        """Return how many connections this worker has, here and in its instances."""
-        closed = self._clients.closed + self._board.total(CLOSED)  # which takes long if there are many mounts
-        # The board may hold anything. So it is in bounds: never fewer than before, and no more than there were.
-        self._known_closed = max(self._known_closed, min(closed, self._listeners.accepted))
-        return self._at_most_open()
-
-    def _at_most_open(self) -> int:
-        """Return how many there were if none had been closed since they were counted last."""
-        connections = self._listeners.accepted - self._known_closed
-        # With TLS there are two ends of each, and either may be the last: the app's, or the client's that has not got all of its answer.
-        return connections if self._relay is None else max(connections, self._relay.open_connections())
 
     @property
     def is_accepting(self) -> bool:
@@ -262,7 +212,7 @@ class Acceptor:
 
     def _expire(self, client: Client) -> None:
         if client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
-            self._answer(client, data, answers.TOO_LATE, "the request did not come in time")
+            self._replies.answer(client, data, answers.TOO_LATE, "the request did not come in time")
         else:
             self._clients.close(client)
 
@@ -305,12 +255,12 @@ class Acceptor:
             elif refusal is None:
                 self._guarded(sock.fileno(), self._begin, sock, peer)
             else:
-                self._guarded(sock.fileno(), self._refuse, self._clients.add(sock, peer), refusal)
+                self._guarded(sock.fileno(), self._replies.refuse, self._clients.add(sock, peer), refusal)
         self.on_capacity()
 
     def _begin(self, sock: socket.socket, peer: Any) -> None:
         client = self._clients.add(sock, peer, time.monotonic() + self._head_timeout_s)
-        client.is_new = self._proxy_header is not None
+        client.is_new = self._has_proxy_headers
         self._look(client)
 
     def _on_event(self, fd: int, flags: int) -> None:
@@ -340,151 +290,6 @@ class Acceptor:
             self._clients.close(client)
         else:
             self._clients.discard(client)
-
-    def _look(self, client: Client, hung_up: bool = False) -> None:
-        """Peek at a head and do what can be done with it."""
-        data = b""
-        try:
-            data = peek(client.sock)
-            is_over = not data
-            if client.is_new and data:
-                if self._take_proxy_header(client, data):
-                    self._look(client, hung_up)
-                    return
-                look = INCOMPLETE
-            else:
-                look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
-        except BlockingIOError:
-            look, is_over = INCOMPLETE, False
-        except OSError:
-            look, is_over = INCOMPLETE, True
-        except ParseException as exc:
-            self._refuse(client, exc)
-            return
-        except Refused as exc:
-            self._answer(client, data, exc.status, str(exc))
-            return
-        if is_over:
-            self._clients.close(client)
-        elif look is INCOMPLETE and hung_up:
-            self._clients.linger(client)  # which reads away the half that came: a close would be a reset, and may destroy an earlier answer
-        elif look is INCOMPLETE:
-            self._wait_for_more(client, data)
-        elif look.mount is None:
-            self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
-        else:
-            self._dispatch(client, data, look.mount)
-
-    def _refuse(self, client: Client, exc: Exception) -> None:
-        """Have gunicorn answer what its parser refuses: same statuses, same pages, same log."""
-        self._refuse_by_gunicorn(client.sock, client.peer, exc)
-        self._clients.linger(client)
-
-    def _take_proxy_header(self, client: Client, data: bytes) -> bool:
-        """Consume the PROXY header, if there is one; False if it is not complete.
-
-        Raises:
-            gunicorn.http.errors.ParseException: gunicorn would refuse it.
-        """
-        assert self._proxy_header is not None, "new connections are marked for its sake"
-        assert self._origins is not None, "who gives a reader gives a table"
-        header = self._proxy_header(data, client.peer)
-        if header is None:
-            return False
-        client.is_new = client.line_seen = False
-        client.sock.recv(header.length, socket.MSG_DONTWAIT)
-        number = client.sock.fileno()
-        origin = Origin(client.peer, client.sock.getsockname(), {}) if self._relay is None else self._origins.read(number)
-        self._origins.write(number, Origin(origin.peer, origin.own, origin.environ | header.environ))
-        return True
-
-    def _wait_for_more(self, client: Client, data: bytes) -> None:
-        if data and not client.began:
-            client.began = True
-            client.deadline = time.monotonic() + self._head_timeout_s
-        client.line_seen = not client.is_new and b"\r\n" in data[2:]
-        self._clients.arm(client)
-
-    def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
-        home = self._choose(mount)
-        if home is NotServing.BOOTING:
-            client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf  # the home sets a limit to its boots
-            self._clients.arm(client)
-        elif home is NotServing.FAILED:
-            self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)
-        else:
-            assert not isinstance(home, NotServing), "both kinds are dealt with"
-            now = time.monotonic()
-            if self._shares.may_have(home, now):
-                self._give(client, data, mount, home)
-            elif self._shares.is_stalled(home, now):
-                self._answer(client, data, answers.UNAVAILABLE, "the app at this address does not answer", mount, answers.RETRY_LATER_S)
-            else:
-                client.phase, client.mount, client.deadline, client.is_held = Phase.PARKED, mount, math.inf, True
-                self._clients.arm(client)
-                self._look_at_held_soon()
-
-    def _look_at_held_soon(self) -> None:
-        if not self._is_holding:
-            self._is_holding = True
-            self._loop.later(_HELD_LOOK_S, self._look_at_held, "acceptor")
-
-    def _look_at_held(self) -> None:
-        """Hand over what waited for a mount that has got on since, the oldest first, or answer it if the mount does nothing."""
-        self._is_holding = False
-        full: set[int] = set()
-        for client in self._clients.in_phase(Phase.PARKED):
-            if client.is_held and client.mount not in full:
-                client.phase, client.is_held = Phase.PEEKING, False
-                self._guarded(client.sock.fileno(), self._look, client)
-                if client.is_held:
-                    full.add(client.mount)
-        if full:
-            self._look_at_held_soon()
-
-    def _give(self, client: Client, data: bytes, mount: int, home: Home) -> None:
-        fd = self._clients.part_with(client)
-        try:
-            home.give(fd)
-        except Exception:  # it has it not: no memory for one more, or the instance is broken
-            self._containment.failed("hand-over")
-            client = self._clients.add(socket.socket(fileno=fd), client.peer)
-            self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)
-
-    # Answers of the acceptor's own.
-
-    def _answer(
-        self, client: Client, data: bytes, status: str, text: str, mount: int | None = None, retry_after_s: int | None = None
-    ) -> None:
-        row = self._row if mount is None else self._board.mount_row(mount)
-        row.count_response(int(status[:3]))
-        answer, length = answers.page(status, text, retry_after_s)
-        try:
-            client.sock.send(answer[:-length] if data.startswith(b"HEAD ") else answer, socket.MSG_DONTWAIT)
-        except OSError:  # its buffer is full of answers it never read, or it is gone
-            self._clients.close(client)
-            return
-        if self._log.access_log_enabled:
-            self._containment.call("access log", self._log_access, client, data, status, length)
-        self._clients.linger(client)
-
-    def _log_access(self, client: Client, data: bytes, status: str, length: int) -> None:
-        try:
-            request = self._peeker.parse(data[: data.find(b"\r\n\r\n") + 4], client.peer)
-        except Exception:  # a head that never came, or one that gunicorn refuses: no line to log
-            return
-        environ = default_environ(request, client.sock, request.cfg)
-        environ["REMOTE_ADDR"] = client.peer[0] if isinstance(client.peer, tuple) else client.peer
-        self._log.access(_Answered(status, length), request, environ, timedelta())
-
-
-class _Answered:
-    """What gunicorn's access log reads of a response."""
-
-    def __init__(self, status: str, sent: int) -> None:
-        self.status = status
-        self.sent = sent
-        self.headers: list[tuple[str, str]] = []
 
 
 def _peeked(sock: socket.socket) -> bytes:

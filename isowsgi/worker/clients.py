@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import PEEK_MAX_BYTES
@@ -56,12 +57,14 @@ class Clients:
         epoll: the loop's set; instances arm in it what they give back.
         origins: where connections come from whose sockets do not say; None: all do.
         on_closed: called when one was closed.
+        containment: where mistakes end.
     """
 
-    def __init__(self, epoll: select.epoll, origins: Origins | None, on_closed: Callable[[], None]) -> None:
+    def __init__(self, epoll: select.epoll, origins: Origins | None, on_closed: Callable[[], None], containment: Containment) -> None:
         self._epoll = epoll
         self._origins = origins
         self._on_closed = on_closed
+        self._containment = containment
         self.lingering = select.epoll()  # instances arm in it what was answered and must be closed gently
         self.by_fd: dict[int, Client] = {}
         self.closed = 0
@@ -91,6 +94,14 @@ class Clients:
         client.phase = Phase.LINGERING
         self.by_fd[fd] = client
         return client
+
+    def guarded(self, fd: int, step: Callable[..., None], *args: Any) -> None:
+        """Do a step for one connection; what can go wrong ends this connection only."""
+        try:
+            step(*args)
+        except Exception:
+            self._containment.failed("connection")
+            self.drop(fd)
 
     def arm(self, client: Client) -> None:
         if client.armed_in is None:

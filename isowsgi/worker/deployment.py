@@ -20,8 +20,8 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.scoreboard import Scoreboard
-from isowsgi.worker.acceptor import NotServing
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
+from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.reports import Reports
 from isowsgi.worker.siting import Siting
 from isowsgi.worker.slots import Instance, Slots

@@ -51,8 +51,8 @@ class Listeners:
         shared: whether other processes accept from the same ones.
         row: the acceptor's on the scoreboard.
         max_connections: of this worker, here and in its instances.
-        count: returns how many there are.
-        at_most: returns how many there were if none had been closed since they were counted; quick.
+        count_closed: returns how many connections were closed, here and in the instances; takes long if there are many mounts.
+        count_behind: returns how many clients' connections the relay has; None: there is no TLS.
         take: becomes the owner of a connection with its client's address.
         log: gunicorn's logger.
     """
@@ -65,8 +65,8 @@ class Listeners:
         shared: bool,
         row: AcceptorRow,
         max_connections: int,
-        count: Callable[[], int],
-        at_most: Callable[[], int],
+        count_closed: Callable[[], int],
+        count_behind: Callable[[], int] | None,
         take: Callable[[socket.socket, Any], None],
         log: Any,
     ) -> None:
@@ -78,8 +78,9 @@ class Listeners:
         self._batch = 1 if shared else _ACCEPT_BATCH
         self._row = row
         self._max_connections = max_connections
-        self._count = count
-        self._at_most = at_most
+        self._count_closed = count_closed
+        self._count_behind = count_behind
+        self._known_closed = 0  # when last counted
         self._take = take
         self._log = log
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -94,6 +95,18 @@ class Listeners:
     def start(self) -> None:
         self.is_wanted = True
         self._set_accepting(True)
+
+    def open_connections(self) -> int:
+        """Return how many connections this worker has, here and in its instances."""
+        # The board may hold anything. So it is in bounds: never fewer than before, and no more than there were.
+        self._known_closed = max(self._known_closed, min(self._count_closed(), self.accepted))
+        return self._at_most_open()
+
+    def _at_most_open(self) -> int:
+        """Return how many there were if none had been closed since they were counted last."""
+        connections = self.accepted - self._known_closed
+        # With TLS there are two ends of each, and either may be the last: the app's, or the client's that has not got all of its answer.
+        return connections if self._count_behind is None else max(connections, self._count_behind())
 
     def look(self) -> None:
         """Accept again as soon as there is room; called when a connection was closed at the limit, and about once a second."""
@@ -155,7 +168,7 @@ class Listeners:
             if not self._is_stopping:
                 if sock.fileno() >= self._first_reserved:
                     self._pause("nearly all of the worker's descriptors are taken")
-                elif self._at_most() >= self._max_connections:
+                elif self._at_most_open() >= self._max_connections:
                     self._set_accepting(self._has_room())
             self._take(sock, peer)
 
@@ -174,12 +187,12 @@ class Listeners:
         if self._is_short and not self._has_descriptors():
             return False
         self._is_short = False
-        if self._count() < self._max_connections:
+        if self.open_connections() < self._max_connections:
             self._row.set_at_capacity(False)
             return True
         # In this order: an instance that closes a connection now either sees the flag and tells, or is counted here.
         self._row.set_at_capacity(True)
-        return self._count() < self._max_connections
+        return self.open_connections() < self._max_connections
 
     def _has_descriptors(self) -> bool:
         try:

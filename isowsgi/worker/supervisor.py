@@ -16,8 +16,9 @@ from isowsgi.shared import interpreters
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.scoreboard import REQUESTS, Scoreboard
-from isowsgi.worker.acceptor import Acceptor, NotServing
+from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memory import MemoryWatch, rss_mib
 from isowsgi.worker.report import Reporter
 from isowsgi.worker.slots import Instance

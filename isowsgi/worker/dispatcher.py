@@ -1,0 +1,202 @@
+"""What becomes of a connection's next request: peeked at, routed, then handed over, answered, or left to wait. On the acceptor's thread.
+
+No byte of a request is consumed that is handed over, so a slow or half-sent head costs a descriptor and no thread.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Protocol
+
+from gunicorn.http.errors import ParseException
+
+from isowsgi.shared import answers
+from isowsgi.shared.origins import Origin, Origins
+from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
+from isowsgi.worker.clients import Client, Clients, Phase
+from isowsgi.worker.loop import Loop
+from isowsgi.worker.proxyheader import Header
+from isowsgi.worker.replies import Replies
+from isowsgi.worker.shares import Shares
+
+# How often requests are looked at that wait because their mount has as many unanswered ones as it may.
+_HELD_LOOK_S = 0.05
+
+
+class NotServing(Enum):
+    """Why a mount has no instance for a request just now."""
+
+    BOOTING = "its app is being loaded"
+    FAILED = "its app could not be loaded"
+
+
+class Home(Protocol):
+    """What is needed of an instance."""
+
+    def give(self, fd: int) -> None: ...
+    def progress(self) -> int: ...
+    def has_free_thread(self) -> bool: ...
+    def has_ended(self) -> bool: ...
+
+
+class Dispatcher:
+    """See the module's text.
+
+    Args:
+        loop: calls it when it wants to look again.
+        clients: the acceptor's connections.
+        replies: answers what is not handed over.
+        shares: how many connections an instance may have.
+        peeker: knows all mounts.
+        choose: returns the instance that shall have a mount's next request, or why there is none.
+        head_timeout_s: how long a head may take from its first byte.
+        origins: of clients, for what a PROXY header says; None if there are no such headers.
+        has_tls: whether the origins have what the relay says, too.
+        proxy_header: reads a PROXY header, see `proxyheader.Reader`; None: there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        clients: Clients,
+        replies: Replies,
+        shares: Shares,
+        peeker: Peeker,
+        choose: Callable[[int], Home | NotServing],
+        head_timeout_s: float,
+        origins: Origins | None,
+        has_tls: bool,
+        proxy_header: Callable[[bytes, Any], Header | None] | None,
+    ) -> None:
+        self._loop = loop
+        self._containment = loop.containment
+        self._clients = clients
+        self._answer, self._refuse = replies.answer, replies.refuse
+        self._shares = shares
+        self._peeker = peeker
+        self._choose = choose
+        self._head_timeout_s = head_timeout_s
+        self._origins = origins
+        self._has_tls = has_tls
+        self._proxy_header = proxy_header
+        self._is_holding = False  # whether held connections will be looked at
+
+    def release(self, mount: int) -> None:
+        """Look again at the connections that wait for a mount: it serves now, or never will."""
+        for client in self._clients.in_phase(Phase.PARKED):
+            if client.mount == mount:
+                client.phase = Phase.PEEKING
+                self._clients.guarded(client.sock.fileno(), self.look, client)
+
+    def look(self, client: Client, hung_up: bool = False) -> None:
+        """Peek at a head and do what can be done with it."""
+        data = b""
+        try:
+            data = peek(client.sock)
+            is_over = not data
+            if client.is_new and data:
+                if self._take_proxy_header(client, data):
+                    self.look(client, hung_up)
+                    return
+                look = INCOMPLETE
+            else:
+                look = self._peeker.look(data, client.peer, not client.line_seen) if data else INCOMPLETE
+        except BlockingIOError:
+            look, is_over = INCOMPLETE, False
+        except OSError:
+            look, is_over = INCOMPLETE, True
+        except ParseException as exc:
+            self._refuse(client, exc)
+            return
+        except Refused as exc:
+            self._answer(client, data, exc.status, str(exc))
+            return
+        if is_over:
+            self._clients.close(client)
+        elif look is INCOMPLETE and hung_up:
+            self._clients.linger(client)  # which reads away the half that came: a close would be a reset, and may destroy an earlier answer
+        elif look is INCOMPLETE:
+            self._wait_for_more(client, data)
+        elif look.mount is None:
+            self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
+        else:
+            self._dispatch(client, data, look.mount)
+
+    def _take_proxy_header(self, client: Client, data: bytes) -> bool:
+        """Consume the PROXY header, if there is one; False if it is not complete.
+
+        Raises:
+            gunicorn.http.errors.ParseException: gunicorn would refuse it.
+        """
+        assert self._proxy_header is not None, "new connections are marked for its sake"
+        assert self._origins is not None, "who gives a reader gives a table"
+        header = self._proxy_header(data, client.peer)
+        if header is None:
+            return False
+        client.is_new = client.line_seen = False
+        client.sock.recv(header.length, socket.MSG_DONTWAIT)
+        number = client.sock.fileno()
+        origin = Origin(client.peer, client.sock.getsockname(), {}) if not self._has_tls else self._origins.read(number)
+        self._origins.write(number, Origin(origin.peer, origin.own, origin.environ | header.environ))
+        return True
+
+    def _wait_for_more(self, client: Client, data: bytes) -> None:
+        if data and not client.began:
+            client.began = True
+            client.deadline = time.monotonic() + self._head_timeout_s
+        client.line_seen = not client.is_new and b"\r\n" in data[2:]
+        self._clients.arm(client)
+
+    def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
+        home = self._choose(mount)
+        if home is NotServing.BOOTING:
+            self._park(client, mount)  # the deployment sets a limit to its boots
+        elif home is NotServing.FAILED:
+            self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)
+        else:
+            assert not isinstance(home, NotServing), "both kinds are dealt with"
+            now = time.monotonic()
+            if self._shares.may_have(home, now):
+                self._give(client, data, mount, home)
+            elif self._shares.is_stalled(home, now):
+                self._answer(client, data, answers.UNAVAILABLE, "the app at this address does not answer", mount, answers.RETRY_LATER_S)
+            else:
+                client.is_held = True
+                self._park(client, mount)
+                self._look_at_held_soon()
+
+    def _park(self, client: Client, mount: int) -> None:
+        client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf
+        self._clients.arm(client)
+
+    def _look_at_held_soon(self) -> None:
+        if not self._is_holding:
+            self._is_holding = True
+            self._loop.later(_HELD_LOOK_S, self._look_at_held, "acceptor")
+
+    def _look_at_held(self) -> None:
+        """Hand over what waited for a mount that has got on since, the oldest first, or answer it if the mount does nothing."""
+        self._is_holding = False
+        full: set[int] = set()
+        for client in self._clients.in_phase(Phase.PARKED):
+            if client.is_held and client.mount not in full:
+                client.phase, client.is_held = Phase.PEEKING, False
+                self._clients.guarded(client.sock.fileno(), self.look, client)
+                if client.is_held:
+                    full.add(client.mount)
+        if full:
+            self._look_at_held_soon()
+
+    def _give(self, client: Client, data: bytes, mount: int, home: Home) -> None:
+        fd = self._clients.part_with(client)
+        try:
+            home.give(fd)
+        except Exception:  # it has it not: no memory for one more, or the instance is broken
+            self._containment.failed("hand-over")
+            client = self._clients.add(socket.socket(fileno=fd), client.peer)
+            self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)

@@ -1,0 +1,91 @@
+"""isowsgi's own answers to connections that reach no instance: counted, logged, and closed gently. On the acceptor's thread."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from gunicorn.http.wsgi import default_environ
+
+from isowsgi.shared import answers
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker.clients import Client, Clients
+
+
+class Replies:
+    """See the module's text.
+
+    Args:
+        clients: the acceptor's connections.
+        peeker: reads a head once more, for the access log.
+        board: where answers are counted, for a mount or for none.
+        log: gunicorn's logger.
+        containment: where mistakes end.
+        refuse_by_gunicorn: answers a parse error: takes the socket, the client's address and the exception.
+    """
+
+    def __init__(
+        self,
+        *,
+        clients: Clients,
+        peeker: Peeker,
+        board: Scoreboard,
+        log: Any,
+        containment: Containment,
+        refuse_by_gunicorn: Callable[[socket.socket, Any, Exception], None],
+    ) -> None:
+        self._clients = clients
+        self._peeker = peeker
+        self._board = board
+        self._row = board.acceptor_row()
+        self._log = log
+        self._containment = containment
+        self._refuse_by_gunicorn = refuse_by_gunicorn
+
+    def refuse(self, client: Client, exc: Exception) -> None:
+        """Have gunicorn answer what its parser refuses: same statuses, same pages, same log."""
+        self._refuse_by_gunicorn(client.sock, client.peer, exc)
+        self._clients.linger(client)
+
+    def answer(
+        self, client: Client, data: bytes, status: str, text: str, mount: int | None = None, retry_after_s: int | None = None
+    ) -> None:
+        """Answer a request.
+
+        Args:
+            data: what has come of it.
+            mount: for which it is counted; None: it is none's.
+        """
+        row = self._row if mount is None else self._board.mount_row(mount)
+        row.count_response(int(status[:3]))
+        answer, length = answers.page(status, text, retry_after_s)
+        try:
+            client.sock.send(answer[:-length] if data.startswith(b"HEAD ") else answer, socket.MSG_DONTWAIT)
+        except OSError:  # its buffer is full of answers it never read, or it is gone
+            self._clients.close(client)
+            return
+        if self._log.access_log_enabled:
+            self._containment.call("access log", self._log_access, client, data, status, length)
+        self._clients.linger(client)
+
+    def _log_access(self, client: Client, data: bytes, status: str, length: int) -> None:
+        try:
+            request = self._peeker.parse(data[: data.find(b"\r\n\r\n") + 4], client.peer)
+        except Exception:  # a head that never came, or one that gunicorn refuses: no line to log
+            return
+        environ = default_environ(request, client.sock, request.cfg)
+        environ["REMOTE_ADDR"] = client.peer[0] if isinstance(client.peer, tuple) else client.peer
+        self._log.access(_Answered(status, length), request, environ, timedelta())
+
+
+class _Answered:
+    """What gunicorn's access log reads of a response."""
+
+    def __init__(self, status: str, sent: int) -> None:
+        self.status = status
+        self.sent = sent
+        self.headers: list[tuple[str, str]] = []
