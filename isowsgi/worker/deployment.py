@@ -3,8 +3,9 @@
 Replacing never leaves a gap: the new generation boots while the old one serves; only when it is up the route switches, and the old one
 drains. If the new one fails, the old one keeps serving.
 
-Its parts: `slots` (which instance is where), `siting` (which isolation, and why), `backoff` (when it is tried again), `reports` (what
-instances say), `upkeep` (what time makes due). On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+Its parts: `slots` (which instance is where), `siting` (which isolation, and why), `backoff` (when it is tried again), `recovery` (what
+follows a failure), `reports` (what instances say), `succession` (with `replace = "stop-first"`), `upkeep` (what time makes due). On the
+acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from isowsgi.shared.messages import Stacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
 from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.recovery import Recovery
 from isowsgi.worker.reports import Reports
 from isowsgi.worker.siting import Siting
 from isowsgi.worker.slots import Instance, Slots
@@ -119,6 +121,7 @@ class Deployment:
         self.slots = Slots(self.mount.instances)
         self.siting = Siting(self, isolation, is_suspect)
         self.backoff = Backoff()
+        self.recovery = Recovery(self)
         self.reports = Reports(self)
         self.upkeep = Upkeep(self)
         self.succession = Succession(self)
@@ -234,7 +237,7 @@ class Deployment:
         self.wanted = ""
         self.reloads += 1
         if self.mount.replace == "stop-first":
-            self._stop_first(reason, now)
+            self.succession.begin(reason, now)
             return
         self.generation += 1
         self.log.info(
@@ -243,13 +246,6 @@ class Deployment:
         for slot in range(len(self.slots.coming)):
             if not self._boot(self.slots.coming, slot, now):
                 self.wanted = reason  # again when it is retried
-
-    def _stop_first(self, reason: str, now: float) -> None:
-        self.log.info("%s: ending generation %d, then loading its successor (%s); requests wait", self.name, self.slots.oldest(), reason)
-        leaving = self.slots.clear()
-        self.succession.begin(leaving)  # before what they give back is looked at: nothing may be loaded beside them
-        for instance in leaving:
-            self.retire(instance, now)
 
     def replace_slot(self, instance: Instance, now: float) -> None:
         """Boot one instance beside one that cannot go on."""
@@ -323,42 +319,6 @@ class Deployment:
         self.surroundings.release(self)
         self.go_on(now)
 
-    def lose_boot(self, instance: Instance, now: float) -> None:
-        """An instance did not come up."""
-        try:
-            if instance in self.slots.coming:
-                self.slots.vacate(instance)
-                self.stay_as_it_is(now)
-            elif instance in self.slots.live:
-                self.try_later(now)
-        finally:  # who waits is answered, whatever becomes of the mount
-            self.surroundings.release(self)
-
-    def stay_as_it_is(self, now: float) -> None:
-        """Nothing came of a replacement or trial: what serves keeps serving, else it is tried again later."""
-        try:
-            if self.is_serving():
-                self.log.error("%s: generation %d keeps serving", self.name, self.slots.oldest())
-            if State.STUCK in self.slots.states() or not (self.is_serving() or self.slots.is_booting()):
-                self.try_later(now)
-            else:
-                self.go_on(now)
-        finally:
-            self.surroundings.release(self)
-
-    def make_up_for(self, instance: Instance, lived_s: float, now: float) -> None:
-        """Start again what ended: at once, unless it keeps ending soon after its start, or what replaces it is on its way already."""
-        slot = self.slots.live.index(instance)
-        if self.is_ending:  # the next request starts it again, if one still comes
-            self.slots.live[slot] = None
-            return
-        wait_s = self.backoff.after_end(lived_s, now)
-        if wait_s and self.slots.coming[slot] is None:
-            text = "%s: has ended %d times soon after its start; starting it again in %d s"
-            self.log.error(text, self.name, self.backoff.crashes, wait_s)
-        else:
-            self.start(now)
-
     def retire(self, instance: Instance, now: float) -> None:
         """Let an instance end: its idle connections go back to the acceptor, its requests are answered."""
         if instance.state in ENDS:
@@ -370,21 +330,6 @@ class Deployment:
         instance.drain()
         instance.stop()
 
-    def cannot_start(self, exc: Exception, now: float) -> None:
-        """No instance and no trial can be started now; that is tried again later."""
-        self.reports.cannot_start(exc)
-        self.try_later(now)
-        self.upkeep.owes_release = True  # not now: the acceptor may be about to hand a connection over
-
-    def try_later(self, now: float) -> None:
-        """Plan the next try."""
-        if self.is_stopped:
-            return
-        wait_s = self.backoff.plan(now)
-        if not self.is_ending:  # else it is not tried again, nor by the next request
-            what = "some instances are missing" if self.is_serving() else "answers 503"
-            self.log.error("%s: %s; retrying in %d s", self.name, what, wait_s)
-
     # Inner workings.
 
     def _boot(self, slots: list[Instance | None], slot: int, now: float) -> bool:
@@ -392,7 +337,7 @@ class Deployment:
         try:
             instance = self.surroundings.make(self, slot)
         except Exception as exc:  # no thread, no descriptor, no memory, no row of the scoreboard
-            self.cannot_start(exc, now)
+            self.recovery.cannot_start(exc, now)
             return False
         self.slots.began[instance] = now
         slots[slot] = instance

@@ -137,7 +137,7 @@ class Reports:
             return
         hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
         self.boot_failed(instance.tag, instance.generation, instance.error, instance.traceback, hint)
-        deployment.lose_boot(instance, now)
+        deployment.recovery.lose_boot(instance, now)
 
     def _on_raised(self, instance: Instance, report: messages.Raised, now: float) -> None:
         self._add("exception", instance.tag, instance.generation, report.error, report.traceback, report.request)
@@ -183,7 +183,7 @@ class Reports:
             words[CRASHES] += bool(instance.how_it_ended)
         if instance in deployment.slots.live and instance.state is State.CLOSED and not deployment.is_over:
             self._log.error("%s: ended unexpectedly: its %s", instance.tag, instance.how_it_ended or "threads ended")
-            deployment.make_up_for(instance, lived_s, now)
+            deployment.recovery.make_up_for(instance, lived_s, now)
 
     def _count_stuck(self, instance: Instance) -> None:
         if instance.state is not State.STUCK:

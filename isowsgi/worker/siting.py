@@ -133,7 +133,7 @@ class Siting:
             return
         tag = f"{deployment.name} #{deployment.generation}"
         deployment.reports.boot_failed(tag, deployment.generation, verdict.error, verdict.traceback)
-        deployment.stay_as_it_is(now)
+        deployment.recovery.stay_as_it_is(now)
 
     def _move(self, isolation: str, reason: str, extensions: Mapping[str, Sequence[int]], now: float) -> None:
         self._is_suspect = False
@@ -156,7 +156,7 @@ class Siting:
         except Exception as exc:  # no descriptor is left, or its memory of verdicts cannot be written
             self.is_on_trial = False
             self.trials -= 1
-            self._deployment.cannot_start(exc, now)
+            self._deployment.recovery.cannot_start(exc, now)
         return self.is_on_trial
 
     def _is_for_trial(self, instance: Instance) -> bool:

@@ -8,7 +8,6 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isowsgi.instances.lifecycle import State
@@ -30,9 +29,15 @@ class Succession:
         """Whether what served is going, and nothing has come yet."""
         return bool(self._leaving)
 
-    def begin(self, leaving: Sequence[Instance]) -> None:
-        """Note who has to go first; they have been told to."""
-        self._leaving = list(leaving)
+    def begin(self, reason: str, now: float) -> None:
+        """Let what serves end; the next generation is loaded when it has gone."""
+        deployment = self._deployment
+        text = "%s: ending generation %d, then loading its successor (%s); requests wait"
+        deployment.log.info(text, deployment.name, deployment.slots.oldest(), reason)
+        # Noted before what they give back is looked at: nothing may be loaded beside them.
+        leaving = self._leaving = deployment.slots.clear()
+        for instance in leaving:
+            deployment.retire(instance, now)
 
     def cancel(self) -> None:
         """Have nothing follow."""

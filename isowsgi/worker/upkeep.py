@@ -57,7 +57,7 @@ class Upkeep:
     def drop_boot(self, instance: Instance, now: float) -> None:
         """Wait no more for an instance to come up."""
         deployment = self._deployment
-        deployment.lose_boot(instance, now)
+        deployment.recovery.lose_boot(instance, now)
         deployment.slots.vacate(instance)
         deployment.retire(instance, now)
 
