@@ -301,7 +301,37 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         defaults: that table as it is written, checked or not.
     """
     converter = Converter(detailed_validation=True)
-    by_kind: dict[Any, Callable[[Any], Any]] = {
+
+    def table_check(kind: type) -> Callable[[Any, Any], Any]:
+        build: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+        return lambda value, _: build(checks.typed(dict, value), kind)
+
+    converter.register_structure_hook_factory(attrs.has, table_check)
+    for kind, check in _checks_by_kind(converter, folder, own_gil_error).items():
+        converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
+    long_form = table_check(_MountTable)  # only now: it looks its fields' checks up at once
+    given = _sound_defaults(converter, defaults)
+
+    def mount_check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, (str, dict)):
+            raise wrong_type("an app (a string) or a table", value)
+        if isinstance(value, str):
+            return _MountTable(app=checks.app(value, folder=folder))
+        table = long_form(value, kind)
+        # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
+        said = _said(table)
+        faults = [at((key,), fault) for key, fault in _joint_faults({**given, **said}) if key in said]
+        if faults:
+            raise ExceptionGroup("mount", faults)
+        return table
+
+    converter.register_structure_hook(_MountTable, mount_check)
+    return converter
+
+
+def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
+    """Return the check of each kind of value."""
+    return {
         Pattern: partial(checks.new_pattern, seen={}),
         App: partial(checks.app, folder=folder),
         _Mounts: lambda value: checks.mapping(converter, checks.not_empty(value), Pattern, _MountTable),
@@ -338,32 +368,6 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         _HostName: checks.host_name,
         _HostNames: lambda value: tuple(checks.one_or_more(converter, value, _HostName)),
     }
-
-    def table_check(kind: type) -> Callable[[Any, Any], Any]:
-        build: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
-        return lambda value, _: build(checks.typed(dict, value), kind)
-
-    converter.register_structure_hook_factory(attrs.has, table_check)
-    for kind, check in by_kind.items():
-        converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
-    long_form = table_check(_MountTable)  # only now: it looks its fields' checks up at once
-    given = _sound_defaults(converter, defaults)
-
-    def mount_check(value: Any, kind: Any) -> Any:
-        if not isinstance(value, (str, dict)):
-            raise wrong_type("an app (a string) or a table", value)
-        if isinstance(value, str):
-            return _MountTable(app=checks.app(value, folder=folder))
-        table = long_form(value, kind)
-        # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
-        said = _said(table)
-        faults = [at((key,), fault) for key, fault in _joint_faults({**given, **said}) if key in said]
-        if faults:
-            raise ExceptionGroup("mount", faults)
-        return table
-
-    converter.register_structure_hook(_MountTable, mount_check)
-    return converter
 
 
 def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:

@@ -107,86 +107,114 @@ def _try(order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes]
     Args:
         mark: tells the parent what comes next: a copy is loaded ("."), one is ended ("e"). It is all that is left of a crash.
     """
-    from isowsgi.instances.interpreter import InterpreterInstance
-    from isowsgi.instances.lifecycle import State
-    from isowsgi.shared import interpreters
-    from isowsgi.shared.scoreboard import Scoreboard
-
+    nursery = _Nursery(order, copies, timeout_s, mark)
+    outcome = nursery.outcome
     is_process = order.isolation == "process"
-    kind = _plain_instance() if is_process else InterpreterInstance
-    if not is_process:
-        interpreters.preload()
-    board = Scoreboard()
-    sets = [select.epoll(), select.epoll()]
-    told = os.memfd_create("isowsgi-survey")
-    shared = {
-        "survey": told,
-        "returns": sets[0].fileno(),
-        "lingering": sets[1].fileno(),
-        "board": board.fd,
-        "capacity": os.eventfd(0, os.EFD_CLOEXEC),
-    }
-    outcome: dict[str, Any] = {"loaded": False, "python": interpreters.version_text()}
-    met: dict[tuple[str, str], None] = {}  # extension modules that any copy loaded: the second one of an app may load others
-    refused: dict[str, tuple[str, str, str]] = {}
-    loads = 0
-
-    def load() -> Any:
-        nonlocal loads
-        loads += 1
-        mark(b".")
-        first_row = board.allot(order.serving.threads, [member.mount for member in order.members])
-        instance = kind(order.replace(place=order.place.replace(first_row=first_row)), shared, board)
-        instance.start()
-        _follow(instance, timeout_s, lambda: instance.state is not State.BOOTING)
-        met.update(dict.fromkeys(map(tuple, instance.extensions)))
-        refused.update((name, (name, path, error)) for name, path, error in instance.refused)
-        outcome.update(extensions=list(met), refused=list(refused.values()))
-        if loads <= copies:
-            outcome.update(boot_s=instance.boot_s)
-        if instance.state is State.BOOTING:
-            error = f"it was not loaded within {timeout_s:g} s"
-            raise Unloadable({"timed_out": True, "error": error, "traceback": _stack_of_boot(), "failed_copy": loads})
-        if instance.state is not State.SERVING:
-            raise Unloadable({"error": instance.error, "traceback": instance.traceback, "failed_copy": loads})
-        return instance
-
-    def end(instance: Any) -> bool:
-        """End an instance and its interpreter; False if a thread of the app's does not let it."""
-        mark(b"e")
-        instance.drain()
-        instance.stop()
-        _follow(instance, _END_S, lambda: instance.state in (State.CLOSED, State.FAILED))
-        if instance.state is not State.CLOSED or instance.threads_left:
-            return False  # a worker leaves such a one behind
-        instance.dispose(destroy=True)
-        instance.join()
-        return True
-
     alive = []
     try:
         for _ in range(copies):
             before = 0.0 if is_process else _memory_mib()
-            alive.append(load())
+            alive.append(nursery.load())
             outcome["memory_mib"] = round(_memory_mib() - before, 1)
-        outcome.update(_findings(told, copies))
-        # What keeps objects of one interpreter in C variables, and hands them to the next, shows when the first is gone. One replaces
-        # another, then all are gone and one comes anew, as after `idle_timeout`.
+        outcome.update(_findings(nursery.told, copies))
         if not is_process:
-            for _ in range(copies - 1):
-                if not end(alive.pop(0)):
-                    return {**outcome, "loaded": True}
-                alive.append(load())
-            # And again where there is C code, and to the end: whether it meets what the first has left depends on what lies there by then.
-            # orjson 3.13.0 crashed a shared GIL's process in 11 of 12 trials that loaded it once more, and in 59 of 60 that went on so.
-            rounds = _REBIRTHS if outcome["extensions"] else 1
-            while rounds and all(end(instance) for instance in alive):
-                alive, rounds = [load()], rounds - 1
-            if not rounds:
-                end(alive[0])
+            _replace_and_revive(nursery, alive)
     except Unloadable as exc:
         return {**outcome, **exc.facts}
     return {**outcome, "loaded": True}
+
+
+def _replace_and_revive(nursery: _Nursery, alive: list[Any]) -> None:
+    """Let one copy replace another, then let all end and one come again, as after `idle_timeout`.
+
+    What keeps objects of one interpreter in C variables, and hands them to the next, shows when the first is gone.
+    """
+    for _ in range(len(alive) - 1):
+        if not nursery.end(alive.pop(0)):
+            return
+        alive.append(nursery.load())
+    # And again where there is C code, and to the end: whether it meets what the first has left depends on what lies there by then.
+    # orjson 3.13.0 crashed a shared GIL's process in 11 of 12 trials that loaded it once more, and in 59 of 60 that went on so.
+    rounds = _REBIRTHS if nursery.outcome["extensions"] else 1
+    while rounds and all(nursery.end(instance) for instance in alive):
+        alive, rounds = [nursery.load()], rounds - 1
+    if not rounds:
+        nursery.end(alive[0])
+
+
+class _Nursery:
+    """Loads and ends copies of an app.
+
+    Attributes:
+        outcome: what is known so far, as fields of `trial.Outcome`.
+        told: a file in which the copies tell what their extension modules share.
+    """
+
+    def __init__(self, order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> None:
+        from isowsgi.instances.interpreter import InterpreterInstance
+        from isowsgi.shared import interpreters
+        from isowsgi.shared.scoreboard import Scoreboard
+
+        is_process = order.isolation == "process"
+        self._kind = _plain_instance() if is_process else InterpreterInstance
+        if not is_process:
+            interpreters.preload()
+        self._order, self._copies, self._timeout_s, self._mark = order, copies, timeout_s, mark
+        self._board = Scoreboard()
+        self._sets = [select.epoll(), select.epoll()]
+        self.told = os.memfd_create("isowsgi-survey")
+        self._shared = {
+            "survey": self.told,
+            "returns": self._sets[0].fileno(),
+            "lingering": self._sets[1].fileno(),
+            "board": self._board.fd,
+            "capacity": os.eventfd(0, os.EFD_CLOEXEC),
+        }
+        self.outcome: dict[str, Any] = {"loaded": False, "python": interpreters.version_text()}
+        self._met: dict[Any, None] = {}  # extension modules that any copy loaded: the second one of an app may load others
+        self._refused: dict[str, tuple[str, str, str]] = {}
+        self._loads = 0
+
+    def load(self) -> Any:
+        """Return a copy that serves.
+
+        Raises:
+            Unloadable: it does not.
+        """
+        from isowsgi.instances.lifecycle import State
+
+        order = self._order
+        self._loads += 1
+        self._mark(b".")
+        first_row = self._board.allot(order.serving.threads, [member.mount for member in order.members])
+        instance = self._kind(order.replace(place=order.place.replace(first_row=first_row)), self._shared, self._board)
+        instance.start()
+        _follow(instance, self._timeout_s, lambda: instance.state is not State.BOOTING)
+        self._met.update(dict.fromkeys(map(tuple, instance.extensions)))
+        self._refused.update((name, (name, path, error)) for name, path, error in instance.refused)
+        self.outcome.update(extensions=list(self._met), refused=list(self._refused.values()))
+        if self._loads <= self._copies:
+            self.outcome.update(boot_s=instance.boot_s)
+        if instance.state is State.BOOTING:
+            error = f"it was not loaded within {self._timeout_s:g} s"
+            raise Unloadable({"timed_out": True, "error": error, "traceback": _stack_of_boot(), "failed_copy": self._loads})
+        if instance.state is not State.SERVING:
+            raise Unloadable({"error": instance.error, "traceback": instance.traceback, "failed_copy": self._loads})
+        return instance
+
+    def end(self, instance: Any) -> bool:
+        """End an instance and its interpreter; False if a thread of the app's does not let it: a worker leaves such a one behind."""
+        from isowsgi.instances.lifecycle import State
+
+        self._mark(b"e")
+        instance.drain()
+        instance.stop()
+        _follow(instance, _END_S, lambda: instance.state in (State.CLOSED, State.FAILED))
+        if instance.state is not State.CLOSED or instance.threads_left:
+            return False
+        instance.dispose(destroy=True)
+        instance.join()
+        return True
 
 
 def _findings(told: int, copies: int) -> dict[str, Any]:

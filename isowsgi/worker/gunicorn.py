@@ -28,7 +28,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.safelog import SafeLog
 from isowsgi.worker import startup
-from isowsgi.worker.parts import Parts, assemble, open_control
+from isowsgi.worker.parts import Given, Parts, assemble, open_control
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
 _BEAT_S = 1.0
@@ -117,7 +117,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._late_reloader = self.reloader
         self.reloader: Any = None
         self.wsgi = not_called
-        parts = self._parts = assemble(
+        given = Given(
             cfg=self.cfg,
             log=self.log,
             config=share.config,
@@ -131,6 +131,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             on_files=self._watch_files if self._late_reloader else None,
             refuse_by_gunicorn=self._refuse,
         )
+        parts = self._parts = assemble(given)
         parts.loop.watch(self.PIPE[0], self._empty_pipe, "signals")
         # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. gunicorn has said "Worker
         # exiting" and called its hooks when this is called. Not by atexit: what an app in the main interpreter registers there comes later,

@@ -53,78 +53,100 @@ class Parts:
     relay: Relay | None
 
 
-def assemble(
-    *,
-    cfg: Any,
-    log: Any,
-    config: Config,
-    settings: Mapping[str, Any],
-    tls_context: Any,
-    board: Scoreboard,
-    verdicts: Mapping[str, frozenset[str]],
-    containment: Containment,
-    listeners: list[Any],
-    age: int,
-    on_files: Callable[[list[str]], None] | None,
-    refuse_by_gunicorn: Callable[[Any, Any, Exception], None],
-) -> Parts:
-    """Make the parts of a worker; nothing runs yet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a worker's parts are made from.
 
-    Args:
+    Attributes:
         cfg: gunicorn's settings.
-        settings: those of them that apps' interpreters obey.
+        log: gunicorn's logger.
+        settings: those of gunicorn's settings that apps' interpreters obey.
+        tls_context: an ssl.SSLContext; None without TLS.
         verdicts: patterns of mounts that crashed workers, by what becomes of them.
         listeners: gunicorn's.
         age: the worker's number.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
+
+    cfg: Any
+    log: Any
+    config: Config
+    settings: Mapping[str, Any]
+    tls_context: Any
+    board: Scoreboard
+    verdicts: Mapping[str, frozenset[str]]
+    containment: Containment
+    listeners: list[Any]
+    age: int
+    on_files: Callable[[list[str]], None] | None
+    refuse_by_gunicorn: Callable[[Any, Any, Exception], None]
+
+
+def assemble(given: Given) -> Parts:
+    """Make the parts of a worker; nothing runs yet."""
+    config = given.config
     router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(config.mounts))
-    origins = Origins() if tls_context is not None or cfg.proxy_protocol != "off" else None
-    orders = BootOrders(
+    origins = Origins() if given.tls_context is not None or given.cfg.proxy_protocol != "off" else None
+    orders = _make_orders(given, router)
+    supervisor = _make_supervisor(given, orders, origins)
+    relay = None if given.tls_context is None else _make_relay(given, origins)
+    loop = Loop(given.containment)
+    acceptor = _make_acceptor(given, loop, router, supervisor, origins, relay)
+    carrier = commands.Commands(supervisor)
+    control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
+    drive(loop, control)
+    return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)
+
+
+def _make_orders(given: Given, router: Router) -> BootOrders:
+    return BootOrders(
         router,
-        dict(settings),
-        cfg,
-        [name for listener in listeners if isinstance(name := listener.getsockname(), tuple)],
-        report_files=on_files is not None,
-        region=board.region,
-        status=config.status,
+        dict(given.settings),
+        given.cfg,
+        [name for listener in given.listeners if isinstance(name := listener.getsockname(), tuple)],
+        report_files=given.on_files is not None,
+        region=given.board.region,
+        status=given.config.status,
         log_files=logfiles.handed(glogging.loggers()),
     )
-    supervisor = Supervisor(
-        config=config,
+
+
+def _make_supervisor(given: Given, orders: BootOrders, origins: Origins | None) -> Supervisor:
+    return Supervisor(
+        config=given.config,
         orders=orders,
-        board=board,
-        log=log,
-        containment=containment,
-        drain_s=cfg.graceful_timeout,
-        quarantined=verdicts["quarantine"],
-        moved=verdicts["process"],
-        suspects=verdicts[SUSPECT],
-        on_files=on_files,
+        board=given.board,
+        log=given.log,
+        containment=given.containment,
+        drain_s=given.cfg.graceful_timeout,
+        quarantined=given.verdicts["quarantine"],
+        moved=given.verdicts["process"],
+        suspects=given.verdicts[SUSPECT],
+        on_files=given.on_files,
         origins_fd=None if origins is None else origins.fd,
     )
-    relay = None if tls_context is None else _make_relay(cfg, log, config, tls_context, board, origins)
-    loop = Loop(containment)
-    acceptor = Acceptor(
+
+
+def _make_acceptor(
+    given: Given, loop: Loop, router: Router, supervisor: Supervisor, origins: Origins | None, relay: Relay | None
+) -> Acceptor:
+    cfg = given.cfg
+    return Acceptor(
         loop=loop,
-        listeners=[listener.sock for listener in listeners],
-        peeker=Peeker(router, Settings(dict(settings)), os.environ.get("SCRIPT_NAME", "")),
+        listeners=[listener.sock for listener in given.listeners],
+        peeker=Peeker(router, Settings(dict(given.settings)), os.environ.get("SCRIPT_NAME", "")),
         choose=supervisor.choose,
-        board=board,
-        log=log,
-        refuse_by_gunicorn=refuse_by_gunicorn,
-        head_timeout_s=config.head_timeout,
+        board=given.board,
+        log=given.log,
+        refuse_by_gunicorn=given.refuse_by_gunicorn,
+        head_timeout_s=given.config.head_timeout,
         keepalive_s=cfg.keepalive,
-        max_connections=_most_connections(cfg.worker_connections or _CONNECTIONS, relay is not None, log),
+        max_connections=_most_connections(cfg.worker_connections or _CONNECTIONS, relay is not None, given.log),
         shared=cfg.workers > 1 and not cfg.reuse_port,
         origins=origins,
         relay=relay,
         proxy_header=proxyheader.Reader(cfg) if cfg.proxy_protocol != "off" else None,
     )
-    carrier = commands.Commands(supervisor)
-    control = ControlServer(carrier.begin, commands.this_worker(config.path, age), log, containment)
-    drive(loop, control)
-    return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)
 
 
 def open_control(parts: Parts, config: Config) -> None:
@@ -134,20 +156,20 @@ def open_control(parts: Parts, config: Config) -> None:
         parts.commands.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
 
 
-def _make_relay(cfg: Any, log: Any, config: Config, context: Any, board: Scoreboard, origins: Origins | None) -> Relay:
+def _make_relay(given: Given, origins: Origins | None) -> Relay:
     from isowsgi.worker.tls import Relay  # most servers have a proxy for that, and need not pay for it
 
     assert origins is not None, "made with TLS"
     return Relay(
-        context=context,
+        context=given.tls_context,
         origins=origins,
-        row=board.acceptor_row(),
-        log=log,
-        containment=Containment(log, board.row(0).words),
-        opening_s=config.head_timeout,
+        row=given.board.acceptor_row(),
+        log=given.log,
+        containment=Containment(given.log, given.board.row(0).words),
+        opening_s=given.config.head_timeout,
         # Each mount has its own limit, of which its instances know; 0 is none.
-        stall_s=max((mount.send_timeout or math.inf for mount in config.mounts), default=math.inf),
-        suppress_ragged_eofs=cfg.suppress_ragged_eofs,
+        stall_s=max((mount.send_timeout or math.inf for mount in given.config.mounts), default=math.inf),
+        suppress_ragged_eofs=given.cfg.suppress_ragged_eofs,
     )
 
 
