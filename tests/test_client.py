@@ -100,13 +100,16 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "reload": {"mount": ESCAPES, "outcome": ESCAPES, "generation": 1, "text": ESCAPES},
     "stacks": {"instances": [{**INSTANCE, **STACKS}]},
     "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT]},
+    "table": {"salt": "", "tables": {ESCAPES: {}}, "mounts": [{"mount": ESCAPES, "settings": {ESCAPES: ESCAPES}}]},
 }
 REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "status": controlmessages.Status(),
     "reload": controlmessages.Reload(mount="/"),
     "stacks": controlmessages.Stacks(mount="/"),
     "errors": controlmessages.Errors(mount="/"),
+    "table": controlmessages.Table(),
 }
+_COMMANDS = {"table": "plan"}
 
 
 @pytest.mark.parametrize("command", sorted(ANSWERS))
@@ -115,7 +118,9 @@ def test_no_terminal_obeys_what_a_worker_says(stage: Stage, command: str, is_ok:
     failure = {"ok": False, "error": {"kind": "mount", "text": ESCAPES, "traceback": ESCAPES}}
     stage.put(says({"ok": True, **ANSWERS[command]} if is_ok else failure))
 
-    _, output = stage.run(command, *([] if command == "status" else ["/"]))
+    Path(stage.config).write_text('[control]\nfolder = "control"\n[mounts]\n"/" = "app"\n')
+
+    _, output = stage.run(_COMMANDS.get(command, command), *([] if command in ("status", "table") else ["/"]))
 
     assert "\\x1b]0;OWNED\\x07" in output
     assert not {char for char in output if not char.isprintable()} - {"\n"}

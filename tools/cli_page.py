@@ -19,7 +19,7 @@ HEAD = """\
 
 `python -m isowsgi` is the same. [How to use it](../howto/operate.md).
 
-| exit code | means |
+| exit code | means; `check` and `plan` have their own, below |
 |---|---|
 | 0 | done |
 | 1 | it was tried and failed, in at least one worker, or a worker did not answer |

@@ -5,19 +5,17 @@ Exit codes: 0 done; 1 a worker said that it failed, or did not answer; 2 bad inp
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from isowsgi.cli import client
-from isowsgi.cli.answers import Told, for_people, plain
+from isowsgi.cli import asking, client
+from isowsgi.cli.answers import Told, for_people
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, MountErrors, MountStacks, MountStatus, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
@@ -27,57 +25,30 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-# How long a worker may take for an answer that it has at hand.
-_TIMEOUT_S = 10.0
-
-# The same for `status --watch`, which obeys Ctrl-C only in between.
+# How long a worker may take to answer `status --watch`, which obeys Ctrl-C only in between.
 _WATCH_TIMEOUT_S = 2.0
-
-# Refusals that are the fault of who asked.
-_BAD_INPUT = ("unknown-mount", "mount")
-
-
-def _where(command: F) -> F:
-    """Add the options that say which gunicorn is meant."""
-    pidfile = click.option("--pidfile", metavar="FILE", help="Only the gunicorn whose process id is in this file.")
-    config = click.option("--config", "-c", metavar="FILE", help="Config file of the running gunicorn.  [default: isowsgi.toml]")
-    return config(pidfile(command))
-
-
-def _one_mount(command: F) -> F:
-    """Add the pattern and where to look for it."""
-
-    @wraps(command)
-    def checked(pattern: str, config: str | None, pidfile: str | None, **options: Any) -> None:
-        command(pattern, _find(config, pidfile), **options)
-
-    return click.argument("pattern")(_where(checked))  # type: ignore[return-value] # click's decorators forget the type
-
 
 _timeout = click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True, help="Seconds to wait for the result."
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
 
 
 @click.command(short_help="Show every mount with its state.")
-@_where
-@_as_json
+@asking.where
+@asking.as_json
 @click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
 def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) -> None:
     """Show every mount with its state in all workers."""
-    workers = _find(config, pidfile)
+    workers = asking.find(config, pidfile)
     if watch:
         _watch(config, pidfile, as_json)
         return
-    answers = client.ask(workers, controlmessages.Status(), _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Status(), asking.TIMEOUT_S)
     if as_json:
-        _print_json(answers)
+        asking.print_json(answers)
     else:
-        _console().print(_status_view(for_people(answers)))
-    sys.exit(_exit_code(answers))
+        asking.console().print(_status_view(for_people(answers)))
+    sys.exit(asking.exit_code(answers))
 
 
 def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
@@ -86,7 +57,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
 
     # Taken where we wait, so that it comes between two pictures, and also if a shell started us in the background, with SIGINT ignored.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    with Live(console=_console(), auto_refresh=False) as live:
+    with Live(console=asking.console(), auto_refresh=False) as live:
         while True:
             try:
                 answers = client.ask(client.find(config, pidfile), controlmessages.Status(), _WATCH_TIMEOUT_S)
@@ -94,7 +65,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
                 live.update(str(exc), refresh=True)
             else:
                 if as_json:
-                    _print_json(answers)
+                    asking.print_json(answers)
                 else:
                     live.update(_status_view(for_people(answers)), refresh=True)
             if signal.sigtimedwait({signal.SIGINT}, 1.0) is not None:
@@ -102,7 +73,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Replace one app without losing a request.")
-@_one_mount
+@asking.one_mount
 @_timeout
 def reload(pattern: str, workers: list[Place], timeout: float) -> None:
     """Load a new generation of one mount's app without losing a request, and wait until the new generation serves.
@@ -113,7 +84,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
 
 
 @click.command(short_help="Take one app out of service.")
-@_one_mount
+@asking.one_mount
 @_timeout
 def stop(pattern: str, workers: list[Place], timeout: float) -> None:
     """Stop one mount's app; the mount answers 503 until `isowsgi start`."""
@@ -121,7 +92,7 @@ def stop(pattern: str, workers: list[Place], timeout: float) -> None:
 
 
 @click.command(short_help="Bring one app back.")
-@_one_mount
+@asking.one_mount
 @_timeout
 def start(pattern: str, workers: list[Place], timeout: float) -> None:
     """Start one mount's app after `isowsgi stop`, or at once if it is asleep or waits for a retry."""
@@ -129,32 +100,32 @@ def start(pattern: str, workers: list[Place], timeout: float) -> None:
 
 
 @click.command(short_help="Show the stacks of one app's threads.")
-@_one_mount
-@_as_json
+@asking.one_mount
+@asking.as_json
 def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
     """Show what each thread of one mount's app is doing, even if the app is stuck."""
-    answers = client.ask(workers, controlmessages.Stacks(mount=pattern), _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Stacks(mount=pattern), asking.TIMEOUT_S)
     if as_json:
-        _print_json(answers)
-    _fail_on_bad_input(answers)
+        asking.print_json(answers)
+    asking.fail_on_bad_input(answers)
     if not as_json:
         for told in for_people(answers):
             _print_stacks(told)
-    sys.exit(_exit_code(answers))
+    sys.exit(asking.exit_code(answers))
 
 
 @click.command(short_help="Show the latest errors of one app.")
-@_one_mount
-@_as_json
+@asking.one_mount
+@asking.as_json
 def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
     """Show why one mount's app last failed to load, and its latest exceptions."""
-    answers = client.ask(workers, controlmessages.Errors(mount=pattern), _TIMEOUT_S)
+    answers = client.ask(workers, controlmessages.Errors(mount=pattern), asking.TIMEOUT_S)
     if as_json:
-        _print_json(answers)
-    _fail_on_bad_input(answers)
+        asking.print_json(answers)
+    asking.fail_on_bad_input(answers)
     if not as_json:
         _print_errors(for_people(answers))
-    sys.exit(_exit_code(answers))
+    sys.exit(asking.exit_code(answers))
 
 
 COMMANDS = (status, reload, stop, start, stacks, errors)
@@ -163,66 +134,21 @@ COMMANDS = (status, reload, stop, start, stacks, errors)
 # Asking.
 
 
-def _find(config: str | None, pidfile: str | None) -> list[Place]:
-    try:
-        return client.find(config, pidfile)
-    except client.NobodyServes as exc:
-        _fail(str(exc), 2)
-
-
 def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> None:
     """Ask all workers to do something, and print each worker's result."""
     answers = for_people(client.ask(workers, request, timeout_s))
-    _fail_on_bad_input(answers)
+    asking.fail_on_bad_input(answers)
     for told in answers:
         if isinstance(told.answer, Error):
-            click.echo(f"{_who(told)}: {told.answer.text}", err=True)
+            click.echo(f"{asking.who(told)}: {told.answer.text}", err=True)
             if told.answer.traceback:
                 click.echo(told.answer.traceback.rstrip(), err=True)
         else:
-            click.echo(f"{_who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
-    sys.exit(_exit_code(answers))
-
-
-def _exit_code(answers: Sequence[Told[Any]]) -> int:
-    return 1 if any(isinstance(told.answer, Error) for told in answers) else 0
-
-
-def _fail_on_bad_input(answers: Sequence[Told[Any]]) -> None:
-    """End with one line if all workers refuse what was asked for in the same way."""
-    errors = [told.answer for told in answers if isinstance(told.answer, Error)]
-    kinds = {error.kind for error in errors}
-    if len(errors) == len(answers) and len(kinds) == 1 and kinds <= {*_BAD_INPUT}:
-        _fail(plain(errors[0].text), 2)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    click.echo(f"isowsgi: {text}", err=True)
-    sys.exit(code)
+            click.echo(f"{asking.who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
+    sys.exit(asking.exit_code(answers))
 
 
 # Printing.
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # Output that goes to no terminal must not be folded to 80 columns.
-    console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
-
-
-def _print_json(answers: Sequence[Told[Any]]) -> None:
-    workers = [{"pid": told.place.worker, **controlmessages.facts(told.worker, told.answer)} for told in answers]
-    click.echo(json.dumps({"workers": workers}, indent=2))
-
-
-def _who(told: Told[Any]) -> str:
-    return f"worker {told.place.worker} of gunicorn {told.place.master}{client.of_whom(told.place)}"
-
-
-def _silent(answers: Sequence[Told[Any]]) -> list[str]:
-    return [f"{_who(told)}: {told.answer.text}" for told in answers if isinstance(told.answer, Error)]
 
 
 _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
@@ -248,7 +174,7 @@ def _status_view(answers: Sequence[Told[WorkerStatus]]) -> Group:
             errors.append(Text(f"{_when(last.at)} {pattern}: {last.error}"))
     title = Text(f"{len(workers)} of {len(answers)} workers of gunicorn {masters} ({memory})")
     below = [Text("\nlast errors:"), *errors] if errors else []
-    return Group(title, Text(), table, *below, *map(Text, _silent(answers)))
+    return Group(title, Text(), table, *below, *map(Text, asking.silent(answers)))
 
 
 def _empty_table() -> Table:
@@ -286,12 +212,12 @@ def _row(pattern: str, mounts: list[MountStatus]) -> list[str | Text]:
 
 def _print_stacks(told: Told[MountStacks]) -> None:
     if isinstance(told.answer, Error):
-        click.echo(f"{_who(told)}: {told.answer.text}", err=True)
+        click.echo(f"{asking.who(told)}: {told.answer.text}", err=True)
         return
     if not told.answer.instances:
-        click.echo(f"{_who(told)}: the mount has no instance")
+        click.echo(f"{asking.who(told)}: the mount has no instance")
     for instance in told.answer.instances:
-        click.echo(f"{_who(told)}, {instance.tag} ({instance.state}):")
+        click.echo(f"{asking.who(told)}, {instance.tag} ({instance.state}):")
         for request in instance.in_flight:
             click.echo(f"  in flight for {request.for_s} s: {request.request}")
         if instance.problem:
@@ -300,7 +226,7 @@ def _print_stacks(told: Told[MountStacks]) -> None:
 
 
 def _print_errors(answers: Sequence[Told[MountErrors]]) -> None:
-    for line in _silent(answers):
+    for line in asking.silent(answers):
         click.echo(line, err=True)
     told = [(each.place.worker, each.answer) for each in answers if not isinstance(each.answer, Error)]
     found = [(incident, pid) for pid, answer in told for incident in [answer.boot, *answer.requests] if incident]

@@ -14,6 +14,7 @@ import click
 import isowsgi
 from isowsgi import configuration
 from isowsgi.cli.commands import COMMANDS
+from isowsgi.cli.plan import plan
 from isowsgi.shared import gunicorn_parts, interpreters
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, plan):
     main.add_command(command)
 
 

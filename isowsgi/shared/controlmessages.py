@@ -111,7 +111,20 @@ class MountErrors(OpenValue):
     requests: list[Incident]  # latest last
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountErrors
+class MountTable(OpenValue):
+    mount: str  # its pattern
+    settings: dict[str, str]  # see `configuration.differences`
+
+
+class ServedTable(OpenValue):
+    """The config that a worker serves, as `configuration.differences` has it."""
+
+    salt: str  # of the digests of environment variables
+    tables: dict[str, dict[str, str]]
+    mounts: list[MountTable]
+
+
+Answer = WorkerStatus | Outcome | MountStacks | MountErrors | ServedTable
 
 A = TypeVar("A", bound=Answer)
 
@@ -156,6 +169,10 @@ class Errors(Request[MountErrors]):
     mount: str
 
 
+class Table(Request[ServedTable]):
+    """What config is served."""
+
+
 _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Status: WorkerStatus,
     Reload: Outcome,
@@ -163,6 +180,7 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Start: Outcome,
     Stacks: MountStacks,
     Errors: MountErrors,
+    Table: ServedTable,
 }
 _REQUESTS: dict[str, type[Request[Any]]] = {kind.__name__.lower(): kind for kind in _ANSWERS}
 

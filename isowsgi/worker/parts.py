@@ -92,7 +92,7 @@ def assemble(given: Given) -> Parts:
     relay = None if given.tls_context is None else _make_relay(given, origins)
     loop = Loop(given.containment)
     acceptor = _make_acceptor(given, loop, router, supervisor, origins, relay)
-    carrier = commands.Commands(supervisor)
+    carrier = commands.Commands(supervisor, config)
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)
     return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)

@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any
 
-from isowsgi.configuration import App, Mount
+from isowsgi.configuration import App, Config, Mount
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.containment import Containment
@@ -37,7 +37,9 @@ _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "start": controlmessages.Start(mount="/"),
     "stacks": controlmessages.Stacks(mount="/"),
     "errors": controlmessages.Errors(mount="/"),
+    "table": controlmessages.Table(),
 }
+_CONFIG = Config(path="/srv/isowsgi.toml", mounts=())
 _COMMANDS = [*_REQUESTS]
 
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
@@ -130,7 +132,7 @@ class ControlTarget:
         self._supervisor = _Supervisor()
         self._log = _Log()
         containment = Containment(self._log, memoryview(bytearray(8 * (INTERNAL_ERRORS + 1))).cast("q"))
-        begin = commands.Commands(self._supervisor).begin  # type: ignore[arg-type]
+        begin = commands.Commands(self._supervisor, _CONFIG).begin  # type: ignore[arg-type]
         self._desk = ControlServer(begin, commands.this_worker("/srv/isowsgi.toml", 1), self._log, containment)
         path = self._desk.open([self._folder], "fuzz.sock")
         assert path is not None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.configuration import Mount
+from isowsgi.configuration import Config, Mount, differences
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.controlmessages import (
@@ -22,9 +23,11 @@ from isowsgi.shared.controlmessages import (
     MountErrors,
     MountStacks,
     MountStatus,
+    MountTable,
     Outcome,
     Refusal,
     Request,
+    ServedTable,
     Worker,
     WorkerStatus,
 )
@@ -48,10 +51,12 @@ class Commands:
 
     Args:
         supervisor: whose mounts they are about.
+        config: what is served.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, config: Config) -> None:
         self._supervisor = supervisor
+        self._config = config
         self._deployments = {member.pattern: deployment for deployment in supervisor.deployments for member in deployment.members}
         self._marks: StopMarks | None = None
         self._began_at = time.time()
@@ -65,6 +70,7 @@ class Commands:
             controlmessages.Start: self._start,
             controlmessages.Stacks: self._stacks,
             controlmessages.Errors: self._errors,
+            controlmessages.Table: self._table,
         }
         supervisor.hear_stacks(self._hear)
 
@@ -161,6 +167,13 @@ class Commands:
         deployment = self._deployment(request.mount)
         incidents = deployment.reports.incidents
         return MountErrors(mount=deployment.mount.pattern, boot=incidents.last_boot, requests=incidents.of_requests())
+        yield  # never reached, as above
+
+    def _table(self, request: controlmessages.Table) -> Errand:
+        salt = secrets.token_hex(16)
+        said = differences.summary(self._config, salt)
+        mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
+        return ServedTable(salt=salt, tables=said.tables, mounts=mounts)
         yield  # never reached, as above
 
     # What they share.

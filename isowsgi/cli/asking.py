@@ -1,0 +1,90 @@
+"""What the commands have in common that ask the workers of a running gunicorn: their options, and how an outcome is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from isowsgi.cli import client
+from isowsgi.cli.answers import Told, plain
+from isowsgi.shared import controlmessages
+from isowsgi.shared.controlmessages import Error
+from isowsgi.shared.sockets import Place
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# How long a worker may take for an answer that it has at hand.
+TIMEOUT_S = 10.0
+
+# Refusals that are the fault of who asked.
+_BAD_INPUT = ("unknown-mount", "mount")
+
+
+def where(command: F) -> F:
+    """Add the options that say which gunicorn is meant."""
+    pidfile = click.option("--pidfile", metavar="FILE", help="Only the gunicorn whose process id is in this file.")
+    config = click.option("--config", "-c", metavar="FILE", help="Config file of the running gunicorn.  [default: isowsgi.toml]")
+    return config(pidfile(command))
+
+
+def one_mount(command: F) -> F:
+    """Add the pattern and where to look for it."""
+
+    @wraps(command)
+    def checked(pattern: str, config: str | None, pidfile: str | None, **options: Any) -> None:
+        command(pattern, find(config, pidfile), **options)
+
+    return click.argument("pattern")(where(checked))  # type: ignore[return-value] # click's decorators forget the type
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
+
+
+def find(config: str | None, pidfile: str | None) -> list[Place]:
+    try:
+        return client.find(config, pidfile)
+    except client.NobodyServes as exc:
+        fail(str(exc), 2)
+
+
+def exit_code(answers: Sequence[Told[Any]]) -> int:
+    return 1 if any(isinstance(told.answer, Error) for told in answers) else 0
+
+
+def fail_on_bad_input(answers: Sequence[Told[Any]]) -> None:
+    """End with one line if all workers refuse what was asked for in the same way."""
+    errors = [told.answer for told in answers if isinstance(told.answer, Error)]
+    kinds = {error.kind for error in errors}
+    if len(errors) == len(answers) and len(kinds) == 1 and kinds <= {*_BAD_INPUT}:
+        fail(plain(errors[0].text), 2)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    click.echo(f"isowsgi: {text}", err=True)
+    sys.exit(code)
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    # Output that goes to no terminal must not be folded to 80 columns.
+    shown = Console(highlight=False, markup=False, emoji=False)
+    return shown if shown.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+
+
+def print_json(answers: Sequence[Told[Any]]) -> None:
+    workers = [{"pid": told.place.worker, **controlmessages.facts(told.worker, told.answer)} for told in answers]
+    click.echo(json.dumps({"workers": workers}, indent=2))
+
+
+def who(told: Told[Any]) -> str:
+    return f"worker {told.place.worker} of gunicorn {told.place.master}{client.of_whom(told.place)}"
+
+
+def silent(answers: Sequence[Told[Any]]) -> list[str]:
+    return [f"{who(told)}: {told.answer.text}" for told in answers if isinstance(told.answer, Error)]

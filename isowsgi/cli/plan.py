@@ -1,0 +1,138 @@
+"""`isowsgi plan`: how the config file on disk differs from the one that runs.
+
+Exit codes, for scripts: 0 no difference, 2 a difference, 1 the file has faults or a worker did not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from isowsgi import configuration
+from isowsgi.cli import asking, client
+from isowsgi.cli.answers import Told, plain
+from isowsgi.configuration.differences import Difference, Setting, Summary, differences, summary
+from isowsgi.shared import controlmessages, interpreters, workdir
+from isowsgi.shared.controlmessages import Error, ServedTable
+from isowsgi.shared.sockets import Place
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_STYLES = {"+": "green", "-": "red", "~": "yellow"}
+
+
+@click.command(short_help="Show how the config file differs from what runs.")
+@asking.where
+@asking.as_json
+def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
+    """Show how the config file on disk differs from the one that runs; nothing is changed.
+
+    + is a new mount, - one that is gone, ~ one with other settings. Values of env are compared, but not shown.
+
+    Exit code: 0 no difference, 2 a difference, 1 the config file has faults, or no answer from a worker.
+    """
+    try:
+        places = client.find(config, pidfile)
+    except client.NobodyServes as exc:
+        asking.fail(str(exc), 1)
+    answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
+    wanted = _read(config, answers, as_json)
+    by_worker = [(told.place, _compare(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+    if as_json:
+        click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))
+    else:
+        _print(by_worker)
+    for line in asking.silent(answers):
+        click.echo(plain(line), err=True)
+    if len(by_worker) < len(answers):
+        sys.exit(1)
+    sys.exit(2 if any(found for _, found in by_worker) else 0)
+
+
+def _read(config: str | None, answers: Sequence[Told[ServedTable]], as_json: bool) -> configuration.Config:
+    """Read the file that is served, by the path that gunicorn has for it: it may lead through a link to another folder than ours does."""
+    path = workdir.absolute(config or "isowsgi.toml")
+    for told in answers:
+        if told.worker is not None and _same_file(told.worker.config, path):
+            path = told.worker.config
+    try:
+        return configuration.load(path, own_gil_error=interpreters.own_gil_error())
+    except configuration.ConfigError as exc:
+        if as_json:
+            click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
+        else:
+            click.echo(str(exc), err=True)
+        sys.exit(1)
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def _compare(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
+    running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
+    return differences(running, summary(wanted, served.salt))
+
+
+def _plain(found: list[Difference]) -> list[dict[str, Any]]:
+    """Return differences for JSON, without the digests that stand for secrets."""
+    shown = [attrs.evolve(each, settings=tuple(map(_masked, each.settings))) for each in found]
+    return [attrs.asdict(each) for each in shown]
+
+
+def _masked(setting: Setting) -> Setting:
+    if not setting.is_secret:
+        return setting
+    return attrs.evolve(setting, old=None if setting.old is None else "(not shown)", new=None if setting.new is None else "(not shown)")
+
+
+def _print(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
+    """Print each difference once, with the workers that have it where not all do."""
+    console = asking.console()
+    groups: dict[tuple[Any, ...], tuple[list[Difference], list[Place]]] = {}
+    for place, found in by_worker:
+        # Digests are salted by each worker.
+        groups.setdefault(tuple(str(_plain([each])) for each in found), (found, []))[1].append(place)
+    for found, places in groups.values():
+        if len(groups) > 1:
+            click.echo(f"{'worker' if len(places) == 1 else 'workers'} {', '.join(str(place.worker) for place in places)}:")
+        if not found:
+            click.echo("no difference: what runs is what the config file says")
+            continue
+        for each in found:
+            console.print(_text(each))
+        masters = " ".join(sorted({str(place.master) for place in places}))
+        click.echo(f"{_count(found)}. To apply, with every app loaded again: kill -HUP {masters}")
+
+
+def _count(found: list[Difference]) -> str:
+    words = {"+": "new", "~": "changed", "-": "gone"}
+    counts = {word: sum(each.sign == sign for each in found) for sign, word in words.items()}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def _text(difference: Difference) -> Text:
+    from rich.text import Text
+
+    text = Text(f"{difference.sign} {plain(difference.name)}", style=_STYLES[difference.sign])
+    width = max((len(setting.name) for setting in difference.settings), default=0)
+    for setting in map(_masked, difference.settings):
+        text.append(f"\n    {plain(setting.name).ljust(width)}  {_change(difference.sign, setting)}", style="default")
+    return text
+
+
+def _change(sign: str, setting: Setting) -> str:
+    old, new = ("(default)" if value is None else plain(value) for value in (setting.old, setting.new))
+    if setting.is_secret:
+        return "added" if setting.old is None else "removed" if setting.new is None else "changed"
+    return new if sign == "+" else f"{old} -> {new}"

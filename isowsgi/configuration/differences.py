@@ -1,0 +1,130 @@
+"""What differs between two config files, or between the one that runs and the one on disk.
+
+Both are compared as text, after all of their settings have been merged and checked: a value that moved from a mount to `[defaults]` is no
+difference. Variables of the apps' environments are compared by a digest, so that a worker need not tell them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from isowsgi.configuration.values import Config, Mount
+from isowsgi.shared import policies
+
+# Characters of a digest: enough that two values differ by it, and no use for whoever wants to know them.
+_DIGEST_CHARS = 16
+
+# Tables of the file that are not mounts, by their field of `Config`.
+_TABLES = {"limits": "worker", "control": "control", "status": "status"}
+
+# Settings by name, as TOML writes them; those with their default are left out.
+Settings = dict[str, str]
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """All that a config file says.
+
+    Attributes:
+        tables: settings by table ("worker").
+        mounts: settings by pattern.
+    """
+
+    tables: dict[str, Settings]
+    mounts: dict[str, Settings]
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """A setting that differs. A value is None where it has its default; that of a variable is never told."""
+
+    name: str
+    old: str | None
+    new: str | None
+
+    @property
+    def is_secret(self) -> bool:
+        return self.name.startswith("env.")
+
+
+@attrs.frozen(kw_only=True)
+class Difference:
+    """One mount or table that differs.
+
+    Attributes:
+        sign: "+" it is new, "-" it is gone, "~" some of its settings differ.
+        name: a mount's pattern, or a table as the file writes it ("[worker]").
+        settings: by name; for a new mount what it says, for one that is gone nothing.
+    """
+
+    sign: str
+    name: str
+    settings: tuple[Setting, ...] = ()
+
+
+def summary(config: Config, salt: str) -> Summary:
+    """Return what a config says.
+
+    Args:
+        salt: of the digests; those of two summaries can be compared only if they have the same.
+    """
+    tables = {table: _said(getattr(config, field), salt) for field, table in _TABLES.items()}
+    tables["acceptor"] = {"head_timeout": _text(config.head_timeout)}
+    return Summary(tables=tables, mounts={mount.pattern: _said(mount, salt) for mount in config.mounts})
+
+
+def differences(old: Summary, new: Summary) -> list[Difference]:
+    """Return what must change for the one to become the other: tables, then mounts in the new one's order, then those that are gone."""
+    found = [Difference(sign="~", name=f"[{name}]", settings=_changed(old.tables.get(name, {}), said)) for name, said in new.tables.items()]
+    for pattern, said in new.mounts.items():
+        before = old.mounts.get(pattern)
+        found.append(Difference(sign="+" if before is None else "~", name=pattern, settings=_changed(before or {}, said)))
+    gone = [Difference(sign="-", name=pattern) for pattern in old.mounts if pattern not in new.mounts]
+    return [each for each in found if each.settings or each.sign == "+"] + gone
+
+
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(name=name, old=old.get(name), new=new.get(name)) for name in dict.fromkeys([*new, *old]) if old.get(name) != new.get(name)
+    )
+
+
+def _said(table: Any, salt: str) -> Settings:
+    """Return what differs from the defaults of a table's class; of a mapping, each of its names by itself."""
+    said = {}
+    for field in attrs.fields(type(table)):
+        value = getattr(table, field.name)
+        if field.name == "app":
+            said["app"] = _text(f"{value.target}:{value.call}")
+        elif field.name == "env":
+            said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
+        elif isinstance(value, Mapping):
+            said |= _of_words(field.name, value)
+        elif field.eq is not False and value != field.default and not (isinstance(table, Mount) and field.name in _OF_THE_PATTERN):
+            said[field.name] = _text(value)
+    return said
+
+
+# Parts of the pattern, which is the mount's name here.
+_OF_THE_PATTERN = ("pattern", "host", "prefix")
+
+
+def _of_words(name: str, values: Mapping[str, str]) -> Settings:
+    """Return the settings of a policy: one if all words have the same value, as the file may write it."""
+    if len(values) == len(policies.WORDS) and len(kinds := set(values.values())) == 1:
+        return {name: _text(*kinds)}
+    return {f"{name}.{word}": _text(value) for word, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    # What JSON writes of strings, numbers, switches and lists of them is TOML too.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _digest(salt: str, value: str) -> str:
+    return hashlib.sha256(f"{salt}\0{value}".encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_CHARS]

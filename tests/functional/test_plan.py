@@ -1,0 +1,93 @@
+"""`isowsgi plan`: what would change if the config file on disk were taken up."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEADLINE_S, ROOT, Server, running_server
+
+CONFIG = """
+[control]
+folder = "control"
+[mounts]
+"/" = "hello"
+"/shop" = { app = "hello", threads = 2, env = { KEY = "hunter2" } }
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("plan"), CONFIG, "--workers", "2", wait_for=4) as server:
+        yield server
+
+
+def plan(server: Server, changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command while the file is another one."""
+    config: Path = server.folder / "isowsgi.toml"
+    before = content = config.read_text()
+    for old, new in changes.items():
+        assert old in content
+        content = content.replace(old, new)
+    config.write_text(content)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "isowsgi", "plan", *arguments],
+            cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        )  # fmt: skip
+    finally:
+        config.write_text(before)
+
+
+def test_a_file_that_runs_has_no_difference(server: Server) -> None:
+    shown = plan(server, {})
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == "no difference: what runs is what the config file says\n"
+
+
+def test_what_differs_is_told_once_for_all_workers_and_secrets_are_not(server: Server) -> None:
+    shown = plan(server, {'"/" = "hello"': '"/new" = "hello"', "threads = 2": "threads = 5", "hunter2": "hunter3"})
+
+    assert (shown.returncode, shown.stderr) == (2, "")
+    assert shown.stdout == (
+        "+ /new\n"
+        '    app         "hello:application"\n'
+        f'    pythonpath  ["{ROOT}/tests/apps"]\n'
+        "~ /shop\n"
+        "    env.KEY  changed\n"
+        "    threads  2 -> 5\n"
+        "- /\n"
+        f"1 new, 1 changed, 1 gone. To apply, with every app loaded again: kill -HUP {server.process.pid}\n"
+    )
+
+
+def test_a_script_gets_json_without_secrets(server: Server) -> None:
+    shown = plan(server, {"hunter2": "hunter3"}, "--json")
+
+    assert shown.returncode == 2
+    workers = json.loads(shown.stdout)["workers"]
+    setting = {"name": "env.KEY", "old": "(not shown)", "new": "(not shown)"}
+    assert workers == [{"pid": pid, "differences": [{"sign": "~", "name": "/shop", "settings": [setting]}]} for pid in server.workers()]
+
+
+def test_faults_of_the_file_are_told_and_nothing_is_compared(server: Server) -> None:
+    shown = plan(server, {"threads": "thread"})
+
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "unknown key" in shown.stderr
+    assert "did you mean 'threads'?" in shown.stderr
+
+
+def test_without_a_server_it_says_so(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "isowsgi.toml").write_text(CONFIG)
+    shown = plan(server, {}, "--config", str(tmp_path / "isowsgi.toml"))
+
+    assert shown.returncode == 1
+    assert "no running gunicorn serves" in shown.stderr

@@ -1,0 +1,129 @@
+"""What differs between two config files is found by meaning, and no secret is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isowsgi import configuration
+from isowsgi.configuration import differences
+from isowsgi.configuration.differences import Difference, Setting, Summary, summary
+
+SALT = "salt"
+
+
+def said(folder: Path, content: str, salt: str = SALT) -> Summary:
+    (folder / "isowsgi.toml").write_text(content)
+    return summary(configuration.load(folder / "isowsgi.toml"), salt)
+
+
+def between(folder: Path, old: str, new: str) -> list[Difference]:
+    return differences.differences(said(folder, old), said(folder, new))
+
+
+def test_each_mount_and_table_that_differs_is_told_with_what_it_was_and_will_be(tmp_path: Path) -> None:
+    old = '[worker]\nmax_rss = 500\n[mounts]\n"/" = "a"\n"/b" = { app = "b", threads = 2 }\n"/c" = "c"\n"/r" = "r"\n'
+    new = '[acceptor]\nhead_timeout = 5\n[mounts]\n"/s" = "r"\n"/" = "a"\n"/b" = { app = "b:app", lazy = true }\n"/c" = "c"\n'
+
+    assert between(tmp_path, old, new) == [
+        Difference(sign="~", name="[worker]", settings=(Setting(name="max_rss", old="500", new=None),)),
+        Difference(sign="~", name="[acceptor]", settings=(Setting(name="head_timeout", old="20.0", new="5.0"),)),
+        Difference(
+            sign="+",
+            name="/s",
+            settings=(
+                Setting(name="app", old=None, new='"r:application"'),
+                Setting(name="pythonpath", old=None, new=f'["{tmp_path}"]'),
+            ),
+        ),
+        Difference(
+            sign="~",
+            name="/b",
+            settings=(
+                Setting(name="app", old='"b:application"', new='"b:app"'),
+                Setting(name="lazy", old=None, new="true"),
+                Setting(name="threads", old="2", new=None),
+            ),
+        ),
+        Difference(sign="-", name="/r"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"/" = "a"\n"/b" = "b"', '"/b" = "b"\n"/" = { app = "a:application" }'),
+        ('"/" = { app = "a", threads = 3, env = { A = "1" } }', '"/" = "a"\n[defaults]\nthreads = 3\nenv = { A = "1" }'),
+        ('"/" = { app = "a", policy = "warn" }', '"/" = "a"\n[defaults]\npolicy = "warn"'),
+        ('"/" = { app = "a", policy = "allow" }', '"/" = "a"'),
+        ('"/" = { app = "a", lazy = false, queue = 100 }', '"/" = "a"'),
+    ],
+    ids=["order", "defaults", "policy", "what is allowed anyway", "a default that is written"],
+)
+def test_what_means_the_same_is_no_difference(tmp_path: Path, old: str, new: str) -> None:
+    assert between(tmp_path, f"[mounts]\n{old}\n", f"[mounts]\n{new}\n") == []
+
+
+def test_a_variable_is_compared_and_not_told(tmp_path: Path) -> None:
+    one = '[mounts]\n"/" = { app = "a", env = { KEY = "hunter2", SAME = "s" } }\n'
+    [found] = between(tmp_path, one, one.replace("hunter2", "hunter3"))
+
+    [setting] = found.settings
+    assert (setting.name, setting.is_secret) == ("env.KEY", True)
+    assert "hunter" not in str(found)
+    assert said(tmp_path, one, "another salt").mounts["/"]["env.KEY"] != said(tmp_path, one).mounts["/"]["env.KEY"]
+
+
+TEXTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3)
+SUMMARIES = st.builds(
+    Summary,
+    tables=st.fixed_dictionaries({"worker": TEXTS}),
+    mounts=st.dictionaries(st.sampled_from(["/", "/a", "/b"]), TEXTS),
+)
+
+
+@given(old=SUMMARIES, new=SUMMARIES)
+def test_the_old_with_all_differences_is_the_new(old: Summary, new: Summary) -> None:
+    tables = {f"[{name}]": dict(settings) for name, settings in old.tables.items()}
+    mounts = {name: dict(settings) for name, settings in old.mounts.items()}
+    for found in differences.differences(old, new):
+        if found.sign == "-":
+            del mounts[found.name]
+            continue
+        settings = (tables if found.name in tables else mounts).setdefault(found.name, {})
+        for each in found.settings:
+            assert settings.pop(each.name, None) == each.old != each.new
+            if each.new is not None:
+                settings[each.name] = each.new
+
+    assert (tables, mounts) == ({f"[{name}]": settings for name, settings in new.tables.items()}, new.mounts)
+
+
+@pytest.mark.parametrize("part", ["mount", "limits", "control", "status", "config"])
+def test_every_setting_counts(tmp_path: Path, part: str) -> None:
+    """One that is new in `Config` must be found here too."""
+    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
+    config = configuration.load(tmp_path / "isowsgi.toml")
+    table = config if part == "config" else config.mounts[0] if part == "mount" else getattr(config, part)
+    names = {field.name for field in attrs.fields(type(table))}
+    for name in names - {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status"}:
+        other = attrs.evolve(table, **{name: _other(getattr(table, name))})
+        if part != "config":
+            other = attrs.evolve(config, **{"mounts": (other,)} if part == "mount" else {part: other})
+
+        assert differences.differences(summary(config, SALT), summary(other, SALT)), name
+
+
+def _other(value: object) -> object:
+    """Return another value than one that a setting has."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, dict):
+        return {"exit": "deny"}
+    return (*value, "x") if isinstance(value, tuple) else "/other"
