@@ -13,12 +13,12 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load, pythons
 from isowsgi.shared import policies, regular
-from tests.conftest import eventually
+from tests.conftest import eventually, examples
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SITE_PACKAGES = f"lib/python{PYTHON}{'t' if 't' in sys.abiflags else ''}/site-packages"
@@ -725,7 +725,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("any") / "isowsgi.toml"
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(data=files)
 @example(data={"mounts": {"/": {"app": "a", "env": {"\0": "\0"}, "pythonpath": ["\0"], "venv": "\0", "env_file": "\0"}}})
 @example(data={"mounts": {"/\0": "\0/", "": ""}, "": {}})
@@ -738,7 +738,7 @@ def test_any_structure_is_a_config_or_faults_of_one_line_each(path: Path, data: 
         assert len(fault.splitlines()) == 1
 
 
-@settings(deadline=None)
+@examples(100)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_a_config_or_faults_of_one_line_each(path: Path, content: bytes) -> None:
     for fault in faults_of(path, content):

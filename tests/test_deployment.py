@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -18,6 +17,7 @@ from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memory import MemoryWatch
 from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.turns import TURN_S, Turns
+from tests.conftest import examples
 from tests.fakes import FakeInstance, Site, up
 
 
@@ -923,7 +923,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = pytest.mark.filterwarnings("ignore")(AnyOrder.TestCase)
-TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = examples(200, stateful_step_count=40)
 
 
 def test_with_stop_first_the_next_one_is_loaded_when_the_last_of_the_old_ones_has_gone() -> None:

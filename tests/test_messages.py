@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import isowsgi
@@ -26,6 +26,7 @@ from isowsgi.shared.messages import (
     shortened,
 )
 from isowsgi.shared.wire import MessageError
+from tests.conftest import examples
 from tests.orders import any_order
 
 ORDERS = sorted(messages._ORDERS)
@@ -108,7 +109,7 @@ def test_a_packet_that_was_cut_is_refused() -> None:
     assert "at most" in is_refused(b" " * (MAX_PACKET_BYTES + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3))
 )

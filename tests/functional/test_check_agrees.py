@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL, VERSION, best_isolation
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, sample
 from tests.orders import REFUSES_OWN_GIL, copy_extension
 
 pytestmark = pytest.mark.skipif(best_isolation() != OWN_GIL, reason="without an own GIL there is less to choose from")
@@ -33,6 +33,8 @@ KINDS = {
 }
 if VERSION >= (3, 14):
     KINDS["once"] = ("import _curses", PROCESS)
+# Each has trials of its own, twice; test_decision and test_check have the other kinds on every run.
+KINDS = {kind: KINDS[kind] for kind in sample(list(KINDS), 3)}
 EXTENSIONS = ("xxlimited", "xxlimited_35", REFUSES_OWN_GIL, "_curses")
 
 

@@ -295,7 +295,6 @@ def test_changed_requests_and_random_bytes_are_answered_or_closed(serve: StartSe
     guard.check(f"random bytes of seed {seed}")
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("home", HOMES)
 def test_a_siege_of_one_mount_leaves_the_others_alone_and_ends_with_the_siege(serve: StartServer, home: str) -> None:
     """Half heads, clients that read nothing and bodies that stall, all at once, and far more than the mount has threads."""

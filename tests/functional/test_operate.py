@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from isowsgi.shared import sockets
 from isowsgi.shared.frames import encode
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from isowsgi.worker.control.server import MAX_CLIENTS
-from tests.conftest import DEADLINE_S, EXAMPLES_FACTOR, ROOT, Server, StartServer, eventually, receive_all
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, examples, receive_all
 
 TWO = '[mounts]\n"/a" = "hello"\n"/b" = "code"\n[defaults]\npythonpath = [".", "{apps}"]\n[control]\nfolder = "control"'
 GOOD = "from wsgiref.simple_server import demo_app as application\n"
@@ -392,7 +392,7 @@ def test_garbage_never_hurts_the_worker(serve: StartServer) -> None:
     [worker] = server.workers()
 
     @given(data=st.binary(max_size=200) | st.binary(max_size=50).map(lambda body: struct.pack("!I", len(body)) + body))
-    @settings(max_examples=150 * EXAMPLES_FACTOR, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(150, suppress_health_check=list(HealthCheck))
     def throw(data: bytes) -> None:
         with connect(path) as sock:
             try:

@@ -11,7 +11,7 @@ import pytest
 from isowsgi.shared.interpreters import OWN_GIL, best_isolation
 from tests.conftest import StartServer
 
-APPS = 8
+APPS = 5
 
 ON_TRIAL = "testing which isolation it supports"
 

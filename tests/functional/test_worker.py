@@ -279,7 +279,7 @@ def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_it
     server = serve(
         DEFAULTS + '[mounts]\n"/slow" = "slow"\n"/exits" = { app = "exits", env = { EXIT_FILE = "exited" } }\n',
         "--graceful-timeout",
-        "2",
+        "1",
         wait_for=2,
     )
     stuck = server.ask("/slow?s=600")
@@ -294,28 +294,28 @@ def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_it
 
 
 @pytest.mark.alone  # gunicorn's master kills 2 s after it said so
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
-def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer, number: signal.Signals) -> None:
+def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer) -> None:
     """SIGINT goes to the whole process group, as a terminal's Ctrl-C does: the worker gets it twice."""
-    server = serve(
-        DEFAULTS + '[mounts]\n"/slow" = "slow"\n"/exits" = { app = "exits", env = { EXIT_FILE = "exited" } }\n',
-        launcher=["setsid"],
-        wait_for=2,
-    )
-    assert server.get("/exits").status_code == 200
-    stuck = server.ask("/slow?s=600") if number != signal.SIGTERM else None
+    config = DEFAULTS + '[mounts]\n"/slow" = "slow"\n"/exits" = { app = "exits", env = { EXIT_FILE = "exited" } }\n'
+    servers = {number: serve(config, launcher=["setsid"], wait_for=0) for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)}
+    for server in servers.values():
+        server.wait_until_serving(2)
 
-    if number == signal.SIGINT:
-        os.killpg(server.process.pid, number)
-    else:
-        server.send_signal(number)
+    for number, server in servers.items():
+        assert server.get("/exits").status_code == 200
+        if number != signal.SIGTERM:
+            server.ask("/slow?s=600")
+            server.wait_for_log("begun")
 
-    assert server.process.wait(DEADLINE_S) == 0
-    assert (server.folder / "exited").read_text() == "exit function ran\n"
-    assert "Traceback" not in server.log() + server.output()
-    assert "SIGKILL" not in server.log()
-    if stuck is not None:
-        stuck.close()
+        if number == signal.SIGINT:
+            os.killpg(server.process.pid, number)
+        else:
+            server.send_signal(number)
+
+        assert server.process.wait(DEADLINE_S) == 0
+        assert (server.folder / "exited").read_text() == "exit function ran\n"
+        assert "Traceback" not in server.log() + server.output()
+        assert "SIGKILL" not in server.log()
 
 
 @pytest.mark.alone  # gunicorn's master kills 2 s after it said so
