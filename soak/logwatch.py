@@ -23,13 +23,13 @@ _EXPECTED = (
     r"worker {worker} died (while serving|with no request in flight|while loading)",
     r"worker {worker} died with requests of \d+ mounts in flight",
     r"{tag}: ended unexpectedly: its process was ended by SIGKILL( while it served .*)?$",
-    r"The worker is to be replaced: main lives in the main interpreter and must be loaded again",
+    r"replacing this worker: main runs in the main interpreter, which only a new worker can reload",
     r"\S+: crashed \d+ workers",
     r"\S+: crashed its worker too often",
 )
 
 # Only where CPython keeps the memory of an interpreter that ended; `max_leaked` is there for that.
-_LEAKS = r"The worker is to be replaced: \d+ interpreters were ended on a Python that keeps their memory"
+_LEAKS = r"replacing this worker: this Python has not freed the memory of \d+ ended interpreters"
 
 
 class LogWatch:

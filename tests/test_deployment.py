@@ -56,7 +56,7 @@ def test_boots_that_leave_threads_behind_are_not_repeated_for_ever_and_the_log_s
         site.wait(1)
 
     assert len(site.made) == 2
-    said = "/: not tried again: 2 boots left threads behind; `isowsgi start /` or a new worker loads it"
+    said = "/: no more retries: threads of 2 failed boots are still running; run `isowsgi start /`, or reload gunicorn (SIGHUP)"
     assert [record.getMessage() for record in caplog.records].count(said) == 1
 
     site.deployment.resume(site.now)

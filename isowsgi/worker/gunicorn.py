@@ -194,7 +194,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         elif self._share.is_from_the_start:
             self._has_nothing_to_serve = True  # nor was there anything before: all of gunicorn stops
         else:
-            self.log.error("no mount could be loaded; all requests are answered 503 until the next reload")
+            self.log.error("no mount could be loaded; all requests are answered 503 until a retry succeeds")
 
     def _go_on_starting(self) -> None:
         if not self._is_settled and self._made().supervisor.is_settled():
@@ -228,10 +228,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self.nr = parts.supervisor.requests()
         if reason := parts.supervisor.restart_reason():
             self.alive = False
-            self.log.warning("The worker is to be replaced: %s", reason)
+            self.log.warning("replacing this worker: %s", reason)
         elif parts.relay is not None and not parts.relay.is_alive():
             self.alive = False
-            self.log.error("The worker is to be replaced: its TLS relay has ended")
+            self.log.error("replacing this worker: its TLS relay thread has ended")
         elif self.nr >= self.max_requests:
             self.alive = False
             self.log.info("Autorestarting worker after %d requests.", self.nr)
@@ -259,7 +259,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             call("heartbeat", self.notify)
             parts.loop.turn(min(0.1, max(deadline - time.monotonic(), 0)))
         for tag in parts.supervisor.abandon():
-            self.log.warning("%s: did not end in time, the worker exits without it", tag)
+            self.log.warning("%s: did not end in time; the worker exits without waiting for it", tag)
 
     def _exit_hard(self) -> None:
         """Leave the process without CPython's finalization, which waits for threads inside interpreters (see load_wsgi)."""
@@ -291,11 +291,11 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             super().handle_usr1(sig, frame)
         except OSError as exc:  # with capture_output gunicorn opens one more
             self.alive = False
-            self.log.warning("uid %d may not open its logs (%s): a new worker replaces this one", os.geteuid(), exc)
+            self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), exc)
         if old := [held.path for held in self._held_logs if held.is_old]:
             # The master could, and the next worker has them from it. gunicorn's own workers end with an error here.
             self.alive = False
-            self.log.warning("uid %d may not open %s: a new worker replaces this one", os.geteuid(), ", ".join(old))
+            self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), ", ".join(old))
         if self._parts is not None:
             self._containment.call("logs", self._parts.supervisor.reopen_logs)
 

@@ -65,13 +65,13 @@ class MemoryWatch:
         self._is_deciding = False
         deployment, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
         grown = most.objects - most.objects_at_boot
-        text = f"the worker has {rss_mib()} MiB, max_rss is {self._max_rss}, and this mount grew most: by {grown} objects"
+        text = f"the worker uses {rss_mib()} MiB, max_rss is {self._max_rss}, and this mount grew most, by {grown} objects"
         deployment.replace(text, now)
         self._next = now + _PAUSE_S
 
     def restart_reason(self, now: float) -> str | None:
         if self._has_asked and now > self._next and (rss := rss_mib()) > self._max_rss:
-            return f"it has {rss} MiB, max_rss is {self._max_rss}, also after the mount that grew most was replaced"
+            return f"it uses {rss} MiB, max_rss is {self._max_rss}, even after the mount that grew most was replaced"
         return None
 
 

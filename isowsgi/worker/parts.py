@@ -180,7 +180,7 @@ def _most_connections(wanted: int, has_tls: bool, log: Any) -> int:
     possible = most_connections(limit, _DESCRIPTORS_TLS if has_tls else _DESCRIPTORS_PLAIN)
     if possible < wanted:
         log.warning(
-            "worker_connections is %d, and a worker may have %d descriptors: it takes %d connections at a time. Raise the limit "
+            "worker_connections is %d, but %d file descriptors are enough for %d connections only; raise the limit "
             "(ulimit -n, LimitNOFILE=) or lower worker_connections",
             wanted,
             limit,

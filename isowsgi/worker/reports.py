@@ -84,7 +84,7 @@ class Reports:
         if instance.state in ENDS:
             return
         deployment = self._deployment
-        self._log.error("%s: cannot be trusted any more; replacing it", instance.tag)
+        self._log.error("%s: unreliable after the error above; replacing it", instance.tag)
         was_booting = instance.state is State.BOOTING
         self._count_stuck(instance)
         deployment.slots.held.append(instance)
@@ -96,7 +96,7 @@ class Reports:
 
     def cannot_start(self, exc: Exception) -> None:
         """Note that no instance can be started."""
-        error = f"cannot be started now: {type(exc).__name__}: {exc}"
+        error = f"cannot start an instance now: {type(exc).__name__}: {exc}"
         deployment = self._deployment
         text = "".join(traceback.format_exception(exc))
         self.boot_failed(f"{deployment.name} #{deployment.generation}", deployment.generation, error, text)
@@ -147,7 +147,7 @@ class Reports:
             return  # its last words came late
         self._log.error("%s: a thread is stuck in its request; replacing the instance\n%s", instance.tag, report.stack)
         line, _, stack = report.stack.partition("\n")
-        self._add("stuck", instance.tag, instance.generation, "a thread does not come out of its request", stack, line)
+        self._add("stuck", instance.tag, instance.generation, "a thread is stuck in its request", stack, line)
         self.stacks[instance] = report.stack[-_MAX_STACK_CHARS:]
         self.call_stuck(instance, now)
 
@@ -158,7 +158,7 @@ class Reports:
         self._deployment.replace_slot(instance, now)
 
     def _on_broken(self, instance: Instance, report: messages.Broken, now: float) -> None:
-        text = "%s: its thread %s has died, a mistake in isowsgi; please report it: %s\n%s"
+        text = "%s: its thread %s died, a bug in isowsgi; please report it: %s\n%s"
         self._log.error(text, instance.tag, report.thread, report.error, report.traceback)
         self.give_up(instance, now)
 

@@ -90,13 +90,13 @@ class Siting:
         if self.is_on_trial:
             return True
         if self.trials > _MOST_TRIALS:
-            self._move(PROCESS, "it loads other extension modules each time", {}, now)
+            self._move(PROCESS, "it loads different extension modules each time", {}, now)
             return True
         what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
         text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
         self._deployment.log.info(text, instance.tag, what)
         if not self._begin(instance.unknown_extension, now) and self._deployment.is_serving():
-            self._deployment.wanted = self._deployment.wanted or "its trial could not be made"
+            self._deployment.wanted = self._deployment.wanted or "its trial could not be started"
         return True
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
@@ -104,10 +104,10 @@ class Siting:
         if report.name in self.late_imports or instance.state is not State.SERVING:
             return
         if self.is_auto and sharing.has_fallback(report.name):
-            self._deployment.log.info("%s: goes without %s: %s", instance.tag, report.name, report.error)
+            self._deployment.log.info("%s: runs without %s, which cannot be loaded here: %s", instance.tag, report.name, report.error)
             return
         self.late_imports.append(report.name)
-        text = f"a request imported {report.name}, which is refused here: {report.error}"
+        text = f"a request imported {report.name}, which cannot be loaded here: {report.error}"
         if not self.is_auto:
             self._deployment.log.error("%s: %s%s", instance.tag, text, refusals.hint(report.error, instance.isolation))
         elif not self.is_on_trial:
@@ -121,7 +121,7 @@ class Siting:
             if self.is_auto and not self.reason and sharing.is_missed(module, ()):
                 self.on_refused(instance, Refused(name=module, path=path, error=error), now)
             else:
-                self._deployment.log.info("%s: goes without %s: %s", instance.tag, module, error)
+                self._deployment.log.info("%s: runs without %s, which cannot be loaded here: %s", instance.tag, module, error)
 
     def on_verdict(self, verdict: Verdict, now: float) -> None:
         """Take note of how a trial went."""

@@ -70,7 +70,9 @@ def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -
 def _write(table: list[Row], grown_mib: int, log: Any) -> None:
     for line in draw(table):
         log.info("%s", line)
-    log.info("the worker grew by %d MiB while they were loaded; memory is each mount's share of it by its Python objects", grown_mib)
+    log.info(
+        "the worker grew by %d MiB while the mounts were loaded; 'memory' is each mount's share of that, by its Python objects", grown_mib
+    )
 
 
 def draw(table: list[Row]) -> list[str]:

@@ -98,10 +98,12 @@ class Supervisor:
         now, call = time.monotonic(), self._containment.call
         for deployment in self.deployments:
             # Of all of them first: what one may load, others may.
-            call(f"{deployment.name}: earlier trial", self._workshop.recall, deployment)
+            call(f"{deployment.name}: result of an earlier trial", self._workshop.recall, deployment)
         for deployment in self.deployments:
             if deployment.is_quarantined:
-                self._log.error("%s: crashed its worker too often; it answers 503 until the next reload", deployment.mount.pattern)
+                self._log.error(
+                    "%s: crashed its worker too often; it answers 503 until gunicorn reloads (SIGHUP)", deployment.mount.pattern
+                )
             elif not deployment.mount.lazy:
                 call(f"{deployment.name}: start", deployment.start, now)  # without effect if the operator has stopped it
         self._reporter.publish(now)
@@ -120,14 +122,14 @@ class Supervisor:
         now = time.monotonic()
         call = self._containment.call
         for deployment in self.deployments:
-            call(f"{deployment.name}: once a second", deployment.upkeep.tick, now)
-        call("boots taking turns", self._workshop.boots.tick, now)
+            call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
+        call("queue of boots", self._workshop.boots.tick, now)
         if self._is_stopping:
             return  # what was accepted may still wait for a mount; nothing else is begun
-        call("replacements taking turns", self._workshop.turns.pass_on, now)
-        call("the look at the worker's memory", self._memory.tick, now)
+        call("queue of replacements", self._workshop.turns.pass_on, now)
+        call("memory check", self._memory.tick, now)
         if self._reporter is not None:
-            call("the worker's report", self._reporter.tick, now)
+            call("report to the scoreboard", self._reporter.tick, now)
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
@@ -142,7 +144,7 @@ class Supervisor:
             return f"{stuck} instances are stuck or left behind, max_stuck is {limits.max_stuck}"
         leaked = self._workshop.leaked
         if leaked > limits.max_leaked:
-            return f"{leaked} interpreters were ended on a Python that keeps their memory, max_leaked is {limits.max_leaked}"
+            return f"this Python has not freed the memory of {leaked} ended interpreters, max_leaked is {limits.max_leaked}"
         return self._memory.restart_reason(time.monotonic())
 
     def is_settled(self) -> bool:
@@ -164,15 +166,15 @@ class Supervisor:
         """Tell every instance that its next response on each connection is the last."""
         self._is_stopping = self._workshop.is_stopping = True
         for deployment in self.deployments:
-            self._containment.call(f"{deployment.name}: the end of its connections", deployment.finish)
+            self._containment.call(f"{deployment.name}: closing its connections", deployment.finish)
         if self._reporter is not None:
-            self._containment.call("the worker's report", self._reporter.stop, time.monotonic())
+            self._containment.call("report to the scoreboard", self._reporter.stop, time.monotonic())
 
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""
         self._is_stopping = self._is_over = self._workshop.is_stopping = True
         for deployment in self.deployments:
-            self._containment.call(f"{deployment.name}: its end", deployment.stop)
+            self._containment.call(f"{deployment.name}: stop", deployment.stop)
 
     def lost_connections(self) -> int:
         """Return how many connections are held by threads that do not come out of their requests; their clients were answered."""
@@ -195,10 +197,10 @@ class Supervisor:
 
     def _on_report(self) -> None:
         now = time.monotonic()
-        self._containment.call("replacements taking turns", self._workshop.turns.pass_on, now)
-        self._containment.call("boots taking turns", self._workshop.boots.pass_on, now)
+        self._containment.call("queue of replacements", self._workshop.turns.pass_on, now)
+        self._containment.call("queue of boots", self._workshop.boots.pass_on, now)
         if self._reporter is not None:
-            self._containment.call("the worker's report", self._reporter.publish_soon, now)
+            self._containment.call("report to the scoreboard", self._reporter.publish_soon, now)
 
 
 def _groups(mounts: Sequence[Mount]) -> Iterable[list[Mount]]:

@@ -46,7 +46,7 @@ class Upkeep:
             self._retry(retry_at, now)
         deployment.succession.look(now)
         for instance in deployment.slots.all():
-            deployment.surroundings.containment.call(f"{instance.tag}: the look at it", self._look_at, instance, now)
+            deployment.surroundings.containment.call(f"{instance.tag}: periodic check", self._look_at, instance, now)
         is_overdue = deployment.siting.is_overdue(now)
         if self.owes_release or is_overdue != self._was_overdue:
             self.owes_release, self._was_overdue = False, is_overdue
@@ -69,7 +69,7 @@ class Upkeep:
         elif self._held_back != retry_at:
             self._held_back = retry_at
             command = "reload" if self._deployment.is_serving() else "start"
-            text = "%s: not tried again: %d boots left threads behind; `isowsgi %s %s` or a new worker loads it"
+            text = "%s: no more retries: threads of %d failed boots are still running; run `isowsgi %s %s`, or reload gunicorn (SIGHUP)"
             self._log.error(text, name, hung, command, self._mount.pattern)
 
     def _look_at(self, instance: Instance, now: float) -> None:
@@ -89,7 +89,7 @@ class Upkeep:
             self._look_for_age(instance, age, now)
         if mount.request_timeout and instance.cut_off(mount.request_timeout, now) and instance.state is not State.STUCK:
             deployment.slots.held.append(instance)
-            self._log.error("%s: C code holds the interpreter's GIL and does not give it back; replacing the instance", instance.tag)
+            self._log.error("%s: C code holds the interpreter's GIL and does not release it; replacing the instance", instance.tag)
             deployment.reports.call_stuck(instance, now)
 
     def _is_booting(self, instance: Instance) -> bool:
@@ -114,10 +114,10 @@ class Upkeep:
         quota = deployment.quotas.get(instance, 0)
         if quota and instance.requests() >= quota:
             deployment.quotas[instance] = 0
-            deployment.replace(f"{instance.requests()} requests", now)
+            deployment.replace(f"served {instance.requests()} requests", now)
         elif mount.max_age and age > mount.max_age:
             deployment.slots.began[instance] = now
-            deployment.replace(f"{mount.max_age:g} s of age", now)
+            deployment.replace(f"older than {mount.max_age:g} s", now)
 
     def _hung_boots(self) -> int:
         slots = self._deployment.slots
@@ -144,7 +144,7 @@ class Upkeep:
 
 
 def _fate_of(instance: Instance) -> str:
-    return "it is killed" if instance.can_be_killed else "it is left behind"
+    return "killing it" if instance.can_be_killed else "leaving it behind"
 
 
 def _changed_at(path: str | None) -> int | None:

@@ -244,7 +244,7 @@ def test_a_mount_whose_request_imports_what_is_refused_moves_by_itself(
         began = time.monotonic()
         assert server.get("/late").status_code == 500
         package = module.partition(".")[0]
-        server.wait_for_log(rf"/ #1: a request imported {package}\S*, which is refused here: .*; looking for another isolation")
+        server.wait_for_log(rf"/ #1: a request imported {package}\S*, which cannot be loaded here: .*; looking for another isolation")
         server.wait_for_log(rf"/: isolation {home} \(")
         server.wait_for_log(r"/ #2: serving")
         print(f"{module}: moved within {time.monotonic() - began:.1f} s; {load.answered} other requests meanwhile")

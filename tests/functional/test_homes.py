@@ -145,7 +145,7 @@ def test_a_process_that_keeps_ending_is_started_again_with_growing_pauses(serve:
     facts(server, "/own")  # at once
     assert server.get("/own/crash").status_code == 502
 
-    server.wait_for_log(r"/own: has ended 2 times soon after its start; starting it again in 1 s")
+    server.wait_for_log(r"/own: ended 2 times soon after its start; restarting in 1 s")
     assert server.get("/own").status_code == 503
     server.wait_for_log(r"/own #3: serving")
     facts(server, "/own")
@@ -329,7 +329,7 @@ def test_what_lives_in_the_main_interpreter_is_loaded_anew_by_a_new_worker(serve
 
     os.utime(touched, (1, 1))
 
-    server.wait_for_log("lives in the main interpreter and must be loaded again")
+    server.wait_for_log("runs in the main interpreter, which only a new worker can reload")
     server.wait_for_log("main #1: serving", 2)
     assert facts(server, "/")["pid"] != before
 

@@ -184,7 +184,7 @@ def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp
             server.wait_until_serving(2)
 
             assert server.workers() != [worker]
-            assert "may not open" in (logs / "error.log.1").read_text()
+            assert "cannot reopen the logs as uid" in (logs / "error.log.1").read_text()
             for mount in ("/a", "/own"):
                 server.get(f"{mount}/raise")
             eventually(lambda: (logs / "access.log").read_text().count("/raise HTTP/1.1") == 2, "two lines of the access log")

@@ -132,7 +132,7 @@ def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) 
     for number in (1, 2):
         eventually(lambda number=number: generation(server) == number)  # type: ignore[misc]
         assert server.get("/t/sleep").status_code == 504
-    server.wait_for_log("The worker is to be replaced: 2 instances are stuck")
+    server.wait_for_log("replacing this worker: 2 instances are stuck")
 
     eventually(lambda: server.workers() and worker not in server.workers())
     eventually(lambda: generation(server) == 1)

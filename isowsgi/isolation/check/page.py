@@ -76,7 +76,7 @@ def _details(mount: MountReport) -> Iterator[Text]:
     for warning in mount.warnings:
         yield Text(f"warning: {warning}", "yellow")
     if mount.fallbacks:
-        yield Text(f"goes without {', '.join(mount.fallbacks)}: refused there", "yellow")
+        yield Text(f"runs without {', '.join(mount.fallbacks)}, which cannot be loaded there", "yellow")
     if mount.extensions:
         yield _extensions(mount)
     for alternative in mount.advice:

@@ -108,14 +108,14 @@ class Commands:
         deployment = self._deployment(request.mount)
         self._refuse_quarantined(deployment)
         if deployment.is_stopped:
-            raise Refusal("stopped", f"{deployment.mount.pattern} is stopped; start it")
+            raise Refusal("stopped", f"{deployment.mount.pattern} is stopped; start it with `isowsgi start`")
         if deployment.is_asleep():
-            return _outcome(deployment, "asleep", "it is asleep, and is loaded at its next request")
+            return _outcome(deployment, "asleep", "asleep; the next request loads it")
         if deployment.siting.isolation == interpreters.MAIN:
-            deployment.replace("the operator asked for it", time.monotonic())
-            return _outcome(deployment, "restarting", "it lives in the main interpreter: a new worker takes over from this one")
+            deployment.replace("requested by the operator", time.monotonic())
+            return _outcome(deployment, "restarting", "runs in the main interpreter; a new worker replaces this one")
         before = deployment.generation
-        deployment.replace("the operator asked for it", time.monotonic())
+        deployment.replace("requested by the operator", time.monotonic())
         # Unchanged: a replacement is under way, and is followed by the one that was asked for.
         return (yield from self._follow(deployment, deployment.generation if deployment.generation > before else before + 1))
 
@@ -123,7 +123,7 @@ class Commands:
         deployment = self._deployment(request.mount)
         self._refuse_quarantined(deployment)
         if deployment.is_serving():
-            return _outcome(deployment, "serving", "it serves already")
+            return _outcome(deployment, "serving", "already serving")
         if deployment.state() == "stuck" and not deployment.is_under_way():
             return (yield from self._reload(request))  # its slots are taken
         if not deployment.is_under_way():
@@ -140,7 +140,7 @@ class Commands:
                 raise Refusal("started", f"{deployment.name} was started meanwhile")
             yield
         left = deployment.slots.all()
-        text = f"stopped, but {len(left)} stuck instances of it are left behind until the worker is replaced" if left else "stopped"
+        text = f"stopped, but {len(left)} stuck instances remain until the worker is replaced" if left else "stopped"
         return _outcome(deployment, "stopped", text)
 
     def _stacks(self, request: controlmessages.Stacks) -> Errand:
@@ -198,7 +198,7 @@ class Commands:
     def _refuse_quarantined(self, deployment: Deployment) -> None:
         if deployment.is_quarantined:
             raise Refusal(
-                "quarantined", f"{deployment.mount.pattern} crashed its worker too often and is quarantined until the next SIGHUP"
+                "quarantined", f"{deployment.mount.pattern} crashed its worker too often and is quarantined until gunicorn reloads (SIGHUP)"
             )
 
     def _follow(self, deployment: Deployment, generation: int) -> Errand:
@@ -213,15 +213,15 @@ class Commands:
                 if deployment.is_serving():
                     then = f"generation {deployment.slots.oldest()} keeps serving"
                 else:
-                    then = "it answers 503 until a later try succeeds"
+                    then = "it answers 503 until a retry succeeds"
                 raise Refusal("failed", f"{failure.tag}: {failure.error}; {then}", traceback=failure.details, generation=failure.generation)
             if deployment.has_arrived(generation):
                 boot_s = max((instance.boot_s for instance in deployment.slots.serving()), default=0.0)
                 return _outcome(deployment, "serving", f"loaded in {boot_s:.2f} s").replace(boot_s=boot_s)
             if deployment.is_asleep():
-                return _outcome(deployment, "asleep", "it went to sleep meanwhile")
+                return _outcome(deployment, "asleep", "went to sleep meanwhile")
             if not deployment.is_under_way():
-                raise Refusal("failed", f"{pattern}: was not loaded in time; the error log says more", generation=deployment.generation)
+                raise Refusal("failed", f"{pattern}: was not loaded in time; see the error log", generation=deployment.generation)
             yield
 
     def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> MountStatus:

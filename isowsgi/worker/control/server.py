@@ -92,7 +92,7 @@ class ControlServer:
             self.folder_fd, self._name = fd, name
             self._epoll.register(self._listener, select.EPOLLIN)
             return os.path.join(folder, name)
-        self._log.warning("no control socket, so `isowsgi status` and the like do not reach this worker: %s", "; ".join(problems))
+        self._log.warning("no control socket, so `isowsgi` commands cannot reach this worker: %s", "; ".join(problems))
         return None
 
     def fileno(self) -> int:
@@ -128,7 +128,7 @@ class ControlServer:
             if client.is_answered:
                 self._close(client)
             else:
-                self._refuse(client, "timeout", f"expected a whole request within {IDLE_S:g} s", now)
+                self._refuse(client, "timeout", f"expected a complete request within {IDLE_S:g} s", now)
 
     def _guarded(self, client: _Client, step: Callable[..., None], *args: Any) -> None:
         """Do a step for one connection; what can go wrong ends this connection only."""
@@ -183,7 +183,7 @@ class ControlServer:
             self._close(client)  # what it asked for goes on by itself
             return
         if client.errand is not None:
-            self._refuse(client, "malformed", "expected one request, got bytes behind it", now)
+            self._refuse(client, "malformed", "expected one request, got bytes after it", now)
             return
         try:
             message = client.decoder.feed(data)
@@ -212,7 +212,7 @@ class ControlServer:
             self._answer(client, refusal.error, now)
         except Exception:
             self._containment.failed("control socket")
-            self._refuse(client, "mistake", "a mistake in isowsgi; the error log has its traceback", now)
+            self._refuse(client, "mistake", "internal error in isowsgi; the error log has the traceback", now)
 
     def _refuse(self, client: _Client, kind: str, text: str, now: float) -> None:
         self._answer(client, Error(kind=kind, text=text), now)
