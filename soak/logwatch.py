@@ -22,7 +22,7 @@ _EXPECTED = (
     r"Worker \(pid:{worker}\) was sent SIGKILL!",
     r"worker {worker} died (while serving|with no request in flight|while loading)",
     r"worker {worker} died with requests of \d+ mounts in flight",
-    r"{tag}: ended unexpectedly: its process was ended by SIGKILL( while it served .*)?$",
+    r"{tag}: ended unexpectedly: its process was killed by SIGKILL( while serving .*)?$",
     r"replacing this worker: main runs in the main interpreter, which only a new worker can reload",
     r"\S+: crashed \d+ workers",
     r"\S+: crashed its worker too often",

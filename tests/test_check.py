@@ -112,18 +112,18 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Checked:
 def test_a_sound_app_has_a_home(loading: Checked) -> None:
     mount = loading.mount("/prints")
 
-    assert (loading.code, loading.json["is_fine"], mount["home"], mount["error"]) == (0, True, BEST, "")
-    assert all(home["loaded"] and home["memory_mib"] > 1 for home in mount["homes"].values())
-    assert {"shared-gil", "process"} <= set(mount["homes"])
+    assert (loading.code, loading.json["is_fine"], mount["isolation"], mount["error"]) == (0, True, BEST, "")
+    assert all(trial["loaded"] and trial["memory_mib"] > 1 for trial in mount["trials"].values())
+    assert {"shared-gil", "process"} <= set(mount["trials"])
 
 
 @pytest.mark.parametrize("app", FRAMEWORKS)
 def test_flask_and_django_with_sqlite_load_in_an_interpreter(loading: Checked, app: str) -> None:
-    assert loading.mount(f"/{app}")["home"] == BEST
+    assert loading.mount(f"/{app}")["isolation"] == BEST
 
 
 def test_ten_megabytes_of_output_are_not_shown(loading: Checked) -> None:
-    assert loading.mount("/prints")["home"] == BEST
+    assert loading.mount("/prints")["isolation"] == BEST
     assert len(json.dumps(loading.mount("/prints"))) < 100_000
 
 
@@ -131,7 +131,7 @@ def test_ten_megabytes_of_output_are_not_shown(loading: Checked) -> None:
 def test_it_names_what_refuses_what_that_said_and_what_it_declares(loading: Checked) -> None:
     mount = loading.mount("/refused")
 
-    assert (mount["home"], mount["reason"]) == ("shared-gil", f"{REFUSES_OWN_GIL} refuses an own GIL")
+    assert (mount["isolation"], mount["reason"]) == ("shared-gil", f"{REFUSES_OWN_GIL} refuses an own GIL")
     [extension] = mount["extensions"]
     assert (extension["name"], extension["interpreters"]) == (REFUSES_OWN_GIL, "shared GIL")
     assert "does not support loading in subinterpreters" in extension["refused"]
@@ -141,16 +141,16 @@ def test_it_names_what_refuses_what_that_said_and_what_it_declares(loading: Chec
 def test_an_app_that_would_silently_go_without_a_module_gets_a_home_that_has_it(loading: Checked) -> None:
     mount = loading.mount("/falls_back")
 
-    reason = f"{REFUSES_OWN_GIL} is refused with an own GIL, and the app would go without it"
-    assert (mount["home"], mount["reason"], mount["fallbacks"]) == ("shared-gil", reason, [])
-    assert mount["homes"]["own-gil"]["worse"] == reason
+    reason = f"{REFUSES_OWN_GIL} cannot be loaded with an own GIL, and the app would run without it"
+    assert (mount["isolation"], mount["reason"], mount["fallbacks"]) == ("shared-gil", reason, [])
+    assert mount["trials"]["own-gil"]["worse"] == reason
 
 
 @needs_own_gil
 def test_modules_that_share_state_between_interpreters_are_named(loading: Checked) -> None:
     mount = loading.mount("/shares")
 
-    assert mount["home"] == "process"
+    assert mount["isolation"] == "process"
     assert mount["reason"].startswith("xxlimited_35 gives all interpreters the same class ")
 
 
@@ -165,7 +165,7 @@ def test_modules_that_share_state_between_interpreters_are_named(loading: Checke
 )
 def test_what_an_app_does_is_a_line_and_exit_code_1(failing: Checked, app: str, line: str, place: str) -> None:
     assert failing.code == 1
-    assert f"/{app}: no home: {line}" in failing.output
+    assert f"/{app}: cannot be loaded: {line}" in failing.output
     assert place in failing.output
 
 
@@ -207,7 +207,7 @@ def test_a_home_that_was_asked_for_and_is_refused_is_no_home(check: Command) -> 
 def test_it_says_which_patterns_take_requests_from_others(check: Command) -> None:
     checked = check(mounts("sound") + '\n"/sound/inner" = "sound"\n"example.com/" = "sound"', "--mount", "/sound")
 
-    assert "note: /sound: what begins with /sound/inner goes there" in checked.output
+    assert "note: /sound: requests that begin with /sound/inner go there" in checked.output
     assert "note: /sound: not reached at the hosts of example.com/" in checked.output
     assert "\n/sound/inner" not in checked.output
 
@@ -244,5 +244,5 @@ def test_what_the_policy_says_of_loading_is_told(check: Command) -> None:
 
     assert found.code == 1
     assert found.mount("/warned")["warnings"] == [f'when it is loaded, os.chdir({str(check.folder)!r}) is called: policy chdir = "warn"']
-    assert found.mount("/denied")["home"] is None
+    assert found.mount("/denied")["isolation"] is None
     assert 'is refused by policy chdir = "deny"' in found.mount("/denied")["error"]

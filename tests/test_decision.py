@@ -84,7 +84,7 @@ def test_what_loads_once_per_process_gets_a_process() -> None:
 def test_so_does_what_fails_the_second_time_in_words_that_nobody_knows() -> None:
     trials = FakeTrials(own_gil=REFUSED, shared_gil={"error": "KeyError: 1", "failed_copy": 2}, process=True)
 
-    assert decide(trials).reason == "shared GIL: it cannot be replaced there: KeyError: 1"
+    assert decide(trials).reason == "shared GIL: a second copy cannot be loaded, so the app could not be replaced: KeyError: 1"
 
 
 def test_a_broken_app_is_not_tried_elsewhere() -> None:
@@ -155,13 +155,13 @@ def test_an_app_that_would_miss_a_package_in_an_interpreter_gets_a_process() -> 
 
     verdict = decide(FakeTrials(own_gil=swallowed, shared_gil=swallowed, process=True))
 
-    assert (verdict.isolation, verdict.reason) == (PROCESS, "nh3.nh3 is refused with a shared GIL, and the app would go without it")
+    assert (verdict.isolation, verdict.reason) == (PROCESS, "nh3.nh3 cannot be loaded with a shared GIL, and the app would run without it")
 
 
 def test_a_fallback_that_gives_the_same_results_will_do_and_is_told() -> None:
     verdict = decide(FakeTrials(own_gil={"loaded": True, "refused": (("markupsafe._speedups", "/m.so", REFUSED),)}))
 
-    assert (verdict.isolation, verdict.reason) == (OWN, "it loads; without markupsafe._speedups, which it can do without")
+    assert (verdict.isolation, verdict.reason) == (OWN, "it loads; without markupsafe._speedups (optional)")
 
 
 def test_a_fallback_of_somebody_else_will_not_do() -> None:
@@ -185,7 +185,7 @@ def test_an_app_that_loads_in_no_process_keeps_the_interpreter_that_it_loads_in(
     verdict = decide(FakeTrials(own_gil=lost, shared_gil=lost, process="OSError: no database"))
 
     assert verdict.isolation == OWN
-    assert verdict.reason.startswith("it does not load in a process; nh3.nh3 is refused")
+    assert verdict.reason.startswith("it does not load in a process; nh3.nh3 cannot be loaded")
 
 
 def test_what_was_imported_late_is_part_of_the_verdict() -> None:

@@ -66,7 +66,7 @@ def test_an_event_that_cannot_be_is_an_error_that_names_both(state: State, event
     with pytest.raises(LifecycleError) as caught:
         step(state, event)
 
-    assert str(caught.value) == f"{state.value}: did not expect that {event.value}"
+    assert str(caught.value) == f"{state.value}: unexpected: {event.value}"
 
 
 class Life(RuleBasedStateMachine):

@@ -127,8 +127,8 @@ def test_the_log_may_tell_of_kills_and_of_nothing_else(tmp_path: Path) -> None:
     line = "[2026-11-25 10:00:00 +0000] [7] [{}] {}\n".format
     texts = [
         line("INFO", "/a #1: ended"),
-        line("ERROR", "/django #3: ended unexpectedly: its process was ended by SIGKILL while it served GET /django/small HTTP/1.1"),
-        line("ERROR", "/django #4: ended unexpectedly: its process was ended by SIGKILL"),
+        line("ERROR", "/django #3: ended unexpectedly: its process was killed by SIGKILL while serving GET /django/small HTTP/1.1"),
+        line("ERROR", "/django #4: ended unexpectedly: its process was killed by SIGKILL"),
         line("ERROR", "Worker (pid:7) was sent SIGKILL! Perhaps out of memory?"),
         line("ERROR", "worker 7 died while serving /a: GET /a HTTP/1.1; /b: GET /b HTTP/1.1"),
         line("ERROR", "Error handling request /a"),
@@ -141,7 +141,7 @@ def test_the_log_may_tell_of_kills_and_of_nothing_else(tmp_path: Path) -> None:
     watch.read()
 
     assert watch.unexpected([WORKER, CHILD], keeps_memory=False) == [
-        "/django #4: ended unexpectedly: its process was ended by SIGKILL",
+        "/django #4: ended unexpectedly: its process was killed by SIGKILL",
         "Error handling request /a\nTraceback (most recent call last):",
     ]
     assert watch.levels == {"INFO": 1, "ERROR": 5}

@@ -64,7 +64,7 @@ def test_a_changed_extension_file_ends_it(memory: Verdicts, extension: Path, cha
 
 
 def test_an_app_without_a_home_is_tried_again(memory: Verdicts) -> None:
-    assert not memory.remember("a", Verdict(isolation=None, reason="no home"))
+    assert not memory.remember("a", Verdict(isolation=None, reason="cannot be loaded"))
     assert memory.recall("a") is None
 
 

@@ -1,4 +1,4 @@
-"""Write docs/reference/packages.md: which home `isowsgi check` gives to packages, from tools/packages.json.
+"""Write docs/reference/packages.md: which isolation `isowsgi check` gives to packages, from tools/packages.json.
 
     packages_page.py                        write the page from the data
     packages_page.py --check                only tell whether it is stale
@@ -85,7 +85,7 @@ WSGI = "\ndef application(environ, start_response):\n    start_response('200 OK'
 HEAD = """\
 <!-- Written by tools/packages_page.py from tools/packages.json; do not edit here. -->
 
-# Packages and the homes they get
+# Packages and the isolation they get
 
 What `isolation = "auto"` comes to for an app that uses one of these packages, as `isowsgi check` found out by loading it and using it a
 little: it is no proof of more. Each is the newest version that had a wheel. Yours may differ:
@@ -93,9 +93,9 @@ little: it is no proof of more. Each is the newest version that had a wheel. You
 
 - **own GIL**: an interpreter with its own GIL. On 3.12 and 3.11 there is none that is sound, so the best is a shared one.
 - **shared GIL**: an interpreter that shares the GIL with gunicorn. It loads there twice, so it can be replaced.
-- **process**: a process of its own, as some part of it loads once per process, loads in the main interpreter only, or
+- **process**: its own process, as some part of it loads once per process, loads in the main interpreter only, or
   crashes an interpreter's successor.
-- **without its C part**: that is refused there, or in the copy that would replace it, and the package goes on in slower Python.
+- **without its C part**: the C part is refused there, or in the copy that would replace it, and the package falls back on slower Python.
 
 """
 
@@ -107,7 +107,7 @@ $ python3 tools/packages_page.py --measure python3.12 python3.14
 ```
 """
 
-_HOMES = {"own-gil": "own GIL", "shared-gil": "shared GIL", "process": "process", None: "none"}
+_ISOLATIONS = {"own-gil": "own GIL", "shared-gil": "shared GIL", "process": "process", None: "none"}
 
 
 def measure(python: str, names: Collection[str] = PACKAGES) -> tuple[str, dict[str, Any]]:
@@ -140,7 +140,7 @@ def measure(python: str, names: Collection[str] = PACKAGES) -> tuple[str, dict[s
     found = {
         mount["pattern"].removeprefix("/"): {
             "version": installed[mount["pattern"].removeprefix("/")],
-            "home": mount["home"],
+            "isolation": mount["isolation"],
             "reason": re.sub(r" \(/[^)]*\)", "", mount["reason"]),  # a path of this machine
             "fallbacks": mount["fallbacks"],
         }
@@ -163,7 +163,7 @@ def page(data: dict[str, Any]) -> str:
         cells = [data[version]["packages"].get(name) for version in versions]
         known = [cell for cell in cells if cell is not None]
         newest = known[-1]["version"] if known else ""
-        reason = next((cell["reason"] for cell in reversed(known) if cell["home"] != "own-gil"), "")
+        reason = next((cell["reason"] for cell in reversed(known) if cell["isolation"] != "own-gil"), "")
         if not reason:
             fallbacks: list[str] = next((cell["fallbacks"] for cell in reversed(known) if cell["fallbacks"]), [])
             reason = f"{', '.join(fallbacks[:2])}{', ...' if len(fallbacks) > 2 else ''} refused" if fallbacks else ""
@@ -178,7 +178,7 @@ def page(data: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any] | None, newest: str) -> str:
     if cell is None:
         return "no wheel"
-    text = _HOMES[cell["home"]] + (", without its C part" if cell["fallbacks"] else "")
+    text = _ISOLATIONS[cell["isolation"]] + (", without its C part" if cell["fallbacks"] else "")
     return text if cell["version"] == newest else f"{text} ({cell['version']})"
 
 

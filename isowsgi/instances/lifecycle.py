@@ -25,8 +25,8 @@ class Event(Enum):
     DRAIN = "no new connection is handed over any more"
     ENDED = "every serving thread has ended"
     DRAIN_TIMEOUT = "a thread did not end in time"
-    THREAD_STUCK = "a thread did not come out of its request"
-    BROKEN = "it said what it cannot say, or a thread of isowsgi's own in it has died"
+    THREAD_STUCK = "a thread is stuck in its request"
+    BROKEN = "it sent an invalid report, or one of isowsgi's own threads in it died"
 
 
 class LifecycleError(Exception):
@@ -77,4 +77,4 @@ def step(state: State, event: Event) -> State:
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        raise LifecycleError(f"{state.value}: did not expect that {event.value}") from None
+        raise LifecycleError(f"{state.value}: unexpected: {event.value}") from None

@@ -142,7 +142,7 @@ class ProcessInstance(HousedInstance):
         if not self._is_killed and (report.status or self.state in (State.BOOTING, State.SERVING)):
             self.how_it_ended = _ended_by(report.status)
             if requests := self.requests_in_flight():
-                self.how_it_ended += f" while it served {'; '.join(requests)}"
+                self.how_it_ended += f" while serving {'; '.join(requests)}"
         try:
             self._settle()
         finally:
@@ -240,6 +240,6 @@ def _ended_by(status: int) -> str:
     if status >= 0:
         return f"process exited with status {status}"
     try:
-        return f"process was ended by {signal.Signals(-status).name}"
+        return f"process was killed by {signal.Signals(-status).name}"
     except ValueError:
-        return f"process was ended by signal {-status}"
+        return f"process was killed by signal {-status}"

@@ -1,12 +1,12 @@
-"""Which home an app gets under `isolation = "auto"`, and why. Decided by loading it, never by a list of packages.
+"""Which isolation an app gets under `isolation = "auto"`, and why. Decided by loading the app, never by a list of packages.
 
 The order of preference: an own GIL, where this CPython is sound for it; a shared GIL, if two copies load in one process, for else the mount
 could never be replaced there; a process. A refusal moves on to the next. A broken app is reported once, with its own traceback, and not
 tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that
 fails there in the same way is broken, one that loads there was refused.
 
-No home is worse than a process. So an interpreter does only if the app has in it what it has in a process (what is refused and caught is
-missing all the same), and if its extension modules share nothing with the neighbours (see `sharing`).
+No isolation may be worse than a process. So an interpreter is chosen only if the app has in it all that it has in a process (a module that was
+refused is missing, even if the app catches the error), and if its extension modules share nothing with the neighbours (see `sharing`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.shared.messages import BootOrder
 
-# How many copies one process must hold for a home to do: an instance and the one that replaces it.
+# How many copies one process must hold for the isolation to be chosen: an instance and its replacement.
 COPIES = {interpreters.OWN_GIL: 1, interpreters.SHARED_GIL: 2, PROCESS: 1}
 
 # Where a module was refused, for people.
 _PLACES = {interpreters.OWN_GIL: "with an own GIL", interpreters.SHARED_GIL: "with a shared GIL", PROCESS: "in a process"}
 
-# Names of the homes, for people.
+# Names of the isolations, for people.
 NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
 
 # Of the rules here and in `sharing`; verdicts that were found by others are not used. Count it up with each change of them.
@@ -49,15 +49,15 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A mount's home, or why it has none.
+    """A mount's isolation, or why it has none.
 
     Attributes:
-        isolation: the home; None if the app loads nowhere.
+        isolation: None if the app loads nowhere.
         reason: one line for people.
         extensions: path and stamp of each extension file that was loaded or refused, in any of the trials: what the verdict rests
             on, and what may be loaded in a worker.
         imports: modules that the app imports only when it serves, which were tried too.
-        error: one line, if there is no home.
+        error: one line, if there is none.
         traceback: of the app's own failure; if there was none, what its process printed last.
     """
 
@@ -69,8 +69,8 @@ class Verdict:
     traceback: str = ""
 
 
-def homes_of(order: BootOrder) -> tuple[str, ...]:
-    """Return the homes that an app may have on this Python, the best first."""
+def isolations_of(order: BootOrder) -> tuple[str, ...]:
+    """Return the isolations that an app may have on this Python, the best first."""
     if order.host.python:
         return (PROCESS,)
     if interpreters.best_isolation() == interpreters.OWN_GIL:
@@ -79,7 +79,7 @@ def homes_of(order: BootOrder) -> tuple[str, ...]:
 
 
 def decide(order: BootOrder, *, timeout_s: float, run: Run = trial.run) -> Verdict:
-    """Find the best home for an app; blocks for as long as the trials take, one to three of them.
+    """Find the best isolation for an app; blocks for as long as the trials take, one to three of them.
 
     Args:
         order: a boot order as `BootOrders` writes it; its warm-up request is part of each trial. Its isolation does not count.
@@ -90,12 +90,12 @@ def decide(order: BootOrder, *, timeout_s: float, run: Run = trial.run) -> Verdi
 
 
 def confirm(order: BootOrder, *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
-    """Find out whether an app loads in the home that it was given, where trying it in a worker would be a risk; blocks."""
+    """Find out whether an app loads with its configured isolation, where trying it in a worker would be a risk; blocks."""
     tried_in = PROCESS if isolation == interpreters.MAIN else isolation
     outcome = run(order, tried_in, copies=1, timeout_s=timeout_s)
     if outcome.loaded:
         return Verdict(isolation=isolation, reason="configured")
-    reason = f"no home: {outcome.failure.line}"
+    reason = f"cannot be loaded: {outcome.failure.line}"
     return Verdict(isolation=None, reason=reason, error=outcome.error, traceback=outcome.traceback or outcome.output)
 
 
@@ -107,13 +107,13 @@ class _Decision:
         self._outcomes: dict[str, Outcome] = {}
 
     def make(self) -> Verdict:
-        reason = "it has a Python of its own" if self._order.host.python else ""
+        reason = "it has its own Python" if self._order.host.python else ""
         second_best: Verdict | None = None
-        for isolation in homes_of(self._order):
+        for isolation in isolations_of(self._order):
             outcome = self._try(isolation)
             if outcome.loaded:
                 worse = why_worse(outcome)
-                verdict = self._home(isolation, (reason or "it loads") + _without(outcome))
+                verdict = self._verdict(isolation, (reason or "it loads") + _without(outcome))
                 if worse is None:
                     return verdict
                 second_best = second_best or replace(verdict, reason=f"it does not load in a process; {worse}")
@@ -122,11 +122,11 @@ class _Decision:
             if isolation == PROCESS and second_best is not None:
                 return replace(second_best, extensions=self._stamps())
             if isolation == PROCESS or self._is_broken(outcome):
-                return self._no_home(outcome)
+                return self._none(outcome)
             reason = _why_not(outcome)
         raise AssertionError("a process is always the last resort")
 
-    def _home(self, isolation: str, reason: str) -> Verdict:
+    def _verdict(self, isolation: str, reason: str) -> Verdict:
         imports = tuple(self._order.loading.imports)
         return Verdict(isolation=isolation, reason=reason, extensions=self._stamps(), imports=imports)
 
@@ -150,11 +150,11 @@ class _Decision:
         stamps = {path: stamp_of(path) for path in sorted(paths)}
         return {path: (stamp[0], stamp[1]) for path, stamp in stamps.items() if stamp is not None}
 
-    def _no_home(self, outcome: Outcome) -> Verdict:
+    def _none(self, outcome: Outcome) -> Verdict:
         told = self._outcomes.get(PROCESS, outcome) if not outcome.traceback else outcome
         return Verdict(
             isolation=None,
-            reason=f"no home: {outcome.failure.line}",
+            reason=f"cannot be loaded: {outcome.failure.line}",
             extensions=self._stamps(),
             error=outcome.error,
             traceback=told.traceback or told.output,
@@ -162,10 +162,10 @@ class _Decision:
 
 
 def why_worse(outcome: Outcome) -> str | None:
-    """Say in one line why an app that loads in a home would be better off in a process, or None."""
+    """Say in one line why an app that loads in an interpreter would be better off in a process, or None."""
     missing = missing_in(outcome)
     if missing:
-        return f"{missing[0]} is refused {_PLACES[outcome.isolation]}, and the app would go without it"
+        return f"{missing[0]} cannot be loaded {_PLACES[outcome.isolation]}, and the app would run without it"
     harmful = sharing.harmful(outcome.shared)
     return f"{harmful[0].module} {harmful[0].what}" if harmful else None
 
@@ -177,7 +177,7 @@ def missing_in(outcome: Outcome) -> list[str]:
 
 def _without(outcome: Outcome) -> str:
     names = ", ".join(name for name, _, _ in outcome.refused)
-    return f"; without {names}, which it can do without" if names else ""
+    return f"; without {names} (optional)" if names else ""
 
 
 def _sameness(outcome: Outcome) -> tuple[object, ...]:
@@ -196,5 +196,5 @@ def _why_not(outcome: Outcome) -> str:
     if outcome.has_died or outcome.timed_out:
         return f"{where}: {outcome.error}"
     if outcome.failed_copy > 1:
-        return f"{where}: it cannot be replaced there: {failure.line}"
+        return f"{where}: a second copy cannot be loaded, so the app could not be replaced: {failure.line}"
     return f"{where}: {failure.line}"

@@ -1,4 +1,4 @@
-"""A trial: load an app in a process to throw away, to see whether and how it loads in one kind of home.
+"""A trial: load an app in a process to throw away, to see whether and how it loads with one isolation.
 
 What an app may do when it is loaded (crash, exit, hang, print without end, take an extension module's only slot) it does there, and it is
 a finding. The child is started anew, never forked, runs the same code as an instance in a worker, and cannot outlive its parent.
@@ -291,14 +291,14 @@ def _outcome(isolation: str, result: bytes, output: str, code: int | None, timeo
             return _read(isolation, json.loads(facts), output)
         except (ValueError, TypeError, KeyError):
             # Another release of isowsgi was installed while this one runs, or the app wrote into a descriptor that is not its own.
-            return Outcome(**failed, error="its trial gave an answer that cannot be read")
+            return Outcome(**failed, error="its trial sent an unreadable result")
     when = "it was loaded"
     if b"e" in signs:
         when = "a copy of it was ended" if signs.endswith(b"e") else "it was loaded after a copy had been ended"
     elif failed["failed_copy"] > 1:
         when = "a second copy was loaded"
     if code is None:
-        error = f"it hangs when {when}" if failed["failed_copy"] > 1 or b"e" in signs else f"it was not loaded within {timeout_s:g} s"
+        error = f"it hung when {when}" if failed["failed_copy"] > 1 or b"e" in signs else f"it was not loaded within {timeout_s:g} s"
         return Outcome(**failed, timed_out=True, error=error)
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"

@@ -65,7 +65,7 @@ class Verdicts:
         return verdict
 
     def remember(self, key: str, verdict: Verdict) -> bool:
-        """Write a verdict down; one without a home is not, for apps get mended.
+        """Write a verdict down, but none without an isolation, for apps get repaired.
 
         Returns:
             whether it was.

@@ -153,7 +153,7 @@ def test_fourteen_kinds_of_packages_answer_from_one_worker_in_the_homes_that_che
     found = {name: answer.json() for name, answer in answers.items()}
     assert {name: value for name, (value, _) in found.items()} == {name: expected for name, (*_, expected) in APPS.items()}
     homes = {f"/{name}": isolation for name, (_, isolation) in found.items()}
-    foretold = {mount["pattern"]: mount["home"] for mount in check(server.folder, tmp_path / "check")["mounts"]}
+    foretold = {mount["pattern"]: mount["isolation"] for mount in check(server.folder, tmp_path / "check")["mounts"]}
     print(homes)
     assert homes == foretold
     # A module that works once may crash the process of the next one to load it.

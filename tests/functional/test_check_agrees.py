@@ -45,7 +45,7 @@ def check(server: Server, cache: Path) -> dict[str, str]:
         timeout=4 * DEADLINE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return {mount["pattern"]: mount["home"] for mount in json.loads(done.stdout)["mounts"]}
+    return {mount["pattern"]: mount["isolation"] for mount in json.loads(done.stdout)["mounts"]}
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_what_a_process_prints_is_in_the_log_with_its_mount(serve: StartServer) 
     server.wait_for_log(r"/own #1: Error handling request")
 
 
-@pytest.mark.parametrize(("path", "said"), [("/crash", "was ended by SIGSEGV"), ("/leave", "exited with status 7")])
+@pytest.mark.parametrize(("path", "said"), [("/crash", "was killed by SIGSEGV"), ("/leave", "exited with status 7")])
 def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartServer, tmp_path: Path, path: str, said: str) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -100,7 +100,7 @@ def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartSer
     with open(fifo, "w"):
         pass  # its end is what the request waits for
     assert b"200 OK" in receive_all(neighbour)
-    server.wait_for_log(rf"/own #1: ended unexpectedly: its process {said} while it served .*GET /own{path}")
+    server.wait_for_log(rf"/own #1: ended unexpectedly: its process {said} while serving .*GET /own{path}")
     assert server.workers() == workers
 
 

@@ -28,12 +28,12 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                homes, answered = use(name, f"{venv}-{name}", Path(folder))
+                found, answered = use(name, f"{venv}-{name}", Path(folder))
             except (Exception, SystemExit) as exc:  # pytest.fail raises its own
                 failed += 1
                 print(f"{name}: FAILED: {exc}", flush=True)
             else:
-                print(f"{name}: {', '.join(sorted(homes))}: {answered} requests, {RELOADS + 1} reloads", flush=True)
+                print(f"{name}: {', '.join(sorted(found))}: {answered} requests, {RELOADS + 1} reloads", flush=True)
     return min(failed, 99)
 
 

@@ -44,12 +44,12 @@ def use(name: str, venv: str | None, folder: Path) -> tuple[set[str], int]:
         server.learn_port()
         eventually(lambda: all(server.get(f"/{me}").status_code != 503 for me in "ab"), "both mounts serve", LOAD_S)
         [worker] = server.workers()
-        homes, answered = set(), 0
+        found, answered = set(), 0
         for _ in range(1 + RELOADS):
             for me in "ab" * REQUESTS:
                 answer = server.get(f"/{me}")
                 assert answer.status_code == 200, f"{name}: /{me}: {answer.status_code}\n{server.log()[-3000:]}"
-                homes.add(answer.text)
+                found.add(answer.text)
                 answered += 1
             done = subprocess.run(
                 [sys.executable, "-m", "isowsgi", "reload", "/a"],
@@ -57,4 +57,4 @@ def use(name: str, venv: str | None, folder: Path) -> tuple[set[str], int]:
             )  # fmt: skip
             assert done.returncode == 0, f"{name}: reload: {done.stdout}{done.stderr}"
         assert server.workers() == [worker], f"{name}: the worker was replaced\n{server.log()[-3000:]}"
-    return homes, answered
+    return found, answered

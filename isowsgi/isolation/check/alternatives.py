@@ -1,4 +1,4 @@
-"""What would give an app a better home: other packages, or other wheels of the same. A small table, tried, dated and with sources."""
+"""What would give an app a better isolation: other packages, or other wheels of the same. A small table, tried, dated and with sources."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ALTERNATIVES = (
     Alternative("ujson", "the standard library's json loads with an own GIL", "https://docs.python.org/3/library/json.html"),
     Alternative("orjson", "the standard library's json loads with an own GIL", "https://docs.python.org/3/library/json.html"),
     Alternative("zstandard", "from Python 3.14 on compression.zstd does the same", "https://docs.python.org/3/library/compression.zstd.html"),
-    Alternative("numpy", "none known; its modules say that they serve one interpreter", "https://github.com/numpy/numpy/issues/24755"),
-    Alternative("cryptography", "none known, until PyO3 supports subinterpreters", _PYO3),
-    Alternative("pydantic_core", "none known, until PyO3 supports subinterpreters", _PYO3),
+    Alternative("numpy", "no alternative known; its modules declare that they serve one interpreter only", "https://github.com/numpy/numpy/issues/24755"),
+    Alternative("cryptography", "no alternative known until PyO3 supports subinterpreters", _PYO3),
+    Alternative("pydantic_core", "no alternative known until PyO3 supports subinterpreters", _PYO3),
     Alternative("bcrypt", "hashlib.scrypt of the standard library, for new hashes", "https://docs.python.org/3/library/hashlib.html#hashlib.scrypt"),
-    Alternative("rpds", "none known, until PyO3 supports subinterpreters", _PYO3),  # jsonschema needs it
+    Alternative("rpds", "no alternative known until PyO3 supports subinterpreters", _PYO3),  # jsonschema needs it
 )  # fmt: skip
 
 

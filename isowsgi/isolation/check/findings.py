@@ -1,4 +1,4 @@
-"""`isowsgi check`: what becomes of each mount of a config file, found out by loading its app in each kind of home.
+"""`isowsgi check`: what becomes of each mount of a config file, found by loading its app with each isolation.
 
 All of it happens in processes to throw away. The answers are values; `page` shows them to people.
 """
@@ -40,7 +40,7 @@ class Extension:
     path: str
     interpreters: str  # what it declares, see `declares`
     gil: str
-    refused: str = ""  # what it said in the homes that are better than the mount's
+    refused: str = ""  # what it said with better isolations than the mount's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +50,13 @@ class MountReport:
     pattern: str
     app: str
     configured: str  # its `isolation`
-    home: str | None  # where it will live; None: nowhere
+    isolation: str | None  # None: it cannot be loaded
     reason: str
     error: str
     traceback: str
     outcomes: Mapping[str, Outcome]  # by isolation
     extensions: tuple[Extension, ...]
-    fallbacks: tuple[str, ...]  # extension modules that it goes without in its home
+    fallbacks: tuple[str, ...]  # extension modules that it runs without
     warnings: tuple[str, ...]
     advice: tuple[alternatives.Alternative, ...]
 
@@ -72,8 +72,8 @@ class Report:
 
     @property
     def is_fine(self) -> bool:
-        """Whether each mount has a home, and none takes another's."""
-        return not self.clashes and all(mount.home for mount in self.mounts)
+        """Whether each mount has an isolation, and none takes what another needs."""
+        return not self.clashes and all(mount.isolation for mount in self.mounts)
 
 
 def check(
@@ -84,7 +84,7 @@ def check(
     progress: Progress = lambda pattern, what: None,
     memory: Verdicts | None = None,
 ) -> Report:
-    """Try each mount in each home; blocks for some seconds a mount.
+    """Try each mount with each isolation; blocks for some seconds a mount.
 
     Args:
         config: the file, as `configuration.load` gives it.
@@ -118,7 +118,7 @@ class _MountCheck:
         self._outcomes: dict[str, Outcome] = {}
 
     def make(self) -> MountReport:
-        for isolation in self._homes():
+        for isolation in self._isolations():
             if not self._hangs_everywhere():
                 self._try(self._order, isolation, copies=COPIES[isolation], timeout_s=self._timeout_s)
         warnings: list[str] = []
@@ -131,7 +131,7 @@ class _MountCheck:
             pattern=self._mount.pattern,
             app=f"{self._mount.app.target}:{self._mount.app.call}",
             configured=self._mount.isolation,
-            home=verdict.isolation,
+            isolation=verdict.isolation,
             reason=verdict.reason,
             error=verdict.error,
             traceback=verdict.traceback,
@@ -148,7 +148,7 @@ class _MountCheck:
             return False
         return self._try(self._order, PROCESS, copies=1, timeout_s=self._timeout_s).timed_out
 
-    def _homes(self) -> tuple[str, ...]:
+    def _isolations(self) -> tuple[str, ...]:
         if self._order.host.python:
             return (PROCESS,)
         own = () if interpreters.own_gil_error() else (interpreters.OWN_GIL,)
@@ -188,11 +188,11 @@ class _MountCheck:
             traceback=outcome.traceback or outcome.output,
         )
 
-    def _refused_before(self, home: str | None) -> dict[str, str]:
-        """Return what was said by the modules that refused the homes that are better than the mount's, by name."""
+    def _refused_before(self, best: str | None) -> dict[str, str]:
+        """Return what was said by modules that refused a better isolation than the mount's, by name."""
         refused: dict[str, str] = {}
         for isolation in COPIES:  # the best first
-            if isolation == home:
+            if isolation == best:
                 break
             for name, _, error in self._outcomes[isolation].refused if isolation in self._outcomes else ():
                 refused.setdefault(name, error)
@@ -216,7 +216,7 @@ def _clashes(reports: Sequence[MountReport]) -> Iterator[str]:
     users: dict[tuple[int, int], list[tuple[str, str]]] = {}
     for report in reports:
         outcome = report.outcomes.get(interpreters.SHARED_GIL)
-        if report.home != interpreters.SHARED_GIL or outcome is None or outcome.loaded:
+        if report.isolation != interpreters.SHARED_GIL or outcome is None or outcome.loaded:
             continue
         for name, path, _ in outcome.refused:
             try:
@@ -227,7 +227,7 @@ def _clashes(reports: Sequence[MountReport]) -> Iterator[str]:
     for pairs in users.values():
         if len(pairs) > 1:
             patterns = ", ".join(pattern for pattern, _ in pairs)
-            yield f"{patterns}: {pairs[0][1]} loads once per process, and they have the same file of it: only one of them will load"
+            yield f"{patterns}: {pairs[0][1]} loads once per process, and these mounts share one file of it: only one of them will load"
 
 
 def _notes(chosen: Sequence[Mount], mounts: Sequence[Mount]) -> Iterator[str]:
@@ -241,7 +241,7 @@ def _notes(chosen: Sequence[Mount], mounts: Sequence[Mount]) -> Iterator[str]:
             other.pattern for other in mounts if mount.prefix and other.host == mount.host and other.prefix.startswith(mount.prefix + "/")
         ]
         if inner:
-            yield f"{mount.pattern}: what begins with {', '.join(inner)} goes there: the longest pattern wins"
+            yield f"{mount.pattern}: requests that begin with {', '.join(inner)} go there: the longest pattern wins"
 
 
 def _covers(outer: Mount, inner: Mount) -> bool:
@@ -262,7 +262,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _mount_as_json(mount: MountReport) -> dict[str, Any]:
-    homes = {}
+    trials = {}
     for isolation, outcome in mount.outcomes.items():
         facts = asdict(outcome)
         del facts["isolation"], facts["extensions"]
@@ -270,16 +270,16 @@ def _mount_as_json(mount: MountReport) -> dict[str, Any]:
         facts["worse"] = decision.why_worse(outcome) if outcome.loaded and isolation != PROCESS else None
         facts["shared"] = [sharing._asdict() for sharing in outcome.shared]
         facts["refused"] = [{"name": name, "path": path, "error": error} for name, path, error in outcome.refused]
-        homes[isolation] = facts
+        trials[isolation] = facts
     return {
         "pattern": mount.pattern,
         "app": mount.app,
         "configured": mount.configured,
-        "home": mount.home,
+        "isolation": mount.isolation,
         "reason": mount.reason,
         "error": mount.error,
         "traceback": mount.traceback,
-        "homes": homes,
+        "trials": trials,
         "extensions": [asdict(extension) for extension in mount.extensions],
         "fallbacks": list(mount.fallbacks),
         "warnings": list(mount.warnings),

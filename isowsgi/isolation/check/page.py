@@ -25,11 +25,11 @@ _COLUMNS = (interpreters.OWN_GIL, interpreters.SHARED_GIL, PROCESS)
 def show(report: Report, console: Console) -> None:
     """Print a report."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("mount", "home", *(NAMES[isolation] for isolation in _COLUMNS)):
+    for title in ("mount", "isolation", *(NAMES[isolation] for isolation in _COLUMNS)):
         table.add_column(title, overflow="fold")
     for mount in report.mounts:
-        home = Text(NAMES[mount.home], "bold green") if mount.home else Text("none", "bold red")
-        table.add_row(Text(mount.pattern), home, *(_cell(mount.outcomes.get(isolation)) for isolation in _COLUMNS))
+        chosen = Text(NAMES[mount.isolation], "bold green") if mount.isolation else Text("none", "bold red")
+        table.add_row(Text(mount.pattern), chosen, *(_cell(mount.outcomes.get(isolation)) for isolation in _COLUMNS))
     console.print(table)
     for mount in report.mounts:
         console.print()
@@ -40,7 +40,7 @@ def show(report: Report, console: Console) -> None:
     if report.mounts:
         console.print()
         console.print(
-            Text(f"Each app was loaded in throw-away processes; there {trial.VARIABLE} is set in its environment.", "dim"), soft_wrap=True
+            Text(f"Each app was loaded in throw-away processes, with {trial.VARIABLE} set in its environment.", "dim"), soft_wrap=True
         )
     for title, texts, style in (("clash", report.clashes, "bold red"), ("note", report.notes, "bold")):
         for text in texts:
@@ -59,15 +59,15 @@ def _cell(outcome: Outcome | None) -> Text:
 
 
 def _details(mount: MountReport) -> Iterator[Text]:
-    if mount.home is None:
+    if mount.isolation is None:
         if mount.error not in mount.reason:
             yield Text(mount.error, "red")
         if mount.traceback:
             yield Text("\n".join(_most_of(mount.traceback)), "dim")
-    elif mount.home == MAIN:
-        yield Text("tried in a process of its own; in the main interpreter it shares modules with gunicorn")
+    elif mount.isolation == MAIN:
+        yield Text("tried in its own process; in the main interpreter it shares modules with gunicorn")
     for isolation, outcome in mount.outcomes.items():
-        if mount.home is None or isolation in (mount.home, PROCESS):
+        if mount.isolation is None or isolation in (mount.isolation, PROCESS):
             continue
         if not outcome.loaded:
             yield Text(f"{NAMES[isolation]}: {outcome.failure.line}")
