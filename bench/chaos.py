@@ -127,9 +127,9 @@ def last_word(found: Server) -> str:
         "died while serving": "crash attributed",
         "holds the interpreter's GIL": "answered from outside, replaced",
         "is stuck in its request": "stuck, replaced",
-        "the generation before goes on": "the old generation goes on",
+        ": generation 1 keeps serving": "the old generation keeps serving",
         "was not loaded within": "left behind",
-        "the request is given up": "interrupted",
+        "request timed out": "timed out, interrupted",
         "cannot load": "tried again with pauses",
         "Error handling request": "traceback",
     }
@@ -173,13 +173,13 @@ def _other_troubles() -> list[tuple[str, str, Callable[[Server], str]]]:
     return [
         ("a client that stops sending its body", CONFIG, body),
         ("a client that stops reading", CONFIG.replace('"troubles"', '"big"'), unread),
-        ("raises at import, after an edit", made, lambda found: edit(found, "1 / 0\n", "the generation before goes on")),
-        ("SyntaxError after an edit", made, lambda found: edit(found, "def (:\n", "the generation before goes on")),
+        ("raises at import, after an edit", made, lambda found: edit(found, "1 / 0\n", ": generation 1 keeps serving")),
+        ("SyntaxError after an edit", made, lambda found: edit(found, "def (:\n", ": generation 1 keeps serving")),
         (
             "a warm-up that fails",
             made.replace('touch = "made.py"', 'touch = "made.py", warmup = "/health"'),
             lambda found: edit(
-                found, "def application(environ, start):\n    start('500 Oh', [])\n    return []\n", "the generation before goes on"
+                found, "def application(environ, start):\n    start('500 Oh', [])\n    return []\n", ": generation 1 keeps serving"
             ),
         ),
     ]

@@ -72,5 +72,5 @@ def test_a_frame_that_is_too_long_is_refused_by_its_length_alone() -> None:
 
 
 def test_bytes_behind_a_frame_are_a_fault() -> None:
-    with pytest.raises(FrameError, match="bytes behind it"):
+    with pytest.raises(FrameError, match="bytes after it"):
         Decoder(64).feed(framed(json.dumps({"v": 1}).encode()) + b"x")

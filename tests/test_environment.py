@@ -208,7 +208,7 @@ def test_a_handler_is_not_installed_but_an_app_that_wants_one_loads() -> None:
         tell(lines)
     """)
 
-    said = "signal.signal({}) has no effect: a worker's signals are gunicorn's"
+    said = "signal.signal({}) has no effect: gunicorn handles a worker's signals"
     assert result["told"] == [
         [True, True, True],
         [said.format("SIGTERM"), said.format("SIGHUP")],  # once for each signal, not for each call

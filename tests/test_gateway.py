@@ -96,7 +96,9 @@ def test_a_body_with_a_status_that_has_none_is_told_in_the_instances_log(place: 
 
     assert place.answer().startswith(b"HTTP/1.1 204 ")
 
-    assert place.log.errors == ["GET /a: the app gave a body of 5 bytes with status 204 No Content, which has none; it is not sent"]
+    assert place.log.errors == [
+        "GET /a: the app returned a body of 5 bytes with status 204 No Content, which must not have one; the body is not sent"
+    ]
 
 
 def no_content(environ: Any, start_response: Any) -> list[bytes]:

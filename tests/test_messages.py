@@ -93,7 +93,7 @@ def test_a_boot_order_comes_back_as_it_was() -> None:
         (b'{"is": "Closed", "threads": true}', "Closed.threads: expected int"),
         (b'{"is": "Closed", "threads": 1e3}', "Closed.threads: expected int"),
         (b'{"is": "Closed", "threads": 9223372036854775808}', "Closed.threads: expected int"),
-        (b'{"is": "Closed", "threads": 0}{}', "behind it"),
+        (b'{"is": "Closed", "threads": 0}{}', "after it"),
         (b'{"is": "Ready", "boot_s": NaN, "objects": 1, "extensions": [], "refused": []}', "Ready.boot_s: expected float"),
         (b'{"is": "Ready", "boot_s": 1, "objects": 1, "extensions": [["a"]], "refused": []}', "expected an array of 2"),
         (b'{"is": "Ready", "boot_s": 1, "objects": 1, "extensions": {}, "refused": []}', "expected an array"),
@@ -128,7 +128,7 @@ def test_a_boot_order_of_another_release_says_what_to_do(monkeypatch: pytest.Mon
     order = json.loads(messages.encode(any_order()))
     monkeypatch.setattr(isowsgi, "__version__", "99")
 
-    with pytest.raises(MessageError, match=r"the worker runs isowsgi .*, and 99 is installed by now; restart gunicorn"):
+    with pytest.raises(MessageError, match=r"the worker runs isowsgi .*, but 99 is installed now; restart gunicorn"):
         messages.read_boot_order(order)
 
 

@@ -152,7 +152,7 @@ def test_a_refusal_says_how_to_be_let_in_and_nothing_else(client: Client, region
     response = client.get("/status.json", base_url="http://localhost", environ_overrides={"REMOTE_ADDR": "10.0.0.1"})
 
     assert response.status_code == 403
-    assert response.text == "10.0.0.1 is not let in; allow in [status] of isowsgi.toml says who is\n"
+    assert response.text == "10.0.0.1 is not allowed; allow in [status] of isowsgi.toml lists who is\n"
 
 
 def test_elsewhere_than_in_isowsgi_the_app_says_what_is_missing() -> None:

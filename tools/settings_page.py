@@ -21,7 +21,7 @@ Settings stay where gunicorn wants them: the command line, its conf file, `GUNIC
 
 - **honoured**: works as gunicorn documents it; the note says what is particular with many apps in one worker.
 - **refused**: the server does not start when it is set, and says which setting it was. What was asked for matters and would not happen.
-- **ignored**: a warning at start names it, and the server goes on. It would change nothing here.
+- **ignored**: a warning at start names it, and the server starts. It would change nothing here.
 
 A setting left at gunicorn's default is never refused or warned about. One that this isowsgi does not know, from a newer gunicorn, is a
 warning when it is set.

@@ -321,20 +321,22 @@ class Instance:
         try:
             closing.start()
         except RuntimeError:
-            self._log.error("no thread is left to call the app's exit functions; they are not called")
+            self._log.error("cannot start a thread for the app's exit functions; they are not called")
         else:
             closing.join(_EXIT_FUNCTIONS_S)
 
     def _note_disturbance(self, exc: BaseException) -> None:
         """Say that an exception came in a serving thread between two requests."""
         if is_from_outside(exc):
-            text = "an exception came in a serving thread after its request had ended, probably raised from another thread; it goes on: %s"
+            text = (
+                "a serving thread got an exception after its request had ended, probably raised by another thread; the thread continues: %s"
+            )
             self._log.warning(text, _one_line(exc))
             return
         try:
             raise exc
         except Exception:
-            self._containment.failed("a serving thread, between two requests")
+            self._containment.failed("serving thread between two requests")
 
     def _guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Be one of the instance's own threads, whose end by a fault is told."""
@@ -456,9 +458,9 @@ class Instance:
             watcher.look(now)
             is_busy = watcher.is_anyone_busy()
             if is_busy:  # each by itself: what is due may be somebody's only rescue
-                self._containment.call("the look at those who wait", admission.look, service.draining)
+                self._containment.call("check of waiting connections", admission.look, service.draining)
                 if now > self._shut_at:
-                    self._containment.call("the end of connections that apps have taken over", service.shut_taken_over)
+                    self._containment.call("closing connections that the app has taken over", service.shut_taken_over)
             self._control_row.words[QUEUED] = admission.waiting if is_busy else 0
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)

@@ -174,5 +174,5 @@ class Control:
         try:
             return self._duty(now)
         except Exception:
-            self._containment.failed("the control thread's look at its instance")
+            self._containment.failed("periodic check by the control thread")
             return True

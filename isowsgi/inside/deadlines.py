@@ -74,9 +74,9 @@ class Patience(NamedTuple):
         if not limit_s:
             return ""
         if what == "send" and still_s >= limit_s:  # the kernel sees to bodies, to the millisecond
-            return f"the client took nothing of the response for {still_s:.1f} s"
+            return f"the client read none of the response for {still_s:.1f} s"
         if self.min_rate and waited_s > limit_s + moved / self.min_rate:
-            return f"the client moved {moved} bytes in the {waited_s:.1f} s that a thread waited for it"
+            return f"the client sent or read only {moved} bytes in the {waited_s:.1f} s that a thread waited for it"
         return ""
 
 
@@ -250,7 +250,7 @@ class Watcher:
             now: monotonic seconds.
         """
         for job in self._jobs:
-            self._containment.call("the look at a request", self._look_at, job, now)
+            self._containment.call("check of a request", self._look_at, job, now)
 
     def _look_at(self, job: Job, now: float) -> None:
         job.take_cpu()
@@ -285,7 +285,7 @@ class Watcher:
     def _look_at_given_up(self, job: Job, number: int, now: float) -> None:
         """See to it that the thread comes out; the client is no more."""
         if now >= job.interrupt_at:
-            self._log.warning("%.1f s after it was given up the request is interrupted: %s", self._timeout_s, job.row.line())
+            self._log.warning("interrupting a request %.1f s after it timed out: %s", self._timeout_s, job.row.line())
             job.interrupt_at, job.stuck_at = math.inf, now + INTERRUPT_GRACE_S
             job.ending.interrupt(number, RequestTimeout)
         elif now >= job.stuck_at:
@@ -310,7 +310,7 @@ class Watcher:
             line = job.row.line()
             if job.ending.give_up(request, lambda: not connection.is_taken and connection.waits_for_client() == what, act, None):
                 job.cut, job.interrupt_at, job.stuck_at = request, now + (self._timeout_s or math.inf), math.inf
-                self._log.info("%s, the request is given up: %s", fault, line)
+                self._log.info("%s; closing its connection: %s", fault, line)
 
     def _look_for_slow(self, job: Job, now: float) -> None:
         words = job.row.words
@@ -331,7 +331,7 @@ class Watcher:
         # The stack's lines were read from files: it may have gone on.
         if job.ending.give_up(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
-            self._log.warning("no progress for %.1f s, the request is given up: %s\n%s", waited_s, line, stack)
+            self._log.warning("no progress for %.1f s, request timed out: %s\n%s", waited_s, line, stack)
 
     def _cut(self, connection: Any, is_answered: bool) -> None:
         """Shut down the connection of a request that is given up, with a status for its client if it may be given one."""

@@ -72,7 +72,7 @@ class Ending:
         self._open = [None]  # last: now the watcher may come
 
     def enter_app(self) -> bool:
-        """Say that the app's code runs from here on; False if it must not, for the request is given up."""
+        """Say that the app's code runs from here on; False if it must not, for the request has timed out."""
         self._is_in_app = True
         self._app = [None]
         return not self.is_given_up  # looked at behind that: either we see that it is, or the watcher sees that we are in there

@@ -118,7 +118,7 @@ def guard_new_interpreters(package_folder: str) -> None:
         failure = run(made, _PRELUDE.format(folder=package_folder, values=values))
         if failure is not None:
             module.destroy(made)
-            raise RuntimeError(f"an interpreter could not be prepared: {failure}")
+            raise RuntimeError(f"cannot prepare an interpreter: {failure}")
         return made
 
     module.create = create
@@ -200,7 +200,7 @@ def set_signals(log: Callable[[str], None]) -> None:
     def ignore(signalnum: int, handler: Any) -> Any:
         previous = current(signalnum)
         name = signal.Signals(signalnum).name if signalnum in list(signal.Signals) else str(signalnum)
-        say_once(f"signal.signal({name})", "a worker's signals are gunicorn's")
+        say_once(f"signal.signal({name})", "gunicorn handles a worker's signals")
         told[signalnum] = handler
         return previous
 
@@ -261,8 +261,8 @@ def green_threads() -> str:
     for package, module, variable, elsewhere in _GREEN:
         if getattr(sys.modules.get(module), variable, None):
             return (
-                f"; {package} has patched the standard library while the app was loaded, which works in no thread of a server:"
-                f" remove that call, as isowsgi's threads serve the requests{elsewhere}"
+                f"; {package} patched the standard library while the app was loaded, but isowsgi serves requests in threads of its own,"
+                f" where that does not work: remove the call that patches{elsewhere}"
             )
     return ""
 

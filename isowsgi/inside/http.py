@@ -50,7 +50,7 @@ class ClientStalled(TimeoutError):
 def _client_error(exc: OSError) -> OSError:
     """Tell a client's failure apart from an OSError of the app's own, which is a 500."""
     if isinstance(exc, (BlockingIOError, TimeoutError)):  # SO_RCVTIMEO or SO_SNDTIMEO ran out, or the timeout that bounds a drain
-        return ClientStalled("the client did not go on in time")
+        return ClientStalled("the client sent nothing more in time")
     return ClientGone(str(exc))
 
 
@@ -269,7 +269,7 @@ class Response:
         if self.headers_sent:
             return
         if self.ending is not None and not self.ending.hold_status():
-            raise ClientGone("the request was given up meanwhile")
+            raise ClientGone("the request has timed out")
         try:
             _make_early_hints_callback(self.req, self.sock, self)(fields)
         except OSError as exc:
@@ -313,7 +313,7 @@ class Response:
             self.is_sending = False
         if framed:
             if self.sent < count:
-                raise OSError(f"the file became shorter while it was sent: {self.sent} of {count} bytes; the response cannot be completed")
+                raise OSError(f"the file shrank while it was sent: {self.sent} of {count} bytes; the response cannot be completed")
             self._send(b"\r\n")
         return True
 
@@ -327,7 +327,7 @@ class Response:
         if self.status is None:
             raise AssertionError("the app returned without calling start_response")
         if self.ending is not None and not self.ending.claim():
-            raise ClientGone("the request was given up meanwhile")
+            raise ClientGone("the request has timed out")
         self.headers_sent = True
         board = self.board
         if board is not None:

@@ -73,7 +73,7 @@ class Log:
             logger.warning("%s: %s", self._tag, text)
         logfiles.hold(glogging.loggers())
         if problem is not None:
-            text = "%s: logger_class %r does not load in this interpreter, gunicorn's own is used: %s"
+            text = "%s: cannot load logger_class %r in this interpreter; using gunicorn's own: %s"
             logger.warning(text, self._tag, wanted, problem)
         return logger
 
@@ -82,7 +82,7 @@ class Log:
         try:
             handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:  # an app must not stay away for want of a log
-            self.error("cannot write to its log %r, so its lines are here: %s", path, exc.strerror)
+            self.error("cannot open its log %r, so its lines are written here: %s", path, exc.strerror)
             return
         formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]
         handler.setFormatter(formatters[0] if formatters else logging.Formatter(glogging.Logger.error_fmt, glogging.Logger.datefmt))

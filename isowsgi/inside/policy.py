@@ -177,7 +177,7 @@ class _Judge:
         if len(self._places) < MAX_PLACES:
             return self._places.setdefault(place, mine) is mine  # atomic, so one of several threads has it
         if self._places.setdefault(None, mine) is mine:
-            self._log.warning("its policy has met %d places in the code; no more of them are logged", MAX_PLACES)
+            self._log.warning("its policy applied at %d places in the code; further places are not logged", MAX_PLACES)
         return False
 
 

@@ -223,7 +223,7 @@ class Service:
             connection.fate = Fate.CLOSE
         except Exception as exc:
             if is_from_outside(exc):  # the app raises it in its threads, a moment too late
-                self._log.warning("%s came from another thread, between two requests; it ended a connection", type(exc).__name__)
+                self._log.warning("%s was raised by another thread between two requests; closing a connection", type(exc).__name__)
             else:
                 self._containment.failed("a connection")
             connection.fate = Fate.CLOSE
@@ -346,7 +346,7 @@ class Service:
             self._part(sock, fd)
             return False
         except Exception:
-            self._containment.failed("a connection that comes")
+            self._containment.failed("incoming connection")
             self._part(sock, fd)
             return False
         return True

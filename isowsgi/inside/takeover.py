@@ -100,10 +100,10 @@ def _take_over(sock: AppSocket) -> None:
     connection = sock._connection
     response = connection.response
     if (token := connection.ending.hold_open()) is None:
-        raise ClientGone("the request was given up meanwhile")
+        raise ClientGone("the request has timed out")
     try:
         if not (response.headers_sent or connection.ending.claim()):
-            raise ClientGone("the request was given up meanwhile")
+            raise ClientGone("the request has timed out")
         connection.is_taken = True
     finally:
         connection.ending.release_open(token)

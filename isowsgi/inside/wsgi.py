@@ -207,7 +207,7 @@ class Gateway:
         except ClientStalled:
             self._answer_stalled(connection, request, response, row)
         except RequestTimeout:  # its client was answered by who raised it
-            self._log.info("the request's thread has ended it")
+            self._log.info("the timed-out request has returned")
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
             self._answer_error(connection, request, response, exc, row)
         finally:
@@ -267,7 +267,7 @@ class Gateway:
         body: Any = None
         try:
             if not ending.enter_app():
-                raise ClientGone("the request was given up before it came to the app")
+                raise ClientGone("the request timed out before it reached the app")
             try:
                 body = self._app(environ, response.start_response)
                 if not isinstance(body, FileWrapper):
@@ -298,12 +298,12 @@ class Gateway:
         if length is None or response.sent < length:
             if response.dropped and not connection.is_taken:
                 self._log.warning(
-                    "%s %s: the app gave a body of %d bytes with status %s, which has none; it is not sent",
+                    "%s %s: the app returned a body of %d bytes with status %s, which must not have one; the body is not sent",
                     request.method, request.uri, response.dropped, response.status,
                 )  # fmt: skip
             elif length is not None and response.truncated:
                 self._log.warning(
-                    "%s %s: the app sent %d bytes of the %d that its Content-Length promised; the connection is closed",
+                    "%s %s: the app sent %d bytes of the %d that its Content-Length promised; closing the connection",
                     request.method, request.uri, response.sent, response.response_length,
                 )  # fmt: skip
                 return Fate.LINGER
@@ -319,12 +319,12 @@ class Gateway:
         try:
             return Fate.KEEP if parser.finish_body(deadline=time.monotonic() + _DRAIN_S) else Fate.LINGER
         except ParseException as exc:  # a bad chunk; the answer to it is on its way already
-            self._log.debug("what the app left of a request's body is not well-formed: %s", exc)
+            self._log.debug("the part of a request's body that the app did not read is malformed: %s", exc)
             return Fate.LINGER
 
     def _answer_stalled(self, connection: Connection, request: Any, response: Response | None, row: Row | None) -> None:
         what = f"{request.method} {request.uri}" if request else "a request"
-        self._log.info("%s: the client did not go on in time, the connection is closed", what)
+        self._log.info("%s: the client sent too little of the body in time; closing the connection", what)
         if response is not None and connection.ending.claim():
             _count_response(row, 408)
             _try_send(connection.sock, answers.plain(answers.TOO_LATE))
@@ -345,7 +345,7 @@ class Gateway:
             self._log.exception("Error handling request %s %s after its response had begun", request.method, request.uri)
             return
         if not connection.ending.claim():
-            self._log.exception("Error handling request %s after it was given up", row.line() if row is not None else "")
+            self._log.exception("Error handling request %s after it timed out", row.line() if row is not None else "")
             return
         has_body = request is None or request.method != "HEAD"
         sock = PageSocket(connection.sock, has_body, lambda status: _count_response(row, status))

@@ -5,8 +5,9 @@ could never be replaced there; a process. A refusal moves on to the next. A brok
 tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that
 fails there in the same way is broken, one that loads there was refused.
 
-No isolation may be worse than a process. So an interpreter is chosen only if the app has in it all that it has in a process (a module that was
-refused is missing, even if the app catches the error), and if its extension modules share nothing with the neighbours (see `sharing`).
+No isolation may be worse than a process. So an interpreter is chosen only if the app has in it all that it has in a process (a module
+that was refused is missing, even if the app catches the error), and if its extension modules share nothing with the neighbours (see
+`sharing`).
 """
 
 from __future__ import annotations

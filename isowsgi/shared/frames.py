@@ -56,7 +56,7 @@ class Decoder:
         if len(self._buffer) < end:
             return None
         if len(self._buffer) > end:
-            raise FrameError("expected one frame, got bytes behind it")
+            raise FrameError("expected one frame, got bytes after it")
         try:
             message = json.loads(self._buffer[_LENGTH.size : end])
         except (ValueError, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits

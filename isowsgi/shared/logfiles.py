@@ -96,7 +96,7 @@ def make_logger(logger_class: LoggerClass, plain_class: LoggerClass, cfg: Any, f
         if (fd := files.get(os.path.normpath(path))) is not None:
             _write_to(log, path, fd)
         else:
-            problems.append(f"cannot open {path!r}, so what belongs there goes to standard {'error' if name == 'errorlog' else 'output'}")
+            problems.append(f"cannot open {path!r}, so its lines go to standard {'error' if name == 'errorlog' else 'output'}")
     return logger, problems
 
 

@@ -320,7 +320,7 @@ def read_boot_order(facts: object) -> BootOrder:
         MessageError: it is none, or one of another release.
     """
     if isinstance(facts, dict) and (release := facts.get("release")) != isowsgi.__version__:
-        raise MessageError(f"the worker runs isowsgi {release}, and {isowsgi.__version__} is installed by now; restart gunicorn")
+        raise MessageError(f"the worker runs isowsgi {release}, but {isowsgi.__version__} is installed now; restart gunicorn")
     order: BootOrder = _read(facts, {"BootOrder": BootOrder})
     return order
 

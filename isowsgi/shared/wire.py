@@ -118,7 +118,7 @@ def decode(data: bytes) -> object:
     except (ValueError, StopIteration, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
         raise MessageError(f"expected JSON in UTF-8, got {data[:40]!r}") from exc
     if end != len(text):
-        raise MessageError("expected one JSON object, got text behind it")
+        raise MessageError("expected one JSON object, got text after it")
     return facts
 
 

@@ -41,13 +41,17 @@ class Access:
         address = _address(peer)
         if address is None:
             # As behind most proxies, who would all be let in if a file's permissions were enough.
-            return None if self._takes_unix else 'clients of a Unix socket are not let in; allow = ["unix"] in [status] changes that'
+            return (
+                None
+                if self._takes_unix
+                else 'clients of a Unix socket are not allowed; set allow = ["unix"] in [status] of isowsgi.toml to allow them'
+            )
         if any(address in network for network in self._networks):
             return None
         if not address.is_loopback:
-            return f"{peer} is not let in; allow in [status] of isowsgi.toml says who is"
+            return f"{peer} is not allowed; allow in [status] of isowsgi.toml lists who is"
         if any(field in environ for field in _PROXY_FIELDS):
-            return f"this came through a proxy, which is not let in; allow in [status] may name the proxy's address, {peer}"
+            return f"this request came through a proxy; to allow that, add the proxy's address {peer} to allow in [status] of isowsgi.toml"
         return None
 
     def _host_refusal(self, field: str) -> str | None:
@@ -65,7 +69,7 @@ class Access:
             name = name.partition(":")[0].removesuffix(".")
         if name in self._hosts or name.endswith(".localhost") or _address(name) is not None:
             return None
-        return f"the page is not known as {name!r}; hosts in [status] of isowsgi.toml says which names are"
+        return f"{name!r} is no known name of this page; add it to hosts in [status] of isowsgi.toml"
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -116,7 +116,7 @@ class StatusPage:
         reading = self._read()
         missing = unready(reading)
         if missing is None:
-            return _text("no worker accepts requests, or one has too many mounts to say how they are\n", 503)
+            return _text("no worker accepts requests, or a worker has too many mounts to report their states\n", 503)
         mount = request.args.get("mount")
         if mount is None:
             return _text("".join(f"{pattern}: not ready\n" for pattern in missing) or "ready\n", 503 if missing else 200)
@@ -152,7 +152,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     if _made is None:
         place = environ.get("isowsgi.status")
         if place is None:
-            response = _text("isowsgi.status is for a mount of isowsgi.toml; no other server has what it shows\n", 500)
+            response = _text("isowsgi.status works only as a mount of isowsgi.toml, served by isowsgi's worker\n", 500)
             return response(environ, start_response)
         with _making:
             _made = _made or StatusPage(Board(place["board"]), Access(place["allow"], [*place["hosts"], place["host"]]))

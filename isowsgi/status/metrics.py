@@ -33,24 +33,24 @@ class _Family(NamedTuple):
 
 # By mount and isolation: what threads count.
 _BY_BOTH = (
-    _Family("isowsgi_requests_total", "Requests that an app was given to serve.", scoreboard.REQUESTS),
+    _Family("isowsgi_requests_total", "Requests that were handed to the app.", scoreboard.REQUESTS),
     _Family("isowsgi_request_body_bytes_total", "Bytes of requests' bodies that were read, chunk framing included.", scoreboard.BYTES_IN),
     _Family("isowsgi_response_body_bytes_total", "Bytes of responses' bodies that were sent.", scoreboard.BYTES_OUT),
     _Family("isowsgi_cpu_seconds_total", "CPU time of the threads that serve a mount.", scoreboard.CPU_NS, 1e9),
-    _Family("isowsgi_exceptions_total", "Exceptions that an app raised out of a request.", scoreboard.EXCEPTIONS),
+    _Family("isowsgi_exceptions_total", "Exceptions that the app raised while serving a request.", scoreboard.EXCEPTIONS),
 )
 
 # By mount: what more than one part of a worker counts, or the main interpreter alone.
 _BY_MOUNT = (
-    _Family("isowsgi_request_timeouts_total", "Requests given up because they made no progress.", scoreboard.TIMEOUTS),
-    _Family("isowsgi_requests_turned_away_total", "Requests answered 503 because the queue was too long, or they too long in it.",
+    _Family("isowsgi_request_timeouts_total", "Requests that timed out because they made no progress.", scoreboard.TIMEOUTS),
+    _Family("isowsgi_requests_turned_away_total", "Requests answered 503 because the queue was full or they waited in it too long.",
             scoreboard.TURNED_AWAY),
-    _Family("isowsgi_reloads_total", "Times that a new generation was started to replace a serving one.", scoreboard.RELOADS),
+    _Family("isowsgi_reloads_total", "Replacements of a serving generation that were started.", scoreboard.RELOADS),
     _Family("isowsgi_stuck_instances_total", "Instances left behind with a thread that did not end.", scoreboard.STUCK),
     _Family("isowsgi_boots_total", "Instances that loaded their app.", scoreboard.BOOTS),
-    _Family("isowsgi_boot_seconds_total", "Time that loading took in these.", scoreboard.BOOT_NS, 1e9),
+    _Family("isowsgi_boot_seconds_total", "Total time that these instances took to load their app.", scoreboard.BOOT_NS, 1e9),
     _Family("isowsgi_boot_failures_total", "Instances that could not load their app.", scoreboard.BOOT_FAILURES),
-    _Family("isowsgi_crashes_total", "Crashes of a worker that are laid at a mount's door.", scoreboard.CRASHES),
+    _Family("isowsgi_crashes_total", "Crashes of a worker that are attributed to the mount.", scoreboard.CRASHES),
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def _durations(served: dict[tuple[str, str], Counters]) -> Metric:
 
 
 def _responses(by_mount: dict[str, Counters]) -> Metric:
-    text = "Responses that were begun, by the class of their status; those that isowsgi gives in a mount's place too."
+    text = "Responses that were begun, by status class, including those that isowsgi sends instead of the app."
     metric = CounterMetricFamily("isowsgi_responses_total", text, labels=("mount", "code"))
     for pattern, counters in by_mount.items():
         for code, count in responses(counters).items():
@@ -117,7 +117,9 @@ def _mounts(reading: Reading) -> Iterator[Metric]:
     said = [(region, mount) for region in reading.regions for mount in mounts_of(region)]
     served = patterns(reading)
 
-    info = GaugeMetricFamily("isowsgi_mount_info", "What is mounted, and how; always 1.", labels=("mount", "app", "isolation", "reason"))
+    info = GaugeMetricFamily(
+        "isowsgi_mount_info", "One mount with its app and isolation; always 1.", labels=("mount", "app", "isolation", "reason")
+    )
     for key in dict.fromkeys((mount["pattern"], mount["app"], mount["isolation"], mount["reason"]) for _, mount in said):
         info.add_metric(key, 1)
     yield info
@@ -152,7 +154,7 @@ def _mounts(reading: Reading) -> Iterator[Metric]:
             threads[mount["pattern"]] += mount["threads"] * (instance["state"] == "serving")
             objects[mount["pattern"]] += instance["objects"]
     gauges = (
-        ("isowsgi_requests_in_flight", "Requests that are being served.", busy),
+        ("isowsgi_requests_in_flight", "Requests that are being served now.", busy),
         ("isowsgi_requests_queued", "Requests that wait for a thread, or for their app to be loaded.", queued),
         ("isowsgi_threads", "Threads that can serve the mount.", threads),
         ("isowsgi_objects", "Objects that the garbage collector knew of when last asked, mostly at boot.", objects),
@@ -168,24 +170,24 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     acceptor = reading.totals.get(("", ""), ZERO)
     text = "Connections that were accepted."
     yield CounterMetricFamily("isowsgi_connections_accepted_total", text, value=acceptor.get(scoreboard.ACCEPTED))
-    text = "TLS handshakes that ended well."
+    text = "TLS handshakes that succeeded."
     yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(scoreboard.HANDSHAKES))
-    text = "TLS handshakes that failed, plain HTTP requests in their place included."
+    text = "TLS handshakes that failed, including plain HTTP requests on a TLS port."
     yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(scoreboard.HANDSHAKE_FAILURES))
-    text = "Mistakes of isowsgi's own that were contained; each is in the log with its traceback."
+    text = "Internal errors of isowsgi that were contained; each is in the log with its traceback."
     mistakes = sum(counters.get(scoreboard.INTERNAL_ERRORS) for counters in reading.totals.values())
     yield CounterMetricFamily("isowsgi_internal_errors_total", text, value=mistakes)
     refused = CounterMetricFamily(
-        "isowsgi_refusals_total", "Requests that were answered before it was known whose they are: no mount, a bad or slow head.",
+        "isowsgi_refusals_total", "Requests that were answered before their mount was known: no such mount, or a bad or slow head.",
         labels=("code",),
     )  # fmt: skip
     for code, count in responses(acceptor).items():
         refused.add_metric((code,), count)
     yield refused
-    yield CounterMetricFamily("isowsgi_worker_crashes_total", "Workers that died unasked.", value=acceptor.get(scoreboard.CRASHES))
+    yield CounterMetricFamily("isowsgi_worker_crashes_total", "Workers that died unexpectedly.", value=acceptor.get(scoreboard.CRASHES))
 
     reports = [(str(region.number), region.report) for region in reading.regions if region.report]
-    yield GaugeMetricFamily("isowsgi_workers", "Workers that live.", value=len(reading.regions))
+    yield GaugeMetricFamily("isowsgi_workers", "Workers that are running.", value=len(reading.regions))
     info = GaugeMetricFamily(
         "isowsgi_worker_info", "A worker and what it runs on; always 1.", labels=("worker", "pid", "version", "python")
     )

@@ -148,12 +148,12 @@ function notes(mount, now) {
   const made = [];
   for (const instance of mount.instances.filter((one) => one.state === "stuck")) {
     const since = instance.stuck_since ? ` for ${ago(now - instance.stuck_since)}` : "";
-    const next = mount.is_ready ? "a new instance serves" : "nobody serves yet";
-    const what = instance.is_loaded ? "is stuck" : "does not come out of loading its app";
+    const next = mount.is_ready ? "a new instance serves" : "no instance serves yet";
+    const what = instance.is_loaded ? "is stuck" : "hangs while loading its app";
     const lines = mount.requests_in_flight
       .filter((request) => request.worker === instance.worker && request.instance === instance.tag)
       .map((request) => `${request.line}\n`);
-    const noStack = "(no stack: C code holds the interpreter, or it did not end when it was asked to)";
+    const noStack = "(no stack: C code holds the interpreter's GIL, or the instance did not end in time)";
     const stack = instance.stack || (instance.is_loaded ? lines.join("") + noStack : "");
     made.push(note("bad", `${instance.tag} ${what}${since}; ${next}`, "", stack));
   }
@@ -226,7 +226,7 @@ function sums(snapshot) {
 
 function verdict(snapshot) {
   const troubled = snapshot.mounts.filter((mount) => LEVELS[mount.state] === "bad" || mount.state === "booting");
-  if (troubled.length === 0) return ["good", ["All mounts are well."]];
+  if (troubled.length === 0) return ["good", ["All mounts are healthy."]];
   const parts = troubled.flatMap((mount, place) => [
     place ? ", " : "",
     element("a", { href: `#mount-${snapshot.mounts.indexOf(mount)}` }, mount.pattern),
@@ -284,7 +284,7 @@ function draw(snapshot) {
 function complain(error) {
   const line = document.getElementById("verdict");
   line.className = "verdict bad";
-  line.textContent = `No answer for ${ago((performance.now() - lastAnswer) / 1000)}: ${error.message}. What is below is old.`;
+  line.textContent = `No answer for ${ago((performance.now() - lastAnswer) / 1000)}: ${error.message}. The figures below are out of date.`;
   document.body.classList.add("is-stale");
 }
 

@@ -79,5 +79,5 @@ def test_a_hook_that_hangs_is_given_up_as_its_request(serve: StartServer) -> Non
     with server.ask("/a/x") as client:
         assert receive_all(client).startswith(b"HTTP/1.1 504 ")
 
-    server.wait_for_log("the request's thread has ended it")
+    server.wait_for_log("the timed-out request has returned")
     assert "#2" not in server.log(), "it was interrupted, so its instance is sound"

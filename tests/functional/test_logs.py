@@ -214,4 +214,4 @@ def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:
 
     cfg = Settings({**gunicorn_settings.snapshot(Config()), "accesslog": str(tmp_path / "none" / "access.log")})
     logger, [problem] = logfiles.make_logger(glogging.Logger, glogging.Logger, cfg, {})
-    assert problem == f"cannot open '{tmp_path}/none/access.log', so what belongs there goes to standard output"
+    assert problem == f"cannot open '{tmp_path}/none/access.log', so its lines go to standard output"

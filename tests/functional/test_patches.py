@@ -184,7 +184,7 @@ def unruly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("mount", ["/late", "/late-process"])
 def test_an_exception_that_comes_when_the_request_has_ended_ends_no_thread(unruly: Server, mount: str) -> None:
     """The thread ended with the baton in its hands: the mount was "serving", and never answered again."""
-    said = rf"{mount} #1: an exception came in a serving thread after its request had ended.*TimesUp"
+    said = rf"{mount} #1: a serving thread got an exception after its request had ended.*TimesUp"
     with socket.create_connection((unruly.host, unruly.port), 30) as kept:
         for count in range(1, 4):
             kept.sendall(f"GET {mount}/limited HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -272,7 +272,7 @@ def test_an_app_with_many_such_lines_fills_neither_memory_nor_log(serve: StartSe
     assert run(server, "/", lines) == MAX_PLACES + 50
 
     assert server.log().count('policy umask = "deny"') == MAX_PLACES
-    assert server.log().count(f"its policy has met {MAX_PLACES} places in the code; no more of them are logged") == 1
+    assert server.log().count(f"its policy applied at {MAX_PLACES} places in the code; further places are not logged") == 1
 
 
 def test_signals_to_processes_that_the_app_started_are_its_own_affair(serve: StartServer) -> None:

@@ -254,7 +254,7 @@ def test_the_page_shows_every_mount_and_goes_on_by_itself(serve: StartServer, pa
     card(page, "/lazy").wait_for()
     assert page.locator("h3").all_inner_texts() == ["/a", "/b", "/-/isowsgi", "/lazy"]
     assert page.locator(".badge").all_inner_texts() == ["serving", "serving", "serving", "asleep"]
-    assert page.locator("#verdict").inner_text() == "All mounts are well."
+    assert page.locator("#verdict").inner_text() == "All mounts are healthy."
     assert page.locator("#workers tbody tr").count() == 1
 
     for _ in range(7):
@@ -295,7 +295,7 @@ def test_the_page_says_so_when_nobody_answers_any_more(serve: StartServer, page:
     card(page, "/a").wait_for()
     page.route("**/status.json", lambda route: route.fulfill(status=200, body="no JSON"))
 
-    page.locator("#verdict.bad", has_text="What is below is old.").wait_for()
+    page.locator("#verdict.bad", has_text="The figures below are out of date.").wait_for()
 
 
 def test_the_page_fits_a_phone(serve: StartServer, page: Any) -> None:

@@ -78,7 +78,7 @@ def test_a_websocket_on_which_nobody_speaks_stays_open(server: Server) -> None:
             ws.recv()
         ws.settimeout(DEADLINE_S)
         assert echoes(ws, "b")
-    assert "given up" not in server.log()
+    assert "timed out" not in server.log()
 
 
 def test_a_reload_lets_a_websocket_go_on_and_ends_it_with_the_drain(serve: StartServer, tmp_path: Path) -> None:
