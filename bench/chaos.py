@@ -321,7 +321,7 @@ def crashes(trials: int) -> list[dict[str, Any]]:
 
 
 def kills(trials: int) -> list[dict[str, Any]]:
-    """Kill a mount's process under load, over and over; never sooner than its next start would have to wait (see `home`)."""
+    """Kill a mount's process under load, over and over; never sooner than its next start would have to wait (see `backoff`)."""
     threads, clients = 4, 8
     config = f"""
         [mounts]

@@ -182,8 +182,8 @@ class Bench:
             figures[f"{kind}: the hog's requests/s"] = hog_result.per_second
         return figures
 
-    def homes(self) -> Figures:
-        """hello over 2 connections in each home, in turn; then again while 4 connections keep another mount's process computing"""
+    def isolations(self) -> Figures:
+        """hello over 2 connections with each isolation, in turn; then again while 4 connections keep another mount's process computing"""
         figures: Figures = {}
         kinds = [*KINDS, interpreters.PROCESS]
         mounts = "".join(f"'/{kind}' = {{ app = 'hello', isolation = '{kind}' }}\n" for kind in kinds)
@@ -310,13 +310,13 @@ class Bench:
     def siege(self) -> Figures:
         """hello over 2 connections, beside a mount with 2,000 half heads, 200 clients that read nothing of 10 MiB and 200 stalled bodies"""
         figures: Figures = {}
-        for home, threads in ((KINDS[0], 4), (KINDS[0], 400), (interpreters.PROCESS, 4)):
-            label = f"{home}, {threads} threads"
+        for isolation, threads in ((KINDS[0], 4), (KINDS[0], 400), (interpreters.PROCESS, 4)):
+            label = f"{isolation}, {threads} threads"
             config = f"""
                 [acceptor]
                 head_timeout = 600
                 [mounts]
-                "/siege" = {{ app = "big", isolation = "{home}", threads = {threads} }}
+                "/siege" = {{ app = "big", isolation = "{isolation}", threads = {threads} }}
                 "/hello" = "hello"
                 """
             with self.serve(config, "--worker-connections", "4000", wait_for=2) as server:
@@ -352,8 +352,8 @@ class Bench:
         """hello over 2 connections, without and with 10,000 idle keep-alive connections on another mount"""
         figures: Figures = {}
         count = 10_000
-        for home in (KINDS[0], interpreters.PROCESS):
-            config = f'[mounts]\n"/crowd" = {{ app = "hello", isolation = "{home}" }}\n"/hello" = "hello"'
+        for isolation in (KINDS[0], interpreters.PROCESS):
+            config = f'[mounts]\n"/crowd" = {{ app = "hello", isolation = "{isolation}" }}\n"/hello" = "hello"'
             with self.serve(config, "--keep-alive", "600", "--worker-connections", str(count + 100), wait_for=2) as server:
                 [pid] = server.workers()
                 pids = [pid, *_children_of(pid)]
@@ -372,13 +372,13 @@ class Bench:
                 eventually(lambda: count_open(server) == 0, "all connections closed")
                 after = [Footprint.of(each) for each in pids]
             memory_mib = sum(now.rss_mib for now in held) - sum(then.rss_mib for then in before)
-            figures |= latencies(f"{home}: quiet", quiet) | latencies(f"{home}: beside the crowd", beside)
+            figures |= latencies(f"{isolation}: quiet", quiet) | latencies(f"{isolation}: beside the crowd", beside)
             figures |= {
-                f"{home}: share of its quiet throughput": beside.per_second / quiet.per_second,
-                f"{home}: memory per connection, KiB": memory_mib * 1024 / count,
-                f"{home}: CPU time of the idle crowd, % of a core": cpu_s / 2 * 100,
-                f"{home}: threads more, after": sum(now.threads - then.threads for now, then in zip(after, before, strict=True)),
-                f"{home}: descriptors more, after": sum(
+                f"{isolation}: share of its quiet throughput": beside.per_second / quiet.per_second,
+                f"{isolation}: memory per connection, KiB": memory_mib * 1024 / count,
+                f"{isolation}: CPU time of the idle crowd, % of a core": cpu_s / 2 * 100,
+                f"{isolation}: threads more, after": sum(now.threads - then.threads for now, then in zip(after, before, strict=True)),
+                f"{isolation}: descriptors more, after": sum(
                     now.descriptors - then.descriptors for now, then in zip(after, before, strict=True)
                 ),
             }
@@ -437,7 +437,15 @@ class Bench:
         }
 
 
-EVERY_ROUND: list[Callable[[Bench], Figures]] = [Bench.cpu, Bench.hog, Bench.homes, Bench.sleepers, Bench.halves, Bench.slow, Bench.siege]
+EVERY_ROUND: list[Callable[[Bench], Figures]] = [
+    Bench.cpu,
+    Bench.hog,
+    Bench.isolations,
+    Bench.sleepers,
+    Bench.halves,
+    Bench.slow,
+    Bench.siege,
+]
 FIRST_ROUND: list[Callable[[Bench], Figures]] = [Bench.busy, Bench.churn, Bench.idle, Bench.crowd]
 
 

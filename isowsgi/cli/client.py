@@ -133,7 +133,7 @@ def _exchange(sock: socket.socket, request: Request[Any], deadline: float, most_
         pass  # it refused us before it read anything, and said why
     decoder = Decoder(most_bytes)
     while True:
-        sock.settimeout(_left_s(deadline))  # for each anew: who sends a byte now and then must not hold us
+        sock.settimeout(_left_s(deadline))  # again for each: a worker that sends a byte now and then must not hold us
         data = sock.recv(256 * 1024)
         if not data:
             raise FrameError("the worker closed the connection; it may have ended")

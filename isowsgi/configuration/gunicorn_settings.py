@@ -390,7 +390,7 @@ def snapshot(cfg: Any) -> dict[str, Any]:
 
     # gunicorn_h1c, the parser behind "auto" and "fast", is a single-phase C extension: it loads in no interpreter with a GIL of its own,
     # and in only one of those that share a GIL. With "auto" one mount would be parsed by other code than its neighbour, and the
-    # failing import be tried anew in each interpreter.
+    # failing import be retried in each interpreter.
     values["http_parser"] = "python"
 
     # The acceptor reads the header that comes before the first request, with gunicorn's own Config. To take a second one here would let a

@@ -76,7 +76,7 @@ def _answer(path: str) -> bytes:
     """
     command = [path, "-I", "-c", _QUESTION]
     said, deadline = b"", time.monotonic() + _ANSWER_S
-    # In a process group of its own, so that what it starts itself, as a shell script does, ends with it.
+    # In its own process group, so that what it starts itself, as a shell script does, ends with it.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0) as child:
         assert child.stdout is not None, "a pipe was asked for"
         try:

@@ -95,7 +95,7 @@ def _syntax_fault(exc: Exception) -> str:
     return f"{where}not valid TOML: {what[:1].lower()}{what[1:]}"
 
 
-# The tables as they are written. Each kind of value is a type of its own, for cattrs to find its check by; None: not said.
+# The tables as they are written. Each kind of value has its own type, by which cattrs finds its check; None: not set.
 
 _Folder = NewType("_Folder", str)
 _Folders = NewType("_Folders", tuple[str, ...])
@@ -274,7 +274,7 @@ def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: l
 
 
 def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
-    """Yield what is wrong with a mount's settings together, with the key to blame; each by itself is in order."""
+    """Yield what is wrong with a mount's settings together, with the key to blame; each alone is valid."""
     isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
     if python is not None and isolation not in ("auto", "process"):
         wanted = 'isolation = "process" (or "auto")'

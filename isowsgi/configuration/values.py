@@ -105,7 +105,7 @@ class Control:
 
 @attrs.frozen(kw_only=True)
 class Status:
-    """`[status]`: who may see the status page and the metrics, besides those who ask from this machine by itself."""
+    """`[status]`: who may see the status page and the metrics, besides clients on this machine that come through no proxy."""
 
     allow: tuple[str, ...] = ()  # networks, "10.0.0.0/8"; and "unix": clients of a Unix socket
     hosts: tuple[str, ...] = ()  # names that the page is asked for under, besides addresses and "localhost"; lower case

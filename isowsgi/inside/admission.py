@@ -28,7 +28,8 @@ class Admission:
         self._service = service
         self._limit = limit
         self._timeout_s = timeout_s
-        # What was served last when a waiting connection was first seen, and when that was: one that was served since waits anew.
+        # What was served last when a waiting connection was first seen, and when that was: one that was served since starts to wait from
+        # zero.
         self._since: dict[int, tuple[tuple[Connection, object], float]] = {}
         self.waiting = 0  # how many did, when last looked at
 

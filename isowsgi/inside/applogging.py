@@ -2,7 +2,7 @@
 
 Apps log by them, take over their handlers, and put filters on the access log. So they are there once the app loads `logging`, and what it
 adds to them counts: filters, handlers, and a level for the access log. What it takes away from them, or disables, changes nothing of what
-isowsgi itself logs, which goes by a `logging` of its own.
+isowsgi itself logs, which uses its own `logging`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def connect(logger: Any, cfg: Any) -> None:
         return
     if cfg.logconfig or cfg.logconfig_json or cfg.logconfig_dict:
         try:
-            theirs("gunicorn.glogging").Logger(cfg)  # such settings are for the app's loggers too, and write by handlers of its own
+            theirs("gunicorn.glogging").Logger(cfg)  # such settings are for the app's loggers too, and write by its own handlers
         except Exception as exc:  # a user's configuration may fail in any way; the app has to do without
             logger.warning("the app's logging cannot be set up as configured: %s: %s", type(exc).__name__, exc)
         return
@@ -128,7 +128,7 @@ def _make_bridge(app_logging: Any, ours: logging.Logger) -> Any:
 
 
 def reopen_files() -> None:
-    """Open the log files of the app's own handlers anew; in a thread, for one of them may be locked for ever."""
+    """Reopen the log files of the app's own handlers; in a thread, for one of them may be locked for ever."""
     app_logging = _app_sys.modules.get("logging")
     if app_logging is not None and app_logging is not logging:
         _thread.start_new_thread(_reopen, (app_logging,))

@@ -66,7 +66,7 @@ _EXTENSIONS_PER_PACKET = 200
 _EXIT_FUNCTIONS_S = 5.0
 
 # How long before the end of a drain connections that apps have taken over are ended: time for their threads to come out, before the
-# instance is given up for stuck.
+# instance counts as stuck.
 _SHUT_BEFORE_S = 3.0
 
 # How long a thread that was joined may still be counted: its state goes away a little later (3.11, 3.12).
@@ -157,7 +157,7 @@ class Instance:
         self._log = log
         self._errors = errors
         self._end_lines = end_lines
-        assert order.fds is not None, "whoever makes the instance gives it descriptors"
+        assert order.fds is not None, "the maker of the instance gives it descriptors"
         self._fds = order.fds
         self._board = Scoreboard(self._fds.board, order.place.region)
         self._control_rows = self._board.control_rows(order.place.first_row, [member.mount for member in order.members])
@@ -169,7 +169,7 @@ class Instance:
         self._admission: Admission | None = None
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
-        self._shut_at = math.inf  # monotonic seconds when what apps have taken over is to be ended
+        self._shut_at = math.inf  # monotonic seconds when connections that apps have taken over are closed
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._note_disturbance)
         self._control = Control(
             channel=socket.socket(fileno=os.dup(self._fds.channel)),
@@ -299,7 +299,7 @@ class Instance:
         survey.tell(self._fds.survey, record, is_gil_shared=self._order.isolation == "shared-gil")
 
     def _report_files(self, files: set[str]) -> None:
-        """Say on which files the app depends, if somebody watches them."""
+        """Report the files on which the app depends, if they are watched."""
         names = sorted(as_written(files, self._order.environment.links)) if self._order.loading.report_files else []
         for start in range(0, len(names), 200):
             self._control.report(messages.Files(files=names[start : start + 200]))
@@ -457,7 +457,7 @@ class Instance:
             service.enter_control(self._control_rows)
             watcher.look(now)
             is_busy = watcher.is_anyone_busy()
-            if is_busy:  # each by itself: what is due may be somebody's only rescue
+            if is_busy:  # each call contained alone: one may be a client's only rescue
                 self._containment.call("check of waiting connections", admission.look, service.draining)
                 if now > self._shut_at:
                     self._containment.call("closing connections that the app has taken over", service.shut_taken_over)
@@ -475,7 +475,7 @@ class Instance:
             drain_s = self._order.serving.drain_s
             self._shut_at = time.monotonic() + max(drain_s - _SHUT_BEFORE_S, drain_s / 2)
         self._is_draining = True
-        self._files = None  # what replaces it has a watch of its own; until one does, a mended file is to be seen too
+        self._files = None  # what replaces it has its own watch; until then a repaired file must be seen too
         if self._service is not None:
             self._service.draining = True
             self._poke()
@@ -564,7 +564,7 @@ def _traceback() -> str:
 
 
 def _files_of(exc: BaseException | None) -> set[str]:
-    """Return the files an exception came through; a module that fails to load is in `sys.modules` no more."""
+    """Return the files an exception came through; a module that fails to load is no longer in `sys.modules`."""
     files = set()
     while exc is not None:
         files |= {frame.f_code.co_filename for frame, _ in traceback.walk_tb(exc.__traceback__)}

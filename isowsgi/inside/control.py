@@ -46,7 +46,7 @@ class Duty(Protocol):
 
 
 class Control:
-    """Runs in a thread of its own from before the app is loaded until the instance is closed.
+    """Runs in its own thread from before the app is loaded until the instance is closed.
 
     Args:
         channel: the supervisor's seqpacket socket; one message a packet, either way, see `messages`.
@@ -135,7 +135,7 @@ class Control:
                 seen, quiet_ticks = runner.served, 0
             elif runner.in_request:
                 runner.retake()
-                has_duty = True  # that request goes on
+                has_duty = True  # that request still runs
             else:
                 quiet_ticks += 1
                 if quiet_ticks > _TICKS_TO_REST:
@@ -143,7 +143,7 @@ class Control:
                     self._rest()
 
     def _tick(self, has_duty: bool) -> float | None:
-        """Return how long to sleep, in milliseconds; None: until somebody calls."""
+        """Return how long to sleep, in milliseconds; None: until an order comes."""
         if self._needs_ticker:
             return _TICKER_MS
         if not self._runner.resting:

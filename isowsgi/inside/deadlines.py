@@ -8,10 +8,10 @@ Progress is a byte from the client or to it. A request without any for `request_
    code (a sleep, a lock, a query) gets it when that code returns;
 3. still there after a grace: the thread is stuck. The supervisor is told, who replaces the instance.
 
-A request that ends or goes on in that very moment does so undisturbed, see `ending`.
+A request that ends or makes progress in that very moment is not disturbed, see `ending`.
 
-The time in which a thread waits for its client has limits of its own, see `Patience`. Who is slow there is answered, or cut off, in the
-same way; nothing needs to be raised, as the call that waits fails then.
+The time in which a thread waits for its client has its own limits, see `Patience`. A client that is too slow is answered, or cut off, in
+the same way; nothing needs to be raised, as the call that waits fails then.
 
 All on the control thread. C code that holds the interpreter's own GIL stops that thread too: then the supervisor does the first and the
 third from outside, by the scoreboard.
@@ -62,7 +62,7 @@ class Patience(NamedTuple):
     min_rate: float
 
     def fault(self, what: str, waited_s: float, still_s: float, moved: int) -> str:
-        """Say why a client is to be given up, or return "".
+        """Say why a client is too slow to wait for, or return "".
 
         Args:
             what: that it is waited for: "body" or "send".
@@ -94,7 +94,7 @@ class ClientWait:
         self._reads = self._delivered = self._start = 0
 
     def look(self, now: float, request: int, what: str, reads: int, delivered: int) -> None:
-        """Take note of what is the case now.
+        """Note the state of the request now.
 
         Args:
             request: its number.
@@ -142,9 +142,9 @@ class Job:
         # The watcher's notes:
         self.mark: Any = None  # changes with every sign of progress
         self.since = 0.0  # monotonic seconds when it last did
-        self.cut = 0  # number of the request that was given up last
-        self.interrupt_at = math.inf  # monotonic seconds when that one is to be interrupted, if it was not
-        self.stuck_at = math.inf  # and when its thread is to be called stuck
+        self.cut = 0  # number of the request that timed out last
+        self.interrupt_at = math.inf  # monotonic seconds when that request is interrupted, if it was not
+        self.stuck_at = math.inf  # and when its thread counts as stuck
         self.client = ClientWait()
         self.slow = 0  # number of the thread's request that was last logged as slow
 
@@ -190,7 +190,7 @@ class Job:
         """Say that the request is over, and count it; to be called again if RequestTimeout comes out of it.
 
         Returns:
-            whether the request was given up.
+            whether the request had timed out.
         """
         connection, self.connection = self.connection, None
         words = self.row.words
@@ -283,7 +283,7 @@ class Watcher:
         self._look_at_client(job, connection, mark, now)
 
     def _look_at_given_up(self, job: Job, number: int, now: float) -> None:
-        """See to it that the thread comes out; the client is no more."""
+        """Interrupt the thread of a request that timed out, or report the thread as stuck; the client is gone."""
         if now >= job.interrupt_at:
             self._log.warning("interrupting a request %.1f s after it timed out: %s", self._timeout_s, job.row.line())
             job.interrupt_at, job.stuck_at = math.inf, now + INTERRUPT_GRACE_S
@@ -328,13 +328,13 @@ class Watcher:
             self._rows[connection.gateway.mount].words[TIMEOUTS] += 1
             self._cut(connection, is_answered)
 
-        # The stack's lines were read from files: it may have gone on.
+        # The stack's lines were read from files, which takes time: the request may have made progress.
         if job.ending.give_up(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
             self._log.warning("no progress for %.1f s, request timed out: %s\n%s", waited_s, line, stack)
 
     def _cut(self, connection: Any, is_answered: bool) -> None:
-        """Shut down the connection of a request that is given up, with a status for its client if it may be given one."""
+        """Shut down the connection of a request that timed out, after a status for its client if one may still be sent."""
         try:
             if is_answered:
                 status = answers.TOO_LATE if connection.reader.is_waiting else answers.TIMED_OUT

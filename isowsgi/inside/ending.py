@@ -1,12 +1,13 @@
-"""How a request ends: its thread and the watcher decide it between them, each thing once, whoever comes first.
+"""How a request ends: its thread and the watcher decide it between them, each thing once, by which of them comes first.
 
-A request has three tokens, each a list of one, made anew for it. Who pops one has it; `list.pop` is one step under any GIL.
+A request has three tokens, each a list of one, made for that request. The thread that pops a token has it; `list.pop` is one step under any
+GIL.
 
 - **open**: the thread takes it to end the request; the watcher to give the request up. While the watcher acts, the thread cannot
   end the request: so neither its connection nor its thread can have passed on to another one. If the thread came first, the watcher
   leaves it alone.
 - **app**: is there while the thread runs the app's code. The thread takes it to come out, the watcher to raise RequestTimeout in there. So
-  what is raised is raised in that request's app, and what is left of it is taken back before the thread goes on.
+  what is raised is raised in that request's app, and what is left of it is taken back before the thread continues.
 - **status**: who takes it gives the client its status. Nobody else may write one, nor a body behind it.
 
 The supervisor may cut the request off at the same time, from outside; with that they agree by the scoreboard, see `shared.judgement`.
@@ -36,7 +37,7 @@ class Ending:
 
     Attributes:
         number: of the thread's current request; each has its own.
-        is_given_up: by the watcher. The client was answered and its connection shut down, or is about to be.
+        is_given_up: timed out by the watcher. The client was answered and its connection shut down, or is about to be.
     """
 
     __slots__ = ("_app", "_ident", "_is_in_app", "_is_raised", "_is_watcher_at_it", "_open", "_status", "_words", "is_given_up", "number")
@@ -110,7 +111,7 @@ class Ending:
         self._status.append(None)
 
     def hold_open(self) -> list[None] | None:
-        """Keep the request from ending and from being given up; return what `release_open` takes, or None: it has ended, or is about to."""
+        """Keep the request from ending or timing out; return what `release_open` takes, or None: the request has ended or is about to."""
         token = self._open
         return token if self._take(token) else None
 
@@ -124,7 +125,7 @@ class Ending:
         The row must say already that nothing is served any more.
 
         Returns:
-            whether the connection is to be closed, as the request was given up, inside or outside.
+            whether the connection must be closed, since the request timed out, inside or outside.
         """
         try:
             self._open.pop()  # see `leave_app`
@@ -160,16 +161,16 @@ class Ending:
     def give_up(
         self, number: int, is_still: Callable[[], bool], act: Callable[[bool], None], exception: type[BaseException] | None
     ) -> bool:
-        """Give a request up, unless it has ended or gone on.
+        """Time a request out, unless it has ended or made progress.
 
         Args:
             number: of the request that was looked at.
-            is_still: whether it still is as it was when that was decided; asked once the request can end no more.
-            act: shuts the connection down; its argument says whether the client is to be given a status before. It must raise nothing.
+            is_still: whether it still is as it was when that was decided; asked once the request can no longer end.
+            act: shuts the connection down; its argument says whether the client gets a status first. It must raise nothing.
             exception: to be raised in the thread, if it runs the app's code.
 
         Returns:
-            whether it was given up.
+            whether it was timed out.
         """
         if number != self.number:
             return False
@@ -195,7 +196,7 @@ class Ending:
             self._is_watcher_at_it = False
 
     def interrupt(self, number: int, exception: type[BaseException]) -> None:
-        """Raise an exception in the app of a request that was given up without one."""
+        """Raise an exception in the app of a request that was timed out without one."""
         self._is_watcher_at_it = True
         try:
             self._raise(number, exception)

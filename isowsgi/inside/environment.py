@@ -285,7 +285,7 @@ def enter_folder(path: str) -> None:
 
 
 def set_path(pythonpath: Iterable[str], venv: str | None, host_site: Iterable[str], start_folder: str) -> None:
-    """Build `sys.path` anew: the mount's folders, the standard library, then its venv's site-packages or the host's.
+    """Build `sys.path` from scratch: the mount's folders, the standard library, then its venv's site-packages or the host's.
 
     Args:
         pythonpath: absolute folders, first come first.

@@ -54,7 +54,7 @@ class Extensions:
     Attributes:
         loaded: name and path of each extension module that was loaded, in order.
         refused: name, path and error of each that refused this interpreter.
-        unknown: the file that stopped the boot; kept, for code may catch everything and go on without it.
+        unknown: the file that stopped the boot; kept, for code may catch everything and continue without it.
     """
 
     def __init__(self, allowed: Mapping[str, Sequence[int]] | None) -> None:
@@ -65,7 +65,7 @@ class Extensions:
         self.unknown: str | None = None
 
     def check(self) -> None:
-        """Raise UnknownExtension if the guard stopped an import, whoever caught that."""
+        """Raise UnknownExtension if the guard stopped an import, even if the app caught the error."""
         if self.unknown is not None:
             raise UnknownExtension(self.unknown)
 
@@ -75,7 +75,7 @@ class Extensions:
         self._on_refusal = on_refusal
 
     def before(self, path: str) -> None:
-        """Take note that a file is to be loaded.
+        """Note that a file is about to be loaded.
 
         Raises:
             UnknownExtension: it may not be.

@@ -1,6 +1,6 @@
 """A copy of this process that the app has forked: it ends where the app's code does.
 
-A fork copies the thread that calls it. A copy that came back from the app would go on serving: it would answer the same client once more,
+A fork copies the thread that calls it. A copy that came back from the app would keep serving: it would answer the same client once more,
 take events of the set that it shares with the original, and outlive it. So it ends instead, as a child of `multiprocessing` does.
 """
 

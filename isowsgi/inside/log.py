@@ -1,4 +1,4 @@
-"""An instance's log: gunicorn's own logger, made anew in this interpreter, each line tagged with the mount and generation.
+"""An instance's log: gunicorn's own logger, made in this interpreter, each line tagged with the mount and generation.
 
 Files are opened in append mode, so whole lines of several interpreters and processes share one. A `Logger` cannot cross between
 interpreters, and one that lived in the main one would make every app wait for its GIL.
@@ -137,7 +137,7 @@ class Log:
 
     @property
     def access_enabled(self) -> bool:
-        """Whether the logger is to be told of each request: statsd's, or one of the user's, wants to be without an access log, too."""
+        """Whether the logger must be told of each request: statsd's, or one of the user's, wants to be without an access log, too."""
         return self._hears_all or bool(self.logger.access_log_enabled)
 
     def capture_streams(self) -> tuple[LineStream, LineStream]:
@@ -150,7 +150,7 @@ class Log:
         return out, err
 
     def reopen_files(self) -> None:
-        """Open every log file of this interpreter anew, the app's own included (after logrotate; SIGUSR1)."""
+        """Reopen every log file of this interpreter, the app's own included (after logrotate; SIGUSR1)."""
         self.logger.reopen_files()
         applogging.reopen_files()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 from typing import Any
 
-# How long somebody may have it before it counts as left behind. A line takes microseconds to write, or as long as a full pipe takes to
+# How long the lock may be held before it counts as left behind. A line takes microseconds to write, or as long as a full pipe takes to
 # empty: then the next one waits for the pipe.
 _PATIENCE_S = 1.0
 

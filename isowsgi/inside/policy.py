@@ -172,7 +172,7 @@ class _Judge:
             raise PolicyError(errno.EPERM, f'{self._name}: {text} is refused by policy {word} = "deny"; {way_out}')
 
     def _is_news(self, place: tuple[str, str, int]) -> bool:
-        """Whether a place in the code is to be logged, now; True once for each."""
+        """Whether a place in the code must be logged now; True once for each."""
         mine = object()
         if len(self._places) < MAX_PLACES:
             return self._places.setdefault(place, mine) is mine  # atomic, so one of several threads has it

@@ -37,7 +37,7 @@ OWN = frozenset((
 # Its functions are made a second time, over the snapshot. It cannot be executed twice: its flags would be put into the app's `re`.
 _OWN_FUNCTIONS = frozenset(("re",))
 
-# What gunicorn's modules import and nothing that serves calls: loaded when somebody asks for something in it. In an app that has no use for
+# What gunicorn's modules import and nothing that serves calls: loaded when one of its names is used. In an app that has no use for
 # them either, they would take 1.5 MiB.
 _SELDOM_USED = frozenset(("email.utils", "importlib.metadata", "inspect", "random", "ssl"))
 

@@ -5,13 +5,13 @@ when the runner has been inside one request for about two ticks of the monitor, 
 long system call. Measured on CPython 3.14, 8 connections, 8 threads, requests/s of a hello and a Flask app: all threads polling 12,100 and
 5,350; leader/follower 14,700 and 4,900; runner 19,200 and 7,370, as fast as one thread alone.
 
-The baton is a lock held by the one thread that polls. Each request has a turn, and whoever writes down first that the turn is his owns the
-baton's fate: the thread that comes out of the request and goes on polling, another one that does, or the monitor, which releases the
-baton for a standby. `dict.setdefault` is atomic, so exactly one gets it and never do two threads poll. Hence also: only the holder of the
-baton touches connections that no request is served on, and parts from any.
+The baton is a lock held by the one thread that polls. Each request has a turn, and the thread that first writes down that the turn is its
+own decides the baton's fate: the thread that comes out of the request and polls again, another one that does, or the monitor, which
+releases the baton for a standby. `dict.setdefault` is atomic, so exactly one gets it and never do two threads poll. Hence also: only the
+holder of the baton touches connections that no request is served on, and parts from any.
 
 An app can raise an exception in any thread that it knows (PyThreadState_SetAsyncExc): to end a request that takes too long, mostly, and
-sometimes late. Then it comes between any two bytecodes here. So what a thread must know to go on, it notes before it does it, in its hand;
+sometimes late. Then it comes between any two bytecodes here. So a thread notes what it must know to continue before it acts, in its hand;
 a turn can be asked again whose it is; and what the source lost of its events, it gets by `repair`.
 """
 
@@ -59,7 +59,7 @@ class Source(Protocol[C]):
 _UNSAID_S = 1.0
 
 
-# Disturbances in a row, without a request served between them, from which on a thread sleeps before it goes on, and for how many seconds:
+# Disturbances in a row, without a request served between them, from which on a thread sleeps before it continues, and for how many seconds:
 # what fails again at once would take a core, and fill the log.
 _MOST_AT_ONCE = 3
 _PAUSE_S = 0.1
@@ -133,7 +133,7 @@ class Runner(Generic[C]):
                 hand.disturbance = exc
 
     def retake(self) -> bool:
-        """Let a standby poll while the runner's request goes on; False if the request has just ended."""
+        """Let a standby poll while the runner's request runs; False if the request has just ended."""
         mine = object()
         if self._turn.setdefault(0, mine) is not mine:
             return False

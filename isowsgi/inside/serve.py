@@ -74,7 +74,7 @@ class Service:
         containment: Containment,
     ) -> None:
         serving, fds = order.serving, order.fds
-        assert fds is not None, "whoever makes the instance gives it descriptors"
+        assert fds is not None, "the maker of the instance gives it descriptors"
         self._keepalive_s = serving.keepalive_s
         self._receive_limit = _timeval(serving.body_timeout_s)
         self._send_limit = _timeval(_SEND_MARGIN * serving.send_timeout_s)
@@ -219,7 +219,7 @@ class Service:
         job = self._own.job
         try:
             connection.fate = self._serve(connection, job)
-        except (OSError, RequestTimeout):  # reset, or given up, between two of our calls
+        except (OSError, RequestTimeout):  # reset, or timed out, between two of our calls
             connection.fate = Fate.CLOSE
         except Exception as exc:
             if is_from_outside(exc):  # the app raises it in its threads, a moment too late
@@ -278,7 +278,7 @@ class Service:
     def repair(self, in_service: Container[int]) -> None:
         """Find every connection again after an exception in the midst of polling or settling; by the holder of the baton only.
 
-        Events that were taken may be lost. All that is armed is armed anew, and fires if there is something. The kernel knows the
+        Events that were taken may be lost. All that is armed is re-armed, and fires if there is something. The kernel knows the
         descriptors, also those that were handed over and not seen yet.
         """
         self._is_broken = False
@@ -391,7 +391,7 @@ class Service:
         # inherited. An event of it would be taken for one of the next connection that gets the number.
         try:
             self._epoll.unregister(fd)
-        except OSError:  # it is armed no more
+        except OSError:  # it is no longer armed
             pass
         self._exchange.close(sock, fd, self._own.job.row.words)
 

@@ -44,7 +44,7 @@ class AppSocket(socket.socket):
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
             _open(self)
-            if name == "fileno":  # to wait for the client to hang up, perhaps; but a library for another protocol goes on with the number
+            if name == "fileno":  # to wait for the client to hang up, perhaps; but a library for another protocol keeps using the number
                 if _asks_for_another_protocol(self._connection):
                     _take_over(self)
             elif name not in _ONLY_LOOKS:

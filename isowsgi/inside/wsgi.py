@@ -48,7 +48,7 @@ class Connection:
     """A client's connection while this instance owns it.
 
     Args:
-        sock: blocking, with time limits of its own.
+        sock: blocking, with its own time limits.
         fd: its descriptor.
         key: its name on the scoreboard, see `handover.key_of`.
         peer: the client's address as `accept` gives it; "" on a Unix socket.

@@ -21,7 +21,7 @@ from isowsgi.shared.routing import Router
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
 DEFAULT_THREADS = 4
 
-# How long all pauses of a replacement's boot may be: somebody has asked for it, and may be watching.
+# How long all pauses of a replacement's boot may be: an operator may have asked for it, and be waiting.
 _MOST_PAUSE_S = 5.0
 
 

@@ -65,7 +65,7 @@ class HousedInstance(abc.ABC):
             messages.Measured: self._on_measured,
             messages.Closed: lambda report: self._on_ended(report.threads),
         }
-        self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by whoever outlives the other side
+        self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by the side that outlives the other
         self._channel, self._inner = (self._owned.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self._channel.setblocking(False)
 
@@ -214,7 +214,7 @@ class HousedInstance(abc.ABC):
         return is_any
 
     def _connection_of(self, key: int) -> socket.socket | None:
-        """Return a connection that this instance has, by its key on the scoreboard; None if it has it no more."""
+        """Return a connection that this instance has, by its key on the scoreboard; None if it no longer has it."""
         return dup_of(key)
 
     def _mount_of(self, row: Row) -> int:

@@ -30,7 +30,7 @@ def boot_source(order: BootOrder) -> str:
 
 
 class InterpreterInstance(HousedInstance):
-    """One live copy in an interpreter of its own.
+    """One live copy in its own interpreter.
 
     Args:
         shared_fds: descriptors that all instances share, by their names in `messages.Descriptors`. They stay the caller's.
@@ -97,7 +97,7 @@ class InterpreterInstance(HousedInstance):
             try:
                 interpreters.destroy(handle)
             except Exception:
-                return  # refused: somebody is still in there after all
+                return  # refused: a thread is still in there after all
         self._owned.close()
 
     def _report_failure(self, failure: str, threads_left: int) -> None:

@@ -32,7 +32,7 @@ class Judge:
         isolation: of the instance.
         control_words: of the instance's control row.
         thread_rows: of its threads.
-        connection_of: returns a connection that the instance has, by its key on the scoreboard; None if it has it no more.
+        connection_of: returns a connection that the instance has, by its key on the scoreboard; None if it no longer has it.
         counters_of: returns the words in which is counted what is done for a row's mount.
     """
 
@@ -117,7 +117,7 @@ class Judge:
 
 
 def cut(sock: socket.socket, answer: bytes) -> None:
-    """Answer a client whose connection belongs to somebody who cannot run, and shut the connection down.
+    """Answer a client whose connection belongs to an instance that cannot run, and shut the connection down.
 
     Args:
         sock: a descriptor of it for this; closed.

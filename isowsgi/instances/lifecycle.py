@@ -42,7 +42,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.DRAIN): State.DRAINING,  # it was replaced, and now the worker stops too
     (State.DRAINING, Event.BOOT_FAILED): State.FAILED,
     (State.SERVING, Event.DRAIN): State.DRAINING,
-    (State.SERVING, Event.THREAD_STUCK): State.STUCK,  # its other threads go on until it is replaced
+    (State.SERVING, Event.THREAD_STUCK): State.STUCK,  # its other threads keep serving until it is replaced
     (State.SERVING, Event.ENDED): State.CLOSED,  # its threads ended unasked; what was in flight is lost
     (State.DRAINING, Event.ENDED): State.CLOSED,
     (State.DRAINING, Event.DRAIN_TIMEOUT): State.STUCK,

@@ -1,7 +1,7 @@
 """An instance in the worker's main interpreter, as mod_wsgi's application group %{GLOBAL}: for what works nowhere else in a process.
 
 It is what an interpreter is, minus the interpreter: the same code (`inside/`) in threads of the main one. There is one such instance, with
-all mounts that ask for it. It shares modules, GIL and exit functions with the worker itself, and cannot be loaded anew without that.
+all mounts that ask for it. It shares modules, GIL and exit functions with the worker itself, and cannot be reloaded without a new worker.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Owner(Protocol):
     """Who owns connections that no instance has: the acceptor."""
 
     def take_back(self, fd: int) -> None:
-        """Own a connection whose next request is to be routed."""
+        """Own a connection whose next request must be routed."""
 
     def take_lingering(self, fd: int) -> None:
         """Own one that was answered and shut down for writing."""
@@ -58,7 +58,7 @@ class Owner(Protocol):
 
 
 class ProcessInstance(HousedInstance):
-    """One live copy in a process of its own.
+    """One live copy in its own process.
 
     Args:
         shared_fds: board, and origins if there are any. They stay the caller's.

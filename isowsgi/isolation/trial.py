@@ -1,7 +1,7 @@
 """A trial: load an app in a process to throw away, to see whether and how it loads with one isolation.
 
 What an app may do when it is loaded (crash, exit, hang, print without end, take an extension module's only slot) it does there, and it is
-a finding. The child is started anew, never forked, runs the same code as an instance in a worker, and cannot outlive its parent.
+a finding. The child is a new process, never a fork, runs the same code as an instance in a worker, and cannot outlive its parent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _RESULT_BYTES = 4 * 1024 * 1024
 # Reads of a pipe after the child's end: more than a pipe holds (64 KiB, or 1 MiB at most for other users than root).
 _PIPE_READS = 20
 
-# How much longer than a load may take the child may say nothing: it keeps that limit by itself if it can, takes a moment to start, and
+# How much longer than a load may take the child may say nothing: it enforces the same limit itself if it can, takes a moment to start, and
 # ending a copy takes 10 s at most.
 _MARGIN_S = 12.0
 
@@ -149,7 +149,7 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
                 stderr=output_end,
                 pass_fds=[result_end, lifeline],
                 env={**environ, VARIABLE: token},
-                start_new_session=True,  # a process group of its own, so that all of it can be ended; and Ctrl-C is not for it
+                start_new_session=True,  # its own process group, so that the whole group can be ended, and Ctrl-C does not reach it
             )
         except OSError as exc:
             return Outcome(isolation=isolation, loaded=False, error=f"cannot run {executable!r}: {exc.strerror}", failed_copy=1)
@@ -214,7 +214,7 @@ def _trial_order(order: BootOrder, isolation: str, token: str) -> BootOrder:
         log=None,
         log_files={},
         environment=around.replace(env={**around.env, VARIABLE: token}),
-        place=Place(region=0, first_row=0),  # of a scoreboard of its own
+        place=Place(region=0, first_row=0),  # of the trial's own scoreboard
         # What hooks do is meant for an app that serves; only what their modules load counts.
         hooks={},
         loading=loading.replace(
@@ -239,7 +239,7 @@ def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[b
         limit_s: how long it may give no sign.
 
     Returns:
-        the result, the end of its output, and whether it ended by itself.
+        the result, the last part of its output, and whether it ended without being killed.
     """
     process = os.pidfd_open(pid)
     deadline = time.monotonic() + limit_s

@@ -42,7 +42,7 @@ class Ledger:
 
 
 class CrashReport:
-    """Says in the log what a worker was doing when it died, and decides who is to be quarantined.
+    """Says in the log what a worker was doing when it died, and decides which mount is quarantined.
 
     Args:
         board: the dead worker's.

@@ -5,7 +5,7 @@ descriptor in another owner's set hands it over: one system call, and no object,
 
 An instance in a child process gets the descriptor by mail (SCM_RIGHTS, unix(7)). The worker keeps its own descriptor meanwhile, unarmed and
 untouched: it is lent. So a child says by number what becomes of a connection, without sending a descriptor back, and when a child dies the
-worker still has every connection of it: those in flight are answered 502, all others go on elsewhere.
+worker still has every connection of it: those in flight are answered 502, all others are served elsewhere.
 
 A descriptor's number outlives its connection: it is the next one's. So whoever speaks of a connection that another may have closed names
 it by a serial that is never used twice. Each loan has one, and a child is believed only for what is lent under it. And a row of the
@@ -28,7 +28,7 @@ from typing import Protocol
 from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED
 
 # In an owner's set: an event for each arrival, with the bytes so far still in the buffer. Bytes peeked at stay there, so a level-triggered
-# descriptor would fire for ever. One that is disarmed by its event and armed anew after each request costs a system call more.
+# descriptor would fire for ever. One that is disarmed by its event and re-armed after each request costs a system call more.
 ARM_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
 # Back to the acceptor: fires at once, for it learns of the connection only by an event, and has to close it in time even if the client
@@ -40,7 +40,7 @@ ARM_RETURN = ARM_EDGE | select.EPOLLOUT
 _GIVEN = struct.Struct("=qi")
 _FATE = struct.Struct("=cq")
 RETURNED = b"r"  # its next request is another instance's
-LINGERING = b"l"  # it was answered and shut down for writing; what the client still sends is to be read away
+LINGERING = b"l"  # it was answered and shut down for writing; what the client still sends is read and thrown away
 CLOSED_THERE = b"c"  # nothing is left to do but to close it
 
 _DESCRIPTOR = struct.Struct("=i")
@@ -79,7 +79,7 @@ def key_of(sock: socket.socket, number: int) -> int:
     """
     try:
         cookie: int = _COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE.size))[0]
-    except OSError:  # a sandbox with a kernel of its own: the number must do
+    except OSError:  # a sandbox with its own kernel: the number must do
         cookie = 0
     return (cookie << _NUMBER_BITS | number + 1) & _KEY_MASK
 

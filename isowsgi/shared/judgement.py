@@ -73,7 +73,7 @@ class Question:
         return self._words[ANSWERED]
 
     def decide(self, is_cut: bool) -> None:
-        """Say what was decided, after it is done: then the thread goes on, and the connection may be another's."""
+        """Say what was decided, after it is done: then the thread continues, and the connection may be another's."""
         self._words[JUDGED] = self._number << _SHIFT | (_CUT if is_cut else _SPARED)
 
 

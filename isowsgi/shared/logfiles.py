@@ -17,7 +17,7 @@ _EXTRAS: Mapping[str, Any] = {"logconfig": None, "logconfig_dict": {}, "logconfi
 
 
 class HeldFile:
-    """Lets a log handler keep the file that it has if it cannot open it anew, as gunicorn asks it to on SIGUSR1.
+    """Lets a log handler keep its file if it cannot reopen the file, as gunicorn asks it to on SIGUSR1.
 
     Args:
         fd: of the file, opened for appending; duplicated here.
@@ -50,7 +50,7 @@ class HeldFile:
 
 
 def hold(loggers: Iterable[logging.Logger]) -> list[HeldFile]:
-    """Have all handlers of some loggers that write to files keep them; before root is given up."""
+    """Have all handlers of some loggers that write to files keep them; before the process drops root."""
     return [HeldFile(handler, fd) for handler, fd in _open_files(loggers)]
 
 
@@ -72,7 +72,7 @@ LoggerClass = Callable[[Any], Any]
 
 
 def make_logger(logger_class: LoggerClass, plain_class: LoggerClass, cfg: Any, files: Mapping[str, int]) -> tuple[Any, list[str]]:
-    """Make gunicorn's logger, without what cannot be had: a log that cannot be opened costs that log and no more.
+    """Make gunicorn's logger, without what cannot be had: a log that cannot be opened costs only that log.
 
     Args:
         logger_class: as configured.

@@ -7,7 +7,7 @@ it, in an interpreter and in a child process alike, and nothing has to travel wi
 
 A memfd, read and written by pread and pwrite: a place that was never used costs no memory, and one that was used keeps its page. Instances
 get a descriptor that only reads, and nobody can cut the memory off. What is read is checked all the same, for a child process of the same
-user can open the file anew.
+user can reopen the file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Origins:
         fd: of an existing one, which stays the caller's and is only read; None makes a new one.
 
     Attributes:
-        fd: for instances: it can only be read, where there is a /proc to open it anew.
+        fd: for instances: it can only be read, where there is a /proc to reopen it.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -76,7 +76,7 @@ class Origins:
         """Return where a connection comes from; by its owner.
 
         Raises:
-            ValueError: nothing was written for it, or somebody else has written over it.
+            ValueError: nothing was written for it, or another process has overwritten it.
         """
         place = number * PLACE_BYTES
         data = os.pread(self.fd, _FIRST_READ, place)

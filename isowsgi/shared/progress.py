@@ -14,7 +14,7 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 def delivered(sock: socket.socket) -> int:
     """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
 
-    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing of how it goes on.
+    One call sends a whole response, or a whole file, so what was handed to the kernel says nothing about its progress.
     """
     try:
         if sock.family == socket.AF_UNIX:

@@ -1,7 +1,7 @@
 """Why an app failed to load: does its interpreter not suit it, or is it broken? Values and rules, no I/O.
 
-A *refusal* is about the home: the same app loads elsewhere. A *broken* app loads nowhere, so its own traceback is all there is to say.
-What is neither for certain is *unclear*, and only a trial elsewhere can settle it (see `decision`).
+A *refusal* is about the isolation: the same app loads with another. A *broken* app loads nowhere, so its own traceback is all there is to
+say. What is neither for certain is *unclear*, and only a trial elsewhere can settle it (see `decision`).
 
 Packages often wrap a refusal in an error of their own ("Error importing numpy: you should not try to ..."), so the whole chain of
 exceptions is looked at, not the last line. Kept small: the interpreters of apps import it.
@@ -49,13 +49,13 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 
 _REFUSED_MODULE = re.compile(r"module (\S+) does not support loading in subinterpreters")
 
-# Exceptions that an app raises in every home. Not WarmUpError: the warm-up request may have met a refusal that the app turned into a
+# Exceptions that an app raises with every isolation. Not WarmUpError: the warm-up request may have met a refusal that the app turned into a
 # 500. Not ImportError: a package may say so of what it could not load here.
 _BROKEN_ERRORS = re.compile(
     r"(?:\w+\.)*(?:SyntaxError|IndentationError|TabError)\b"
     r"|(?:\w+\.)*ModuleNotFoundError: No module named '"  # a module hidden by us: "import of x halted; None in sys.modules"
     r"|(?:\w+\.)*AppImportError\b"  # gunicorn's: no such attribute, not callable, wrong arguments of a factory
-    r"|isowsgi\.inside\.policy\.PolicyError\b"  # the policy goes with the mount into every home
+    r"|isowsgi\.inside\.policy\.PolicyError\b"  # the mount has its policy with every isolation
 )
 
 

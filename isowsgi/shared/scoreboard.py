@@ -14,7 +14,7 @@ the sum over retired and living workers never goes back; `Board.read` takes both
 
 Every process that has the descriptor may write anything anywhere, by a mistake in C code if by nothing else. So the memory is sealed: it
 cannot be cut off under its readers. What is read of it is brought into bounds before it is used. And what the master must be sure of (how
-many regions there are, what the retired workers counted) it keeps in memory of its own; the board has a copy for readers.
+many regions there are, what the retired workers counted) it keeps in private memory; the board has a copy for readers.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ BYTES_OUT = 22  # of bodies
 BUSY_NS = 23  # spent in requests that have ended
 CPU_NS = 24  # of the thread; written by the control thread while it lives, see `deadlines.Job.take_cpu`
 EXCEPTIONS = 25  # that the app raised out of a request
-TIMEOUTS = 26  # requests given up for lack of progress
+TIMEOUTS = 26  # requests that timed out for lack of progress
 TURNED_AWAY = 27  # requests answered 503 because they waited too long, or too many did
 RELOADS = 28  # these to BOOT_NS: a mount's row
 STUCK = 29  # instances left behind
 BOOTS = 30  # that ended well
 BOOT_FAILURES = 31
 BOOT_NS = 32  # that the former took
-CRASHES = 33  # of workers, among the retired only: all, or those laid at the door of a mount; and of its own processes, in its row
+CRASHES = 33  # of workers, among the retired only: all, or those attributed to a mount; and of the mount's own processes, in its row
 ACCEPTED = 34  # connections; these three: row 0
 HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's thread, see `tls`
 HANDSHAKE_FAILURES = 36
-INTERNAL_ERRORS = 37  # mistakes of isowsgi's own that were contained; by whoever contained them, see `containment`
+INTERNAL_ERRORS = 37  # isowsgi's own mistakes that were contained; counted where they are contained, see `containment`
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.
 AT_CAPACITY = 0  # 1 while the worker has as many connections as worker_connections allows
-CLEAN_EXIT = 1  # 1 once the worker left of its own will
+CLEAN_EXIT = 1  # 1 once the worker has begun to exit by itself
 ROWS_USED = 2  # rows that were ever allotted, row 0 included
 STOPPING = 3  # 1 from before the listeners are closed: the next response on each connection is its last
 
@@ -253,7 +253,7 @@ class Row:
         self.words[RESPONSES + status // 100] += 1
 
     def clear(self) -> None:
-        """Say that nobody works here any more; by whoever retires the row's thread. Counters stay."""
+        """Say that no thread uses this row any more; called by the side that retires the thread. Counters stay."""
         for word in _OF_THE_MOMENT:
             self.words[word] = 0
 
@@ -443,7 +443,7 @@ class Scoreboard:
         """Return what the worker published last."""
         try:
             report = json.loads(self._report.read() or b"null")
-        except ValueError:  # written over by somebody else, or being erased
+        except ValueError:  # overwritten by another process, or being erased
             return None
         return report if isinstance(report, dict) else None
 
@@ -461,7 +461,7 @@ class Scoreboard:
         return [mount for words in rows if words[LOADING] and (mount := self._mount_here(words)) is not None]
 
     def total(self, word: int, first: int = 1, rows: int | None = None, every: int = 1) -> int:
-        """Return the sum of one word over rows, or over every so-manieth of them; by default all that were allotted."""
+        """Return the sum of one word over rows, or over every nth of them; by default over all that were allotted."""
         end = first + rows if rows is not None else self._used
         return sum(self._words[first * _ROW_WORDS + word : end * _ROW_WORDS : _ROW_WORDS * every])
 
@@ -504,7 +504,7 @@ class Scoreboard:
         self._words.release()
         try:
             self._memory.close()
-        except BufferError:  # somebody holds a row; the mapping goes with it
+        except BufferError:  # a row is still held; the mapping is freed with it
             pass
 
     def _rows_used(self) -> int:
@@ -556,7 +556,7 @@ class Board:
     # For the master.
 
     def new_region(self, patterns: Sequence[str], now: float) -> Scoreboard:
-        """Give a worker that is to be forked a region of its own.
+        """Give the worker that is forked next its own region.
 
         Args:
             patterns: of its mounts, by number.
@@ -587,7 +587,7 @@ class Board:
         """Keep what a worker counted, once it is reaped, and take its region back.
 
         Args:
-            crashed: the pattern of the mount that the worker's crash is laid at the door of, "" if it crashed otherwise; None: it did not.
+            crashed: the pattern of the mount that the worker's crash is attributed to, "" if to none; None: it did not crash.
         """
         totals = self._own_totals
         assert totals is not None, "only who made the board retires regions"
@@ -623,7 +623,7 @@ class Board:
             regions = [self._map(number).read() for number in numbers]
             if sequence % 2 == 0 and self._words[_SEQUENCE] == sequence:
                 break
-            time.sleep(0.0005)  # the master is at it
+            time.sleep(0.0005)  # the master is updating it
         for number in set(self._mapped).difference(numbers):
             self._mapped.pop(number).close()
         for region in regions:
@@ -648,7 +648,7 @@ class Board:
         try:
             rows = json.loads(self._retired.read() or b"[]")
             return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
-        except (ValueError, TypeError):  # written over by somebody else
+        except (ValueError, TypeError):  # overwritten by another process
             return {}
 
 

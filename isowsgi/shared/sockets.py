@@ -227,9 +227,9 @@ def remove(folder_fd: int, name: str) -> None:
 
 
 def clean_up(folder: str, folder_fd: int) -> None:
-    """Remove the sockets of workers that are no more: those on which nobody listens, whatever their process ids say.
+    """Remove the sockets of workers that have ended: those on which nobody listens, whatever their process ids say.
 
-    A process id is worth nothing in another container that shares the folder, nor after it was given to somebody else.
+    A process id means nothing in another container that shares the folder, nor after another process has got it.
     """
     for place in places(folder, folder_fd):
         try:

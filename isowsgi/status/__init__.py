@@ -1,6 +1,6 @@
 """The status page, an app like any other: `"/-/isowsgi" = "isowsgi.status:application"`.
 
-In an interpreter of its own, so that it neither disturbs the apps nor brings its packages into the main interpreter. It reads the
+In its own interpreter, so that it neither disturbs the apps nor brings its packages into the main interpreter. It reads the
 scoreboard's memory, changes nothing, and answers for all workers, whichever of them it runs in.
 """
 

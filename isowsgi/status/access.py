@@ -1,4 +1,4 @@
-"""Who may see the status page: whoever asks from this machine by itself, and whom the config file allows.
+"""Who may see the status page: clients on this machine that come through no proxy, and whom the config file allows.
 
 The address is that of the connection. What a header says of another one is never believed; but a request that says it came through a
 proxy is not taken for one from this machine.

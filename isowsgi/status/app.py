@@ -125,9 +125,9 @@ class StatusPage:
         return _text(f"{mount}: not ready\n", 503) if mount in missing else _text("ready\n", 200)
 
     def _live(self, request: Request) -> Response:
-        """Answer 200 as long as this worker's main interpreter goes on; that we answer shows that ours does."""
+        """Answer 200 as long as this worker's main interpreter runs; that we answer shows that ours does."""
         now = time.time()
-        own = (os.getpid(), os.getppid())  # the latter if this runs in a process of its own
+        own = (os.getpid(), os.getppid())  # the latter if this runs in its own process
         silent = [now - r.report["updated"] for r in self._read().regions if r.report and r.report["pid"] in own]
         if silent and min(silent) > _MOST_SILENT_S:
             return _text(f"the worker's main interpreter has not reported for {min(silent):.0f} s\n", 503)

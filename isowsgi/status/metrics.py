@@ -55,7 +55,7 @@ _BY_MOUNT = (
 
 
 class BoardCollector(Collector):
-    """Reads the board anew for each scrape."""
+    """Reads the board for each scrape."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -65,7 +65,7 @@ class BoardCollector(Collector):
 
 
 def registry(board: Board) -> CollectorRegistry:
-    """Return a registry with the board's metrics and nothing else; not the process' of whoever answers."""
+    """Return a registry with the board's metrics and nothing else; not with those of the process that answers."""
     made = CollectorRegistry(auto_describe=False)
     made.register(BoardCollector(board))
     return made

@@ -1,4 +1,4 @@
-"""What the whole board says, by mount and over all workers, as plain values for JSON: for the status page and whoever else asks.
+"""What the whole board says, by mount and over all workers, as plain values for JSON: for the status page and other readers.
 
 Pure: made from one reading of the board. Counters are those of all workers that ever lived; what is in flight, queued or stuck is the
 living ones'.

@@ -1,6 +1,6 @@
-"""Boots take turns: no more mounts are loaded at a time than there are cores, so that each is done before its `boot_timeout`.
+"""Boots take turns: at most as many mounts are loaded at a time as there are cores, so that each is done before its `boot_timeout`.
 
-Loading an app is mostly work for a processor. Twenty apps at once on two cores took each twenty times as long; all were given up together,
+Loading an app is mostly work for a processor. Twenty apps at once on two cores took each twenty times as long; all timed out together,
 and tried again together, for ever. So they wait in a line, in the order of the config file, and the time of a boot begins with its turn. A
 mount for which a request waits is next. An app that waits for something while it is loaded, as a database, keeps no core busy: while half
 of the machine is idle, one more is let in each second. A mount on trial has no place: trials have a limit of their own, and apps without

@@ -16,7 +16,7 @@ from isowsgi.shared.handover import ARM_EDGE
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import PEEK_MAX_BYTES
 
-# How long, and how many bytes, a refused client may go on sending before its connection is closed: gunicorn.util.close_graceful's. Of the
+# How long, and how many bytes, a refused client may keep sending before its connection is closed: gunicorn.util.close_graceful's. Of the
 # bytes twice as many: a head may be refused because it is too large to be peeked at, and then all of it is still to be read.
 LINGER_S = 2.0
 LINGER_MAX_BYTES = 2 * PEEK_MAX_BYTES
@@ -114,7 +114,7 @@ class Clients:
             client.armed_in = None
 
     def part_with(self, client: Client) -> int:
-        """Return the descriptor of a connection that is somebody else's from here on."""
+        """Return the descriptor of a connection, which has another owner from here on."""
         self._disarm(client)
         fd = client.sock.detach()
         del self.by_fd[fd]

@@ -168,7 +168,7 @@ class Deployment:
         return self.slots.is_replacing() or self.succession.is_open
 
     def is_asleep(self) -> bool:
-        """Whether it has no instance because nobody asked for one."""
+        """Whether it has no instance because no request has needed one."""
         is_held_back = self.is_quarantined or self.is_stopped or self.is_in_line or self.backoff.retry_at is not None
         return not is_held_back and not self.siting.is_on_trial and not self.succession.is_open and self.slots.is_empty()
 
@@ -186,7 +186,7 @@ class Deployment:
         is_whole = len(serving) == len(self.slots.live) and all(instance.generation >= generation for instance in serving)
         return is_whole and not self.wanted and not self.is_replacing()
 
-    # What is to be done.
+    # Actions.
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none, and none on its way."""
@@ -248,7 +248,7 @@ class Deployment:
                 self.wanted = reason  # again when it is retried
 
     def replace_slot(self, instance: Instance, now: float) -> None:
-        """Boot one instance beside one that cannot go on."""
+        """Boot one instance beside one that can no longer serve."""
         if instance not in self.slots.live or self.is_ending:
             return
         slot = self.slots.live.index(instance)
@@ -307,7 +307,7 @@ class Deployment:
     def install(self, instance: Instance, now: float) -> None:
         """An instance is up: it takes its slot, and who had it drains."""
         if instance in self.slots.retired:
-            return  # it was given up before it was up, and was told to end then
+            return  # its boot timed out before it was up, and it was told to end then
         self.backoff.succeeded()
         self.siting.trials = 0
         if self.mount.max_requests:

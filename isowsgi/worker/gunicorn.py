@@ -208,7 +208,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self._made().acceptor.start_accepting()
 
     def _once_a_second(self) -> list[tuple[str, Callable[[], object]]]:
-        """Return what is due about once a second: each by itself, so that one that fails costs the others nothing."""
+        """Return what is due about once a second, as separate calls: one that fails does not stop the others."""
         return [
             ("heartbeat", self.notify),
             ("parent", self._look_at_parent),

@@ -140,7 +140,7 @@ class Listeners:
     def _on_event(self, listener: socket.socket) -> None:
         self._accept(listener)
         if self._shared and self.is_accepting:
-            # The kernel wakes the process that waits longest of all, and goes on waking it: of 60 connections opened one by one 59 reached
+            # The kernel wakes the process that has waited longest, and keeps waking it: of 60 connections opened one by one 59 reached
             # the same one of three workers. Registered again, it goes to the queue's end.
             try:
                 self._watch(listener)

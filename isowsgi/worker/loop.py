@@ -1,7 +1,8 @@
 """The worker's loop: one epoll set, timers, and the containment of all that is called by them. One thread of the main interpreter.
 
-Whatever a callback raises costs that one call: it is logged with its traceback, counted, and the loop goes on. A descriptor whose callback
-has failed is left alone for a second, for its event would come again at once. Only an epoll set that cannot be polled ends the loop.
+Whatever a callback raises costs that one call: it is logged with its traceback and counted, and the loop continues. A descriptor whose
+callback has failed is left alone for a second, for its event would come again at once. Only an epoll set that cannot be polled ends the
+loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How many connections a mount may have that it does not answer: so that neighbours always get some.
 
 A connection that was handed over is the instance's, and nobody else can tell whether it will ever be looked at. So hand-overs are counted
-against what the instance does: each request that it begins, turns away or whose connection it closes is one that waits no more. An instance
-gets no more once the requests that wait for it are half of all connections that those before it have left. More wait with the acceptor: as
-long as the instance does anything, to be handed over later; else to be answered 503.
+against what the instance does: each request that it begins, turns away or whose connection it closes is one that no longer waits. An
+instance gets no further ones once the requests that wait for it are half of all connections that those before it have left. More wait with
+the acceptor: as long as the instance does anything, to be handed over later; else to be answered 503.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Shares:
         return True
 
     def is_stalled(self, server: Server, now: float) -> bool:
-        """Whether an instance that may have no more does not answer."""
+        """Whether an instance that has reached its share does not answer."""
         waiting = self._waiting.get(server)
         return waiting is not None and now - waiting.since >= STALLED_S
 

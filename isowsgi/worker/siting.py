@@ -76,7 +76,7 @@ class Siting:
         return self._is_suspect or self.is_on_trial
 
     def is_overdue(self, now: float) -> bool:
-        """Whether a trial takes longer than the app may take to load; requests wait no more then."""
+        """Whether a trial takes longer than the app may take to load; then requests no longer wait."""
         limit_s = self._deployment.mount.boot_timeout
         return self.is_on_trial and bool(limit_s) and now - self._began > limit_s
 
@@ -85,7 +85,7 @@ class Siting:
         if not self.is_auto or instance.isolation != self.isolation or not self._is_for_trial(instance):
             return False
         if instance in self._deployment.slots.retired:
-            return False  # it was given up, and what follows from that was done
+            return False  # its boot timed out, and what follows from that was done
         self._deployment.slots.vacate(instance)
         if self.is_on_trial:
             return True

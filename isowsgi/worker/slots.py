@@ -63,7 +63,7 @@ class Slots:
     Attributes:
         live: the instance in each slot, whatever its state.
         coming: what replaces it.
-        retired: those that were replaced, or given up, and have not ended yet.
+        retired: those that were replaced, or whose boot timed out, and have not ended yet.
         left: those that have ended, but whose interpreter cannot be freed, as threads of the app's run in it.
         began: monotonic seconds when each was started, or loaded, or retired.
         held: those that get no connection any more: C code holds their GIL, or they cannot be believed.

@@ -12,7 +12,7 @@ from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.memory import rss_mib
 from isowsgi.worker.supervisor import Supervisor
 
-# No line is folded: whoever reads a log has a window that scrolls, or a file.
+# No line is folded: a log is read in a window that scrolls, or in a file.
 _WIDTH = 1000
 
 

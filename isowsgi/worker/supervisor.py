@@ -38,7 +38,7 @@ class Supervisor:
         quarantined: patterns that crashed workers too often; they are answered 503.
         moved: patterns that crashed workers too often and shall live in a process.
         suspects: patterns that were being loaded when a worker died.
-        on_files: takes files that, once changed, should make the worker reload; None if nobody asked.
+        on_files: takes files that, once changed, should make the worker reload; None: no file is watched.
         origins_fd: of the table that says where connections come from; None: their sockets do.
 
     Attributes:

@@ -42,7 +42,7 @@ class Session:
         self.to_app: bytes | memoryview = b""  # decrypted, the same
         self.client_has_ended = False  # its last byte was decrypted
         self.tcp_has_ended = False
-        self.app_is_deaf = False  # the other end of the pair is closed, or reads no more
+        self.app_is_deaf = False  # the other end of the pair is closed, or no longer reads
         self.is_shut = False  # for writing
         self.discarded = 0  # bytes, since then
         self.client_armed: int | None = None  # for which events; None: not at all

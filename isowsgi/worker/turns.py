@@ -1,7 +1,7 @@
 """Replacements take turns: one mount at a time loads its new generation.
 
 Loading takes a processor from all apps that serve, and there are two generations in memory meanwhile. So however many mounts are to be
-replaced, their neighbours feel no more of it than of one. First boots do not wait: nobody serves their requests.
+replaced, their neighbours notice no more than the replacement of one. First boots do not wait: nobody serves their requests.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
@@ -31,12 +31,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: list[Replaceable] = []
-        self._called: Replaceable | None = None  # while it is told to go on
+        self._called: Replaceable | None = None  # while it is told to continue
         self._holder: Replaceable | None = None
         self._since = 0.0
 
     def take(self, deployment: Replaceable, now: float) -> bool:
-        """Return whether a deployment has its turn and begins at once; if not, it is told to go on when it has."""
+        """Return whether a deployment has its turn and begins at once; if not, it is told to continue when its turn comes."""
         if self._is_taken(now) or (self._waiting and deployment is not self._called):
             if deployment not in self._waiting:
                 self._waiting.append(deployment)
@@ -45,7 +45,7 @@ class Turns:
         return True
 
     def pass_on(self, now: float) -> None:
-        """Tell who is next to go on; called when a replacement may have ended, and about once a second."""
+        """Tell the next deployment to continue; called when a replacement may have ended, and about once a second."""
         try:
             while self._waiting and not self._is_taken(now):
                 self._called = self._waiting.pop(0)

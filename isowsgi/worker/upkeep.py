@@ -55,7 +55,7 @@ class Upkeep:
         self._look_for_quiet(now)
 
     def drop_boot(self, instance: Instance, now: float) -> None:
-        """Wait no more for an instance to come up."""
+        """Stop waiting for an instance to come up."""
         deployment = self._deployment
         deployment.recovery.lose_boot(instance, now)
         deployment.slots.vacate(instance)

@@ -44,7 +44,7 @@ class Workshop:
         leaked: interpreters ended on a release that keeps their memory.
         is_stopping: whether the worker is, so that nothing needs to be freed any more.
         on_report: called when an instance has something to say, and the deployment has dealt with it.
-        on_files, on_stacks, on_measured: see `Surroundings`; whoever wants to know sets them.
+        on_files, on_stacks, on_measured: see `Surroundings`; set by those who want to know.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """What extension modules declare about subinterpreters: their module definition's slots, read in a child process.
 
-Opening a file runs code of its own, and its init function may crash when it is called alone, so this never happens in the asking process.
-Run as a script, `declares.py PATH...`, it is that child, under any CPython from 3.11 on; it then imports the standard library only.
+Opening an extension file runs its code, and its init function may crash when it is called alone, so this never happens in the asking
+process. Run as a script, `declares.py PATH...`, it is that child, under any CPython from 3.11 on; it then imports the standard library
+only.
 """
 
 from __future__ import annotations

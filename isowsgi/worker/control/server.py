@@ -100,7 +100,7 @@ class ControlServer:
         return self._epoll.fileno()
 
     def wait_s(self) -> float:
-        """Return after how many seconds `tick` is to be called at the latest."""
+        """Return after how many seconds `tick` must be called at the latest."""
         return _LOOK_S if self._clients else math.inf
 
     def turn(self) -> None:
@@ -140,7 +140,7 @@ class ControlServer:
                 client.sock.close()
 
     def close(self) -> None:
-        """Listen no more; those who wait are told that the worker stops."""
+        """Stop listening; clients that wait are told that the worker stops."""
         if self._listener is not None:
             sockets.remove(self.folder_fd, self._name)
             self._epoll.unregister(self._listener)
@@ -180,7 +180,7 @@ class ControlServer:
         except OSError:
             data = b""
         if not data:
-            self._close(client)  # what it asked for goes on by itself
+            self._close(client)  # what it asked for is done all the same
             return
         if client.errand is not None:
             self._refuse(client, "malformed", "expected one request, got bytes after it", now)
