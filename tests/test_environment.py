@@ -321,4 +321,4 @@ tell(environment.green_threads())
     before, imported, patched = in_interpreter(code)["told"]
 
     assert (before, imported) == ("", "")
-    assert patched.startswith(f"; {module.partition('.')[0]} has patched the standard library while the app was loaded")
+    assert patched.startswith(f"; {module.partition('.')[0]} patched the standard library while the app was loaded")

@@ -69,7 +69,7 @@ class Access:
             name = name.partition(":")[0].removesuffix(".")
         if name in self._hosts or name.endswith(".localhost") or _address(name) is not None:
             return None
-        return f"{name!r} is no known name of this page; add it to hosts in [status] of isowsgi.toml"
+        return f"{name!r} is not known as a name of this page; add it to hosts in [status] of isowsgi.toml"
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -96,7 +96,7 @@ def test_a_mounts_log_that_cannot_be_opened_leaves_its_lines_where_they_were(ser
     server = serve(f'[mounts]\n"/a" = {{ app = "operated", log = "{tmp_path}/a.log" }}')
     server.get("/a/raise")
 
-    assert "/a #1: cannot write to its log" in server.log()
+    assert "/a #1: cannot open its log" in server.log()
     assert "/a #1: Error handling request GET /a/raise" in server.log()
 
 
