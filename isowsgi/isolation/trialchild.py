@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 # How long an instance that serves nobody may take to end; its exit functions have 5 s of that.
 _END_S = 10.0
 
-# How often a copy comes anew after all others have gone.
+# How often a copy is loaded again after all others have ended.
 _REBIRTHS = 3
 
 TYPE_CHECKING = False

@@ -150,7 +150,7 @@ class Acceptor:
     # Connections that a child process had: none of them is armed here.
 
     def take_back(self, fd: int) -> None:
-        """Own a connection whose next request is to be routed."""
+        """Own a connection whose next request must be routed."""
         self._guarded(fd, self._own, fd, self._look)
 
     def take_lingering(self, fd: int) -> None:
@@ -212,7 +212,7 @@ class Acceptor:
 
     def _expire(self, client: Client) -> None:
         if client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
-            self._replies.answer(client, data, answers.TOO_LATE, "the request did not come in time")
+            self._replies.answer(client, data, answers.TOO_LATE, "the request did not arrive in time")
         else:
             self._clients.close(client)
 

@@ -221,7 +221,7 @@ class Deployment:
             return
         if self.siting.isolation == MAIN and self.is_serving():
             # What is loaded in the main interpreter stays so until the process ends.
-            self.restart_reason = f"{self.name} lives in the main interpreter and must be loaded again: {reason}"
+            self.restart_reason = f"{self.name} runs in the main interpreter, which only a new worker can reload ({reason})"
             return
         if self.siting.is_on_trial or self.is_replacing():
             self.wanted = reason  # what it was loaded from may be out of date already

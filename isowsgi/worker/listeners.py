@@ -98,7 +98,7 @@ class Listeners:
 
     def open_connections(self) -> int:
         """Return how many connections this worker has, here and in its instances."""
-        # The board may hold anything. So it is in bounds: never fewer than before, and no more than there were.
+        # The board may hold anything. So the figure is kept in bounds: never fewer than before, and at most as many as there were.
         self._known_closed = max(self._known_closed, min(self._count_closed(), self.accepted))
         return self._at_most_open()
 
@@ -167,7 +167,7 @@ class Listeners:
             # Before it is handed over: the answers to all of them say `Connection: close` from the last one there is room for on.
             if not self._is_stopping:
                 if sock.fileno() >= self._first_reserved:
-                    self._pause("nearly all of the worker's descriptors are taken")
+                    self._pause("nearly all of the worker's file descriptors are in use")
                 elif self._at_most_open() >= self._max_connections:
                     self._set_accepting(self._has_room())
             self._take(sock, peer)
@@ -179,7 +179,7 @@ class Listeners:
         if (now := time.monotonic()) >= self._say_next:
             self._say_next = now + _SAY_S
             self._log.error(
-                "%s; new connections wait for free ones. Raise the limit (ulimit -n, LimitNOFILE=) or lower worker_connections",
+                "%s; new connections wait for free descriptors; raise the limit (ulimit -n, LimitNOFILE=) or lower worker_connections",
                 why,
             )
 

@@ -54,7 +54,7 @@ class Recovery:
             return
         wait_s = deployment.backoff.after_end(lived_s, now)
         if wait_s and deployment.slots.coming[slot] is None:
-            text = "%s: has ended %d times soon after its start; starting it again in %d s"
+            text = "%s: ended %d times soon after its start; restarting in %d s"
             deployment.log.error(text, deployment.name, deployment.backoff.crashes, wait_s)
         else:
             deployment.start(now)

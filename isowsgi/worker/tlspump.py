@@ -188,7 +188,7 @@ class Pump:
         try:
             self._origins.write(theirs.fileno(), origin)
         except ValueError:
-            self._log.warning("the certificate of the client %s is too long to be shown to apps", session.peer)
+            self._log.warning("client %s: its certificate is too long for the environ; apps do not get SSL_CLIENT_CERT", session.peer)
             del origin.environ["SSL_CLIENT_CERT"]
             self._origins.write(theirs.fileno(), origin)
         self._sessions.open(session, ours)

@@ -189,7 +189,7 @@ def test_a_boot_that_hangs_is_left_behind_and_harms_nobody(serve: StartServer) -
 
 
 @pytest.mark.parametrize("how", ["crash", "exit"])
-def test_a_crash_is_laid_at_the_door_of_the_mount_that_did_it(serve: StartServer, how: str) -> None:
+def test_a_crash_is_attributed_to_the_mount_that_caused_it(serve: StartServer, how: str) -> None:
     server = start(serve, TROUBLED + "[worker]\ncrashes = 2\n")
 
     for _ in range(2):
