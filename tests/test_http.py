@@ -481,6 +481,28 @@ def test_nothing_that_would_break_the_head_is_taken(wire: Wire, status: Any, fie
                 answer.start_response(status, fields)
 
 
+def test_the_same_fields_again_are_framed_anew_for_each_response(wire: Wire) -> None:
+    """Blocks of fields are remembered; a logger may change what it finds in one response."""
+    fields = [("Content-Length", "2"), ("X-Same", "a")]
+    for _ in range(4):
+        answer = response(wire)
+        answer.start_response("200 OK", iter(fields))
+        answer.write(b"abc")
+        assert answer.headers == fields
+        answer.headers.clear()
+
+        head, body = halves(wire.sends.pop())
+        assert (head[4:], body) == (["Content-Length: 2", "X-Same: a"], b"ab")
+
+
+def test_fields_in_lists_are_taken_too(wire: Wire) -> None:
+    fields: Any = [["Content-Length", "0"]]
+    for _ in range(3):
+        answer = response(wire)
+        answer.start_response("200 OK", fields)
+        assert answer.response_length == 0
+
+
 def test_fields_go_out_as_given_but_for_blanks_at_their_ends_and_those_between_neighbours(wire: Wire) -> None:
     answer = response(wire)
     answer.start_response(

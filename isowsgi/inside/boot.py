@@ -383,7 +383,7 @@ class Instance:
         self._service = service
         service.in_service = self._runner.in_service
         service.draining = self._is_draining
-        service.last = self._is_last
+        service.last = service.last or self._is_last
         return service
 
     def _load_app(self, member: Member) -> Application:

@@ -8,7 +8,6 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gunicorn import SERVER
@@ -137,7 +136,7 @@ class Response:
     must_close = False
     is_sending = False
     is_taken_over = False
-    _lines: Sequence[bytes] = ()  # of the head, for `headers`
+    _lines = b"\r\n"  # of the head, for `headers`, and the empty one
     _omits_body = False
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
 
@@ -195,24 +194,15 @@ class Response:
 
     def _take_headers(self, headers: Any) -> None:
         """Keep the fields that are the app's to say, in the place of a first call's; if one is bad, nothing changes."""
-        taken, lines = [], []
-        length = None
-        upgrade = False
-        for name, value in headers:
-            field = _FIELDS.get((name, value)) if name.__class__ is str and value.__class__ is str else None
-            if field is None:
-                field = _checked_field(name, value)
-            if field.length is not None:
-                length = field.length
-            elif field.asks_upgrade:
-                upgrade = True
-            if field.line:
-                taken.append(field.pair)
-                lines.append(field.line)
-        self.headers = taken
-        self._lines = lines
-        self.response_length = length
-        self.upgrade = upgrade
+        headers = tuple(headers)
+        try:
+            known = _BLOCKS.get(headers)
+        except TypeError:  # one of them is a list
+            known = None
+        if known is None:
+            known = _checked_block(headers)
+        pairs, self._lines, self.response_length, self.upgrade = known
+        self.headers = [*pairs]
 
     def write(self, data: bytes) -> None:
         """Send a chunk of the body, and the head before the first."""
@@ -330,12 +320,12 @@ class Response:
             raise ClientGone("the request has timed out")
         self.headers_sent = True
         board = self.board
-        if board is not None:
+        if board is not None:  # by no verb of the row: each request would pay for the call
             board[RESPONSES + self._class] += 1
         if self.should_close():
             self.must_close = True  # decided with this head, which says so
         connection = "upgrade" if self.upgrade else "close" if self.must_close else "keep-alive"
-        return b"".join([_head_start(self.req.version, self.status, connection, self.chunked), *self._lines, b"\r\n"])
+        return _head_start(self.req.version, self.status, connection, self.chunked) + self._lines
 
     def _send(self, data: bytes) -> None:
         self.is_sending = True
@@ -364,12 +354,27 @@ class _Field(NamedTuple):
     asks_upgrade: bool
 
 
+class _Block(NamedTuple):
+    """What becomes of all fields of a response."""
+
+    pairs: tuple[tuple[str, str], ...]
+    lines: bytes  # with the empty one behind them
+    length: int | None
+    upgrade: bool
+
+
 # What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: no more
 # statuses are remembered then, and of fields, whose values change more, all are forgotten: those that come often are soon there again.
 _STATUSES: dict[str, _Status] = {}
 _FIELDS: dict[tuple[str, str], _Field] = {}
 _MAX_REMEMBERED = 512
 _MAX_REMEMBERED_CHARS = 128
+
+# And whole blocks of fields, if all of them were remembered already when they came together: who makes up a value for each response, a
+# cookie say, leaves nothing here. Each of two fields saves a hello one bytecode in thirty.
+_BLOCKS: dict[tuple[tuple[str, str], ...], _Block] = {}
+_MAX_BLOCKS = 256
+_MAX_BLOCK_FIELDS = 16
 
 
 def _checked_status(status: Any) -> _Status:
@@ -384,6 +389,33 @@ def _checked_status(status: Any) -> _Status:
     if len(_STATUSES) < _MAX_REMEMBERED:
         _STATUSES[status] = known
     return known
+
+
+def _checked_block(headers: tuple[Any, ...]) -> _Block:
+    """Return what becomes of fields; if one is bad, raise."""
+    pairs, lines = [], []
+    length = None
+    upgrade = False
+    were_all_known = len(headers) <= _MAX_BLOCK_FIELDS
+    for name, value in headers:
+        field = _FIELDS.get((name, value)) if name.__class__ is str and value.__class__ is str else None
+        if field is None:
+            were_all_known = False
+            field = _checked_field(name, value)
+        if field.length is not None:
+            length = field.length
+        elif field.asks_upgrade:
+            upgrade = True
+        if field.line:
+            pairs.append(field.pair)
+            lines.append(field.line)
+    lines.append(b"\r\n")
+    block = _Block(tuple(pairs), b"".join(lines), length, upgrade)
+    if were_all_known and set(map(type, headers)) <= {tuple}:
+        if len(_BLOCKS) >= _MAX_BLOCKS:
+            _BLOCKS.clear()
+        _BLOCKS[headers] = block
+    return block
 
 
 def _checked_field(name: Any, value: Any) -> _Field:

@@ -173,15 +173,14 @@ class Runner(Generic[C]):
 
     def _run(self, source: Source[C], hand: _Hand) -> bool:
         """Poll and serve with the baton held; True when it was retaken, False when the instance stops."""
-        ready, serve, settle = self._ready, source.serve, source.settle
+        ready, poll, serve, settle = self._ready, source.poll, source.serve, source.settle
         turn: dict[int, Any]
         while True:
-            if not ready:
+            while not ready:
                 stopping = self.stopping
-                ready.extend(source.poll(not stopping))
-                if not ready and stopping:
+                ready.extend(poll(not stopping))
+                if stopping and not ready:
                     return False
-                continue
             hand.fd = fd = ready.popleft()
             hand.turn = self._turn = turn = {}
             self.served += 1

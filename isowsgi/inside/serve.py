@@ -32,7 +32,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, Exchange, key_of
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.origins import Origins
-from isowsgi.shared.peek import INCOMPLETE, Look, Peeker, Refused, peek
+from isowsgi.shared.peek import Peeker, Refused, peek
 from isowsgi.shared.scoreboard import AT_CAPACITY, RESPONSES, STOPPING, TURNED_AWAY, Row, Scoreboard
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
@@ -80,6 +80,7 @@ class Service:
         self._send_limit = _timeval(_SEND_MARGIN * serving.send_timeout_s)
         self._listeners = [tuple(address) for address in serving.listeners]
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
+        self._family = serving.family if fds.origins < 0 else 0  # behind the relay for TLS a connection has another one; 0: ask the kernel
         self._gateways = gateways
         self._first_gateway = next(iter(gateways.values()))
         self._containment = containment
@@ -104,7 +105,7 @@ class Service:
         self._is_broken = False  # whether an exception may have come where it does harm, see `repair`
         self.in_service: Callable[[], Iterable[int]] = tuple  # the runner's, once it is known
         self.draining = False  # give connections back instead of keeping them; set before a poke
-        self.last = False  # say `Connection: close` in every response; set before a poke
+        self.last = not serving.keepalive_s  # say `Connection: close` in every response; set before a poke
 
     def enter_thread(self, number: int) -> None:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
@@ -133,7 +134,7 @@ class Service:
         connection = self._connections[fd]
         try:
             data = peek(connection.sock)
-            mount = self._look(data, connection).mount if data else None
+            mount = self._mount_of(data, connection) if data else None
             if mount is not None and mount in self._gateways:
                 words = self._own.job.rows[mount].words
                 words[TURNED_AWAY] += 1
@@ -165,8 +166,11 @@ class Service:
 
     def poll(self, wait: bool) -> list[int]:
         """Return connections that have something to say; each is the caller's."""
-        events = self._epoll.poll(self._poll_timeout() if wait else 0, _MAX_EVENTS)
         connections = self._connections
+        # One look at the clock for each poll: whether a sweep is due is known before, and it is made once the events are taken.
+        sweep_in_s = self._next_sweep - time.monotonic() if connections else math.inf
+        timeout_s = 0.0 if not wait or sweep_in_s <= 0 else sweep_in_s if connections else -1
+        events = self._epoll.poll(timeout_s, _MAX_EVENTS)
         ready = []
         calls = []
         for fd, flags in events:
@@ -187,7 +191,7 @@ class Service:
             self._answer_calls(calls, ready)
             if self.draining:
                 self._give_back_idle()
-        if connections and time.monotonic() >= self._next_sweep:
+        if sweep_in_s <= 0:
             self._close_expired()
         return ready
 
@@ -297,41 +301,50 @@ class Service:
             return Fate.KEEP  # an event for bytes that were taken with a request's body, or without any (epoll(7))
         if not data:
             return Fate.CLOSE
-        look = self._look(data, connection)
-        gateway = self._gateways.get(look.mount) if look.length else None  # type: ignore[arg-type] # None is no mount's number
+        try:
+            look = self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
+        except (ParseException, Refused):
+            return Fate.RETURN
+        length = look.length
+        gateway = self._gateways.get(look.mount) if length else None  # type: ignore[arg-type] # None is no mount's number
         if gateway is None:
             return Fate.RETURN
         if connection.gateway is not gateway:
             connection.enter(gateway)
-        if len(data) != look.length:
+        has_more = len(data) != length
+        if has_more:
             connection.has_pending_event = True  # the event for what follows the head has been
         job.begin(connection, data, time.monotonic_ns())
-        _consume(connection.sock, look.length)
+        taken = len(connection.sock.recv(length))
+        if taken != length:
+            _consume(connection.sock, length, taken)
+        # Not by the row's verbs, as all else that is known of it: each request would pay for two calls more.
         words = self._acceptor_words
-        last = self.last or not self._keepalive_s or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
+        last = self.last or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
         fate = gateway.serve(connection, data, look, last, job.row)
-        return Fate.LINGER if fate is Fate.CLOSE and len(data) != look.length else fate
+        return Fate.LINGER if has_more and fate is Fate.CLOSE else fate
 
-    def _look(self, data: bytes, connection: Connection) -> Look:
-        """Return what the next request is; nothing to serve if the acceptor should refuse it."""
+    def _mount_of(self, data: bytes, connection: Connection) -> int | None:
+        """Return whose the next request is; None if it is nobody's here, or the acceptor should refuse it."""
         try:
-            return self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
+            return self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block).mount
         except (ParseException, Refused):
-            return INCOMPLETE
+            return None
 
     # Ownership.
 
     def _take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
-        sock = ClientSocket(socket.AF_INET, fd)
+        sock = ClientSocket(self._family or socket.AF_INET, fd)
         facts: dict[str, str] = {}
         try:
             # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
-            family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
-            if family != socket.AF_INET:
-                sock = ClientSocket(family, sock.detach())
+            if not self._family:
+                family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+                if family != socket.AF_INET:
+                    sock = ClientSocket(family, sock.detach())
             if self._origins is not None:
                 peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
                 server = self._listener_of(own_name)
@@ -397,11 +410,6 @@ class Service:
 
     # Idle connections; only under the runner's baton.
 
-    def _poll_timeout(self) -> float:
-        if not self._connections:
-            return -1
-        return max(self._next_sweep - time.monotonic(), 0.0)
-
     def _close_expired(self) -> None:
         now = time.monotonic()
         for connection in list(self._connections.values()):
@@ -426,10 +434,11 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))
 
 
-def _consume(sock: socket.socket, length: int) -> None:
-    """Take bytes that were peeked at from the connection."""
-    while length:  # a stream may hand over less than it showed
-        taken = len(sock.recv(length))
-        if not taken:
-            raise ConnectionResetError("bytes that were there have gone")
+def _consume(sock: socket.socket, length: int, taken: int) -> None:
+    """Take the rest of what was peeked at from the connection: a stream may hand over less than it showed."""
+    while taken:
         length -= taken
+        if not length:
+            return
+        taken = len(sock.recv(length))
+    raise ConnectionResetError("bytes that were there have gone")

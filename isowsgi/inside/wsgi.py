@@ -181,7 +181,7 @@ class Gateway:
             last: whether the response shall say `Connection: close`.
             row: the calling thread's on the scoreboard, if it has one.
         """
-        request = response = connection.response = None
+        request = response = None
         try:
             plain = None if look.line is None else connection.plain.read(look.line, data, look.length)
             if plain is not None:

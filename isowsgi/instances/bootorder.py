@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import site
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class BootOrders:
         router: over all mounts, numbered by their place in the config file.
         settings: gunicorn's settings as `gunicorn_settings.snapshot` made them, for the inside.
         cfg: gunicorn's own settings.
-        listeners: addresses of the listening TCP sockets, as `getsockname` gives them.
+        listeners: addresses of the listening sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.
         region: the worker's on the scoreboard.
         status: who may see the status page.
@@ -53,7 +54,8 @@ class BootOrders:
         self._router = router
         self._settings = dict(settings)
         self._cfg = cfg
-        self._listeners = [list(address) for address in listeners]
+        self._listeners = [list(address) for address in listeners if isinstance(address, tuple)]
+        self._family = _family_of(listeners)
         self._report_files = report_files
         self._region = region
         self._status = status or Status()
@@ -162,6 +164,7 @@ class BootOrders:
             multiprocess=isolation == PROCESS or self._cfg.workers > 1 or mount.instances > 1,
             routes=list(dict.fromkeys(route for member in members for route in self._router.rivals(member.number))),
             listeners=self._listeners,
+            family=self._family,
             arm_returns=ARM_RETURN,
             keepalive_s=self._cfg.keepalive,
             drain_s=float(self._cfg.graceful_timeout),
@@ -253,3 +256,13 @@ def _gunicorns_path(cfg: Any) -> list[str]:
     """Return what gunicorn itself puts on `sys.path`: its `pythonpath` setting, then `chdir`."""
     setting = cfg.pythonpath.split(",") if cfg.pythonpath else []
     return [os.path.abspath(os.path.join(cfg.chdir, folder)) for folder in [*setting, cfg.chdir]]
+
+
+def _family_of(addresses: Sequence[Any]) -> int:
+    """Return the address family that all these have; 0 if they have several."""
+    families = {_BY_LENGTH[len(address)] if isinstance(address, tuple) else socket.AF_UNIX for address in addresses}
+    return families.pop() if len(families) == 1 else 0
+
+
+# How many parts an address has, as `getsockname` gives it.
+_BY_LENGTH = {2: socket.AF_INET, 4: socket.AF_INET6}

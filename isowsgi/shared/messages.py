@@ -76,6 +76,7 @@ class Serving(Value):
     multiprocess: bool
     routes: list[Route]
     listeners: list[list[Any]]  # addresses of the TCP sockets, as `getsockname` gives them
+    family: int  # of every connection's socket, as the listeners have it; 0: not all have the same
     arm_returns: int  # flags, see `handover`
     keepalive_s: float
     drain_s: float

@@ -103,7 +103,7 @@ def _make_orders(given: Given, router: Router) -> BootOrders:
         router,
         dict(given.settings),
         given.cfg,
-        [name for listener in given.listeners if isinstance(name := listener.getsockname(), tuple)],
+        [listener.getsockname() for listener in given.listeners],
         report_files=given.on_files is not None,
         region=given.board.region,
         status=given.config.status,
