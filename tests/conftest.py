@@ -86,7 +86,7 @@ def examples(count: int, **options: Any) -> hypothesis.settings:
     return hypothesis.settings(max_examples=(count if WHOLE else -(-count // 4)) * EXAMPLES_FACTOR, **options)
 
 
-def eventually(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> object:
+def eventually(condition: Callable[[], T | None], what: str = "the condition", deadline_s: float = DEADLINE_S) -> T:
     """Wait until a condition holds and return its value; fail after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -161,7 +161,7 @@ class Server:
             return matches if len(matches) >= count else None
 
         try:
-            return eventually(found, f"{count} x {pattern!r} in the log")  # type: ignore[return-value]
+            return eventually(found, f"{count} x {pattern!r} in the log")
         except pytest.fail.Exception:
             print(self.log(), self.output())
             raise
@@ -227,7 +227,7 @@ class Server:
             for pid in [*self.workers(), self.process.pid]:
                 os.kill(pid, signal.SIGKILL)
             self.process.wait()
-            pytest.fail(f"gunicorn did not end:\n{self.log()}{self.output()}")
+            raise AssertionError(f"gunicorn did not end:\n{self.log()}{self.output()}") from None
 
 
 def receive_all(sock: socket.socket) -> bytes:
@@ -302,10 +302,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.put_in_order(items)
 
 
+def _base_folder(config: pytest.Config) -> Path:
+    folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined,unused-ignore] # pytest sets it in a plugin of its own
+    return folder
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist tells its schedule which tests there are
 def pytest_collection_finish(session: pytest.Session) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        scheduling.write_groups(session.config._tmp_path_factory.getbasetemp().parent / GROUPS, session.items)
+        scheduling.write_groups(_base_folder(session.config).parent / GROUPS, session.items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -317,7 +322,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> scheduling.AloneLast:
-    return scheduling.AloneLast(config, log, config._tmp_path_factory.getbasetemp() / GROUPS)
+    return scheduling.AloneLast(config, log, _base_folder(config) / GROUPS)
 
 
 @pytest.hookimpl(optionalhook=True)

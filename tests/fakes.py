@@ -241,7 +241,7 @@ class FakeSurroundings:
         trial_shortage: the same of a trial.
     """
 
-    drain_s = 30
+    drain_s = 30.0
 
     def __init__(self, turns: Turns | None = None) -> None:
         self.log = logging.getLogger("test")

@@ -180,8 +180,9 @@ def _run(clients: list[_Client], seconds: float, close: bool, pause_s: float) ->
             elif time.monotonic() < until:
                 begin(client, time.monotonic())
         for fd, _ in ready:
-            if (client := by_fd.get(fd)) is None:
+            if fd not in by_fd:
                 continue
+            client = by_fd[fd]
             try:
                 if not client.receive():
                     continue

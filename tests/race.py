@@ -66,11 +66,12 @@ class Race:
             name = f"{took:.4f},{how},{client}.{number}"
             may_end = partial(self._may_end, time.monotonic())
             sock.sendall(f"GET /?{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            status: int | str
             try:
                 with HTTPResponse(sock, method="GET") as response:
                     response.begin()
                     status, body, is_kept = response.status, response.read(), not response.will_close
-                    what = self._judge(name, may_end(), status, body)
+                    what = self._judge(name, may_end(), response.status, body)
             except (HTTPException, OSError, ValueError) as exc:
                 # A thread that has claimed the status may be cut off before it has sent it.
                 status, is_kept, what = f"none ({type(exc).__name__})", False, ""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,8 @@ def group_of(item: pytest.Item) -> str:
     """
     if item.get_closest_marker(ALONE):
         return ALONE
-    module = item.nodeid.split("::")[0]
-    return module if shares_a_fixture(item) or "/functional/" not in module else item.nodeid
+    module: str = item.nodeid.split("::")[0]
+    return module if shares_a_fixture(item) or "/functional/" not in module else str(item.nodeid)
 
 
 def shares_a_fixture(item: pytest.Item) -> bool:
@@ -62,7 +63,7 @@ def write_groups(path: Path, items: Iterable[pytest.Item]) -> None:
     draft.replace(path)  # each process writes the same
 
 
-class AloneLast(LoadScopeScheduling):
+class AloneLast(LoadScopeScheduling):  # type: ignore[misc] # xdist is not annotated
     """Deal out groups of tests in the order of `put_in_order`; the group `alone` goes to the last process once all others have ended."""
 
     def __init__(self, config: pytest.Config, log: object, groups: Path) -> None:
@@ -83,7 +84,7 @@ class AloneLast(LoadScopeScheduling):
         if not self._is_waiting_for_others(node):
             super()._assign_work_unit(node)
 
-    def _reschedule(self, node: object) -> None:
+    def _reschedule(self, node: Any) -> None:
         # A process runs its last test only once it knows the next, or that there is none: one that is out of work is sent home at once.
         if not self._is_waiting_for_others(node):
             super()._reschedule(node)
@@ -91,7 +92,7 @@ class AloneLast(LoadScopeScheduling):
             node.shutdown()
 
     def remove_node(self, node: object) -> str | None:
-        crashed = super().remove_node(node)
+        crashed: str | None = super().remove_node(node)
         for other in self.nodes:
             self._reschedule(other)
         return crashed

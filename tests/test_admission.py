@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside import admission
 from isowsgi.inside.admission import Admission
 
 
@@ -28,7 +27,7 @@ class FakeService:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(admission.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("isowsgi.inside.admission.time.monotonic", lambda: now[0])
     return now
 
 

@@ -1,24 +1,26 @@
 """bench/: what its figures, its page and its options are; no server is started here."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import scoreboard
-from bench.__main__ import DOCS, HOME, options_of
+from bench.__main__ import DOCS, options_of
 from bench.peers import PEERS, Mount, Site
 from bench.report import page
-from bench.results import TARGETS, Reading, errors, figure, verdicts
+from bench.results import TARGETS, Figure, Reading, errors, figure, verdicts
 from bench.scenarios import LOADS, MOUNTS, flask_apps
-from bench.venvs import Failed, reason_of
+from bench.venvs import HOME, Failed, reason_of
 from isowsgi import configuration
 
 
-def measurement(peer, scenario, number, **figures):
+def measurement(peer: str, scenario: str, number: int, **figures: Any) -> dict[str, Any]:
     return {"peer": peer, "scenario": scenario, "round": number, "others_cores": 0.0, **figures}
 
 
-def load_figures(rps):
+def load_figures(rps: float) -> dict[str, Any]:
     return {"rps": rps, "p50_ms": 0.1, "p99_ms": 2.0, "server_cores": 1.0, "cpu_us": 11.0, "errors": {}}
 
 
@@ -44,47 +46,52 @@ FLASK = Reading(peer="isowsgi", scenario="flask", metric="rps")
 
 
 @pytest.fixture
-def result():
+def result() -> dict[str, Any]:
     return copy.deepcopy(RESULT)
 
 
-def test_a_figure_is_the_median_over_the_rounds(result):
-    found = figure(result, FLASK)
+def known(found: Figure | None) -> Figure:
+    assert found is not None
+    return found
+
+
+def test_a_figure_is_the_median_over_the_rounds(result: dict[str, Any]) -> None:
+    found = known(figure(result, FLASK))
 
     assert (found.value, found.low, found.high) == (13_000, 12_000, 14_000)
     assert (found.rounds, found.calm_rounds) == (3, 3)
 
 
-def test_disturbed_rounds_are_left_out_of_the_median_as_long_as_one_was_calm(result):
+def test_disturbed_rounds_are_left_out_of_the_median_as_long_as_one_was_calm(result: dict[str, Any]) -> None:
     result["measurements"][0]["others_cores"] = result["measurements"][4]["others_cores"] = 1.5
 
-    found = figure(result, FLASK)
+    found = known(figure(result, FLASK))
 
     assert (found.value, found.low, found.calm_rounds) == (14_000, 12_000, 1)
 
     result["measurements"][2]["others_cores"] = 1.5
 
-    found = figure(result, FLASK)
+    found = known(figure(result, FLASK))
 
     assert (found.value, found.is_calm) == (13_000, False)
 
 
-def test_what_was_not_measured_is_no_figure(result):
+def test_what_was_not_measured_is_no_figure(result: dict[str, Any]) -> None:
     """A load that nobody answered has no latency; that is not a latency of 0."""
     result["measurements"][0]["p99_ms"] = None
 
-    assert figure(result, Reading(peer="isowsgi", scenario="flask", metric="p99_ms")).rounds == 2
+    assert known(figure(result, Reading(peer="isowsgi", scenario="flask", metric="p99_ms"))).rounds == 2
     assert figure(result, Reading(peer="granian", scenario="flask", metric="rps")) is None
 
 
-def test_errors_are_added_up_over_rounds(result):
+def test_errors_are_added_up_over_rounds(result: dict[str, Any]) -> None:
     result["measurements"][0]["errors"] = {"reads": 2}
     result["measurements"][2]["errors"] = {"reads": 1, "timeouts": 4}
 
     assert errors(result, "isowsgi", "flask") == {"reads": 3, "timeouts": 4}
 
 
-def test_a_target_is_met_by_the_ratio_of_medians(result):
+def test_a_target_is_met_by_the_ratio_of_medians(result: dict[str, Any]) -> None:
     (verdict,) = (one for one in verdicts(result) if one.is_met is not None)
 
     assert (verdict.target.what, verdict.target.to) == ("Flask", "uwsgi")
@@ -98,7 +105,7 @@ def test_a_target_is_met_by_the_ratio_of_medians(result):
     assert [one.is_met for one in verdicts(result) if one.is_met is not None] == [False]
 
 
-def test_a_target_of_at_most_is_met_below_it(result):
+def test_a_target_of_at_most_is_met_below_it(result: dict[str, Any]) -> None:
     result["measurements"].append(measurement("gunicorn-per-app", "apps", 1, start_s=4.0, mib_per_app=20.0))
 
     met = {verdict.target.ours.metric: verdict.is_met for verdict in verdicts(result) if verdict.target.ours.scenario == "apps"}
@@ -107,7 +114,7 @@ def test_a_target_of_at_most_is_met_below_it(result):
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.what}, {target.to}")
-def test_targets_are_about_what_is_measured(target):
+def test_targets_are_about_what_is_measured(target: Any) -> None:
     """A misspelt name would read as "not measured" for ever."""
     scenarios = {load.name for load in LOADS} | {"apps", "mounts-few", "mounts-many"}
 
@@ -117,7 +124,7 @@ def test_targets_are_about_what_is_measured(target):
     assert (target.at_least is None) != (target.at_most is None)
 
 
-def test_the_page_has_targets_figures_and_what_is_missing(result):
+def test_the_page_has_targets_figures_and_what_is_missing(result: dict[str, Any]) -> None:
     result["notes"].append("round 2: uwsgi: /django: it ended with status 1")
     text = page(result, [("Requests a second", "img/throughput.svg")])
 
@@ -131,14 +138,14 @@ def test_the_page_has_targets_figures_and_what_is_missing(result):
     assert "round 2: uwsgi: /django: it ended with status 1" in text
 
 
-def test_figures_that_rest_on_no_calm_round_are_marked(result):
+def test_figures_that_rest_on_no_calm_round_are_marked(result: dict[str, Any]) -> None:
     for one in result["measurements"]:
         one["others_cores"] = 0.5
 
     assert "| Flask | uwsgi | at least 1.3 | 1.44? | 13,000? | 9,000? | yes |" in page(result, [])
 
 
-def test_only_a_run_of_everything_is_reported_to_the_docs():
+def test_only_a_run_of_everything_is_reported_to_the_docs() -> None:
     """A smoke test's figures must not replace those of a quiet machine and three rounds."""
     assert options_of([]).out == DOCS
     assert options_of(["report"]).out == DOCS
@@ -147,7 +154,7 @@ def test_only_a_run_of_everything_is_reported_to_the_docs():
     assert options_of(["--scenarios", "flask"]).out == HOME / "report"
 
 
-def test_options_set_what_is_measured():
+def test_options_set_what_is_measured() -> None:
     options = options_of(["run", "--quick", "--peers", "uwsgi,isowsgi", "--scenarios", "django,flask", "--rounds", "5", "--seconds", "2"])
 
     assert options.peers == ("isowsgi", "uwsgi")
@@ -163,7 +170,7 @@ def test_options_set_what_is_measured():
         (["--rounds", "0"], "argument --rounds: expected a number of 1 or more, got '0'"),
     ],
 )
-def test_options_that_will_not_do_are_explained(arguments, said, capsys):
+def test_options_that_will_not_do_are_explained(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options_of(arguments)
 
@@ -171,11 +178,11 @@ def test_options_that_will_not_do_are_explained(arguments, said, capsys):
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path: Path) -> Site:
     return Site(mounts=MOUNTS, folder=tmp_path, venv=tmp_path / "venv", port=21001, close_port=21002)
 
 
-def test_the_config_written_for_isowsgi_is_a_good_one(site):
+def test_the_config_written_for_isowsgi_is_a_good_one(site: Site) -> None:
     PEERS["isowsgi"].commands(site)
 
     config = configuration.load(site.folder / "isowsgi.toml")
@@ -183,7 +190,7 @@ def test_the_config_written_for_isowsgi_is_a_good_one(site):
     assert {mount.pattern for mount in config.mounts} == {mount.prefix for mount in MOUNTS}
 
 
-def test_the_module_written_for_servers_without_mounts_serves_them_all(site, monkeypatch):
+def test_the_module_written_for_servers_without_mounts_serves_them_all(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """As granian and gunicorn import it."""
     site.write("first.py", "def application(environ, start_response): return [environ['SCRIPT_NAME'].encode()]\n")
     mounts = (Mount(prefix="/one", module="first"), Mount(prefix="/two", module="first"))
@@ -195,7 +202,7 @@ def test_the_module_written_for_servers_without_mounts_serves_them_all(site, mon
     assert dispatched({"PATH_INFO": "/two/", "SCRIPT_NAME": ""}, None) == [b"/two"]
 
 
-def test_every_mount_of_uwsgi_has_its_file(site):
+def test_every_mount_of_uwsgi_has_its_file(site: Site) -> None:
     mounts, modules = flask_apps(3)
     for name, text in modules.items():
         site.write(f"{name}.py", text)
@@ -206,7 +213,7 @@ def test_every_mount_of_uwsgi_has_its_file(site):
     ]
 
 
-def test_the_reason_of_a_failed_build_is_the_compilers(tmp_path):
+def test_the_reason_of_a_failed_build_is_the_compilers(tmp_path: Path) -> None:
     """pip's own last line is only the package's name again."""
     output = "gcc -c\nPython.h:14: fatal error: pyconfig.h: No such file\nERROR: Failed building wheel\n  uwsgi\n"
 
@@ -215,7 +222,7 @@ def test_the_reason_of_a_failed_build_is_the_compilers(tmp_path):
     )
 
 
-def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path):
+def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path: Path) -> None:
     scoreboard.without_counters(tmp_path)
 
     for name in scoreboard.CUTS:
@@ -223,6 +230,6 @@ def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path
 
 
 @pytest.mark.alone
-def test_recording_a_request_takes_no_longer_than_promised():
+def test_recording_a_request_takes_no_longer_than_promised() -> None:
     """With room for a busy machine; the limit is for a calm one."""
     assert scoreboard.recording_ns()[0] < 5 * scoreboard.LIMIT_NS

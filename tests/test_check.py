@@ -57,6 +57,7 @@ class Checked:
         return value
 
     def mount(self, pattern: str) -> dict[str, Any]:
+        found: dict[str, Any]
         [found] = [mount for mount in self.json["mounts"] if mount["pattern"] == pattern]
         return found
 

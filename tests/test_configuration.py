@@ -722,7 +722,8 @@ def faults_of(path: Path, content: bytes) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("any") / "isowsgi.toml"
+    folder: Path = tmp_path_factory.mktemp("any")
+    return folder / "isowsgi.toml"
 
 
 @examples(300)

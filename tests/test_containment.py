@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 
 import pytest
 
-from isowsgi.shared import containment
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Scoreboard
 
@@ -51,7 +50,7 @@ def test_what_returns_is_not_noted(words: memoryview) -> None:
 
 def test_the_same_mistake_is_logged_once_a_minute_and_counted_each_time(words: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
     log, now = Log(), 100.0
-    monkeypatch.setattr(containment.time, "monotonic", lambda: now)
+    monkeypatch.setattr("isowsgi.shared.containment.time.monotonic", lambda: now)
     contained = Containment(log, words)
 
     for _ in range(5):

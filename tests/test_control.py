@@ -202,12 +202,12 @@ def test_a_long_request_does_not_keep_the_next_one_waiting() -> None:
             gate.pass_through()
         served.append(fd)
 
-    crew = Crew(2, serve, lambda: desk.control.rouse())
-    desk = Desk(crew.runner)
+    crew = Crew(2, serve, lambda: own.control.rouse())
+    own = Desk(crew.runner)
     crew.port.feed(1, 2)
 
     eventually(lambda: served == [2], "the standby serves it")
     gate.let_go()
     eventually(lambda: served == [2, 1])
     crew.stop()
-    desk.end()
+    own.end()

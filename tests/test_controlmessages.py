@@ -33,7 +33,8 @@ def read(frame: bytes) -> dict[str, Any]:
 def refusal(message: dict[str, Any]) -> Error:
     with pytest.raises(Refusal) as refused:
         controlmessages.decode_request(message)
-    return refused.value.error
+    error: Error = refused.value.error
+    return error
 
 
 @pytest.mark.parametrize(

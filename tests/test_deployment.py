@@ -815,7 +815,7 @@ def test_requests_wait_for_a_trial_no_longer_than_for_a_boot() -> None:
     assert site.around.releases == releases + 1
 
 
-class AnyOrder(RuleBasedStateMachine):
+class AnyOrder(RuleBasedStateMachine):  # type: ignore[misc,unused-ignore] # hypothesis may be absent where types are checked
     """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
 
     def __init__(self) -> None:

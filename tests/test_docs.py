@@ -195,7 +195,7 @@ def rows_under(page: Path, head: str) -> list[list[str]]:
 
 
 CLAIMS = [row[0] for head in ("| what | each app has", "| what | what can happen") for row in rows_under(ISOLATION_PAGE, head)]
-PROOFS = [(ISOLATION_PAGE, *row) for row in rows_under(ISOLATION_PAGE, "| claim | proved by |")]
+PROOFS = [(ISOLATION_PAGE, claim, tests) for claim, tests in rows_under(ISOLATION_PAGE, "| claim | proved by |")]
 PROOFS += [(SECURITY_PAGE, claim, tests) for claim, _, tests in rows_under(SECURITY_PAGE, "| it cannot | because | tested by |")]
 
 

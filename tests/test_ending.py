@@ -286,7 +286,7 @@ def test_in_every_order_a_request_that_the_watcher_leaves_alone_can_be_kept_open
                 world.ending.release_open(token)
 
             def watch() -> None:
-                assert not world.ending.give_up(1, lambda: False, pytest.fail, None)
+                assert not world.ending.give_up(1, lambda: False, lambda is_answered: pytest.fail("acted"), None)
 
             schedule.run({"watch": watch, "hold": hold})
         return schedule

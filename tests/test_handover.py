@@ -305,7 +305,9 @@ def test_too_many_descriptors_on_their_way_are_sent_later(connection: tuple[sock
                 raise refusals.pop()
             self.sent += 1
 
-    sock, wants, later = FullOnce(), [], []
+    sock = FullOnce()
+    wants: list[bool] = []
+    later: list[bool] = []
     loans = Loans(sock, wants.append, lambda: later.append(True))  # type: ignore[arg-type] # all that it uses
 
     loans.give(ours.fileno())

@@ -69,7 +69,7 @@ def test_an_event_that_cannot_be_is_an_error_that_names_both(state: State, event
     assert str(caught.value) == f"{state.value}: unexpected: {event.value}"
 
 
-class Life(RuleBasedStateMachine):
+class Life(RuleBasedStateMachine):  # type: ignore[misc,unused-ignore] # hypothesis may be absent where types are checked
     """Any events in any order: what the state says is what happened."""
 
     def __init__(self) -> None:

@@ -161,7 +161,11 @@ def test_a_shortened_report_keeps_what_counts() -> None:
     failed = Failed(error="x", traceback="t" * 1000, unknown_extension="/a.so", extensions=[("a", "b")])
 
     assert shortened(failed) == Failed(error="x", traceback="", unknown_extension="/a.so")
-    assert len(shortened(Failed(error="x" * 300_000, traceback="")).error) == MAX_ERROR_CHARS  # type: ignore[attr-defined] # a Failed
+    shorter = shortened(Failed(error="x" * 300_000, traceback=""))
+    assert isinstance(shorter, Failed)
+    assert len(shorter.error) == MAX_ERROR_CHARS
     assert shortened(Closed(threads=3)) == Closed(threads=3)
     assert shortened(Stacks(ask=1, text="x", is_last=True)) == Stacks(ask=1, text="", is_last=True)
-    assert shortened(Ready(boot_s=1.0, objects=1, extensions=[("a", "b")], refused=[])).extensions == []
+    ready = shortened(Ready(boot_s=1.0, objects=1, extensions=[("a", "b")], refused=[]))
+    assert isinstance(ready, Ready)
+    assert ready.extensions == []

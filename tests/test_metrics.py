@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.exposition import generate_latest
@@ -19,7 +20,7 @@ from tests.test_snapshot import instance, mount, worker
 REFERENCE = ROOT / "docs" / "reference" / "metrics.md"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 
-WORKER = {
+WORKER: dict[str, Any] = {
     "isowsgi": "0.1.0", "python": "3.14.10", "pid": 7, "updated": 2.0, "rss_bytes": 5, "cpu_s": 1.5, "connections": {"open": 3},
 }  # fmt: skip
 

@@ -41,12 +41,12 @@ class Amended(gunicorn.http.wsgi.Response):  # type: ignore[misc] # gunicorn is 
         try:
             return super().start_response(status, headers, exc_info)
         except Exception:
-            vars(self).update(before)
+            self.__dict__.update(before)
             raise
 
     def process_headers(self, headers: Any) -> None:
         # A repeated start_response replaces the first one's headers, as PEP 3333 has it; gunicorn adds to them.
-        self.headers = []
+        self.headers: list[tuple[str, str]] = []
         self.response_length = None
         self.upgrade = False
         super().process_headers(_with_strict_lengths(headers))
@@ -419,7 +419,7 @@ def test_difference_a_chunk_that_is_not_bytes_does_not_send_the_head() -> None:
     for response in (ours(GET, wires[0]), gunicorns(GET, wires[1], gunicorn.http.wsgi.Response)):
         response.start_response("200 OK", [])
         with pytest.raises(TypeError):
-            response.write("text")
+            response.write("text")  # type: ignore[arg-type,unused-ignore] # the mistake
 
     assert wires[0].take_answer() == b""
     assert wires[1].take_answer().startswith(b"HTTP/1.1 200 OK\r\n")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,7 @@ def test_one_thread_polls_and_serves_as_long_as_requests_are_short() -> None:
 
     for fd in range(50):
         crew.port.feed(fd)
-        eventually(lambda fd=fd: crew.runner.served > fd)
+        eventually(partial(_has_served, crew, fd))
     crew.stop()
 
     assert len(names) == 1
@@ -112,8 +113,13 @@ def test_a_thread_that_ends_its_long_request_may_take_the_turn_of_one_that_is_in
 
 
 def test_a_request_that_begins_while_the_monitor_rests_rouses_it() -> None:
-    roused = []
-    crew = Crew(1, lambda fd: None, lambda: roused.append(setattr(crew.runner, "resting", False)))
+    roused: list[bool] = []
+
+    def rouse() -> None:
+        roused.append(True)
+        crew.runner.resting = False
+
+    crew = Crew(1, lambda fd: None, rouse)
     assert crew.runner.resting
 
     crew.port.feed(1)
@@ -299,3 +305,7 @@ def test_a_thread_that_meets_one_exception_after_the_other_sleeps_between_them(m
 )
 def test_an_exception_of_another_thread_is_told_from_a_mistake(exc: BaseException, is_so: bool) -> None:
     assert runner.is_from_outside(exc) is is_so
+
+
+def _has_served(crew: Crew, count: int) -> bool:
+    return crew.runner.served > count

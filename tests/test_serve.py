@@ -60,8 +60,8 @@ class Place:
         order = any_order(fds=fds, threads=1, keepalive_s=60.0, listeners=[["127.0.0.1", 80]])
         gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
         peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
-        ports = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
-        exchange = SameProcess(*ports, self.board.row(0).words, lambda: None)
+        returns, lingering = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
+        exchange = SameProcess(returns, lingering, self.board.row(0).words, lambda: None)
         self.contained = Containment(QuietLog(), self.board.row(1).words)
         self.service = Service(order, {0: gateway}, QuietLog(), peeker, self.board, exchange, self.contained)
         self.service.enter_thread(0)
@@ -251,7 +251,7 @@ def test_a_connection_that_is_ready_is_not_found_a_second_time_by_a_repair(place
 def test_a_mistake_of_ours_in_a_take_over_costs_that_connection_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stayed open and uncounted, and the events that were polled with it were lost."""
     monkeypatch.setattr(place.service, "_first_gateway", None)
-    place.service._log.error = place.service._containment._log.error = lambda *args: None  # type: ignore[attr-defined]
+    place.service._log.error = place.service._containment._log.error = lambda *args: None
     place.client.sendall(REQUEST)
 
     assert place.service.poll(True) == []

@@ -33,6 +33,7 @@ def worker(board: Board, *mounts: dict[str, Any], started: float = 1.0, **more: 
 
 
 def taken(board: Board) -> dict[str, Any]:
+    only: dict[str, Any]
     (only,) = snapshot(board.read(), 10_000, 100.0)["mounts"]
     return only
 

@@ -1,19 +1,24 @@
 """tools/: which Python the Makefile takes, and venvs that are made once."""
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
-def load(name):
+def load(name: str) -> Any:
     """Import a tool by its path: tools/ is no package, and none of it is installed."""
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses looks its module up there
     spec.loader.exec_module(module)
     return module
@@ -27,7 +32,7 @@ mutants = load("mutants")
 
 
 @pytest.fixture
-def machine(tmp_path):
+def machine(tmp_path: Path) -> Machine:
     """A machine with no Python but those that the test puts on it."""
     return Machine(tmp_path)
 
@@ -35,11 +40,11 @@ def machine(tmp_path):
 class Machine:
     """Fake Pythons: small scripts that answer pick_python's question."""
 
-    def __init__(self, root):
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.environ = {"PATH": str(root / "bin"), "PYENV_ROOT": str(root / "pyenv"), "HOME": str(root)}
 
-    def add(self, path, *version, level="final", **said):
+    def add(self, path: str, *version: int, level: str = "final", **said: Any) -> str:
         python = self.root / path
         answer = {
             "executable": str(python),
@@ -50,18 +55,19 @@ class Machine:
         }
         return self.add_script(path, f"echo '{json.dumps(answer | said)}'")
 
-    def add_script(self, path, script):
+    def add_script(self, path: str, script: str) -> str:
         python = self.root / path
         python.parent.mkdir(parents=True, exist_ok=True)
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
         return str(python)
 
-    def pick(self, **environ):
-        return pick_python.pick(self.environ | environ, [str(self.root / "opt/*/usr/bin")]).executable
+    def pick(self, **environ: str) -> str:
+        executable: str = pick_python.pick(self.environ | environ, [str(self.root / "opt/*/usr/bin")]).executable
+        return executable
 
 
-def test_the_newest_of_all_places_is_picked(machine):
+def test_the_newest_of_all_places_is_picked(machine: Machine) -> None:
     """By number, not by text: 3.14.10 is newer than 3.14.9."""
     machine.add("bin/python3", 3, 11, 2)
     machine.add("pyenv/versions/3.14.9/bin/python", 3, 14, 9)
@@ -71,14 +77,14 @@ def test_the_newest_of_all_places_is_picked(machine):
     assert machine.pick() == newest
 
 
-def test_path_wins_among_equals(machine):
+def test_path_wins_among_equals(machine: Machine) -> None:
     first = machine.add("bin/python3.14", 3, 14, 10)
     machine.add("opt/other/usr/bin/python3.14", 3, 14, 10)
 
     assert machine.pick() == first
 
 
-def test_a_final_release_beats_a_newer_candidate(machine):
+def test_a_final_release_beats_a_newer_candidate(machine: Machine) -> None:
     final = machine.add("bin/python3.14", 3, 14, 1)
     candidate = machine.add("bin/python3.15", 3, 15, 0, level="candidate")
 
@@ -100,7 +106,7 @@ def test_a_final_release_beats_a_newer_candidate(machine):
         ((3, 12, 8), {"lacks": ["subinterpreters"]}),
     ],
 )
-def test_what_isowsgi_cannot_run_on_is_passed_over(machine, version, said):
+def test_what_isowsgi_cannot_run_on_is_passed_over(machine: Machine, version: tuple[int, ...], said: dict[str, Any]) -> None:
     machine.add("bin/python3", *version, **said)
     usable = machine.add("bin/python3.11", 3, 11, 7)
 
@@ -108,7 +114,7 @@ def test_what_isowsgi_cannot_run_on_is_passed_over(machine, version, said):
 
 
 @pytest.mark.parametrize("script", ["exit 127", "echo hello", "echo '[]'", "exec sleep 30"])
-def test_what_does_not_answer_is_passed_over(machine, script, monkeypatch):
+def test_what_does_not_answer_is_passed_over(machine: Machine, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shim of pyenv's is such a thing where no version is selected."""
     monkeypatch.setattr(pick_python, "ANSWER_S", 2)  # what the sleeper costs this test
     machine.add_script("shims/python3.14", script)
@@ -118,7 +124,7 @@ def test_what_does_not_answer_is_passed_over(machine, script, monkeypatch):
     assert machine.pick() == usable
 
 
-def test_the_python_behind_a_shim_is_named(machine):
+def test_the_python_behind_a_shim_is_named(machine: Machine) -> None:
     """A shim stands for another Python as soon as another is selected."""
     real = machine.add("pyenv/versions/3.12.1/bin/python3.12", 3, 12, 1)
     machine.add("pyenv/shims/python3.12", 3, 12, 1, executable=real)
@@ -127,7 +133,7 @@ def test_the_python_behind_a_shim_is_named(machine):
     assert machine.pick() == real
 
 
-def test_no_python_is_said_in_one_line(machine):
+def test_no_python_is_said_in_one_line(machine: Machine) -> None:
     machine.add("bin/python3", 3, 10, 13)
     machine.add("bin/python3.14", 3, 14, 10, free_threaded=True)
 
@@ -141,7 +147,7 @@ def test_no_python_is_said_in_one_line(machine):
 
 
 @pytest.mark.parametrize("named", ["python3.12", "{root}/bin/python3.12"])
-def test_python_in_the_environment_wins(machine, named):
+def test_python_in_the_environment_wins(machine: Machine, named: str) -> None:
     wanted = machine.add("bin/python3.12", 3, 12, 8)
     machine.add("bin/python3.14", 3, 14, 10)
 
@@ -156,7 +162,7 @@ def test_python_in_the_environment_wins(machine, named):
         ("broken", "expected a working Python, got 'broken': it ended with status 3"),
     ],
 )
-def test_a_python_in_the_environment_that_will_not_do_is_an_error(machine, named, reason):
+def test_a_python_in_the_environment_that_will_not_do_is_an_error(machine: Machine, named: str, reason: str) -> None:
     """Not a reason to take another: whoever names one wants that one."""
     machine.add("bin/python3.14", 3, 14, 10)
     machine.add("bin/python3.9", 3, 9, 18)
@@ -168,7 +174,7 @@ def test_a_python_in_the_environment_that_will_not_do_is_an_error(machine, named
     assert str(raised.value) == f"PYTHON: {reason}"
 
 
-def test_a_real_python_answers():
+def test_a_real_python_answers() -> None:
     answer = pick_python.ask(sys.executable)
 
     assert answer.version == tuple(sys.version_info)
@@ -178,12 +184,12 @@ def test_a_real_python_answers():
 # With no requirements a venv needs no network.
 
 
-def make(folder, capsys):
+def make(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     status = make_venv.main([sys.executable, str(folder)])
     return status, capsys.readouterr().out
 
 
-def test_a_venv_is_made_once(tmp_path, capsys):
+def test_a_venv_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = make(tmp_path / "venv", capsys)
     made = (tmp_path / "venv" / "pyvenv.cfg").stat().st_mtime_ns
 
@@ -194,7 +200,7 @@ def test_a_venv_is_made_once(tmp_path, capsys):
     assert (tmp_path / "venv" / "pyvenv.cfg").stat().st_mtime_ns == made
 
 
-def test_a_venv_that_was_not_finished_is_made_again(tmp_path, capsys):
+def test_a_venv_that_was_not_finished_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path / "venv", capsys)
     (tmp_path / "venv" / make_venv.STAMP).unlink()
     (tmp_path / "venv" / "rest").touch()
@@ -203,7 +209,7 @@ def test_a_venv_that_was_not_finished_is_made_again(tmp_path, capsys):
     assert not (tmp_path / "venv" / "rest").exists()
 
 
-def test_a_changed_checkout_is_installed_again(tmp_path):
+def test_a_changed_checkout_is_installed_again(tmp_path: Path) -> None:
     """But not for a change that no install would carry: of a test, or of what Python compiles."""
     package = tmp_path / "shop"
     package.mkdir()
@@ -220,7 +226,7 @@ def test_a_changed_checkout_is_installed_again(tmp_path):
     assert make_venv._stamp("", [str(tmp_path)]) != stamp
 
 
-def test_an_editable_checkout_is_installed_again_for_its_pyproject_only(tmp_path):
+def test_an_editable_checkout_is_installed_again_for_its_pyproject_only(tmp_path: Path) -> None:
     package = tmp_path / "shop"
     package.mkdir()
     for file in ("pyproject.toml", "shop/__init__.py"):
@@ -235,7 +241,7 @@ def test_an_editable_checkout_is_installed_again_for_its_pyproject_only(tmp_path
     assert make_venv._stamp("", ["-e", str(tmp_path)]) != stamp
 
 
-def test_the_failure_of_a_command_comes_with_what_it_wrote(tmp_path, capsys):
+def test_the_failure_of_a_command_comes_with_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python = Machine(tmp_path).add_script("bin/python3.14", 'case "$*" in *venv*) echo "no module venv"; exit 1;; esac; echo 3.14')
 
     with pytest.raises(SystemExit) as raised:
@@ -254,17 +260,17 @@ def test_the_page_of_packages_is_what_its_tool_writes() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_lowest_version_of_each_requirement_is_its_lower_bound():
+def test_the_lowest_version_of_each_requirement_is_its_lower_bound() -> None:
     assert list(lowest_versions.lowest(["gunicorn>=27,<28", "rich>=13"])) == ["gunicorn==27", "rich==13"]
 
 
 @pytest.mark.parametrize("requirement", ["rich", "rich<15", "rich>13", "rich[all]>=13"])
-def test_a_requirement_without_a_lowest_version_is_refused(requirement):
+def test_a_requirement_without_a_lowest_version_is_refused(requirement: str) -> None:
     with pytest.raises(lowest_versions.NoLowest, match="expected 'name>=version'"):
         list(lowest_versions.lowest([requirement]))
 
 
-def test_the_site_has_every_page_and_links_to_the_repository_for_what_is_no_page(tmp_path):
+def test_the_site_has_every_page_and_links_to_the_repository_for_what_is_no_page(tmp_path: Path) -> None:
     site_pages.lay_out(tmp_path)
 
     laid_out = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md"))
@@ -275,14 +281,14 @@ def test_the_site_has_every_page_and_links_to_the_repository_for_what_is_no_page
     assert "](docs/tutorial.md)" in (tmp_path / "index.md").read_text()
 
 
-def test_a_page_with_a_link_to_nothing_is_refused():
+def test_a_page_with_a_link_to_nothing_is_refused() -> None:
     page = site_pages.ROOT / "docs/tutorial.md"
 
     with pytest.raises(site_pages.DeadLink, match=r"docs/tutorial.md: expected the path of a file, got 'nowhere.md'"):
         site_pages.with_links(page, "see [there](nowhere.md#at-all)", set(), "https://example.com")
 
 
-def test_a_mutant_of_an_annotation_is_none():
+def test_a_mutant_of_an_annotation_is_none() -> None:
     (span,) = mutants.places_of_annotations("def f(a: int | None = 1 | 2): pass")
 
     assert span == ((1, 9), (1, 19))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -253,7 +254,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     for isolation in (BEST, PROCESS):
         assert trial.run(order, isolation, timeout_s=DEADLINE_S).loaded
         left = int((tmp_path / "pid").read_text())
-        eventually(lambda left=left: not is_running(left), "the app's child is gone")
+        eventually(partial(_has_ended, left), "the app's child is gone")
 
     assert os.listdir("/proc/self/fd") == before
     assert children_of(os.getpid()) == children_before
@@ -336,6 +337,10 @@ trial.run(order, "process", timeout_s=600)
     parent.wait()
 
     eventually(lambda: not is_running(pid), "the trial is gone")
+
+
+def _has_ended(pid: int) -> bool:
+    return not is_running(pid)
 
 
 def is_running(pid: int) -> bool:

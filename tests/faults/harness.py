@@ -170,7 +170,15 @@ class Place:
 
     def _gets_well(self, path: str) -> bool:
         """Whether a mount serves, after a reload if need be."""
-        return self._reaches(lambda: self._ask(path) == 200 or (self._control("start", path), self._control("reload", path)) is None)
+
+        def is_well() -> bool:
+            if self._ask(path) == 200:
+                return True
+            self._control("start", path)
+            self._control("reload", path)
+            return False
+
+        return self._reaches(is_well)
 
     def _reaches(self, condition: Any) -> bool:
         end = time.monotonic() + _DEADLINE_S

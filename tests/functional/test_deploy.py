@@ -22,8 +22,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ class Service:
             for pid in [*map(int, workers), self.process.pid]:
                 os.kill(pid, signal.SIGKILL)
             self.process.wait()
-            pytest.fail(f"gunicorn did not end:\n{self.log()}")
+            raise AssertionError(f"gunicorn did not end:\n{self.log()}") from None
 
     def close(self) -> None:
         if self.process is not None:
@@ -503,10 +504,10 @@ def test_no_request_fails_while_the_service_is_reloaded(site: tuple[Service, Ngi
     try:
         for number in (1, 2):
             seen = len(pids)
-            eventually(lambda wanted=seen: len(pids) >= max(wanted, 1), "requests before the reload")
+            eventually(partial(_has_more, pids, max(seen, 1) - 1), "requests before the reload")
             service.reload()
             service.wait_until_serving(loads_before + 3 * number)
-            eventually(lambda wanted=number: len(pids) > wanted, "requests after the reload")
+            eventually(partial(_has_more, pids, number), "requests after the reload")
     finally:
         is_over.set()
         for thread in threads:
@@ -572,3 +573,7 @@ def test_logrotate_moves_the_access_log_and_every_interpreter_follows(site: tupl
             return log.exists() and path in log.read_text()
 
         eventually(is_in_new_file, f"{path} in the new file")
+
+
+def _has_more(seen: Collection[object], count: int) -> bool:
+    return len(seen) > count

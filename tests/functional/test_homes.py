@@ -214,7 +214,7 @@ def test_a_process_is_replaced_without_losing_a_request(serve: StartServer, tmp_
         # What the old one has got already it may still answer.
         second = eventually(lambda: (found := idle.get(server.url + "/own", timeout=DEADLINE_S).json())["generation"] == 2 and found)
 
-        assert second["pid"] != first["pid"]  # type: ignore[index]
+        assert second["pid"] != first["pid"]
     with open(fifo, "w"):
         pass
     assert b"200 OK" in receive_all(waiting)

@@ -166,7 +166,7 @@ def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp
     logs, site = tmp_path / "logs", Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
     logs.mkdir(0o700)
     config = '[mounts]\n"/a" = "operated"\n"/own" = { app = "operated", isolation = "process" }\n[control]\nenabled = false'
-    arguments = ("--user", "nobody", "--group", str(grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name), "--umask", "027")
+    arguments = ["--user", "nobody", "--group", str(grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name), "--umask", "027"]
     arguments += ("--error-logfile", f"{logs}/error.log", "--access-logfile", f"{logs}/access.log")
     cache = Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
     os.chown(cache, pwd.getpwnam("nobody").pw_uid, -1)

@@ -230,7 +230,7 @@ class Instances:
                 return
             gateway = self._gateways[look.mount]
             if connection is None or owner is None:
-                connection = Connection(wire, -1, -1, self._peer, ("127.0.0.1", 8000), gateway, {})  # type: ignore[arg-type]
+                connection = Connection(wire, -1, -1, self._peer, ("127.0.0.1", 8000), gateway, {})
                 connection.ending = Ending()
             elif connection.gateway is not gateway:
                 connection.enter(gateway)

@@ -126,7 +126,7 @@ class HandMade:
             self.sock.sendall(self.outgoing.read())
 
     def read_to_the_end(self) -> bytes:
-        chunks = []
+        chunks: list[bytes] = []
         while True:
             try:
                 chunk = self.do(self.tls.read, 65536)

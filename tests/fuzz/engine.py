@@ -126,7 +126,7 @@ class _NewLines:
     def _note(self, code: CodeType, *where: int) -> Any:
         if code.co_filename.startswith(_WATCHED):
             self.seen = True
-        return sys.monitoring.DISABLE
+        return sys.monitoring.DISABLE  # type: ignore[attr-defined] # only where 3.12 or newer runs it
 
 
 def run(

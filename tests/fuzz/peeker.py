@@ -132,12 +132,13 @@ def gunicorns_outcome(case: dict[str, Any]) -> tuple[int, str, str, bool] | type
     """
     data, cfg = case["data"], configs(case["settings"])[0]
     unreader = IterUnreader([data])
+    refusal: type[Exception] = NoMoreData  # gunicorn is not annotated
     try:
         request = Request(cfg, unreader, case["peer"], 2)
         with _script_name(case["script_name"]):
             _, environ = create(request, Wire(b""), case["peer"], ("127.0.0.1", 8000), cfg)
     except StopIteration:
-        return NoMoreData
+        return refusal
     except (ParseException, NoMoreData, ConfigurationProblem) as exc:
         if isinstance(exc, NoMoreData) and len(data) >= PEEK_MAX_BYTES:
             raise AssertionError("cases are shorter than the peek limit") from exc
