@@ -15,7 +15,7 @@ from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Exited, Failed, Ready, Report, Stacks, Stuck
+from isowsgi.shared.messages import Closed, Exited, Failed, Order, Ready, Report, Stacks, Stuck, TellStacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
@@ -217,15 +217,12 @@ class FakeInstance:
     def in_flight(self, now: float) -> list[tuple[str, float]]:
         return [("GET /\udcff HTTP/1.1", 0.5)]
 
-    def ask_stacks(self, ask: int) -> None:
-        self.asked.append(ask)
+    def tell(self, order: Order) -> None:
+        if isinstance(order, TellStacks):
+            self.asked.append(order.ask)
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
         return self.holds_gil
-
-    def measure(self) -> None: ...
-
-    def reopen_logs(self) -> None: ...
 
     def happens(self, event: Event) -> None:
         if event is Event.READY:

@@ -121,7 +121,7 @@ def test_a_thread_that_was_given_up_may_still_end(instance: Puppet) -> None:
 def test_orders_reach_the_inside_in_order(instance: Puppet) -> None:
     instance.hears(READY)
 
-    instance.reopen_logs()
+    instance.tell(messages.Reopen())
     instance.drain()
     instance.stop()
 

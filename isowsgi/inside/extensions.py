@@ -144,6 +144,12 @@ def install(allowed: Mapping[str, Sequence[int]] | None) -> Extensions:
     """
     global current
     record = current = Extensions(allowed)
+    _watch(record)
+    return record
+
+
+def _watch(record: Extensions) -> None:
+    """Put ourselves in the way of the importers, for as long as the interpreter lives."""
     # As sys.path has it at the start of an interpreter, whatever the layout of the installation.
     own = tuple(folder + os.sep for folder in sys.path if os.path.basename(folder) == "lib-dynload")
     library = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
@@ -187,7 +193,6 @@ def install(allowed: Mapping[str, Sequence[int]] | None) -> Extensions:
     ExtensionFileLoader.create_module = create_module  # type: ignore[method-assign]
     ExtensionFileLoader.exec_module = exec_module  # type: ignore[method-assign]
     BuiltinImporter.create_module = staticmethod(create_builtin_module)  # type: ignore[method-assign]
-    return record
 
 
 # This interpreter's; guards nothing until `install`.

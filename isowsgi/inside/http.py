@@ -8,15 +8,14 @@ import os
 import socket
 import stat
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from gunicorn import SERVER
-from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
-from gunicorn.http.message import TOKEN_RE
 from gunicorn.http.unreader import Unreader
-from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE, _make_early_hints_callback
-from gunicorn.util import has_fileno, hop_headers
+from gunicorn.http.wsgi import _make_early_hints_callback
+from gunicorn.util import has_fileno
 
+from isowsgi.inside.fields import BLOCKS, STATUSES, check_block, check_status
 from isowsgi.shared.scoreboard import RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
@@ -179,7 +178,7 @@ class Response:
             if self.is_taken_over:
                 return self.write
             raise AssertionError("start_response was called twice without exc_info")
-        known = _STATUSES.get(status) or _checked_status(status)
+        known = STATUSES.get(status) or check_status(status)
         self._take_headers(headers)
         self.status = status
         self._class, has_no_length, omits_body = known
@@ -196,11 +195,11 @@ class Response:
         """Keep the fields that are the app's to say, in the place of a first call's; if one is bad, nothing changes."""
         headers = tuple(headers)
         try:
-            known = _BLOCKS.get(headers)
+            known = BLOCKS.get(headers)
         except TypeError:  # one of them is a list
             known = None
         if known is None:
-            known = _checked_block(headers)
+            known = check_block(headers)
         pairs, self._lines, self.response_length, self.upgrade = known
         self.headers = [*pairs]
 
@@ -335,117 +334,6 @@ class Response:
             raise _client_error(exc) from exc
         finally:
             self.is_sending = False
-
-
-class _Status(NamedTuple):
-    """What a status means for its response."""
-
-    first_digit: int  # 0: no class that HTTP knows
-    has_no_length: bool
-    omits_body: bool
-
-
-class _Field(NamedTuple):
-    """What becomes of a field that an app gives."""
-
-    pair: tuple[str, str]
-    line: bytes  # of the head; b"" if the field is not the app's to say
-    length: int | None  # that it states
-    asks_upgrade: bool
-
-
-class _Block(NamedTuple):
-    """What becomes of all fields of a response."""
-
-    pairs: tuple[tuple[str, str], ...]
-    lines: bytes  # with the empty one behind them
-    length: int | None
-    upgrade: bool
-
-
-# What was checked before: an app sends the same few statuses and fields again and again. Bounded, since it may also make them up: no more
-# statuses are remembered then, and of fields, whose values change more, all are forgotten: those that come often are soon there again.
-_STATUSES: dict[str, _Status] = {}
-_FIELDS: dict[tuple[str, str], _Field] = {}
-_MAX_REMEMBERED = 512
-_MAX_REMEMBERED_CHARS = 128
-
-# And whole blocks of fields, if all of them were remembered already when they came together: who makes up a value for each response, a
-# cookie say, leaves nothing here. Each of two fields saves a hello one bytecode in thirty.
-_BLOCKS: dict[tuple[tuple[str, str], ...], _Block] = {}
-_MAX_BLOCKS = 256
-_MAX_BLOCK_FIELDS = 16
-
-
-def _checked_status(status: Any) -> _Status:
-    if not isinstance(status, str):
-        raise TypeError(f"{status!r} is not a string")
-    if not STATUS_RE.fullmatch(status):
-        raise ValueError(f"Invalid status {status!r}")
-    code = int(status[:3])
-    # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
-    has_no_length = 100 <= code < 200 or code == 204
-    known = _Status(code // 100 if 100 <= code < 600 else 0, has_no_length, has_no_length or code == 304)
-    if len(_STATUSES) < _MAX_REMEMBERED:
-        _STATUSES[status] = known
-    return known
-
-
-def _checked_block(headers: tuple[Any, ...]) -> _Block:
-    """Return what becomes of fields; if one is bad, raise."""
-    pairs, lines = [], []
-    length = None
-    upgrade = False
-    were_all_known = len(headers) <= _MAX_BLOCK_FIELDS
-    for name, value in headers:
-        field = _FIELDS.get((name, value)) if name.__class__ is str and value.__class__ is str else None
-        if field is None:
-            were_all_known = False
-            field = _checked_field(name, value)
-        if field.length is not None:
-            length = field.length
-        elif field.asks_upgrade:
-            upgrade = True
-        if field.line:
-            pairs.append(field.pair)
-            lines.append(field.line)
-    lines.append(b"\r\n")
-    block = _Block(tuple(pairs), b"".join(lines), length, upgrade)
-    if were_all_known and set(map(type, headers)) <= {tuple}:
-        if len(_BLOCKS) >= _MAX_BLOCKS:
-            _BLOCKS.clear()
-        _BLOCKS[headers] = block
-    return block
-
-
-def _checked_field(name: Any, value: Any) -> _Field:
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is not a string")
-    if not TOKEN_RE.fullmatch(name):
-        raise InvalidResponseHeaderName(repr(name))
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
-    if not HEADER_VALUE_RE.fullmatch(value):
-        raise InvalidResponseHeader(repr(name))  # not the value: it may be a secret
-    lower, stripped = name.lower(), value.strip(" \t")
-    is_ours = lower in hop_headers and not (lower == "upgrade" and stripped.lower() == "websocket")
-    field = _Field(
-        pair=(name, stripped),
-        line=b"" if is_ours else f"{name}: {stripped}\r\n".encode("latin-1"),
-        length=_checked_length(stripped) if lower == "content-length" else None,
-        asks_upgrade=lower == "connection" and stripped.lower() == "upgrade",
-    )
-    if len(name) + len(value) <= _MAX_REMEMBERED_CHARS and name.__class__ is value.__class__ is str:
-        if len(_FIELDS) >= _MAX_REMEMBERED:
-            _FIELDS.clear()
-        _FIELDS[name, value] = field
-    return field
-
-
-def _checked_length(value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError(f"Content-Length must be a number, got {value!r}")
-    return int(value)
 
 
 # A second, and heads as they begin in it: with a Date field (RFC 9110 section 5.6.7).

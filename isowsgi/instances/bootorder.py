@@ -86,12 +86,11 @@ class BootOrders:
             is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
         """
         mount = members[0]
-        letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
         paths = _resolved([*mount.pythonpath, *self._path_in_env(mount), *self._gunicorns_path], mount, members)
         return BootOrder(
             release=isowsgi.__version__,
             name=name_of(mount),
-            tag=f"{name_of(mount)} #{generation}{letter}",
+            tag=_tag(mount, generation, slot),
             generation=generation,
             isolation=isolation,
             members=[
@@ -256,6 +255,12 @@ def _gunicorns_path(cfg: Any) -> list[str]:
     """Return what gunicorn itself puts on `sys.path`: its `pythonpath` setting, then `chdir`."""
     setting = cfg.pythonpath.split(",") if cfg.pythonpath else []
     return [os.path.abspath(os.path.join(cfg.chdir, folder)) for folder in [*setting, cfg.chdir]]
+
+
+def _tag(mount: Mount, generation: int, slot: int) -> str:
+    """Return what an instance's log lines begin with."""
+    letter = chr(ord("a") + slot % 26) if mount.instances > 1 else ""
+    return f"{name_of(mount)} #{generation}{letter}"
 
 
 def _family_of(addresses: Sequence[Any]) -> int:

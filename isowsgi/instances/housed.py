@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.instances.judge import Judge
+from isowsgi.instances.counted import CountedInstance
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared import answers, messages
-from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder, Order, Report
-from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row, Scoreboard
+from isowsgi.shared.scoreboard import Scoreboard
 
 
-class HousedInstance(abc.ABC):
+class HousedInstance(CountedInstance, abc.ABC):
     """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
 
     Args:
@@ -32,6 +31,7 @@ class HousedInstance(abc.ABC):
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
 
     def __init__(self, order: BootOrder, board: Scoreboard) -> None:
+        super().__init__(order, board)
         self.state = State.BOOTING
         self.tag = order.tag
         self.generation = order.generation
@@ -48,16 +48,6 @@ class HousedInstance(abc.ABC):
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
         self.objects_at_boot = 0
-        self.isolation = order.isolation
-        self.first_row = order.place.first_row
-        mounts = self._mounts = [member.mount for member in order.members]
-        self.threads = order.serving.threads
-        self.rows: int = len(mounts) * (1 + self.threads)
-        self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
-        control_words = board.row(self.first_row).words
-        self._judge = Judge(self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._counters_of)
-        self._board = board
-        self._requests_before = {mount: self._counted(mount) for mount in mounts}
         self._effects: dict[type, Callable[[Any], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,
@@ -123,12 +113,12 @@ class HousedInstance(abc.ABC):
     def drain(self) -> None:
         """Let requests in flight end, and have every idle connection given back to the acceptor."""
         self._move(Event.DRAIN)
-        self._say(messages.Drain())
+        self.tell(messages.Drain())
 
     def finish(self) -> None:
         """As `drain`, and say `Connection: close` in every response from now on: the worker is stopping."""
         self._move(Event.DRAIN)
-        self._say(messages.Last())
+        self.tell(messages.Last())
 
     def stop(self, frees: bool = True) -> None:
         """End the serving threads once their requests are done, then run the app's exit functions.
@@ -136,7 +126,7 @@ class HousedInstance(abc.ABC):
         Args:
             frees: whether the worker lives on, so that all that the app leaves behind must end too.
         """
-        self._say(messages.Stop(frees=frees))
+        self.tell(messages.Stop(frees=frees))
 
     def abandon(self) -> None:
         """Give up waiting for a thread that does not end."""
@@ -154,47 +144,15 @@ class HousedInstance(abc.ABC):
         """Stop believing it: it said what it cannot say, or a thread of isowsgi's in it has died."""
         self._move(Event.BROKEN)
 
-    def reopen_logs(self) -> None:
-        self._say(messages.Reopen())
-
-    def ask_stacks(self, ask: int) -> None:
-        """Ask for its threads' stacks: one or more reports `Stacks` with this number."""
-        self._say(messages.TellStacks(ask=ask))
-
-    def measure(self) -> None:
-        """Ask for the report `Measured`."""
-        self._say(messages.Measure())
-
-    def requests(self, mount: int | None = None) -> int:
-        """Return how many requests it has begun to serve.
-
-        Args:
-            mount: the number of one of its mounts; None: all of them.
-        """
-        wanted = self._mounts if mount is None else [mount]
-        return sum(self._counted(each) - self._requests_before[each] for each in wanted)
-
-    def progress(self) -> int:
-        """Return a number that grows by one or more for each connection that it deals with."""
-        return sum(self._board.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
+    def tell(self, order: Order) -> None:
+        """Give an order; what comes of it, reports say. It is lost if the instance has ended by itself, or has read none of a thousand."""
+        try:
+            self._channel.send(messages.encode(order))
+        except OSError:
+            return
 
     def has_ended(self) -> bool:
         return self.state in ENDS
-
-    def is_busy(self) -> bool:
-        return any(row.words[BUSY] for row in self._thread_rows)
-
-    def has_free_thread(self) -> bool:
-        return sum(row.words[BUSY] != 0 for row in self._thread_rows) < self.threads
-
-    def requests_in_flight(self) -> list[str]:
-        """Return the request lines that its threads are serving."""
-        return [row.line() for row in self._thread_rows if row.words[BUSY]]
-
-    def in_flight(self, now: float) -> list[tuple[str, float]]:
-        """Return the request lines that its threads are serving, and for how many seconds."""
-        busy = [row for row in self._thread_rows if row.words[BUSY]]
-        return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
 
     def kill(self) -> None:
         """End its process at once; only where `can_be_killed`."""
@@ -213,27 +171,9 @@ class HousedInstance(abc.ABC):
             self._cut_waiting()
         return is_any
 
-    def _connection_of(self, key: int) -> socket.socket | None:
-        """Return a connection that this instance has, by its key on the scoreboard; None if it no longer has it."""
-        return dup_of(key)
-
-    def _mount_of(self, row: Row) -> int:
-        """Return the number of a row's mount; a child process may have written another one there."""
-        mount = row.words[MOUNT] - 1
-        return mount if mount in self._mounts else self._mounts[0]
-
-    def _counters_of(self, row: Row) -> memoryview:
-        return self._board.mount_row(self._mount_of(row)).words
-
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
         return
-
-    def _say(self, order: Order) -> None:
-        try:
-            self._channel.send(messages.encode(order))
-        except OSError:  # it ended by itself, or it has read none of a thousand orders
-            return
 
     def _on_ready(self, report: messages.Ready) -> None:
         self._move(Event.READY)
@@ -264,9 +204,6 @@ class HousedInstance(abc.ABC):
         before, self.state = self.state, step(self.state, event)
         if self.state is State.STUCK is not before:
             self.stuck_since = round(time.time(), 3)
-
-    def _counted(self, mount: int) -> int:
-        return self._board.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))
 
     def _report_from_keeper(self, report: Report) -> None:
         self._inner.send(messages.encode(report))

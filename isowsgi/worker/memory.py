@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared import messages
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.worker.deployment import Deployment
 
@@ -44,7 +45,7 @@ class MemoryWatch:
                 for instance in deployment.slots.all():
                     if instance.isolation != PROCESS and instance.state not in ENDS:  # a process has its memory to itself
                         instance.objects = -1
-                        instance.measure()
+                        instance.tell(messages.Measure())
 
     def on_measured(self, now: float) -> None:
         """Replace the mount that has grown most since its boot, once all have answered.

@@ -12,7 +12,7 @@ from typing import Any
 from isowsgi.configuration import Config, Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import interpreters
+from isowsgi.shared import interpreters, messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.scoreboard import REQUESTS, Scoreboard
@@ -160,7 +160,7 @@ class Supervisor:
 
     def reopen_logs(self) -> None:
         for instance in self._instances():
-            instance.reopen_logs()
+            instance.tell(messages.Reopen())
 
     def finish(self) -> None:
         """Tell every instance that its next response on each connection is the last."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from isowsgi.configuration import Config, Mount, differences
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import controlmessages, interpreters
+from isowsgi.shared import controlmessages, interpreters, messages
 from isowsgi.shared.controlmessages import (
     InFlight,
     InstanceStacks,
@@ -154,7 +154,7 @@ class Commands:
         deadline = now + STACKS_S
         try:
             for instance in instances:
-                instance.ask_stacks(ask)
+                instance.tell(messages.TellStacks(ask=ask))
             while now < deadline and len(complete) < len(instances):
                 now = yield
         finally:

@@ -1,0 +1,74 @@
+"""What the scoreboard says of an instance, whatever its isolation: how much it has served, what it serves, and for whom."""
+
+from __future__ import annotations
+
+import socket
+
+from isowsgi.instances.judge import Judge
+from isowsgi.shared.handover import dup_of
+from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row, Scoreboard
+
+
+class CountedInstance:
+    """An instance as its rows show it.
+
+    Args:
+        order: the boot order; the rows are as it has them.
+        board: the worker's scoreboard.
+    """
+
+    def __init__(self, order: BootOrder, board: Scoreboard) -> None:
+        self.isolation = order.isolation
+        self.first_row = order.place.first_row
+        mounts = self._mounts = [member.mount for member in order.members]
+        self.threads = order.serving.threads
+        self.rows: int = len(mounts) * (1 + self.threads)
+        self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
+        control_words = board.row(self.first_row).words
+        self._judge = Judge(self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._counters_of)
+        self._board = board
+        self._requests_before = {mount: self._counted(mount) for mount in mounts}
+
+    def requests(self, mount: int | None = None) -> int:
+        """Return how many requests it has begun to serve.
+
+        Args:
+            mount: the number of one of its mounts; None: all of them.
+        """
+        wanted = self._mounts if mount is None else [mount]
+        return sum(self._counted(each) - self._requests_before[each] for each in wanted)
+
+    def progress(self) -> int:
+        """Return a number that grows by one or more for each connection that it deals with."""
+        return sum(self._board.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
+
+    def is_busy(self) -> bool:
+        return any(row.words[BUSY] for row in self._thread_rows)
+
+    def has_free_thread(self) -> bool:
+        return sum(row.words[BUSY] != 0 for row in self._thread_rows) < self.threads
+
+    def requests_in_flight(self) -> list[str]:
+        """Return the request lines that its threads are serving."""
+        return [row.line() for row in self._thread_rows if row.words[BUSY]]
+
+    def in_flight(self, now: float) -> list[tuple[str, float]]:
+        """Return the request lines that its threads are serving, and for how many seconds."""
+        busy = [row for row in self._thread_rows if row.words[BUSY]]
+        return [(row.line(), round(max(now - row.words[BUSY_SINCE] / 1000, 0.0), 1)) for row in busy]
+
+    def _connection_of(self, key: int) -> socket.socket | None:
+        """Return a connection that this instance has, by its key on the scoreboard; None if it no longer has it."""
+        return dup_of(key)
+
+    def _mount_of(self, row: Row) -> int:
+        """Return the number of a row's mount; a child process may have written another one there."""
+        mount = row.words[MOUNT] - 1
+        return mount if mount in self._mounts else self._mounts[0]
+
+    def _counters_of(self, row: Row) -> memoryview:
+        return self._board.mount_row(self._mount_of(row)).words
+
+    def _counted(self, mount: int) -> int:
+        return self._board.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))
