@@ -63,8 +63,9 @@ class Race:
             is_long = rng.random() < 0.5
             took = LIMIT_S * rng.uniform(0.85, 1.6) if is_long else rng.choice([0, 0, 0.001, 0.01])
             how = rng.choice(["spin", "sleep", "nap"]) if is_long else "nap"
-            name = f"{took:.4f},{how},{client}.{number}"
-            may_end = partial(self._may_end, time.monotonic())
+            sent = time.monotonic()
+            name = f"{took:.4f},{how},{sent!r},{client}.{number}"
+            may_end = partial(self._may_end, sent)
             sock.sendall(f"GET /?{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             status: int | str
             try:

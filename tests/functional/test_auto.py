@@ -17,15 +17,19 @@ from typing import Any
 import pytest
 
 from isowsgi.shared import interpreters
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer
+from tests.conftest import DEADLINE_S, ROOT, WHOLE, Server, StartServer
 from tests.load import Load
 
-# The newest CPython that all of these have wheels for; ISOWSGI_PACKAGES=1 tries another one.
+# The newest CPython that all of these have wheels for. They take minutes, so only a whole run has them; ISOWSGI_PACKAGES=1 tries them
+# alone, with any Python.
 PYTHON = (3, 14)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.version_info[:2] != PYTHON and not os.environ.get("ISOWSGI_PACKAGES"), reason=f"packages are for {PYTHON}"),
+    pytest.mark.skipif(
+        not (os.environ.get("ISOWSGI_PACKAGES") or (WHOLE and sys.version_info[:2] == PYTHON)),
+        reason=f"takes minutes; with ISOWSGI_WHOLE=1 on {PYTHON}, or ISOWSGI_PACKAGES=1",
+    ),
 ]
 
 # What each app uses: its requirement, the code that its import runs, and what each request computes. The answer must be `expected`.

@@ -302,7 +302,7 @@ def test_half_sent_heads_hold_no_thread_and_are_answered_408(serve: StartServer)
     close_all(halves)
 
     assert outcomes == {"408": HALF_HEADS}
-    assert held.threads == before.threads
+    assert held.threads <= before.threads
     assert held.rss_mib - before.rss_mib < 20
     eventually(lambda: Footprint.of(pid).descriptors <= before.descriptors, "all descriptors closed")
 

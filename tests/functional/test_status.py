@@ -253,7 +253,8 @@ def test_the_page_shows_every_mount_and_goes_on_by_itself(serve: StartServer, pa
 
     card(page, "/lazy").wait_for()
     assert page.locator("h3").all_inner_texts() == ["/a", "/b", "/-/isowsgi", "/lazy"]
-    assert page.locator(".badge").all_inner_texts() == ["serving", "serving", "serving", "asleep"]
+    states = ["serving", "serving", "serving", "asleep"]
+    eventually(lambda: page.locator(".badge").all_inner_texts() == states, "a page on which all but the lazy mount serve")
     assert page.locator("#verdict").inner_text() == "All mounts are healthy."
     assert page.locator("#workers tbody tr").count() == 1
 
