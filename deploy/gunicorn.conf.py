@@ -38,7 +38,7 @@ control_socket_disable = True
 errorlog = "-"
 loglevel = "info"
 
-# One file for all mounts, opened anew on USR1 (deploy/logrotate). The client's address is in X-Forwarded-For: over a Unix socket the
+# One file for all mounts, reopened on USR1 (deploy/logrotate). The client's address is in X-Forwarded-For: over a Unix socket the
 # connection itself has none, and %(h)s is empty. At the end, the mount and which load of its app it was.
 accesslog = "/var/log/isowsgi/access.log"
 access_log_format = '%({x-forwarded-for}i)s %(t)s "%(r)s" %(s)s %(B)s %(M)sms "%(a)s" %({isowsgi.mount}e)s #%({isowsgi.generation}e)s'

@@ -56,7 +56,7 @@ class Stop(BaseException):
 
 
 class Fault(Exception):
-    """The demo cannot go on; the text is one line that says why."""
+    """The demo cannot continue; the text is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +186,7 @@ def serve(port: int) -> int:
 
 
 def announce(port: int, gunicorn: subprocess.Popen[bytes]) -> None:
-    """Print the URL of each app as soon as it answers; what does not in time is said too, and the rest goes on."""
+    """Print the URL of each app as soon as it answers; name those that do not in time, and continue with the rest."""
     deadline = time.monotonic() + FIRST_ANSWER_S
     waiting = {app.path: f"http://{ADDRESS}:{port}{app.path}" for app in APPS}
     width = max(map(len, waiting.values()))
@@ -270,7 +270,7 @@ def terminal() -> Iterator[None]:
         yield
         return
     # A process that is not in the foreground is stopped by SIGTTOU when it takes the terminal. And Ctrl-Z would stop the demo alone,
-    # behind a `make` that goes on waiting: nobody could type `fg`.
+    # behind a `make` that keeps waiting: nobody could type `fg`.
     for number in (signal.SIGTTOU, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     os.setpgid(0, 0)
