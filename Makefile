@@ -60,7 +60,7 @@ race: ## requests that end just when they are given up, for MINUTES (1) in each 
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.race --minutes $(or $(MINUTES),1) $(ARGS)
 
 .PHONY: patch-fuzz
-patch-fuzz: ## patch all of the standard library that serving touches, inside an app, and see whether it is served (ARGS="--home process")
+patch-fuzz: ## patch all of the standard library that serving touches, inside an app, and see whether it is served (ARGS="--isolation process")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.patch_fuzz $(ARGS)
 
 faults: ## make each function of a worker fail in turn, on a real server; some minutes (ARGS="--only acceptor")

@@ -2,7 +2,7 @@
 
     python tests/conformance.py           # each request cut in two at every byte, too; takes minutes
     python tests/conformance.py whole     # whole, and byte by byte
-    ISOWSGI_HOME=process python tests/conformance.py whole    # with isowsgi's apps in a process, or in main
+    ISOWSGI_ISOLATION=process python tests/conformance.py whole    # with isowsgi's apps in a process, or in main
 
 Compared is all that a client can see: every byte of the answers but for the date, and what becomes of the connection. The app shows its
 environ and the body (tests/apps/shows.py). Differences must be those that tests/requests/differences.toml lists, no more and no fewer.
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.apps.shows import PREFIX
-from tests.conftest import APPS, DEADLINE_S, HOME, Server, running_server
+from tests.conftest import APPS, DEADLINE_S, ISOLATION, Server, running_server
 
 REQUESTS = Path(__file__).parent / "requests"
 DIFFERENCES = REQUESTS / "differences.toml"
@@ -350,7 +350,7 @@ class Pair:
         self._isowsgi = self._start(stack, folder / "isowsgi", settings if isowsgis_settings is None else isowsgis_settings)
         self._gthread.wait_for_log("Listening at")
         self._gthread.learn_port()
-        self._isowsgi.wait_until_serving(1 if HOME == "main" else 2)
+        self._isowsgi.wait_until_serving(1 if ISOLATION == "main" else 2)
 
     @staticmethod
     def _start(stack: ExitStack, folder: Path, settings: str, *arguments: str, app: str = "isowsgi.toml") -> Server:

@@ -42,7 +42,8 @@ ROOT = Path(__file__).parent.parent
 # Longer than anything here takes on a busy machine; a wait ends as soon as its condition holds.
 DEADLINE_S = 60.0
 
-# Where the servers of a test run remember the homes of apps: not in the user's own memory, and an app that many tests serve is tried once.
+# Where the servers of a test run remember the isolation of apps: not in the user's own memory, and an app that many tests serve is tried
+# once.
 VERDICTS = tempfile.TemporaryDirectory(prefix="isowsgi-tests-")
 
 
@@ -98,8 +99,8 @@ def eventually(condition: Callable[[], T | None], what: str = "the condition", d
         time.sleep(0.01)
 
 
-# Another home for the mounts of a test run that name none: `ISOWSGI_HOME=process python -m pytest tests/functional/test_wsgi.py`.
-HOME = os.environ.get("ISOWSGI_HOME", "")
+# The isolation for the mounts of a test run that name none: `ISOWSGI_ISOLATION=process python -m pytest tests/functional/test_wsgi.py`.
+ISOLATION = os.environ.get("ISOWSGI_ISOLATION", "")
 
 
 class Server:
@@ -268,9 +269,9 @@ def running_server(
             if "[defaults]" not in text
             else text.replace("[defaults]", f"[defaults]\npythonpath = ['{APPS}']")
         )
-    if HOME:
+    if ISOLATION:
         text = text if "[defaults]" in text else f"[defaults]\n{text}"
-        text = text.replace("[defaults]", f"[defaults]\nisolation = '{HOME}'")
+        text = text.replace("[defaults]", f"[defaults]\nisolation = '{ISOLATION}'")
     (folder / "isowsgi.toml").write_text(text)
     for name, content in (files or {}).items():
         path = folder / name

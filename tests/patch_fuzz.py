@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.conftest import APPS, ROOT, Server, running_server
 
-HOMES = ("own-gil", "shared-gil", "process")
+ISOLATIONS = ("own-gil", "shared-gil", "process")
 KINDS = ("raises", "nonsense")
 
 # Not patched: CPython's own C code calls what is in these. No file could be read as text, and no app would run.
@@ -57,7 +57,7 @@ def names_of(modules: Sequence[str]) -> list[str]:
 
 def mount(
     pattern: str,
-    home: str,
+    isolation: str,
     kind: str,
     modules: Sequence[str],
     names: Sequence[str] | None = None,
@@ -68,7 +68,7 @@ def mount(
     patches = json.dumps({"modules": list(modules), "names": names and list(names), "kind": kind, "at_import": at_import})
     name = pattern.replace("/", "-")
     touch = f", touch = '{folder}/touch{name}'" if folder else ""
-    settings = f"app = 'patched', isolation = '{home}', request_timeout = 1, threads = 3{touch}"
+    settings = f"app = 'patched', isolation = '{isolation}', request_timeout = 1, threads = 3{touch}"
     return f"{json.dumps(pattern)} = {{ {settings}, env = {{ PATCHES = {json.dumps(patches)} }} }}\n"
 
 
@@ -142,12 +142,12 @@ def mistakes(log: str) -> list[str]:
     return re.findall(r"(?m)^.*(?:internal error|please report|exited with code|did not end|killed).*$", log)
 
 
-def trial(home: str, kind: str, modules: Sequence[str], names: Sequence[str] | None) -> list[str]:
+def trial(isolation: str, kind: str, modules: Sequence[str], names: Sequence[str] | None) -> list[str]:
     """Return what fails in a server of its own."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         (folder / "touch-m").write_text("")
-        mounts = f"{mount('/m', home, kind, modules, names, text)}'/good' = 'hello'\n"
+        mounts = f"{mount('/m', isolation, kind, modules, names, text)}'/good' = 'hello'\n"
         config = f"[defaults]\npythonpath = ['{APPS}']\nboot_timeout = 20\n[mounts]\n{mounts}"
         with running_server(folder, config, "--access-logfile", str(folder / "access.log"), wait_for=0) as server:
             found = list(_in_log(server.log_path, "/m #1: serving", 25))
@@ -162,30 +162,30 @@ def trial(home: str, kind: str, modules: Sequence[str], names: Sequence[str] | N
         return found
 
 
-def culprits(home: str, kind: str, modules: Sequence[str], names: list[str]) -> list[str]:
+def culprits(isolation: str, kind: str, modules: Sequence[str], names: list[str]) -> list[str]:
     """Return names each of which breaks something alone, by halves; or a set of which only all together do."""
     if len(names) == 1:
         return names
     halves = names[: len(names) // 2], names[len(names) // 2 :]
-    found = [name for half in halves if trial(home, kind, modules, half) for name in culprits(home, kind, modules, half)]
+    found = [name for half in halves if trial(isolation, kind, modules, half) for name in culprits(isolation, kind, modules, half)]
     return found or names
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.patch_fuzz", description="Patch what serves. Ends with 1 at a failure.")
-    parser.add_argument("--home", choices=HOMES, action="append")
+    parser.add_argument("--isolation", choices=ISOLATIONS, action="append")
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("names", nargs="*", help="names to patch (socket.socket); all if there is none")
     options = parser.parse_args()
     modules = touched_modules()
     failed = 0
-    for home in options.home or HOMES:
+    for isolation in options.isolation or ISOLATIONS:
         for kind in options.kind or KINDS:
             names = options.names or names_of(modules)
-            found = trial(home, kind, modules, names)
-            print(f"{home}, {kind}: {len(names)} names in {len(modules)} modules: {'; '.join(found) or 'nothing fails'}", flush=True)
+            found = trial(isolation, kind, modules, names)
+            print(f"{isolation}, {kind}: {len(names)} names in {len(modules)} modules: {'; '.join(found) or 'nothing fails'}", flush=True)
             if found and len(names) > 1:
-                print(f"because of: {' '.join(culprits(home, kind, modules, names))}", flush=True)
+                print(f"because of: {' '.join(culprits(isolation, kind, modules, names))}", flush=True)
             failed |= bool(found)
     return int(failed)
 

@@ -1,6 +1,6 @@
 """Requests that end just when they are given up: does each client get an answer of its own, and is nobody interrupted for another?
 
-The command runs it for minutes, in each home: `python -m tests.race --minutes 10`; the suite for seconds.
+The command runs it for minutes, in each isolation: `python -m tests.race --minutes 10`; the suite for seconds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from isowsgi.shared import interpreters
 from tests.apps.ends_at_the_limit import LIMIT_S
 from tests.conftest import Server, running_server
 
-HOMES = tuple(dict.fromkeys([interpreters.best_isolation(), interpreters.SHARED_GIL, interpreters.PROCESS]))
+ISOLATIONS = tuple(dict.fromkeys([interpreters.best_isolation(), interpreters.SHARED_GIL, interpreters.PROCESS]))
 
 CONFIG = """
 [mounts]
-"/" = { app = "ends_at_the_limit", request_timeout = LIMIT, threads = 8, isolation = "HOME" }
+"/" = { app = "ends_at_the_limit", request_timeout = LIMIT, threads = 8, isolation = "ISOLATION" }
 """
 
 
@@ -107,8 +107,8 @@ class Race:
         return f"status {status}: {body!r:.200}"
 
 
-def race(folder: Path, home: str, seconds: float, seed: int, clients: int = 12) -> Race:
-    with running_server(folder, CONFIG.replace("HOME", home).replace("LIMIT", str(LIMIT_S))) as server:
+def race(folder: Path, isolation: str, seconds: float, seed: int, clients: int = 12) -> Race:
+    with running_server(folder, CONFIG.replace("ISOLATION", isolation).replace("LIMIT", str(LIMIT_S))) as server:
         found = Race(server, clients, seed)
         found.run(seconds)
         return found
@@ -116,16 +116,16 @@ def race(folder: Path, home: str, seconds: float, seed: int, clients: int = 12) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.race", description=__doc__.splitlines()[0])
-    parser.add_argument("homes", nargs="*", choices=[*HOMES, []], help=f"of {', '.join(HOMES)}; all of them if there is none")
-    parser.add_argument("--minutes", type=float, default=1.0, help="in each home")
+    parser.add_argument("isolations", nargs="*", choices=[*ISOLATIONS, []], help=f"of {', '.join(ISOLATIONS)}; all if none is given")
+    parser.add_argument("--minutes", type=float, default=1.0, help="in each isolation")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     failed = 0
-    for home in options.homes or HOMES:
+    for isolation in options.isolations or ISOLATIONS:
         with tempfile.TemporaryDirectory() as folder:
-            found = race(Path(folder), home, options.minutes * 60, options.seed)
+            found = race(Path(folder), isolation, options.minutes * 60, options.seed)
         failed += bool(found.wrong)
-        print(f"{home}: {dict(sorted(found.counts.items()))}; {len(found.wrong)} wrong", *found.wrong[:20], sep="\n  ", flush=True)
+        print(f"{isolation}: {dict(sorted(found.counts.items()))}; {len(found.wrong)} wrong", *found.wrong[:20], sep="\n  ", flush=True)
     return 1 if failed else 0
 
 

@@ -99,10 +99,10 @@ class ScarceListener(socket.socket):
 
 
 class Place:
-    """An acceptor for one mount at "/a", whose instance is `home`."""
+    """An acceptor for one mount at "/a", whose instance is `instance`."""
 
     def __init__(self, *, unix_path: Path | None = None, accepting: bool = True, errors: list[int] | None = None, **changed: Any) -> None:
-        self.home: FakeInstance | NotServing = FakeInstance()
+        self.instance: FakeInstance | NotServing = FakeInstance()
         self.board = Scoreboard()
         self.board.allot(0, [0])
         self.log = FakeLog()
@@ -121,7 +121,7 @@ class Place:
             loop=self.loop,
             listeners=[self._listener],
             peeker=Peeker(Router([Route(0, "", "/a")]), Settings(snapshot(Config()))),
-            choose=lambda mount: self.home,
+            choose=lambda mount: self.instance,
             board=self.board,
             log=self.log,
             refuse_by_gunicorn=self._refuse,
@@ -141,8 +141,8 @@ class Place:
 
     @property
     def given(self) -> list[int]:
-        assert isinstance(self.home, FakeInstance)
-        return self.home.given
+        assert isinstance(self.instance, FakeInstance)
+        return self.instance.given
 
     @property
     def seen(self) -> Statistics:
@@ -176,8 +176,8 @@ class Place:
     def take(self) -> socket.socket:
         """Turn until a connection was handed over, and be its instance."""
         self.turn_until(lambda: self.given)
-        assert isinstance(self.home, FakeInstance)
-        return self.home.take()
+        assert isinstance(self.instance, FakeInstance)
+        return self.instance.take()
 
     def conversation(self, client: socket.socket) -> bytes:
         """Turn until the client has read all to the connection's end, and return that."""
@@ -201,9 +201,9 @@ class Place:
     def close(self) -> None:
         """End all connections, whose clients have gone with their test."""
         self.acceptor.stop()
-        if isinstance(self.home, FakeInstance):
-            self.home.close()
-        self.home = NotServing.FAILED
+        if isinstance(self.instance, FakeInstance):
+            self.instance.close()
+        self.instance = NotServing.FAILED
         self.acceptor.release(0)
         self.turn_until(lambda: self.seen.peeking == self.seen.parked == self.seen.lingering == 0)
 
@@ -411,14 +411,14 @@ def test_a_head_has_its_time_from_its_first_byte(make_place: MakePlace) -> None:
 
 
 def test_a_request_waits_for_its_mount_and_is_handed_over_once_it_serves(place: Place) -> None:
-    place.home = NotServing.BOOTING
+    place.instance = NotServing.BOOTING
     with place.connect(A) as client:
         place.turn_until(lambda: place.seen.parked == 1)
         client.sendall(b"more")
         place.turn_until_quiet()
         assert place.seen.parked == 1
 
-        place.home = FakeInstance()
+        place.instance = FakeInstance()
         place.acceptor.release(0)
 
         with place.take() as connection:
@@ -426,11 +426,11 @@ def test_a_request_waits_for_its_mount_and_is_handed_over_once_it_serves(place: 
 
 
 def test_a_request_that_waited_for_a_mount_that_fails_is_a_503(place: Place) -> None:
-    place.home = NotServing.BOOTING
+    place.instance = NotServing.BOOTING
     with place.connect(A) as client:
         place.turn_until(lambda: place.seen.parked == 1)
 
-        place.home = NotServing.FAILED
+        place.instance = NotServing.FAILED
         place.acceptor.release(0)
 
         answer = place.conversation(client)
@@ -439,10 +439,10 @@ def test_a_request_that_waited_for_a_mount_that_fails_is_a_503(place: Place) -> 
 
 
 def test_only_the_clients_of_the_mount_that_came_up_are_looked_at(place: Place) -> None:
-    place.home = NotServing.BOOTING
+    place.instance = NotServing.BOOTING
     with place.connect(A):
         place.turn_until(lambda: place.seen.parked == 1)
-        place.home = FakeInstance()
+        place.instance = FakeInstance()
 
         place.acceptor.release(1)
 
@@ -450,7 +450,7 @@ def test_only_the_clients_of_the_mount_that_came_up_are_looked_at(place: Place) 
 
 
 def test_a_client_that_goes_while_it_waits_for_its_mount_is_forgotten(place: Place) -> None:
-    place.home = NotServing.BOOTING
+    place.instance = NotServing.BOOTING
     client = place.connect(A)
     place.turn_until(lambda: place.seen.parked == 1)
 
@@ -468,10 +468,10 @@ def test_bytes_that_come_while_a_mount_comes_up_do_not_take_its_connection_back(
 
     def on_report() -> None:
         os.eventfd_read(comes_up)
-        place.home = FakeInstance()
+        place.instance = FakeInstance()
         place.acceptor.release(0)
 
-    place.home = NotServing.BOOTING
+    place.instance = NotServing.BOOTING
     place.acceptor.watch(comes_up, on_report)
     with place.connect(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n") as client:
         place.turn_until(lambda: place.seen.parked == 1)
@@ -701,12 +701,12 @@ def test_who_takes_the_last_place_is_handed_over_at_capacity(make_place: MakePla
     place = make_place(max_connections=2)
     flags: list[int] = []
 
-    def note(home: FakeInstance, fd: int) -> None:
+    def note(instance: FakeInstance, fd: int) -> None:
         flags.append(place.board.row(0).words[AT_CAPACITY])
-        home.given.append(fd)
-        home.progressed += 1
+        instance.given.append(fd)
+        instance.progressed += 1
 
-    monkeypatch.setattr(FakeInstance, "give", lambda home, fd: note(home, fd))
+    monkeypatch.setattr(FakeInstance, "give", lambda instance, fd: note(instance, fd))
     with place.connect(A), place.connect(A), place.connect(A):
         place.turn_until(lambda: len(flags) == 2)
 
@@ -933,8 +933,8 @@ def test_what_fails_while_a_connection_is_looked_at_ends_that_connection_only(pl
 
 
 def test_an_instance_that_cannot_be_given_a_connection_costs_a_503(place: Place) -> None:
-    assert isinstance(place.home, FakeInstance)
-    place.home.error = MemoryError()
+    assert isinstance(place.instance, FakeInstance)
+    place.instance.error = MemoryError()
     client = place.connect(A)
 
     assert place.conversation(client).startswith(b"HTTP/1.1 503 ")
@@ -948,8 +948,8 @@ def test_a_mount_that_answers_nobody_leaves_room_for_its_neighbours(
     """With a thread that polls no more, each request to it kept a connection for ever, and at worker_connections nobody else was served."""
     monkeypatch.setattr(shares_module, "STALLED_S", 0.1)
     place = make_place(max_connections=10)
-    assert isinstance(place.home, FakeInstance)
-    place.home.is_hung = True
+    assert isinstance(place.instance, FakeInstance)
+    place.instance.is_hung = True
     clients = [place.connect(A) for _ in range(8)]
 
     answer = place.conversation(clients[-1])
@@ -965,12 +965,12 @@ def test_a_mount_that_answers_nobody_leaves_room_for_its_neighbours(
 
 def test_who_waits_for_a_mount_that_gets_on_is_served(make_place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch) -> None:
     place = make_place(max_connections=4)
-    assert isinstance(place.home, FakeInstance)
-    place.home.is_hung = True
+    assert isinstance(place.instance, FakeInstance)
+    place.instance.is_hung = True
     clients = [place.connect(A) for _ in range(3)]
     place.turn_until(lambda: place.seen.parked)
 
-    place.home.progressed += 1
+    place.instance.progressed += 1
 
     place.turn_until(lambda: len(place.given) == 3)
     for client in clients:

@@ -1,4 +1,4 @@
-"""`isowsgi check` says which home each mount gets; what an app does to it is a finding, not the end of the command."""
+"""`isowsgi check` says which isolation each mount gets; what an app does to it is a finding, not the end of the command."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Checked:
     return Command(tmp_path_factory.mktemp("failing"))(mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "4")
 
 
-def test_a_sound_app_has_a_home(loading: Checked) -> None:
+def test_a_sound_app_has_an_isolation(loading: Checked) -> None:
     mount = loading.mount("/prints")
 
     assert (loading.code, loading.json["is_fine"], mount["isolation"], mount["error"]) == (0, True, BEST, "")
@@ -139,7 +139,7 @@ def test_it_names_what_refuses_what_that_said_and_what_it_declares(loading: Chec
 
 
 @needs_own_gil
-def test_an_app_that_would_silently_go_without_a_module_gets_a_home_that_has_it(loading: Checked) -> None:
+def test_an_app_that_would_silently_run_without_a_module_gets_an_isolation_that_has_it(loading: Checked) -> None:
     mount = loading.mount("/falls_back")
 
     reason = f"{REFUSES_OWN_GIL} cannot be loaded with an own GIL, and the app would run without it"
@@ -195,7 +195,7 @@ def test_two_mounts_that_want_the_only_slot_of_a_file_clash(check: Command) -> N
 
 
 @needs_own_gil
-def test_a_home_that_was_asked_for_and_is_refused_is_no_home(check: Command) -> None:
+def test_an_isolation_that_was_asked_for_and_is_refused_is_none(check: Command) -> None:
     copy_extension(REFUSES_OWN_GIL, check.folder)
 
     checked = check('[mounts]\n"/" = { app = "refused", isolation = "own-gil" }')

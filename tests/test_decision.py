@@ -1,4 +1,4 @@
-"""The home of an app is the best one that it loads in, and the reason says why it is no better one."""
+"""The isolation of an app is the best one with which it loads, and the reason says why it is no better one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def newest_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(interpreters, "best_isolation", lambda: OWN)
 
 
-def test_an_own_gil_is_the_best_home() -> None:
+def test_an_own_gil_is_the_best_isolation() -> None:
     trials = FakeTrials(own_gil=True)
 
     verdict = decide(trials)
@@ -199,7 +199,7 @@ def test_an_address_or_a_number_makes_no_other_failure() -> None:
     assert trials.ran == [(OWN, 1), (PROCESS, 1)]
 
 
-def test_an_app_that_each_home_refuses_for_another_reason_has_none() -> None:
+def test_an_app_that_each_isolation_refuses_for_another_reason_has_none() -> None:
     verdict = decide(FakeTrials(own_gil=REFUSED, shared_gil=ONCE, process="OSError: no database"))
 
     assert (verdict.isolation, verdict.error) == (None, "OSError: no database")

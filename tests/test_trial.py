@@ -21,8 +21,8 @@ from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import copy_extension, order_for, with_member, with_values
 
 BEST = interpreters.best_isolation()
-HOMES = [(BEST, 1), (PROCESS, 1)]
-EACH_HOME = pytest.mark.parametrize(("isolation", "copies"), HOMES)
+INTERPRETER_AND_PROCESS = [(BEST, 1), (PROCESS, 1)]
+EACH_HOME = pytest.mark.parametrize(("isolation", "copies"), INTERPRETER_AND_PROCESS)
 
 
 def other_python() -> str | None:
@@ -36,7 +36,7 @@ def other_python() -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("isolation", "copies"), [*HOMES, ("shared-gil", 2)])
+@pytest.mark.parametrize(("isolation", "copies"), [*INTERPRETER_AND_PROCESS, ("shared-gil", 2)])
 def test_a_sound_app_loads_and_is_measured(tmp_path: Path, isolation: str, copies: int) -> None:
     outcome = trial.run(order_for(tmp_path, "import json"), isolation, copies=copies, timeout_s=DEADLINE_S)
 
@@ -279,7 +279,7 @@ def test_an_app_sees_that_it_is_only_tried_and_its_daemons_end_with_the_trial(tm
 
 
 def test_a_venv_leaves_an_app_its_main_module(tmp_path: Path) -> None:
-    """What reads it, as pickle and inspect.stack do, failed in a trial only, so a sound app had no home."""
+    """What reads it, as pickle and inspect.stack do, failed in a trial only, so a sound app had no isolation."""
     folder = tmp_path / "venv"
     (folder / "lib").mkdir(parents=True)
     (folder / "pyvenv.cfg").write_text("home = /nowhere\n")

@@ -63,7 +63,7 @@ def test_a_changed_extension_file_ends_it(memory: Verdicts, extension: Path, cha
     assert memory.recall("a") is None
 
 
-def test_an_app_without_a_home_is_tried_again(memory: Verdicts) -> None:
+def test_an_app_without_an_isolation_is_tried_again(memory: Verdicts) -> None:
     assert not memory.remember("a", Verdict(isolation=None, reason="cannot be loaded"))
     assert memory.recall("a") is None
 

@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Mapping
 
-from isowsgi.instances.housed import NOT_SERVED, HousedInstance
+from isowsgi.instances.hosted import NOT_SERVED, HostedInstance
 from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_EDGE, Port, number_of
@@ -29,7 +29,7 @@ def boot_source(order: BootOrder) -> str:
     return f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{_BOOTSTRAP}"
 
 
-class InterpreterInstance(HousedInstance):
+class InterpreterInstance(HostedInstance):
     """One live copy in its own interpreter.
 
     Args:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from isowsgi.instances.housed import BROKEN_OFF, HousedInstance
+from isowsgi.instances.hosted import BROKEN_OFF, HostedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages, workdir
@@ -57,7 +57,7 @@ class Owner(Protocol):
     def later(self, delay_s: float, callback: Callable[[], object]) -> None: ...
 
 
-class ProcessInstance(HousedInstance):
+class ProcessInstance(HostedInstance):
     """One live copy in its own process.
 
     Args:

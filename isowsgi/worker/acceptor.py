@@ -23,7 +23,7 @@ from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker, peek
 from isowsgi.shared.scoreboard import CLOSED, Scoreboard
 from isowsgi.worker.clients import Client, Clients, Phase
-from isowsgi.worker.dispatcher import Dispatcher, Home, NotServing
+from isowsgi.worker.dispatcher import Dispatcher, Instance, NotServing
 from isowsgi.worker.listeners import Listeners
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.proxyheader import Header
@@ -89,7 +89,7 @@ class Acceptor:
         loop: Loop,
         listeners: Iterable[socket.socket],
         peeker: Peeker,
-        choose: Callable[[int], Home | NotServing],
+        choose: Callable[[int], Instance | NotServing],
         board: Scoreboard,
         log: Any,
         refuse_by_gunicorn: Callable[[socket.socket, Any, Exception], None],

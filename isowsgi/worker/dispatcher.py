@@ -34,7 +34,7 @@ class NotServing(Enum):
     FAILED = "its app could not be loaded"
 
 
-class Home(Protocol):
+class Instance(Protocol):
     """What is needed of an instance."""
 
     def give(self, fd: int) -> None: ...
@@ -67,7 +67,7 @@ class Dispatcher:
         replies: Replies,
         shares: Shares,
         peeker: Peeker,
-        choose: Callable[[int], Home | NotServing],
+        choose: Callable[[int], Instance | NotServing],
         head_timeout_s: float,
         origins: Origins | None,
         has_tls: bool,
@@ -153,17 +153,17 @@ class Dispatcher:
         self._clients.arm(client)
 
     def _dispatch(self, client: Client, data: bytes, mount: int) -> None:
-        home = self._choose(mount)
-        if home is NotServing.BOOTING:
+        instance = self._choose(mount)
+        if instance is NotServing.BOOTING:
             self._park(client, mount)  # the deployment sets a limit to its boots
-        elif home is NotServing.FAILED:
+        elif instance is NotServing.FAILED:
             self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)
         else:
-            assert not isinstance(home, NotServing), "both kinds are dealt with"
+            assert not isinstance(instance, NotServing), "both kinds are dealt with"
             now = time.monotonic()
-            if self._shares.may_have(home, now):
-                self._give(client, data, mount, home)
-            elif self._shares.is_stalled(home, now):
+            if self._shares.may_have(instance, now):
+                self._give(client, data, mount, instance)
+            elif self._shares.is_stalled(instance, now):
                 self._answer(client, data, answers.UNAVAILABLE, "the app at this address does not answer", mount, answers.RETRY_LATER_S)
             else:
                 client.is_held = True
@@ -192,10 +192,10 @@ class Dispatcher:
         if full:
             self._look_at_held_soon()
 
-    def _give(self, client: Client, data: bytes, mount: int, home: Home) -> None:
+    def _give(self, client: Client, data: bytes, mount: int, instance: Instance) -> None:
         fd = self._clients.part_with(client)
         try:
-            home.give(fd)
+            instance.give(fd)
         except Exception:  # it has it not: no memory for one more, or the instance is broken
             self._containment.failed("hand-over")
             client = self._clients.add(socket.socket(fileno=fd), client.peer)

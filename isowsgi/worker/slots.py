@@ -9,7 +9,7 @@ from isowsgi.shared.messages import Order, Report
 
 
 class Instance(Protocol):
-    """What a deployment needs of an instance; see `instances.housed`."""
+    """What a deployment needs of an instance; see `instances.hosted`."""
 
     state: State
     tag: str

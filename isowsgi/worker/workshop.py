@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi.instances.bootorder import BootOrders
-from isowsgi.instances.housed import HousedInstance
+from isowsgi.instances.hosted import HostedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.main import MainInstance
 from isowsgi.instances.process import ProcessInstance
@@ -92,7 +92,7 @@ class Workshop:
         return instance
 
     def dispose(self, instance: Instance) -> None:
-        assert isinstance(instance, HousedInstance), "made here"
+        assert isinstance(instance, HostedInstance), "made here"
         self._parts().unwatch(instance.fileno())
         if instance.threads_left:
             text = "%s: ended, but %d of the app's threads are still running, so its interpreter cannot be freed"
@@ -148,7 +148,7 @@ class Workshop:
             is_replacement=deployment.is_serving(),
         )
 
-    def _make(self, order: BootOrder) -> HousedInstance:
+    def _make(self, order: BootOrder) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
             return ProcessInstance(order, self._fds, board, acceptor, self._environ)
@@ -157,7 +157,7 @@ class Workshop:
             return MainInstance(order, fds, board, self.log)
         return InterpreterInstance(order, fds, board)
 
-    def _on_reports(self, deployment: Deployment, instance: HousedInstance) -> None:
+    def _on_reports(self, deployment: Deployment, instance: HostedInstance) -> None:
         deployment.reports.read(instance, time.monotonic())
         self.on_report()
 

@@ -1,4 +1,4 @@
-"""Answers with what it finds around it: which home it lives in. Some paths end the process, wait, or never end."""
+"""Answers with what it finds around it: which isolation it has. Some paths end the process, wait, or never end."""
 
 import json
 import os

@@ -17,7 +17,7 @@ def application(environ, start_response):
     """The environ but for what only isowsgi has, and the body. A fault in the body is the server's to answer, as with most apps."""
     facts = {key: _shown(value) for key, value in environ.items() if not key.startswith("isowsgi.")}
     del facts["wsgi.errors"]  # isowsgi has a stream of its own
-    del facts["wsgi.multiprocess"]  # true in a process home
+    del facts["wsgi.multiprocess"]  # true in a child process
     facts["body"] = READS.get(environ.get("HTTP_X_READ"), lambda body: body.read())(environ["wsgi.input"]).decode("latin-1")
     page = (json.dumps(facts, indent=0, sort_keys=True) + "\n").encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(page)))])

@@ -1,4 +1,5 @@
-"""`isolation = "auto"` with packages as they come from the index: each app gets a home where it answers, and `isowsgi check` knew which.
+"""`isolation = "auto"` with packages as they come from the index: each app gets an isolation where it answers, and `isowsgi check` knew
+which.
 
 The packages are installed once, below .venv/, and stay there.
 """
@@ -138,7 +139,7 @@ def check(server_folder: Path, cache: Path) -> dict[str, Any]:
     return found
 
 
-def test_fourteen_kinds_of_packages_answer_from_one_worker_in_the_homes_that_check_foretold(
+def test_fourteen_kinds_of_packages_answer_from_one_worker_with_the_isolation_that_check_foretold(
     serve: StartServer, tmp_path: Path, packages: Path
 ) -> None:
     files = {f"{name}.py": PLAIN.format(setup=setup, work=work) for name, (_, setup, work, _) in APPS.items()}
@@ -156,10 +157,10 @@ def test_fourteen_kinds_of_packages_answer_from_one_worker_in_the_homes_that_che
     assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(APPS, 200)
     found = {name: answer.json() for name, answer in answers.items()}
     assert {name: value for name, (value, _) in found.items()} == {name: expected for name, (*_, expected) in APPS.items()}
-    homes = {f"/{name}": isolation for name, (_, isolation) in found.items()}
+    isolations = {f"/{name}": isolation for name, (_, isolation) in found.items()}
     foretold = {mount["pattern"]: mount["isolation"] for mount in check(server.folder, tmp_path / "check")["mounts"]}
-    print(homes)
-    assert homes == foretold
+    print(isolations)
+    assert isolations == foretold
     # A module that works once may crash the process of the next one to load it.
     for name in APPS:
         done = reload(server, f"/{name}")
@@ -233,9 +234,9 @@ def application(environ, start_response):
 
 
 @pytest.mark.skipif(interpreters.own_gil_error() is not None, reason="needs an own GIL, which these modules refuse")
-@pytest.mark.parametrize(("module", "home"), [("numpy", "process"), ("orjson", "process"), ("PIL.Image", "shared-gil")])
+@pytest.mark.parametrize(("module", "isolation"), [("numpy", "process"), ("orjson", "process"), ("PIL.Image", "shared-gil")])
 def test_a_mount_whose_request_imports_what_is_refused_moves_by_itself(
-    serve: StartServer, tmp_path: Path, packages: Path, module: str, home: str
+    serve: StartServer, tmp_path: Path, packages: Path, module: str, isolation: str
 ) -> None:
     server = serve(
         f'[mounts]\n"/" = {{ app = "late", pythonpath = ["."], venv = "{packages}" }}',
@@ -249,10 +250,10 @@ def test_a_mount_whose_request_imports_what_is_refused_moves_by_itself(
         assert server.get("/late").status_code == 500
         package = module.partition(".")[0]
         server.wait_for_log(rf"/ #1: a request imported {package}\S*, which cannot be loaded here: .*; looking for another isolation")
-        server.wait_for_log(rf"/: isolation {home} \(")
+        server.wait_for_log(rf"/: isolation {isolation} \(")
         server.wait_for_log(r"/ #2: serving")
         print(f"{module}: moved within {time.monotonic() - began:.1f} s; {load.answered} other requests meanwhile")
 
     late = server.get("/late")
-    assert (late.status_code, late.text) == (200, home)
+    assert (late.status_code, late.text) == (200, isolation)
     assert load.failures == []

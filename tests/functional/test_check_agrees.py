@@ -23,7 +23,7 @@ def application(environ, start_response):
     return [body]
 """
 
-# What each app's import does, and the home that it gets.
+# What each app's import does, and the isolation that it gets.
 KINDS = {
     "opted_in": ("import xxlimited", OWN_GIL),
     "swallowed": (f"try:\n    import {REFUSES_OWN_GIL}\nexcept ImportError:\n    pass", SHARED_GIL),
@@ -55,13 +55,13 @@ def test_check_and_worker_agree_about_every_kind_of_extension_module(serve: Star
     mounts = "".join(f'"/{kind}" = {{ app = "{kind}", pythonpath = [".", "{tmp_path}"] }}\n' for kind in KINDS)
     files = {f"{kind}.py": code + WSGI for kind, (code, _) in KINDS.items()}
     server = serve(f"[mounts]\n{mounts}", files=files, env={"ISOWSGI_CACHE_DIR": str(tmp_path / "worker")}, wait_for=1)
-    homes = {f"/{kind}": home for kind, (_, home) in KINDS.items()}
+    isolations = {f"/{kind}": isolation for kind, (_, isolation) in KINDS.items()}
 
     def answers() -> dict[str, str]:
-        return {pattern: server.get(pattern).text for pattern in homes}
+        return {pattern: server.get(pattern).text for pattern in isolations}
 
-    eventually(lambda: answers() == homes, "each app lives where it should", 4 * DEADLINE_S)
-    assert check(server, tmp_path / "check") == homes
+    eventually(lambda: answers() == isolations, "each app lives where it should", 4 * DEADLINE_S)
+    assert check(server, tmp_path / "check") == isolations
 
 
 LATE = """

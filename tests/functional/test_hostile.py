@@ -21,17 +21,17 @@ from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_
 from tests.fuzz.mutate import any_request
 from tests.pressure import Footprint, ask_and_read_nothing, close_all, count_begun, count_open, send_half_bodies, send_half_heads
 
-HOMES = [interpreters.best_isolation(), interpreters.PROCESS]
+ISOLATIONS = [interpreters.best_isolation(), interpreters.PROCESS]
 
 POST = b"POST /bodies/whole HTTP/1.1\r\nHost: x\r\n"
 GET = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def start(serve: StartServer, home: str, more: str = "", *arguments: str, threads: int = 2) -> Server:
-    """Serve apps to be attacked in one home, and a neighbour."""
+def start(serve: StartServer, isolation: str, more: str = "", *arguments: str, threads: int = 2) -> Server:
+    """Serve apps to be attacked in one isolation, and a neighbour."""
     config = f"""
         [defaults]
-        isolation = "{home}"
+        isolation = "{isolation}"
         threads = {threads}
         {more}
         [mounts]
@@ -136,10 +136,10 @@ def test_a_download_that_moves_is_not_cut_off_however_long_it_takes(serve: Start
     assert "no progress" not in server.log()
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_a_client_that_stands_still_is_given_up_at_its_stages_limit(serve: StartServer, home: str) -> None:
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_client_that_stands_still_is_given_up_at_its_stages_limit(serve: StartServer, isolation: str) -> None:
     """Both limits were 60 s for every mount, so two such clients stopped a mount with two threads for a minute."""
-    server = start(serve, home, "body_timeout = 1\nsend_timeout = 1\nrequest_timeout = 0")
+    server = start(serve, isolation, "body_timeout = 1\nsend_timeout = 1\nrequest_timeout = 0")
     guard = Guard(server)
 
     bodies = send_half_bodies(server, "/bodies/whole", 2)
@@ -161,7 +161,7 @@ def receive_what_is_left(sock: socket.socket) -> bytes:
 
 def test_a_client_that_moves_a_byte_now_and_then_is_given_up_too(serve: StartServer) -> None:
     """Each byte was progress, so one a minute held a thread for days."""
-    server = start(serve, HOMES[0], "body_timeout = 1\nsend_timeout = 1\nmin_rate = 10000000")
+    server = start(serve, ISOLATIONS[0], "body_timeout = 1\nsend_timeout = 1\nmin_rate = 10000000")
     guard = Guard(server)
 
     with server.connect() as sock:
@@ -192,7 +192,7 @@ def test_a_client_that_moves_a_byte_now_and_then_is_given_up_too(serve: StartSer
 @again_if_disturbed
 def test_a_client_that_is_slow_but_fast_enough_is_served(serve: StartServer) -> None:
     """Its whole body takes three times body_timeout."""
-    server = start(serve, HOMES[0], "body_timeout = 0.5\nmin_rate = 1000")
+    server = start(serve, ISOLATIONS[0], "body_timeout = 0.5\nmin_rate = 1000")
     with server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 8000\r\nConnection: close\r\n\r\n")
         for _ in range(16):
@@ -259,9 +259,9 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_a_reset_at_any_stage_leaves_nothing_behind(serve: StartServer, home: str) -> None:
-    server = start(serve, home, threads=10)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_reset_at_any_stage_leaves_nothing_behind(serve: StartServer, isolation: str) -> None:
+    server = start(serve, isolation, threads=10)
     guard = Guard(server)
     for stage, attack in STAGES.items():
         with ThreadPoolExecutor(5) as pool:
@@ -272,9 +272,9 @@ def test_a_reset_at_any_stage_leaves_nothing_behind(serve: StartServer, home: st
         guard.check(f"a reset {stage}")
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_changed_requests_and_random_bytes_are_answered_or_closed(serve: StartServer, home: str) -> None:
-    server = start(serve, home)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_changed_requests_and_random_bytes_are_answered_or_closed(serve: StartServer, isolation: str) -> None:
+    server = start(serve, isolation)
     guard = Guard(server)
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)
@@ -297,10 +297,10 @@ def test_changed_requests_and_random_bytes_are_answered_or_closed(serve: StartSe
     guard.check(f"random bytes of seed {seed}")
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_a_siege_of_one_mount_leaves_the_others_alone_and_ends_with_the_siege(serve: StartServer, home: str) -> None:
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_siege_of_one_mount_leaves_the_others_alone_and_ends_with_the_siege(serve: StartServer, isolation: str) -> None:
     """Half heads, clients that read nothing and bodies that stall, all at once, and far more than the mount has threads."""
-    server = start(serve, home, "queue = 20", "--worker-connections", "2000")
+    server = start(serve, isolation, "queue = 20", "--worker-connections", "2000")
     guard = Guard(server)
 
     halves = send_half_heads(server, "/big", 200)

@@ -123,22 +123,24 @@ def application(environ, start_response):
         assert server.get("/").text == "([], ['isowsgi-1', 'isowsgi-0'])"
 
 
-# Everything at once. `make patch-fuzz` does it for each home and kind.
+# Everything at once. `make patch-fuzz` does it for each isolation and kind.
 
 
 def test_no_public_name_of_the_standard_library_is_needed_to_serve(tmp_path: Path) -> None:
-    homes = {"own-gil": "raises", "process": "raises", "shared-gil": "nonsense"}
+    isolations = {"own-gil": "raises", "process": "raises", "shared-gil": "nonsense"}
     if interpreters.best_isolation() != interpreters.OWN_GIL:  # there is none, or it may crash: 3.13.0 does here
-        homes = {"shared-gil": "raises", "process": "nonsense"}
+        isolations = {"shared-gil": "raises", "process": "nonsense"}
     modules = patch_fuzz.touched_modules()
-    mounts = "".join(patch_fuzz.mount(f"/{home}", home, kind, modules, folder=str(tmp_path)) for home, kind in homes.items())
-    for home in homes:
-        (tmp_path / f"touch-{home}").write_text("")
+    mounts = "".join(
+        patch_fuzz.mount(f"/{isolation}", isolation, kind, modules, folder=str(tmp_path)) for isolation, kind in isolations.items()
+    )
+    for isolation in isolations:
+        (tmp_path / f"touch-{isolation}").write_text("")
 
-    with running_server(tmp_path, f"[mounts]\n{mounts}", "--access-logfile", "access.log", wait_for=len(homes)) as server:
-        with ThreadPoolExecutor(len(homes)) as pool:
-            found = list(pool.map(lambda home: list(patch_fuzz.faults(server, f"/{home}")), homes))
-        assert found == [[] for _ in homes], server.log()
+    with running_server(tmp_path, f"[mounts]\n{mounts}", "--access-logfile", "access.log", wait_for=len(isolations)) as server:
+        with ThreadPoolExecutor(len(isolations)) as pool:
+            found = list(pool.map(lambda isolation: list(patch_fuzz.faults(server, f"/{isolation}")), isolations))
+        assert found == [[] for _ in isolations], server.log()
         assert server.stop() == 0
         assert patch_fuzz.mistakes(server.log()) == []
 

@@ -238,12 +238,12 @@ def application(environ, start_response):
 """
 
 
-@pytest.mark.parametrize("home", ["auto", "process"])
-def test_what_isowsgi_calls_for_the_app_is_the_apps_doing(serve: StartServer, home: str) -> None:
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_what_isowsgi_calls_for_the_app_is_the_apps_doing(serve: StartServer, isolation: str) -> None:
     """Functions in C have no frame: what called them was isowsgi, on behalf of `close`, a finalizer, or the end of the interpreter."""
     config = f'''
         [mounts]
-        "/bad" = {{ app = "bad", policy = "deny", isolation = "{home}", pythonpath = "." }}
+        "/bad" = {{ app = "bad", policy = "deny", isolation = "{isolation}", pythonpath = "." }}
         "/good" = "shell"
         [defaults]
         pythonpath = "{{apps}}"

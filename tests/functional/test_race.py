@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.race import HOMES, race
+from tests.race import ISOLATIONS, race
 
 
-@pytest.mark.parametrize("home", [HOMES[0], HOMES[-1]])
-def test_a_request_that_ends_when_it_is_given_up_harms_nobody(home: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("isolation", [ISOLATIONS[0], ISOLATIONS[-1]])
+def test_a_request_that_ends_when_it_is_given_up_harms_nobody(isolation: str, tmp_path: Path) -> None:
     """In a minute seven requests of others were interrupted, and one client in a hundred got a body without a head."""
-    found = race(tmp_path, home, seconds=3, seed=1)
+    found = race(tmp_path, isolation, seconds=3, seed=1)
 
     assert found.wrong == []
     assert found.counts["short: 200"]

@@ -288,7 +288,7 @@ ROUTES = [Route(number, mount.partition("/")[0], wsgi(mount[mount.find("/") :].r
 
 @pytest.fixture(scope="module", params=["default", "dangerous"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Homes of each kind, and a group, so that connections go from interpreter to interpreter, to a process and back."""
+    """Mounts of each isolation, and a group, so that connections go from interpreter to interpreter, to a process and back."""
     tables = {"/a/b": "isolation = 'process'", "a.example/": "isolation = 'main'", "/a": "group = 'one'", "a.example/a": "group = 'one'"}
     mounts = "".join(f"'{mount}' = {{ app = 'hello:environ', {tables.get(mount, 'threads = 1')} }}\n" for mount in MOUNTS)
     arguments = ["--header-map", "dangerous"] if request.param == "dangerous" else []

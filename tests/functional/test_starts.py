@@ -22,7 +22,7 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 sys.path = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
 """
-HOMES = ("/auto", "/shared", "/process", "/venv", "/own-venv")
+MOUNTS = ("/auto", "/shared", "/process", "/venv", "/own-venv")
 CONFIG = """
 [defaults]
 pythonpath = ["{apps}"]
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages").mkdir(parents=True)
     (folder / "venv" / "pyvenv.cfg").write_text(f"home = {sys.base_prefix}/bin\nversion = {sys.version.split()[0]}\n")
     config = CONFIG.format(apps=APPS, more=folder / "more")
-    with running_server(folder, config, env={"PYTHONPATH": f"{folder}/hooks:{ROOT}", "TZ": "UTC"}, wait_for=len(HOMES)) as server:
+    with running_server(folder, config, env={"PYTHONPATH": f"{folder}/hooks:{ROOT}", "TZ": "UTC"}, wait_for=len(MOUNTS)) as server:
         yield server
 
 
@@ -55,7 +55,7 @@ def answer(server: Server, mount: str, source: str) -> Any:
     return response.json()
 
 
-@pytest.mark.parametrize("mount", HOMES)
+@pytest.mark.parametrize("mount", MOUNTS)
 def test_hooks_of_sitecustomize_stay(server: Server, mount: str) -> None:
     """A mount with a venv lost its import hooks without a word, for those of the host's packages are not meant for it."""
     assert answer(server, mount, "import sys\nsys.modules.pop('this', None)\nimport this\nanswer = [sys.instrumented, sys.saw]") == [
@@ -64,7 +64,7 @@ def test_hooks_of_sitecustomize_stay(server: Server, mount: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("mount", HOMES)
+@pytest.mark.parametrize("mount", MOUNTS)
 def test_folders_of_pythonpath_in_env_are_on_the_path(server: Server, mount: str) -> None:
     """CPython reads it at its start, and that was before."""
     assert answer(server, mount, "import named_in_env, relative\nanswer = True") is True

@@ -10,7 +10,7 @@ import pytest
 
 from isowsgi.shared import interpreters
 from tests.conftest import Server, StartServer, eventually, running_server
-from tests.functional.test_homes import children_of
+from tests.functional.test_kinds_of_isolation import children_of
 
 ISOLATIONS = [interpreters.SHARED_GIL] if interpreters.own_gil_error() else [interpreters.OWN_GIL, interpreters.SHARED_GIL]
 

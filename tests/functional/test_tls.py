@@ -39,7 +39,7 @@ CONFIG = """
 "/p/bodies" = { app = "bodies", isolation = "process" }
 "/p/big" = { app = "big", isolation = "process" }
 """
-HOMES = pytest.mark.parametrize("home", ["", "/p"], ids=["interpreter", "process"])
+PLACES = pytest.mark.parametrize("prefix", ["", "/p"], ids=["interpreter", "process"])
 
 MEGABYTES = random.Random(7).randbytes(10_000_000)
 
@@ -140,11 +140,11 @@ class HandMade:
 # What apps learn.
 
 
-@HOMES
-def test_an_app_learns_who_asks_and_by_what_tls(server: Server, context: ssl.SSLContext, home: str) -> None:
+@PLACES
+def test_an_app_learns_who_asks_and_by_what_tls(server: Server, context: ssl.SSLContext, prefix: str) -> None:
     with connect(server, context) as sock:
         host, port = sock.getsockname()
-        seen = environ_of(sock, home + "/environ")
+        seen = environ_of(sock, prefix + "/environ")
         cipher = sock.cipher()
 
     assert cipher is not None
@@ -183,11 +183,11 @@ def test_two_mounts_on_one_connection(server: Server, context: ssl.SSLContext) -
 # Bodies.
 
 
-@HOMES
-def test_ten_megabytes_in_and_out_on_one_connection(server: Server, context: ssl.SSLContext, home: str) -> None:
+@PLACES
+def test_ten_megabytes_in_and_out_on_one_connection(server: Server, context: ssl.SSLContext, prefix: str) -> None:
     with connect(server, context) as sock:
-        taken = ask(sock, home + "/bodies/length", body=MEGABYTES, method="POST").read()
-        given = ask(sock, home + "/big").read()
+        taken = ask(sock, prefix + "/bodies/length", body=MEGABYTES, method="POST").read()
+        given = ask(sock, prefix + "/big").read()
 
     assert (json.loads(taken), len(given)) == (10_000_000, 10 * 1024 * 1024)
 
@@ -468,8 +468,8 @@ def test_an_app_learns_the_clients_certificate(serve: StartServer, options: list
     certificate = authority.sign("client", "/O=Käse, Wurst/CN=Alice")
     server = serve(CONFIG, *options, "--ca-certs", str(authority.path), "--cert-reqs", "2", wait_for=7)
     with connect(server, authority.client_context(certificate)) as sock:
-        for home in ("", "/p"):
-            seen = environ_of(sock, home + "/environ", "SSL-CLIENT-VERIFY: forged", "SSL_CLIENT_S_DN: CN=Mallory")
+        for prefix in ("", "/p"):
+            seen = environ_of(sock, prefix + "/environ", "SSL-CLIENT-VERIFY: forged", "SSL_CLIENT_S_DN: CN=Mallory")
 
             assert {name: seen[name] for name in seen if "SSL_CLIENT" in name and "_V_" not in name and "SERIAL" not in name} == {
                 "HTTP_SSL_CLIENT_VERIFY": "forged",

@@ -1,7 +1,7 @@
 """What one app changes, and who sees it: the table of docs/explanation/isolation.md, each cell tried out between two mounts.
 
-The page is what is expected here. A cell says "own" (the app sees the change, its neighbour in the same kind of home does not), "shared"
-(both do) or "fixed" (neither does).
+The page is what is expected here. A cell says "own" (the app sees the change, its neighbour with the same isolation does not),
+"shared" (both do) or "fixed" (neither does).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.conftest import DEADLINE_S, ROOT, Server, running_server
 
 PAGE = ROOT / "docs/explanation/isolation.md"
 
-HOMES = ("own-gil", "shared-gil", "process", "main")
+ISOLATIONS = ("own-gil", "shared-gil", "process", "main")
 
 HAS_OWN_GIL = not (interpreters.own_gil_error() or interpreters.own_gil_warning())
 
@@ -169,20 +169,20 @@ CLAIMS = {
 
 
 def rows() -> dict[str, dict[str, str]]:
-    """Return the page's table: what each home's cell says, by what is changed."""
+    """Return the page's table: what each isolation's cell says, by what is changed."""
     [table] = re.findall(r"^\| what an app changes \|.*?(?=\n\n)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    homes = [title.strip("`") for title in head[1:5]]
-    return {line[0]: dict(zip(homes, line[1:5], strict=True)) for line in lines}
+    isolations = [title.strip("`") for title in head[1:5]]
+    return {line[0]: dict(zip(isolations, line[1:5], strict=True)) for line in lines}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two mounts in each kind of home, all of which run what they are sent."""
-    homes = [home for home in HOMES if home != "own-gil" or HAS_OWN_GIL]
-    lines = [f'"/{home}/a" = {{ app = "shell", isolation = "{home}", env = {{ SECRET = "a\'s" }} }}' for home in homes]
-    lines += [f'"/{home}/b" = {{ app = "shell", isolation = "{home}" }}' for home in homes]
-    instances = 2 * len(homes) - 1  # the main interpreter is one
+    """Two mounts in each kind of isolation, all of which run what they are sent."""
+    isolations = [isolation for isolation in ISOLATIONS if isolation != "own-gil" or HAS_OWN_GIL]
+    lines = [f'"/{isolation}/a" = {{ app = "shell", isolation = "{isolation}", env = {{ SECRET = "a\'s" }} }}' for isolation in isolations]
+    lines += [f'"/{isolation}/b" = {{ app = "shell", isolation = "{isolation}" }}' for isolation in isolations]
+    instances = 2 * len(isolations) - 1  # the main interpreter is one
     with running_server(tmp_path_factory.mktemp("walls"), "[mounts]\n" + "\n".join(lines), env={"TZ": "UTC"}, wait_for=instances) as server:
         yield server
 
@@ -194,41 +194,41 @@ def run(server: Server, mount: str, source: str, before: Any = None) -> Any:
     return response.json()
 
 
-def skip_without_own_gil(home: str) -> None:
-    if home == "own-gil" and not HAS_OWN_GIL:
+def skip_without_own_gil(isolation: str) -> None:
+    if isolation == "own-gil" and not HAS_OWN_GIL:
         pytest.skip("an own GIL is not sound on this Python")
 
 
 def test_the_page_has_a_row_for_each_claim() -> None:
     assert list(rows()) == list(CLAIMS)
-    assert all(list(cells) == list(HOMES) for cells in rows().values())
+    assert all(list(cells) == list(ISOLATIONS) for cells in rows().values())
 
 
-@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize("changed", CLAIMS)
-def test_a_change_is_seen_where_the_page_says_so(server: Server, changed: str, home: str) -> None:
-    skip_without_own_gil(home)
+def test_a_change_is_seen_where_the_page_says_so(server: Server, changed: str, isolation: str) -> None:
+    skip_without_own_gil(isolation)
     if changed == "user and group" and os.geteuid() != 0:
         pytest.skip("only root can change them")
     change, look, undo = CLAIMS[changed]
 
-    before = run(server, f"/{home}/a", change)
+    before = run(server, f"/{isolation}/a", change)
     try:
-        seen = [run(server, f"/{home}/{name}", look, before) for name in ("a", "b")]
+        seen = [run(server, f"/{isolation}/{name}", look, before) for name in ("a", "b")]
     finally:
-        run(server, f"/{home}/a", undo, before)
+        run(server, f"/{isolation}/a", undo, before)
 
-    said = rows()[changed][home]
-    if changed == "`socket.setdefaulttimeout`" and home == "shared-gil" and interpreters.VERSION < (3, 12):
+    said = rows()[changed][isolation]
+    if changed == "`socket.setdefaulttimeout`" and isolation == "shared-gil" and interpreters.VERSION < (3, 12):
         said = "shared"  # as the page's remark has it
     assert {"own": [True, False], "shared": [True, True], "fixed": [False, False]}[said] == seen
-    assert [run(server, f"/{home}/{name}", look, before) for name in ("a", "b")] == [False, False] or not undo
+    assert [run(server, f"/{isolation}/{name}", look, before) for name in ("a", "b")] == [False, False] or not undo
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_a_priority_is_the_calling_threads(server: Server, home: str) -> None:
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_priority_is_the_calling_threads(server: Server, isolation: str) -> None:
     """On Linux `nice` counts for a thread and those that it starts, although POSIX says for the process."""
-    skip_without_own_gil(home)
+    skip_without_own_gil(isolation)
     source = """
         import os, threading
         def work():
@@ -241,39 +241,39 @@ def test_a_priority_is_the_calling_threads(server: Server, home: str) -> None:
         thread.join()
         answer.append(os.getpriority(os.PRIO_PROCESS, 0))
         """
-    usual, own, least, after = run(server, f"/{home}/a", source)
+    usual, own, least, after = run(server, f"/{isolation}/a", source)
 
     assert (own, least, after) == (usual + 1, usual, usual)
 
 
-@pytest.mark.parametrize("home", ["own-gil", "shared-gil", "main"])
-def test_an_app_can_overwrite_a_neighbours_memory(server: Server, home: str) -> None:
+@pytest.mark.parametrize("isolation", ["own-gil", "shared-gil", "main"])
+def test_an_app_can_overwrite_a_neighbours_memory(server: Server, isolation: str) -> None:
     """No security boundary: two lines of ctypes are enough."""
-    skip_without_own_gil(home)
+    skip_without_own_gil(isolation)
     make = "import ctypes, sys; sys.mine = ctypes.create_string_buffer(b'mine'); answer = ctypes.addressof(sys.mine)"
-    address = run(server, f"/{home}/a", make)
+    address = run(server, f"/{isolation}/a", make)
 
-    run(server, f"/{home}/b", f"import ctypes; ctypes.memmove({address}, b'gone', 4)")
+    run(server, f"/{isolation}/b", f"import ctypes; ctypes.memmove({address}, b'gone', 4)")
 
-    assert run(server, f"/{home}/a", "import sys; answer = sys.mine.value.decode(); del sys.mine") == "gone"
+    assert run(server, f"/{isolation}/a", "import sys; answer = sys.mine.value.decode(); del sys.mine") == "gone"
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_the_process_shows_what_it_was_started_with_and_not_what_a_mount_was_given(server: Server, home: str) -> None:
-    skip_without_own_gil(home)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_process_shows_what_it_was_started_with_and_not_what_a_mount_was_given(server: Server, isolation: str) -> None:
+    skip_without_own_gil(isolation)
     source = """
         import os, subprocess
         started_with = open("/proc/self/environ", "rb").read()
         child = subprocess.check_output(["env"], text=True)
         answer = [b"TZ=UTC" in started_with, b"SECRET" in started_with, "SECRET=a's" in child]
         """
-    assert run(server, f"/{home}/a", source) == [True, False, True]
-    assert run(server, f"/{home}/b", source) == [True, False, home == "main"]
+    assert run(server, f"/{isolation}/a", source) == [True, False, True]
+    assert run(server, f"/{isolation}/b", source) == [True, False, isolation == "main"]
 
 
-@pytest.mark.parametrize("home", HOMES)
-def test_all_homes_are_in_one_cgroup_and_belong_to_one_user(server: Server, home: str) -> None:
-    skip_without_own_gil(home)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_apps_of_every_isolation_are_in_one_cgroup_and_belong_to_one_user(server: Server, isolation: str) -> None:
+    skip_without_own_gil(isolation)
     source = "import os; answer = [open('/proc/self/cgroup').read(), os.getresuid(), os.getresgid(), os.getgroups(), os.getsid(0)]"
 
-    assert run(server, f"/{home}/a", source) == run(server, "/shared-gil/a", source)
+    assert run(server, f"/{isolation}/a", source) == run(server, "/shared-gil/a", source)

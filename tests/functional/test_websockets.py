@@ -13,7 +13,7 @@ import websocket
 from isowsgi.shared import interpreters
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
 
-HOMES = list(dict.fromkeys([interpreters.best_isolation(), interpreters.PROCESS]))
+ISOLATIONS = list(dict.fromkeys([interpreters.best_isolation(), interpreters.PROCESS]))
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def echoes(ws: websocket.WebSocket, text: str) -> bool:
     return bool(ws.recv() == text)
 
 
-@pytest.fixture(scope="module", params=HOMES)
+@pytest.fixture(scope="module", params=ISOLATIONS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = f"""
         [mounts]

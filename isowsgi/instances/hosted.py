@@ -16,7 +16,7 @@ from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import Scoreboard
 
 
-class HousedInstance(CountedInstance, abc.ABC):
+class HostedInstance(CountedInstance, abc.ABC):
     """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
 
     Args:

@@ -378,7 +378,7 @@ def test_the_log_names_the_member_of_a_group_that_cannot_be_loaded(serve: StartS
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
-def test_all_homes_serve_over_a_unix_socket(serve: StartServer, tmp_path: Path) -> None:
+def test_every_isolation_serves_over_a_unix_socket(serve: StartServer, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     server = serve(
         '[mounts]\n"/p" = { app = "housed", isolation = "process" }\n"/m" = { app = "housed", isolation = "main" }\n"/" = "housed"',

@@ -1,6 +1,7 @@
-"""Process homes under the checks that interpreters pass: one connection through several homes, limits, signals, and no descriptor lost.
+"""Child processes under the checks that interpreters pass: one connection through several isolations, limits, signals, and no descriptor
+lost.
 
-All of test_wsgi.py, test_trouble.py, ... can be run against them too, see `conftest.HOME`.
+All of test_wsgi.py, test_trouble.py, ... can be run against them too, see `conftest.ISOLATION`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import requests
 from isowsgi.cli import client
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.conftest import DEADLINE_S, StartServer, eventually, receive_all
-from tests.functional.test_homes import children_of, facts
+from tests.functional.test_kinds_of_isolation import children_of, facts
 from tests.load import Load
 from tests.load_process import run_load
 from tests.pressure import Footprint, churn, count_open
 from tests.raw import Client
 
-HOMES = """
+FOUR_MOUNTS = """
 [mounts]
 "/a" = { app = "housed", isolation = "process" }
 "/b" = { app = "housed", threads = 2 }
@@ -31,9 +32,9 @@ HOMES = """
 TWO_PROCESSES = '[defaults]\nisolation = "process"\n[mounts]\n"/a" = "hello"\n"/b" = "hello"\n'
 
 
-def test_requests_pipelined_to_mounts_of_different_homes_are_answered_in_order(serve: StartServer) -> None:
+def test_requests_pipelined_to_mounts_of_different_isolations_are_answered_in_order(serve: StartServer) -> None:
     """Each request's end is the next one's start, which is another process' to read: not a byte too much may be taken."""
-    server = serve(HOMES, wait_for=4)
+    server = serve(FOUR_MOUNTS, wait_for=4)
     mounts = [f"/{name}" for name in "abcdabdcbadacbdd"]
     framings = ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\nA: b\r\n\r\n"]
 
