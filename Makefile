@@ -56,7 +56,7 @@ release-check: ## build sdist and wheel into dist/, check both, and test the whe
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)
 
-race: ## requests that end just when they are given up, for MINUTES (1) in each isolation (ARGS="--seed 1 process")
+race: ## requests that end just when they time out, for MINUTES (1) in each isolation (ARGS="--seed 1 process")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.race --minutes $(or $(MINUTES),1) $(ARGS)
 
 .PHONY: patch-fuzz

@@ -193,7 +193,7 @@ class FakeInstance:
     def call_stuck(self) -> None:
         self.happens(Event.THREAD_STUCK)
 
-    def give_up(self) -> None:
+    def distrust(self) -> None:
         self.happens(Event.BROKEN)
 
     def requests(self, mount: int | None = None) -> int:

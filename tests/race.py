@@ -1,4 +1,4 @@
-"""Requests that end just when they are given up: does each client get an answer of its own, and is nobody interrupted for another?
+"""Requests that end just when they time out: does each client get an answer of its own, and is nobody interrupted for another?
 
 The command runs it for minutes, in each isolation: `python -m tests.race --minutes 10`; the suite for seconds.
 """
@@ -29,7 +29,7 @@ CONFIG = """
 
 
 class Race:
-    """Clients of a server with the config above; half of what they ask for ends about when it is given up.
+    """Clients of a server with the config above; half of what they ask for ends about when it times out.
 
     Attributes:
         counts: answers by status and by whether the request was long; what a client saw of a connection that was cut off.
@@ -90,7 +90,7 @@ class Race:
 
     @staticmethod
     def _may_end(began: float) -> bool:
-        """Whether a request has lasted so long that it may be given up: on a busy machine a short one may, too."""
+        """Whether a request has lasted so long that it may time out: on a busy machine a short one may, too."""
         return time.monotonic() - began >= 0.9 * LIMIT_S
 
     @staticmethod
@@ -98,7 +98,7 @@ class Race:
         """Return what is wrong with an answer.
 
         Args:
-            may_end: whether it has lasted so long that it may have been given up.
+            may_end: whether it has lasted so long that it may have timed out.
         """
         if status == 200:
             return "" if body == name.encode() else f"another's body: {body!r}"

@@ -66,7 +66,7 @@ class Line:
 
 
 def test_as_many_begin_as_there_are_cores_and_the_others_in_order() -> None:
-    """Twenty apps side by side on two cores were all given up at their boot_timeout, and tried again together, for ever."""
+    """Twenty apps side by side on two cores all timed out at their boot_timeout, and were retried together, for ever."""
     line = Line(5)
     assert line.names() == "/0 /1"
 

@@ -17,7 +17,7 @@ from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, 
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.judgement import Question
-from isowsgi.shared.scoreboard import ANSWERED, GIVEN_UP, INTERNAL_ERRORS, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.scoreboard import ANSWERED, BY_WATCHER, INTERNAL_ERRORS, RESPONSES, TIMEOUTS, Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
 
@@ -69,7 +69,7 @@ def interrupt_often() -> None:
     def watch() -> None:
         nonlocal interrupted
         while not is_over.is_set():
-            interrupted += job.ending.give_up(job.ending.number, lambda: True, lambda is_answered: None, RequestTimeout)
+            interrupted += job.ending.time_out(job.ending.number, lambda: True, lambda is_answered: None, RequestTimeout)
 
     threads = [threading.Thread(target=target, daemon=True) for target in (serve, watch)]
     for thread in threads:
@@ -87,7 +87,7 @@ def interrupt_often() -> None:
 
 
 @pytest.mark.parametrize(("is_cut_already", "count"), [(False, 1), (True, 0)])
-def test_a_request_is_given_up_once(is_cut_already: bool, count: int) -> None:
+def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
     """The supervisor does it too, from outside, when nothing seems to run in here."""
     board = Scoreboard()
     board.allot(1, [0])
@@ -110,7 +110,7 @@ def test_a_request_is_given_up_once(is_cut_already: bool, count: int) -> None:
             watcher.look(now)
 
         job.end()
-    assert (rows[0].words[TIMEOUTS], rows[0].words[RESPONSES + 5], job.row.words[ANSWERED]) == (count, count, GIVEN_UP)
+    assert (rows[0].words[TIMEOUTS], rows[0].words[RESPONSES + 5], job.row.words[ANSWERED]) == (count, count, BY_WATCHER)
 
 
 def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it() -> None:
@@ -140,7 +140,7 @@ PATIENCE = Patience(body_s=10, send_s=20, min_rate=100)
 
 
 @pytest.mark.parametrize(
-    ("what", "waited_s", "still_s", "moved", "is_given_up"),
+    ("what", "waited_s", "still_s", "moved", "is_timed_out"),
     [
         ("body", 10, 10, 0, False),  # the kernel ends the wait, and the thread answers
         ("body", 10.5, 0, 0, True),
@@ -153,10 +153,10 @@ PATIENCE = Patience(body_s=10, send_s=20, min_rate=100)
         ("send", 10_000, 1, 1_000_000, False),
     ],
 )
-def test_a_client_is_given_up_when_it_stands_still_or_is_too_slow_in_all(
-    what: str, waited_s: float, still_s: float, moved: int, is_given_up: bool
+def test_a_client_is_timed_out_when_it_stands_still_or_is_too_slow_in_all(
+    what: str, waited_s: float, still_s: float, moved: int, is_timed_out: bool
 ) -> None:
-    assert bool(PATIENCE.fault(what, waited_s, still_s, moved)) == is_given_up
+    assert bool(PATIENCE.fault(what, waited_s, still_s, moved)) == is_timed_out
 
 
 def test_0_is_for_ever() -> None:

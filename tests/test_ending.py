@@ -15,14 +15,14 @@ from isowsgi.inside import ending
 from isowsgi.inside.ending import Ending
 from isowsgi.shared import judgement
 from isowsgi.shared.judgement import Question
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, BY_APP, GIVEN_UP, JUDGED, REQUESTS
+from isowsgi.shared.scoreboard import ANSWERED, BUSY, BY_APP, BY_WATCHER, JUDGED, REQUESTS
 from tests.conftest import DEADLINE_S, WHOLE
 
 # How often at most one party gets in before another that could go on, besides where one waits or ends. Three showed mistakes that two did
 # not, and take half a minute; four take minutes.
 MOST_SWITCHES = 3 if WHOLE else 2
 
-SHARED = {"_app", "_is_raised", "_is_watcher_at_it", "_open", "_status", "is_given_up", "number"}
+SHARED = {"_app", "_is_raised", "_is_watcher_busy", "_open", "_status", "is_timed_out", "number"}
 
 
 class Schedule:
@@ -134,8 +134,8 @@ class World:
             self.ending.leave_app()
             assert self.pending is None, "an exception may come outside of the app"
             self.words[BUSY] = 0
-            is_given_up = self.ending.end()
-            assert is_given_up == self.is_shut
+            is_timed_out = self.ending.end()
+            assert is_timed_out == self.is_shut
             self.owner = 0
 
     def _write(self, number: int, what: str) -> None:
@@ -152,7 +152,7 @@ class World:
                 self._write(1, "504")
             self._shut(1)
 
-        if self.ending.give_up(1, lambda: True, act, KeyboardInterrupt):
+        if self.ending.time_out(1, lambda: True, act, KeyboardInterrupt):
             assert self.is_shut
 
     # The supervisor, who has looked at it too.
@@ -163,7 +163,7 @@ class World:
         question = Question(self.words, 1)  # type: ignore[arg-type]
         question.settle()
         is_cut = False
-        if question.is_in_flight() and self.words[ANSWERED] != GIVEN_UP:
+        if question.is_in_flight() and self.words[ANSWERED] != BY_WATCHER:
             is_cut = True
             if self.words[ANSWERED] != BY_APP:
                 self._write(1, "504")
@@ -259,7 +259,7 @@ def test_in_every_order_a_client_gets_one_status_of_its_own_and_no_other_request
 
 
 def test_a_request_that_was_kept_open_gives_its_token_to_no_other_request() -> None:
-    """Its thread waits only so long. The next request then had two tokens, and could be given up after it had ended."""
+    """Its thread waits only so long. The next request then had two tokens, and could time out after it had ended."""
     it = Ending()
     it.begin(Words(Schedule({})))  # type: ignore[arg-type]
     token = it.hold_open()
@@ -286,7 +286,7 @@ def test_in_every_order_a_request_that_the_watcher_leaves_alone_can_be_kept_open
                 world.ending.release_open(token)
 
             def watch() -> None:
-                assert not world.ending.give_up(1, lambda: False, lambda is_answered: pytest.fail("acted"), None)
+                assert not world.ending.time_out(1, lambda: False, lambda is_answered: pytest.fail("acted"), None)
 
             schedule.run({"watch": watch, "hold": hold})
         return schedule

@@ -16,7 +16,7 @@ from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Closed, Failed, Ready, Report
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, GIVEN_UP, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, BY_WATCHER, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
 from isowsgi.shared.wire import MessageError
 from tests.orders import any_order
 
@@ -194,11 +194,11 @@ def test_one_that_cannot_be_made_leaves_no_descriptor_behind(monkeypatch: pytest
     [
         ("own-gil", 0, True, (1, 1)),
         ("own-gil", BY_APP, True, (1, 0)),
-        ("own-gil", GIVEN_UP, True, (0, 0)),
+        ("own-gil", BY_WATCHER, True, (0, 0)),
         ("shared-gil", 0, False, (0, 0)),  # who could look has that GIL: the control thread is only late
     ],
 )
-def test_a_request_is_given_up_from_outside_once_and_only_if_nothing_can_run_inside(
+def test_a_request_is_timed_out_from_outside_once_and_only_if_nothing_can_run_inside(
     isolation: str, answered: int, is_overdue: bool, counts: tuple[int, int]
 ) -> None:
     """With 3.11 the control thread was once late by two seconds, and both it and the supervisor counted an answer."""

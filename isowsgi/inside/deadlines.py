@@ -199,9 +199,9 @@ class Job:
             response, reader = connection.response, connection.reader
             record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)
             reader.taken = 0
-        is_given_up = self.ending.end()
+        is_timed_out = self.ending.end()
         self.is_serving = False
-        return is_given_up
+        return is_timed_out
 
 
 class Watcher:
@@ -264,7 +264,7 @@ class Watcher:
             job.row.words[PROGRESS_AT] = int(now * 1000)
             return
         if number == job.cut:
-            self._look_at_given_up(job, number, now)
+            self._look_at_timed_out(job, number, now)
         else:
             self._look_at_progress(job, number, connection, now)
         if self._slow_s:
@@ -278,11 +278,11 @@ class Watcher:
             job.mark, job.since = mark, max(now, words[BUSY_SINCE] / 1000)
             words[PROGRESS_AT] = int(now * 1000)
         elif self._timeout_s and now - job.since >= self._timeout_s:
-            self._give_up(job, connection, now)
+            self._time_out(job, connection, now)
             return
         self._look_at_client(job, connection, mark, now)
 
-    def _look_at_given_up(self, job: Job, number: int, now: float) -> None:
+    def _look_at_timed_out(self, job: Job, number: int, now: float) -> None:
         """Interrupt the thread of a request that timed out, or report the thread as stuck; the client is gone."""
         if now >= job.interrupt_at:
             self._log.warning("interrupting a request %.1f s after it timed out: %s", self._timeout_s, job.row.line())
@@ -304,11 +304,11 @@ class Watcher:
         if fault:
 
             def act(is_answered: bool) -> None:
-                connection.reader.is_given_up = True
+                connection.reader.is_timed_out = True
                 self._cut(connection, is_answered)  # that ends the call in which the thread waits
 
             line = job.row.line()
-            if job.ending.give_up(request, lambda: not connection.is_taken and connection.waits_for_client() == what, act, None):
+            if job.ending.time_out(request, lambda: not connection.is_taken and connection.waits_for_client() == what, act, None):
                 job.cut, job.interrupt_at, job.stuck_at = request, now + (self._timeout_s or math.inf), math.inf
                 self._log.info("%s; closing its connection: %s", fault, line)
 
@@ -319,7 +319,7 @@ class Watcher:
             job.slow = number
             self._log.warning("slow request, %.1f s so far: %s\n%s", lasted_s, job.row.line(), self._stacks.of(job.ident))
 
-    def _give_up(self, job: Job, connection: Any, now: float) -> None:
+    def _time_out(self, job: Job, connection: Any, now: float) -> None:
         mark, waited_s = job.mark, now - job.since
         number = mark[0]
         line, stack = job.row.line(), self._stacks.of(job.ident)
@@ -329,7 +329,7 @@ class Watcher:
             self._cut(connection, is_answered)
 
         # The stack's lines were read from files, which takes time: the request may have made progress.
-        if job.ending.give_up(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
+        if job.ending.time_out(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
             self._log.warning("no progress for %.1f s, request timed out: %s\n%s", waited_s, line, stack)
 

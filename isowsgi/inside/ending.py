@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isowsgi.shared.judgement import is_cut
-from isowsgi.shared.scoreboard import ANSWERED, BY_APP, GIVEN_UP, JUDGED
+from isowsgi.shared.scoreboard import ANSWERED, BY_APP, BY_WATCHER, JUDGED
 
 # How long a thread sleeps at a time until the watcher has done what it is at: sending a few bytes and raising an exception takes
 # microseconds, but for the first time, which imports ctypes.
@@ -37,19 +37,19 @@ class Ending:
 
     Attributes:
         number: of the thread's current request; each has its own.
-        is_given_up: timed out by the watcher. The client was answered and its connection shut down, or is about to be.
+        is_timed_out: timed out by the watcher. The client was answered and its connection shut down, or is about to be.
     """
 
-    __slots__ = ("_app", "_ident", "_is_in_app", "_is_raised", "_is_watcher_at_it", "_open", "_status", "_words", "is_given_up", "number")
+    __slots__ = ("_app", "_ident", "_is_in_app", "_is_raised", "_is_watcher_busy", "_open", "_status", "_words", "is_timed_out", "number")
 
     def __init__(self) -> None:
         self._ident = 0
         self._words: Any = None  # of the row of the current request; of the last one, between two
         self.number = 0
-        self.is_given_up = False
+        self.is_timed_out = False
         self._is_in_app = False  # the thread's own note
         self._is_raised = False  # whether the watcher has raised an exception in the thread that may yet come
-        self._is_watcher_at_it = False
+        self._is_watcher_busy = False
         self._open: list[None] = []
         self._app: list[None] = []
         self._status: list[None] = []
@@ -67,7 +67,7 @@ class Ending:
             words: of its row, with the request's number.
         """
         self._words = words
-        self.is_given_up = False
+        self.is_timed_out = False
         self.number += 1
         self._status = [None]
         self._open = [None]  # last: now the watcher may come
@@ -76,7 +76,7 @@ class Ending:
         """Say that the app's code runs from here on; False if it must not, for the request has timed out."""
         self._is_in_app = True
         self._app = [None]
-        return not self.is_given_up  # looked at behind that: either we see that it is, or the watcher sees that we are in there
+        return not self.is_timed_out  # looked at behind that: either we see that it is, or the watcher sees that we are in there
 
     def leave_app(self) -> None:
         """Say that the app's code does not run any more; nothing that the watcher raised comes after this."""
@@ -134,7 +134,7 @@ class Ending:
         if self._is_raised:
             self._take_back()
         words = self._words
-        return self.is_given_up or bool(words[JUDGED] and is_cut(words))
+        return self.is_timed_out or bool(words[JUDGED] and is_cut(words))
 
     def _take(self, token: list[None]) -> bool:
         """Take a token, or wait until the watcher, who has it, has done what it took it for; return whether it is the caller's."""
@@ -145,10 +145,10 @@ class Ending:
                 return True
             except IndexError:
                 pass
-            # In this order: the watcher says that it gives up before it says that it is done.
-            if not self._is_watcher_at_it:
+            # In this order: the watcher sets is_timed_out before it clears _is_watcher_busy.
+            if not self._is_watcher_busy:
                 looks += 1
-                if self.is_given_up or looks > _MOST_LOOKS:
+                if self.is_timed_out or looks > _MOST_LOOKS:
                     return False
             time.sleep(_PAUSE_S)
 
@@ -158,7 +158,7 @@ class Ending:
 
     # For the watcher.
 
-    def give_up(
+    def time_out(
         self, number: int, is_still: Callable[[], bool], act: Callable[[bool], None], exception: type[BaseException] | None
     ) -> bool:
         """Time a request out, unless it has ended or made progress.
@@ -174,7 +174,7 @@ class Ending:
         """
         if number != self.number:
             return False
-        self._is_watcher_at_it = True
+        self._is_watcher_busy = True
         try:
             token = self._open
             try:
@@ -184,24 +184,24 @@ class Ending:
             if number != self.number or not is_still():
                 token.append(None)
                 return False
-            self.is_given_up = True
+            self.is_timed_out = True
             words = self._words
-            words[ANSWERED] = GIVEN_UP
+            words[ANSWERED] = BY_WATCHER
             if not (words[JUDGED] and is_cut(words)):
                 act(self.hold_status())
             if exception is not None:
                 self._raise(number, exception)
             return True
         finally:
-            self._is_watcher_at_it = False
+            self._is_watcher_busy = False
 
     def interrupt(self, number: int, exception: type[BaseException]) -> None:
         """Raise an exception in the app of a request that was timed out without one."""
-        self._is_watcher_at_it = True
+        self._is_watcher_busy = True
         try:
             self._raise(number, exception)
         finally:
-            self._is_watcher_at_it = False
+            self._is_watcher_busy = False
 
     def _raise(self, number: int, exception: type[BaseException]) -> None:
         token = self._app

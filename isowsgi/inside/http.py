@@ -65,7 +65,7 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         self.reads = 0  # so far; a sign of progress
         self.taken = 0  # bytes of the current request's body
         self.is_waiting = False  # whether a thread waits for the client in here
-        self.is_given_up = False  # whether the watcher has ended the connection, for the client was too slow
+        self.is_timed_out = False  # whether the watcher has ended the connection, for the client was too slow
         self._lines = 0  # whole ones since the last data of a chunk, or since the head
 
     def put_head(self, head: bytes) -> None:
@@ -83,7 +83,7 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
             else:
                 data = self._take_line()
             self.taken += len(data)
-            if not data and self.is_given_up:
+            if not data and self.is_timed_out:
                 raise TimeoutError
             return data
         except OSError as exc:

@@ -98,7 +98,7 @@ class HostedInstance(CountedInstance, abc.ABC):
             the report, or None if there is none now.
 
         Raises:
-            MessageError: it said what is no report; `give_up` on it.
+            MessageError: it sent an invalid report; call `distrust`.
             LifecycleError: the report does not fit the state; the same.
         """
         try:
@@ -137,11 +137,11 @@ class HostedInstance(CountedInstance, abc.ABC):
         self._move(Event.BOOT_TIMEOUT)
 
     def call_stuck(self) -> None:
-        """Note that a thread does not come out of its request."""
+        """Note that a thread is stuck in its request."""
         self._move(Event.THREAD_STUCK)
 
-    def give_up(self) -> None:
-        """Stop believing it: it said what it cannot say, or a thread of isowsgi's in it has died."""
+    def distrust(self) -> None:
+        """Note that its state is unknown: it sent an invalid report, or a thread of isowsgi in it has died."""
         self._move(Event.BROKEN)
 
     def tell(self, order: Order) -> None:

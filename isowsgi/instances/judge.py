@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from isowsgi.shared import answers, interpreters
-from isowsgi.shared.judgement import Question, is_given_up_inside, was_cut
+from isowsgi.shared.judgement import Question, was_cut, was_timed_out_inside
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.scoreboard import (
     BEAT,
@@ -70,7 +70,7 @@ class Judge:
             for place, row, number in busy
             if was_cut(row.words) or self._still_ms(place, row.words, number, now_ms) > limit_ms
         ]
-        open_ones = [(row, number) for row, number in overdue if not (was_cut(row.words) or is_given_up_inside(row.words))]
+        open_ones = [(row, number) for row, number in overdue if not (was_cut(row.words) or was_timed_out_inside(row.words))]
         is_any = len(open_ones) < len(overdue)
         questions = [(row, Question(row.words, number)) for row, number in open_ones]
         if questions:
@@ -78,7 +78,7 @@ class Judge:
         for row, question in questions:
             is_cut = False
             try:
-                if question.is_in_flight() and not is_given_up_inside(row.words) and not self._beats(now_ms):
+                if question.is_in_flight() and not was_timed_out_inside(row.words) and not self._beats(now_ms):
                     is_cut = is_any = True
                     self._cut(row, question)
             finally:

@@ -125,8 +125,8 @@ class ProcessInstance(HostedInstance):
         if self._child is not None:
             self._child.kill()
 
-    def give_up(self) -> None:
-        super().give_up()
+    def distrust(self) -> None:
+        super().distrust()
         self.kill()
 
     def dispose(self, destroy: bool) -> None:

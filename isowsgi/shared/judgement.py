@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, GIVEN_UP, JUDGED, REQUESTS
+from isowsgi.shared.scoreboard import ANSWERED, BUSY, BY_WATCHER, JUDGED, REQUESTS
 
 # What the judge says of a request: the lowest bits of JUDGED, below the request's number.
 _ASKED, _SPARED, _CUT = 1, 2, 3
@@ -87,6 +87,6 @@ def has_status(words: memoryview) -> bool:
     return words[ANSWERED] != 0 or was_cut(words)
 
 
-def is_given_up_inside(words: memoryview) -> bool:
-    """Return whether the request's own interpreter has given it up."""
-    return words[ANSWERED] == GIVEN_UP
+def was_timed_out_inside(words: memoryview) -> bool:
+    """Return whether the request's own interpreter has timed it out."""
+    return words[ANSWERED] == BY_WATCHER

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 REQUESTS = 0  # requests whose head was taken from the connection
 CLOSED = 1  # connections that this thread closed
 BUSY = 2  # key of the connection whose request is being served, see `handover.key_of`; 0: none
-ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or GIVEN_UP
+ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or BY_WATCHER
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
 MOUNT = 6  # the mount's number, plus 1; 0: none
 LINE_LENGTH = 7  # bytes of the request line that count
@@ -46,7 +46,7 @@ JUDGED = 14  # what the supervisor says of a request from outside, see `judgemen
 
 # Values of ANSWERED.
 BY_APP = 1
-GIVEN_UP = 2  # who looks after requests without progress inside the instance; what is decided outside stands in JUDGED
+BY_WATCHER = 2  # the control thread in the instance, for a request that timed out; what is decided outside stands in JUDGED
 
 # Words of an instance's control rows.
 BEAT = 5  # monotonic milliseconds of the control thread's last look at the others; stale while an own GIL is held by C code

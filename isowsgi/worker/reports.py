@@ -70,7 +70,7 @@ class Reports:
                     return
             except Exception:
                 self._deployment.surroundings.containment.failed(f"{instance.tag}: a report")
-                self.give_up(instance, now)
+                self.distrust(instance, now)
                 return
 
     def handle(self, instance: Instance, report: Report, now: float) -> None:
@@ -79,7 +79,7 @@ class Reports:
         if handler is not None:
             handler(instance, report, now)
 
-    def give_up(self, instance: Instance, now: float) -> None:
+    def distrust(self, instance: Instance, now: float) -> None:
         """Replace an instance that cannot be believed any more, and have it end."""
         if instance.state in ENDS:
             return
@@ -88,7 +88,7 @@ class Reports:
         was_booting = instance.state is State.BOOTING
         self._count_stuck(instance)
         deployment.slots.held.append(instance)
-        instance.give_up()
+        instance.distrust()
         if was_booting:
             deployment.upkeep.drop_boot(instance, now)
         else:
@@ -160,7 +160,7 @@ class Reports:
     def _on_broken(self, instance: Instance, report: messages.Broken, now: float) -> None:
         text = "%s: its thread %s died, a bug in isowsgi; please report it: %s\n%s"
         self._log.error(text, instance.tag, report.thread, report.error, report.traceback)
-        self.give_up(instance, now)
+        self.distrust(instance, now)
 
     def _on_ended(self, instance: Instance, report: Report, now: float) -> None:
         if not _is_last(instance, report):

@@ -257,7 +257,7 @@ class Pump:
         self._sessions.close_inner(session)
         session.to_app = b""
         if session.phase is Phase.OPENING:
-            self._give_up_opening(session)
+            self._fail_opening(session)
         session.phase = Phase.CLOSING
         try:
             session.tls.unwrap()
@@ -266,7 +266,7 @@ class Pump:
         session.deadline = time.monotonic() + self._stall_s
         self._send_to_client(session)
 
-    def _give_up_opening(self, session: Session) -> None:
+    def _fail_opening(self, session: Session) -> None:
         del self._sessions.openings[session]
         self._results.put(Result(None, session.peer))
 
@@ -321,7 +321,7 @@ class Pump:
             return
         self._sessions.close_later(session.outer)
         if session.phase is Phase.OPENING:
-            self._give_up_opening(session)
+            self._fail_opening(session)
         elif self._row.is_at_capacity or self.is_stopping:
             self._results.wake()
 

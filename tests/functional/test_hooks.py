@@ -74,7 +74,7 @@ def test_an_app_whose_on_boot_fails_is_not_served(serve: StartServer, hook: str,
     assert server.get("/b/x").status_code == 200
 
 
-def test_a_hook_that_hangs_is_given_up_as_its_request(serve: StartServer) -> None:
+def test_a_hook_that_hangs_times_out_as_its_request(serve: StartServer) -> None:
     server = serve('[mounts]\n"/a" = { app = "hooked", request_timeout = 1, on_request_start = "hooked:sleeps" }')
     with server.ask("/a/x") as client:
         assert receive_all(client).startswith(b"HTTP/1.1 504 ")

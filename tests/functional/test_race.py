@@ -10,7 +10,7 @@ from tests.race import ISOLATIONS, race
 
 
 @pytest.mark.parametrize("isolation", [ISOLATIONS[0], ISOLATIONS[-1]])
-def test_a_request_that_ends_when_it_is_given_up_harms_nobody(isolation: str, tmp_path: Path) -> None:
+def test_a_request_that_ends_when_it_times_out_harms_nobody(isolation: str, tmp_path: Path) -> None:
     """In a minute seven requests of others were interrupted, and one client in a hundred got a body without a head."""
     found = race(tmp_path, isolation, seconds=3, seed=1)
 
