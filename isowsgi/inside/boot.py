@@ -41,7 +41,7 @@ from isowsgi.inside.stacks import Stacks
 from isowsgi.inside.wsgi import Application, Connection, Gateway
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess
+from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess, blocking
 from isowsgi.shared.messages import App, BootOrder, Member
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Router
@@ -172,7 +172,7 @@ class Instance:
         self._shut_at = math.inf  # monotonic seconds when connections that apps have taken over are closed
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._note_disturbance)
         self._control = Control(
-            channel=socket.socket(fileno=os.dup(self._fds.channel)),
+            channel=blocking(socket.socket(fileno=os.dup(self._fds.channel))),
             runner=self._runner,
             rouse_fd=self._fds.rouse,
             needs_ticker=order.host.needs_ticker,
@@ -444,7 +444,7 @@ class Instance:
     def _make_exchange(self) -> Exchange:
         fds = self._fds
         if fds.mail >= 0:
-            return Mail(socket.socket(fileno=os.dup(fds.mail)))
+            return Mail(blocking(socket.socket(fileno=os.dup(fds.mail))))
         returns, lingering = (Port.open(fd, self._order.serving.arm_returns) for fd in (fds.returns, fds.lingering))
         return SameProcess(returns, lingering, self._board.row(0).words, lambda: os.eventfd_write(fds.capacity, 1))
 

@@ -12,6 +12,7 @@ from typing import Any
 from isowsgi.instances.counted import CountedInstance
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared import answers, messages
+from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import Scoreboard
 
@@ -56,7 +57,8 @@ class HostedInstance(CountedInstance, abc.ABC):
             messages.Closed: lambda report: self._on_ended(report.threads),
         }
         self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by the side that outlives the other
-        self._channel, self._inner = (self._owned.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel, self._inner = (self._owned.enter_context(blocking(end)) for end in pair)
         self._channel.setblocking(False)
 
     @abc.abstractmethod

@@ -20,7 +20,7 @@ from isowsgi.instances.hosted import BROKEN_OFF, HostedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages, workdir
-from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, dup_of, key_of, number_of
+from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, blocking, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.scoreboard import BUSY, RESPONSES, Row, Scoreboard
@@ -78,7 +78,7 @@ class ProcessInstance(HostedInstance):
         self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not order.host.python}
         try:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._mail, self._inner_mail = (self._owned.enter_context(end) for end in pair)
+            self._mail, self._inner_mail = (self._owned.enter_context(blocking(end)) for end in pair)
             self._mail.setblocking(False)
             owner.watch(self._mail.fileno(), self._on_mail)
             self._owned.callback(owner.unwatch, self._mail.fileno())
@@ -165,7 +165,7 @@ class ProcessInstance(HostedInstance):
 
     def _settle_one(self, fd: int, begun: Mapping[int, Row]) -> Callable[[int], None]:
         """Answer a connection's request if the child had begun it; return who takes the connection. Takes no descriptor."""
-        sock = socket.socket(fileno=fd)
+        sock = blocking(socket.socket(fileno=fd))
         try:
             row = begun.get(key_of(sock, fd))
             if row is None:

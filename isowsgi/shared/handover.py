@@ -22,6 +22,7 @@ import os
 import select
 import socket
 import struct
+from _socket import getdefaulttimeout as _default_timeout  # bound here, whatever an app does to `socket`
 from collections.abc import Callable
 from typing import Protocol
 
@@ -89,6 +90,17 @@ def number_of(key: int) -> int:
     return (key & (1 << _NUMBER_BITS) - 1) - 1
 
 
+def blocking(sock: socket.socket) -> socket.socket:
+    """Have a new socket block, whatever an app in this interpreter has said by `socket.setdefaulttimeout`.
+
+    With a time limit Python waits for its end wherever nothing is to be read, even if it is told not to (MSG_DONTWAIT), and the descriptor
+    does not block for its other owners.
+    """
+    if _default_timeout() is not None:
+        sock.settimeout(None)
+    return sock
+
+
 def dup_of(key: int) -> socket.socket | None:
     """Return another descriptor of a connection in the worker; None if it is closed, whoever has its number now."""
     number = number_of(key)
@@ -97,7 +109,7 @@ def dup_of(key: int) -> socket.socket | None:
     except OSError:  # nobody has
         return None
     try:
-        sock = socket.socket(fileno=fd)
+        sock = blocking(socket.socket(fileno=fd))
     except OSError:  # no socket
         os.close(fd)
         return None

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.handover import ARM_EDGE
+from isowsgi.shared.handover import ARM_EDGE, blocking
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import PEEK_MAX_BYTES
 
@@ -80,7 +80,7 @@ class Clients:
         Raises:
             OSError: it is none; an app has put something else in its place.
         """
-        client = self.by_fd[fd] = Client(socket.socket(fileno=fd), None, time.monotonic() + idle_s, armed_in)
+        client = self.by_fd[fd] = Client(blocking(socket.socket(fileno=fd)), None, time.monotonic() + idle_s, armed_in)
         try:
             client.peer = client.sock.getpeername() if self._origins is None else self._origins.read(fd).peer
         except OSError:
@@ -90,7 +90,7 @@ class Clients:
 
     def take_lingering(self, fd: int) -> Client:
         """Own a connection that an instance has answered, shut down for writing, and armed in `lingering`."""
-        client = Client(socket.socket(fileno=fd), None, time.monotonic() + LINGER_S, self.lingering)
+        client = Client(blocking(socket.socket(fileno=fd)), None, time.monotonic() + LINGER_S, self.lingering)
         client.phase = Phase.LINGERING
         self.by_fd[fd] = client
         return client

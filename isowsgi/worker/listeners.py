@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from isowsgi.shared.handover import blocking
 from isowsgi.shared.scoreboard import AcceptorRow
 from isowsgi.worker.loop import Loop
 
@@ -170,7 +171,7 @@ class Listeners:
                     self._pause("nearly all of the worker's file descriptors are in use")
                 elif self._at_most_open() >= self._max_connections:
                     self._set_accepting(self._has_room())
-            self._take(sock, peer)
+            self._take(blocking(sock), peer)
 
     def _pause(self, why: str) -> None:
         self._is_short = True

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
 from isowsgi.shared.scoreboard import AcceptorRow
 from isowsgi.worker.clients import LINGER_MAX_BYTES, LINGER_S
@@ -180,7 +181,7 @@ class Pump:
     def _open(self, session: Session) -> None:
         """Make the pair, and give its other end to the acceptor."""
         try:
-            ours, theirs = socket.socketpair()
+            ours, theirs = map(blocking, socket.socketpair())
         except OSError as exc:
             self._log.error("cannot serve a TLS connection: %s", exc)
             raise

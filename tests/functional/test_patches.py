@@ -63,10 +63,11 @@ _HAS = {name: importlib.util.find_spec(_NEEDS.get(name, "json")) is not None for
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     mounts = "".join(f"'/{name}' = '{name}'\n" for name in _APPS if _HAS[name])
+    mounts += "".join(f"'/times_out_{home}' = {{ app = 'times_out', isolation = '{home}' }}\n" for home in ("process", "main"))
     files = {f"{name}.py": text + _OK for name, text in _APPS.items()}
     folder = tmp_path_factory.mktemp("patches")
     arguments = ["--forwarded-allow-ips", "10.9.9.9", "--access-logfile", "access.log"]
-    count = sum(_HAS.values())
+    count = sum(_HAS.values()) + 2
     with running_server(folder, f"[mounts]\n{mounts}", *arguments, files=files, wait_for=count) as server:
         yield server
 
@@ -85,16 +86,27 @@ def test_an_app_with_patches_is_served_as_any_other(server: Server, name: str) -
     eventually(lambda: f"GET /{name}/raise HTTP/1.1" in (server.folder / "access.log").read_text(), "its line in the access log")
 
 
-def test_a_default_timeout_of_the_apps_is_not_for_its_clients(server: Server) -> None:
-    """It is for the sake of urllib; body_timeout is 60 s."""
+@pytest.mark.parametrize("name", ["times_out", "times_out_process", "times_out_main"])
+def test_a_default_timeout_of_the_apps_is_not_for_its_clients(server: Server, name: str) -> None:
+    """It is for the sake of urllib; body_timeout is 60 s.
+
+    In a process it held for the way by which connections come there, too, and nothing was answered; in the main interpreter for every
+    client that connects before it has something to say.
+    """
+    head, body = f"POST /{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\n".encode(), b"helloworld"
     with server.connect() as client:
-        client.sendall(b"POST /times_out HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10\r\n\r\nhello")
-        client.settimeout(0.3)  # six times as long
+        for part in (head[:9], head[9:] + body[:5]):
+            client.settimeout(0.3)  # six times as long
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(30)
+            client.sendall(part)
+        client.settimeout(0.3)
         with pytest.raises(TimeoutError):
             client.recv(1)
         client.settimeout(30)
-        client.sendall(b"world")
-        assert receive_all(client).endswith(b"helloworld")
+        client.sendall(body[5:])
+        assert receive_all(client).endswith(body)
 
 
 def test_what_an_app_adds_to_gunicorns_loggers_counts(server: Server) -> None:
