@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared.messages import Broken, Closed, Ready, Refused, Stuck
+from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memory import MemoryWatch
@@ -684,6 +684,29 @@ def test_an_instance_that_cannot_be_believed_while_it_boots_is_tried_again() -> 
     site.ready(site.made[1])
 
     assert site.chosen() is site.made[1]
+
+
+@pytest.mark.parametrize("is_replacement", [False, True])
+def test_an_end_that_is_dealt_with_half_way_does_not_block_the_mount(is_replacement: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state had changed and what follows from it had not: a replacement that failed passed for one under way, and all later reloads
+    waited for it."""
+
+    def fail(*args: object) -> None:
+        monkeypatch.undo()
+        raise OSError("disk full")
+
+    site = up() if is_replacement else Site()
+    (site.deployment.replace if is_replacement else lambda reason, now: site.deployment.start(now))("test", site.now)
+    monkeypatch.setattr(site.deployment.reports, "boot_failed", fail)
+    site.made[-1].said.append(Failed(error="E", traceback="T"))
+
+    site.deployment.reports.read(site.made[-1], site.now)
+    assert not site.deployment.is_replacing()
+    site.wait(1)
+    site.deployment.replace("again", site.now)
+    site.ready(site.made[-1])
+
+    assert site.chosen() is site.made[-1]
 
 
 def test_a_flood_of_reports_is_taken_in_turns() -> None:

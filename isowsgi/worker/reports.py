@@ -81,9 +81,10 @@ class Reports:
 
     def distrust(self, instance: Instance, now: float) -> None:
         """Replace an instance that cannot be believed any more, and have it end."""
-        if instance.state in ENDS:
-            return
         deployment = self._deployment
+        if instance.state in ENDS:
+            self._go_on_without(instance, now)
+            return
         self._log.error("%s: unreliable after the error above; replacing it", instance.tag)
         was_booting = instance.state is State.BOOTING
         self._count_stuck(instance)
@@ -93,6 +94,14 @@ class Reports:
             deployment.upkeep.drop_boot(instance, now)
         else:
             deployment.replace_slot(instance, now)  # and then it is told to end
+
+    def _go_on_without(self, instance: Instance, now: float) -> None:
+        """Do what its end asked for, if that failed half-way: a mount that waits for it could never be loaded again."""
+        deployment = self._deployment
+        if instance in deployment.slots.coming or (instance in deployment.slots.live and not instance.is_loaded):
+            deployment.lose_boot(instance, now)
+        elif instance in deployment.slots.live and not deployment.is_over:
+            deployment.make_up_for(instance, 0.0, now)
 
     def cannot_start(self, exc: Exception) -> None:
         """Note that no instance can be started."""
@@ -173,9 +182,11 @@ class Reports:
     def _settle(self, instance: Instance, now: float) -> None:
         deployment = self._deployment
         was_stuck = bool(instance.stuck_since)  # and is counted
-        if instance.state is State.FAILED and not instance.is_loaded and instance.how_it_ended:
-            self._lose_boot(instance, now)
-        lived_s = deployment.slots.forget(instance, now)
+        try:
+            if instance.state is State.FAILED and not instance.is_loaded and instance.how_it_ended:
+                self._lose_boot(instance, now)
+        finally:
+            lived_s = deployment.slots.forget(instance, now)
         deployment.stuck += bool(instance.threads_left) and not was_stuck
         deployment.quotas.pop(instance, None)
         self.stacks.pop(instance, None)

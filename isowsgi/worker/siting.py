@@ -101,7 +101,7 @@ class Siting:
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
-        if report.name in self.late_imports or instance.state is not State.SERVING:
+        if not report.name or report.name in self.late_imports or instance.state is not State.SERVING:
             return
         if self.is_auto and sharing.has_fallback(report.name):
             self._deployment.log.info("%s: runs without %s, which cannot be loaded here: %s", instance.tag, report.name, report.error)
