@@ -709,6 +709,26 @@ def test_an_end_that_is_dealt_with_half_way_does_not_block_the_mount(is_replacem
     assert site.chosen() is site.made[-1]
 
 
+def test_a_replacement_that_cannot_be_believed_as_it_comes_up_does_not_block_the_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had changed its state to "serving" and served nothing; no reload was begun any more, for one was under way."""
+
+    def fail(*args: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    site = up()
+    site.deployment.replace("test", site.now)
+    monkeypatch.setattr(site.deployment, "install", fail)
+    site.made[1].said.append(Ready(boot_s=0, objects=0, extensions=[], refused=[]))
+
+    site.deployment.reports.read(site.made[1], site.now)
+    assert site.chosen() is site.made[0]
+    site.deployment.replace("again", site.now)
+    site.ready(site.made[2])
+
+    assert site.chosen() is site.made[2]
+
+
 def test_a_flood_of_reports_is_taken_in_turns() -> None:
     """A broken child that reports without end must not keep the loop from its neighbours."""
     site = up()

@@ -4,6 +4,8 @@ import errno
 import os
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Closed, Failed, Ready, Report
 from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, BY_WATCHER, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
 from isowsgi.shared.wire import MessageError
+from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import any_order
 
 READY = Ready(boot_s=0.5, objects=1, extensions=[], refused=[])
@@ -283,3 +286,24 @@ def test_an_instance_that_is_being_loaded_cannot_hold_a_request(instance: Puppet
 
     assert not own_gil.cut_off(1, 60)
     own_gil.close()
+
+
+@pytest.mark.parametrize(("code", "left"), [("", 0), ("import _thread, time; _thread.start_new_thread(time.sleep, (2,)); ", 1)])
+def test_an_interpreter_whose_boot_cannot_even_begin_is_left_behind_only_with_a_thread(code: str, left: int) -> None:
+    """While an app had all descriptors, each boot of its neighbours passed for one that had left a thread, and counted for max_stuck."""
+    script = f"""
+import os, select
+from isowsgi.instances import interpreter
+from tests.test_instance import Puppet
+interpreter._BOOTSTRAP = {(code + "raise OSError(24, 'no descriptor')")!r}
+instance = Puppet()
+instance.start()
+for _ in range(2):
+    select.select([instance], [], [])
+    instance.read()
+print(instance.state.name, "no descriptor" in instance.error, instance.threads_left, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+
+    assert done.stdout == f"FAILED True {left}\n", done.stderr

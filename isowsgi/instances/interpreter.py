@@ -24,6 +24,10 @@ from isowsgi.shared.scoreboard import BUSY, Scoreboard
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 
 
+# Asked of an interpreter whose boot ended in an exception of ours. Nothing is imported for it: no descriptor may have been the reason.
+_HAS_NO_THREAD = "import _thread\nassert not _thread._count()"
+
+
 def boot_source(order: BootOrder) -> str:
     """Return the first code to run in a new interpreter or child process."""
     return f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{_BOOTSTRAP}"
@@ -90,7 +94,7 @@ class InterpreterInstance(HostedInstance):
         except Exception as exc:
             failure = f"cannot create an interpreter: {type(exc).__name__}: {exc}"
         if failure:
-            self._report_failure(failure, threads_left=0 if handle is None else 1)
+            self._report_failure(failure, threads_left=int(handle is not None and not _has_no_thread(handle)))
         if not self._disposal.get():
             return  # what is still in there holds our descriptors
         if handle is not None:
@@ -111,3 +115,11 @@ class InterpreterInstance(HostedInstance):
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._owned.callback(os.close, fd)
         return fd
+
+
+def _has_no_thread(handle: object) -> bool:
+    """Whether nobody is left in an interpreter but the keeper, so that it can be ended."""
+    try:
+        return interpreters.run(handle, _HAS_NO_THREAD) is None
+    except Exception:  # 3.11 lets nobody in while there are threads
+        return False

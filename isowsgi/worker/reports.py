@@ -86,11 +86,11 @@ class Reports:
             self._go_on_without(instance, now)
             return
         self._log.error("%s: unreliable after the error above; replacing it", instance.tag)
-        was_booting = instance.state is State.BOOTING
+        comes = instance.state is State.BOOTING or instance in deployment.slots.coming
         self._count_stuck(instance)
         deployment.slots.held.append(instance)
         instance.distrust()
-        if was_booting:
+        if comes:
             deployment.upkeep.drop_boot(instance, now)
         else:
             deployment.replace_slot(instance, now)  # and then it is told to end
