@@ -1,19 +1,33 @@
-"""Websockets through `gunicorn.socket`, with the libraries that Flask apps use, in each isolation."""
+"""Websockets through `gunicorn.socket`, with the libraries that Flask apps use, in each isolation, side by side on one server."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import requests
+import socketio
 import websocket
 
 from isowsgi.shared import interpreters
-from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, shared_server
 
-ISOLATIONS = list(dict.fromkeys([interpreters.best_isolation(), interpreters.PROCESS]))
+ISOLATIONS = list(dict.fromkeys([interpreters.best_isolation(), interpreters.SHARED_GIL, interpreters.PROCESS]))
+CONFIG = "[defaults]\nthreads = 8\n[mounts]\n" + "".join(
+    f"""
+    "/{isolation}" = {{ app = "websockets", isolation = "{isolation}", request_timeout = 0.6, body_timeout = 0.6 }}
+    "/io/{isolation}" = {{ app = "socketio_site", isolation = "{isolation}" }}
+    """
+    for isolation in ISOLATIONS
+)
+
+server = shared_server(CONFIG, "--graceful-timeout", "2", wait_for=2 * len(ISOLATIONS))
 
 
 @contextmanager
@@ -30,18 +44,9 @@ def echoes(ws: websocket.WebSocket, text: str) -> bool:
     return bool(ws.recv() == text)
 
 
-@pytest.fixture(scope="module", params=ISOLATIONS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = f"""
-        [mounts]
-        "/" = {{ app = "websockets", isolation = "{request.param}", threads = 8, request_timeout = 0.6, body_timeout = 0.6 }}
-    """
-    with running_server(tmp_path_factory.mktemp("websockets"), config) as server:
-        yield server
-
-
+@pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize("path", ["/echo", "/by-hand"])
-def test_websockets_and_requests_come_and_go_side_by_side(server: Server, path: str) -> None:
+def test_websockets_and_requests_come_and_go_side_by_side(server: Server, isolation: str, path: str) -> None:
     """A library closed its socket, and with it the next client's connection, which had got the number."""
     lost: list[str] = []
 
@@ -49,10 +54,10 @@ def test_websockets_and_requests_come_and_go_side_by_side(server: Server, path: 
         for _ in range(15):
             try:
                 if number % 2:
-                    with connected(server, path) as ws:
+                    with connected(server, f"/{isolation}{path}") as ws:
                         assert echoes(ws, "a")
                 else:
-                    assert server.get("/").status_code == 200
+                    assert server.get(f"/{isolation}/").status_code == 200
             except Exception as exc:
                 lost.append(repr(exc))
 
@@ -66,12 +71,13 @@ def test_websockets_and_requests_come_and_go_side_by_side(server: Server, path: 
     assert "Traceback" not in server.log()
 
 
-def test_a_websocket_on_which_nobody_speaks_stays_open(server: Server) -> None:
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_websocket_on_which_nobody_speaks_stays_open(server: Server, isolation: str) -> None:
     """request_timeout and body_timeout are for ordinary requests: one of them runs out meanwhile."""
-    with connected(server, "/echo") as ws:
+    with connected(server, f"/{isolation}/echo") as ws:
         assert echoes(ws, "a")
         with server.connect() as quiet:
-            quiet.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+            quiet.sendall(f"POST /{isolation}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n".encode())
             assert quiet.recv(1000)  # 405 or 408
         ws.settimeout(1.5)
         with pytest.raises(websocket.WebSocketTimeoutException):
@@ -96,3 +102,45 @@ def test_a_reload_lets_a_websocket_go_on_and_ends_it_with_the_drain(serve: Start
         server.wait_for_log("#1: ended")
     assert "stuck" not in server.log()
     assert "did not end" not in server.log()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("transports", [["websocket"], ["polling"], ["polling", "websocket"]], ids=["websocket", "polling", "upgraded"])
+def test_a_socketio_client_is_answered_at_once_and_told_in_the_background(server: Server, isolation: str, transports: list[str]) -> None:
+    with io_client(server, isolation, transports) as (client, told):
+        assert client.call("ask", "hello", timeout=DEADLINE_S) == f"hello {transports[-1]}"
+        eventually(lambda: sorted(told) == ["hello at once", "hello in the background"], "both events")
+
+    assert "Traceback" not in server.log()
+
+
+def test_a_socketio_client_comes_back_to_the_next_generation(server: Server) -> None:
+    """Its websocket ends with the drain of the one before."""
+    connects: list[str] = []
+    with ExitStack() as stack:
+        clients = {isolation: stack.enter_context(io_client(server, isolation, ["polling", "websocket"]))[0] for isolation in ISOLATIONS}
+        for isolation, client in clients.items():
+            client.on("connect", lambda isolation=isolation: connects.append(isolation))
+            command = [sys.executable, "-m", "isowsgi", "reload", f"/io/{isolation}"]
+            subprocess.run(command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+
+        eventually(lambda: set(connects) == set(ISOLATIONS), "their next connections")
+        for isolation, client in clients.items():
+            assert client.call("ask", "again", timeout=DEADLINE_S).startswith("again ")
+            assert server.get(f"/io/{isolation}/generation").text == "2"
+            server.wait_for_log(rf"/io/{isolation} #1: ended")
+
+
+@contextmanager
+def io_client(server: Server, isolation: str, transports: list[str]) -> Iterator[tuple[socketio.Client, list[str]]]:
+    """Connect a client; yield it with the events that it was told."""
+    told: list[str] = []
+    with requests.Session() as session:
+        client = socketio.Client(reconnection_delay=0.1, reconnection_delay_max=0.1, http_session=session)
+        client.on("told", told.append)
+        client.connect(server.url, transports=transports, socketio_path=f"/io/{isolation}/socket.io", wait_timeout=DEADLINE_S)
+        try:
+            yield client, told
+        finally:
+            client.disconnect()
+            client.shutdown()
