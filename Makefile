@@ -72,7 +72,7 @@ conformance: ## compare with gunicorn's own worker, requests cut at every byte; 
 bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
 	@$(pick) && exec "$$python" -m bench $(ARGS)
 
-soak: ## load, reloads, restarts and kills for MINUTES (30), then an account of every request (PYTHON=the newest found)
+soak: ## load, reloads, kills and hostile apps for MINUTES (30), then an account of every request (ARGS="--seed 1", PYTHON=the newest found)
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 neighbours: ## use each standard module in an interpreter after another one has ended (PYTHON=the newest found, ARGS="zoneinfo")

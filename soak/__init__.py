@@ -6,6 +6,7 @@ wire.py      one connection of a client, and all that can go wrong on it
 clients.py   the load: clients of all sorts, each of which checks what it gets
 load.py      the process that they live in, as seen from outside and from inside
 trouble.py   reloads, restarts and kills, and an account of them
+mischief.py  has the hostile apps beside the good mounts play their tricks
 samples.py   descriptors, threads and memory of each process, once in a while
 logwatch.py  lines of gunicorn's log that should not be there
 verdict.py   which failures a kill explains, and whether memory is flat (pure)

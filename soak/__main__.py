@@ -1,6 +1,6 @@
 """The command line of `make soak`.
 
-    python -m soak [--minutes 30] [--hup 60] [--out .soak] [--seed N] [--no-plot]
+    python -m soak [--minutes 30] [--hup 60] [--out .soak] [--seed N] [--no-hostile] [--no-plot]
 
 Exit codes: 0 if every request that was lost is explained by a kill and the server is as large at the end as at the beginning; 1 if not;
 2 if it could not be run; 130 if it was interrupted.
@@ -33,6 +33,7 @@ from isowsgi.shared.controlmessages import Error
 from soak import report
 from soak.load import Load
 from soak.logwatch import LogWatch
+from soak.mischief import Mischief
 from soak.samples import Sample, Sampler
 from soak.site import LAZY, MOUNTS, ROOT, WORKERS, Failed, Site
 from soak.trouble import Plan, Trouble
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--hup", type=float, metavar="S", help="seconds between two HUPs: 60, or a third of a short run")
     parser.add_argument("--out", type=Path, default=ROOT / ".soak", help="folder for the report, the plot and the venvs")
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of what is random about clients and kills")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(1_000_000), help="of what is random about clients, kills and hostile apps"
+    )
+    parser.add_argument("--no-hostile", action="store_true", help="do without the hostile apps beside the good ones")
     parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
     options = parser.parse_args(arguments)
     if not options.minutes >= 1:
@@ -81,6 +85,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _main(options: argparse.Namespace) -> int:
+    print(f"soak: seed {options.seed}", file=sys.stderr)
     options.out.mkdir(parents=True, exist_ok=True)
     venvs = _make_venvs(options.out, with_plot=not options.no_plot)
     if shutil.disk_usage(tempfile.gettempdir()).free < _NEEDED_BYTES:
@@ -112,20 +117,30 @@ class Soak:
         began = time.time()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="isowsgi-soak-", ignore_cleanup_errors=True)))
-            site = stack.enter_context(Site(folder, self._venvs["flask"].folder, self._venvs["django"].folder))
+            seed = None if options.no_hostile else options.seed
+            site = stack.enter_context(Site(folder, self._venvs["flask"].folder, self._venvs["django"].folder, seed))
             stack.callback(self._save_log, site)
-            log, sampler = LogWatch(site.log), Sampler(site, min(5.0, plan.run_s / 100), self._mistake)
+            log, sampler = LogWatch(site.log, bool(site.hostile)), Sampler(site, min(5.0, plan.run_s / 100), self._mistake)
             before = self._rest(site, sampler)
             load = Load(site.port, options.seed, self._take_event)
             stack.callback(load.kill)
             trouble = Trouble(site, plan, options.seed, load.tell_arrival, self._mistake)
+            mischief = Mischief(site, options.seed, trouble.journal.scarce, self._mistake)
             stack.callback(sampler.stop)
             stack.callback(trouble.stop)
+            stack.callback(mischief.stop)
             start = time.monotonic()
             sampler.start()
             trouble.start()
-            for _ in self._seconds(plan.run_s):
+            if site.hostile:
+                mischief.start()
+            is_quiet = not site.hostile
+            for left_s in self._seconds(plan.run_s):
                 log.read()
+                if not is_quiet and left_s < plan.quiet_s:
+                    is_quiet = True
+                    mischief.stop()
+                    trouble.hup()  # what the hostile apps left behind goes with its workers: the rest is compared with the beginning
                 self._show(start, plan, trouble, sampler)
                 if not site.is_running() or not load.is_running():
                     self._mistake("gunicorn ended" if load.is_running() else "the load ended")
@@ -151,6 +166,7 @@ class Soak:
                 rest=(before, after),
                 log=log,
                 mistakes=self._mistakes,
+                hostile={"mounts": site.hostile, "plays": dict(mischief.plays), "outcomes": dict(mischief.outcomes)},
                 keeps_memory=interpreters.keeps_memory(interpreters.OWN_GIL),
             )
 
@@ -166,17 +182,18 @@ class Soak:
             client.ask(places, controlmessages.Start(mount=LAZY[0]), 30.0)
             answers = [told.answer for told in client.ask(places, controlmessages.Status(), 10.0)]
             mounts = [mount for answer in answers if not isinstance(answer, Error) for mount in answer.mounts]
-            states = [[instance.state for instance in mount.instances] for mount in mounts]
+            states = [[instance.state for instance in mount.instances] for mount in mounts if mount.mount in MOUNTS]
             is_up = len(states) == WORKERS * len(MOUNTS) and all(state == ["serving"] for state in states)
             if is_up and len(site.workers()) == WORKERS and (sample := sampler.take()) is not None:
                 return sample
         raise Failed(f"the server did not come to rest within {_REST_S:g} s")
 
-    def _seconds(self, run_s: float) -> Iterator[None]:
+    def _seconds(self, run_s: float) -> Iterator[float]:
+        """Yield once a second how many are left."""
         end = time.monotonic() + run_s
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(1.0, left))
-            yield
+            yield end - time.monotonic()
 
     def _take_event(self, event: dict[str, Any]) -> None:
         with self._lock:

@@ -28,6 +28,19 @@ _EXPECTED = (
     r"\S+: crashed its worker too often",
 )
 
+# Those that the docs name for a worker to be replaced because of its apps.
+_REPLACED = r"replacing this worker: \d+ instances are stuck or left behind, max_stuck is \d+"
+
+# While an app has all descriptors of its process; nobody loses anything by that.
+_SCARCE = (
+    r"([^;]*); new connections wait",
+    r"\S+ #\d+: cannot load .*Too many open files",
+    r"\S+: generation \d+ keeps serving",
+)
+
+# In a line of a hostile app or about one, that is a fault all the same.
+_OURS = re.compile(r"internal error, contained|please report it|unreliable after")
+
 # Only where CPython keeps the memory of an interpreter that ended; `max_leaked` is there for that.
 _LEAKS = r"replacing this worker: this Python has not freed the memory of \d+ ended interpreters"
 
@@ -37,10 +50,17 @@ class LogWatch:
 
     Attributes:
         levels: how many lines of each level there were.
+        left_behind: instances that could not be ended, of the good mounts.
+        replaced: workers that were replaced for what hostile apps had left behind in them.
+
+    Args:
+        has_hostile: whether there are hostile apps, whose lines are not noticed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, has_hostile: bool = False) -> None:
         self._path = path
+        self._has_hostile = has_hostile
+        self.replaced = 0
         self._position = 0
         self._rest = ""
         self.levels: Counter[str] = Counter()
@@ -65,7 +85,9 @@ class LogWatch:
         workers = "|".join(str(kill.pid) for kill in kills if kill.what == "worker") or "none"
         tags = "|".join(re.escape(kill.tag) for kill in kills if kill.what == "child") or "none"
         patterns = [text.replace("{worker}", f"({workers})").replace("{tag}", f"({tags})") for text in _EXPECTED]
-        expected = re.compile("|".join([*patterns, *([_LEAKS] if keeps_memory else [])]))
+        expected = re.compile(
+            "|".join([*patterns, *([_LEAKS] if keeps_memory else []), *([_REPLACED, *_SCARCE] if self._has_hostile else [])])
+        )
         return [text for text in self.noticed if not expected.match(text)]
 
     def _take(self, line: str) -> None:
@@ -76,7 +98,10 @@ class LogWatch:
             return
         self.levels[found["level"]] += 1
         self._is_noticed = found["level"] in ("WARNING", "ERROR", "CRITICAL") and len(self.noticed) < _MOST_KEPT
-        self.left_behind += "left behind" in found["text"]
+        is_hostile = self._has_hostile and "hostile" in found["text"] and not _OURS.search(found["text"])
+        self._is_noticed = self._is_noticed and not is_hostile
+        self.left_behind += "left behind" in found["text"] and not is_hostile and not re.match(_REPLACED, found["text"])
+        self.replaced += bool(re.match(_REPLACED, found["text"]))
         if self._is_noticed:
             self.noticed.append(found["text"])
 

@@ -36,6 +36,7 @@ def facts(
     rest: tuple[Sample, Sample],
     log: LogWatch,
     mistakes: Sequence[str],
+    hostile: Mapping[str, Any],
     keeps_memory: bool,
 ) -> dict[str, Any]:
     """Return all that is known of a run.
@@ -43,7 +44,7 @@ def facts(
     The key `faults` has a line for each thing that must not be; a run without any was good.
     """
     start = run["start"]
-    explained = [{**event, "why": verdict.explain(event, journal.kills)} for event in events]
+    explained = [{**event, "why": verdict.explain(event, journal.kills, journal.scarce)} for event in events]
     failures = [event for event in explained if event["event"] == "failed"]
     reloads = _reloads(journal)
     costs = verdict.cost_of_kills(failures, journal.kills)
@@ -72,6 +73,8 @@ def facts(
         "rest": verdict.at_rest(*rest),
         "orphans": max((sample.orphans for sample in samples), default=0),
         "instances left behind": log.left_behind,
+        "hostile": dict(hostile),
+        "workers replaced for hostile apps": log.replaced,
         "log": {"levels": dict(log.levels), "unexpected": lines},
         "mistakes": list(mistakes),
         "unexplained": [event for event in explained if event["why"] == UNEXPLAINED],
@@ -254,6 +257,8 @@ def page(found: Mapping[str, Any], plot: str) -> str:
         f"| replacements of all workers by a reload of `main` | {found['reloads of the main interpreter']} |",
         f"| processes of apps killed | {_cost(found['kills'], 'child')} |",
         f"| workers killed | {_cost(found['kills'], 'worker')} |",
+        f"| tricks of hostile apps, and what came of them | {_tricks(found['hostile'])} |",
+        f"| workers replaced for what these left behind | {found['workers replaced for hostile apps']} |",
         f"| orphaned processes | {found['orphans']} |",
         f"| instances left behind | {found['instances left behind']} |",
         *[f"| {what} at rest, before and after | {before}, {after} |" for what, (before, after) in found["rest"].items()],
@@ -277,6 +282,11 @@ def _latencies(small: Mapping[str, float]) -> str:
 def _cost(kills: Sequence[Mapping[str, Any]], what: str) -> str:
     costs = [kill["lost"] for kill in kills if kill["what"] == what]
     return f"{len(costs)}, with {sum(costs)} requests, {max(costs)} at most" if costs else "0"
+
+
+def _tricks(hostile: Mapping[str, Any]) -> str:
+    outcomes = ", ".join(f"{what} {count}" for what, count in sorted(hostile["outcomes"].items()))
+    return f"{sum(hostile['plays'].values())} of {len(hostile['mounts'])} sorts: {outcomes}" if hostile["plays"] else "none"
 
 
 def _mib(growth: Mapping[str, float], what: str) -> str:

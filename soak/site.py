@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from isowsgi.shared import interpreters
+from soak.apps import hostile
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,12 @@ RELOADS: Mapping[str, tuple[str, ...]] = {
 
 # Its reload replaces whole workers, so it is none of those that take turns.
 MAIN = "/main"
+
+# Below it are the hostile apps. What is said of them in the log is theirs, but for mistakes of isowsgi's own.
+HOSTILE = "/hostile"
+
+# Few enough for an app to take them all, and far more than a worker needs.
+_DESCRIPTORS = 1024
 
 GRACEFUL_S = 30
 
@@ -76,8 +84,22 @@ max_leaked = 20    # on a release of CPython that keeps the memory of an interpr
 folder = "control"
 """
 
+_HOSTILE_MOUNT = """
+[mounts."{pattern}"]
+app = "hostile:create('{trick}')"
+isolation = "{isolation}"
+lazy = true
+idle_timeout = 4
+request_timeout = 2
+boot_timeout = 5
+threads = 3
+"""
+
 # The kernel ends gunicorn when whoever started it is gone, whatever ended that.
-_LAUNCH = "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+_LAUNCH = (
+    "import ctypes, os, resource, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0); "
+    f"resource.setrlimit(resource.RLIMIT_NOFILE, ({_DESCRIPTORS}, {_DESCRIPTORS})); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 _START_S = 120.0
 _STOP_S = GRACEFUL_S + 30.0
@@ -107,20 +129,39 @@ class Site:
         port: on the loopback.
         master: its process id.
         log: gunicorn's error log.
+        hostile: the hostile apps' mounts by isolation, in the order of the file.
+
+    Args:
+        seed: of the hostile apps' order and isolations; None: there are none.
     """
 
-    def __init__(self, folder: Path, flask: Path, django: Path) -> None:
+    def __init__(self, folder: Path, flask: Path, django: Path, seed: int | None = None) -> None:
         self.folder = folder
         self.config = folder / "isowsgi.toml"
         self.log = folder / "error.log"
         self.port = 0
         best = "shared-gil" if interpreters.own_gil_error() else "own-gil"
-        self.config.write_text(_CONFIG.format(apps=APPS, threads=THREADS, best=best, flask=flask, django=django))
+        self.hostile = {} if seed is None else draw_hostile(random.Random(seed), best)
+        text = _CONFIG.format(apps=APPS, threads=THREADS, best=best, flask=flask, django=django)
+        for pattern, isolation in self.hostile.items():
+            text += _HOSTILE_MOUNT.format(pattern=pattern, trick=pattern.rpartition("/")[2], isolation=isolation)
+        self.config.write_text(text)
         (folder / "control").mkdir(mode=0o700)
 
     def __enter__(self) -> Site:
         command = [sys.executable, "-c", _LAUNCH, sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket"]
-        command += ["--workers", str(WORKERS), "--bind", "127.0.0.1:0", "--keep-alive", "5", "--graceful-timeout", str(GRACEFUL_S)]
+        command += [
+            "--workers",
+            str(WORKERS),
+            "--bind",
+            "127.0.0.1:0",
+            "--keep-alive",
+            "5",
+            "--worker-connections",
+            "400",
+            "--graceful-timeout",
+            str(GRACEFUL_S),
+        ]
         environ = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
         environ |= {"ISOWSGI_CACHE_DIR": str(self.folder / "verdicts"), "PYTHONPATH": str(ROOT)}
         with open(self.folder / "output", "wb") as output:
@@ -206,6 +247,14 @@ class Site:
         found = re.search(r"Listening at: http://[\d.]+:(\d+)", log)
         assert found is not None, "it is logged before the first worker is started"
         self.port = int(found[1])
+
+
+def draw_hostile(chance: random.Random, best: str) -> dict[str, str]:
+    """Return the hostile apps' mounts in random order, each with its isolation."""
+    return {
+        f"{HOSTILE}/{trick}": "process" if trick in hostile.ONLY_IN_A_PROCESS else chance.choice([best, "shared-gil", "process"])
+        for trick in chance.sample(list(hostile.TRICKS), len(hostile.TRICKS))
+    }
 
 
 def command_of(pid: int) -> str:

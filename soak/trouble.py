@@ -36,6 +36,7 @@ class Plan:
     reload_s: float
     hup_s: float
     kill_s: float
+    quiet_s: float  # at the end, without hostile apps
     main_s: float  # a reload of the main interpreter's mount replaces all workers, as a HUP does; it comes half-way between two
 
     @classmethod
@@ -43,7 +44,7 @@ class Plan:
         """Return the plan of a run; a short one has restarts and some kills too."""
         run_s = minutes * 60
         hup_s = hup_s or min(60.0, run_s / 3)
-        return cls(run_s=run_s, reload_s=1.0, hup_s=hup_s, kill_s=min(20.0, run_s / 12), main_s=2 * hup_s)
+        return cls(run_s=run_s, reload_s=1.0, hup_s=hup_s, kill_s=min(20.0, run_s / 12), quiet_s=min(60.0, run_s / 5), main_s=2 * hup_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class Journal:
     hups: list[float] = field(default_factory=list)
     main_reloads: list[float] = field(default_factory=list)
     reloads: list[dict[str, Any]] = field(default_factory=list)  # at, mount, took_s and the answers of the workers
+    scarce: list[float] = field(default_factory=list)  # when a hostile app was asked to take all descriptors
     late_reloads: int = 0  # that were due while the one before went on
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,6 +115,11 @@ class Trouble:
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def hup(self) -> None:
+        """Have all workers replaced."""
+        self.journal.hups.append(time.monotonic())
+        self._site.signal(signal.SIGHUP)
 
     def stop(self) -> None:
         """End it; a reload that is under way is waited for."""
@@ -157,25 +164,21 @@ class Trouble:
             if answer.outcome == "serving":
                 for each in RELOADS[mount]:
                     self._on_arrival(each, place.worker, answer.generation, now)
-            told.append({"worker": place.worker, "outcome": answer.outcome, "text": ""})
+            told.append({"worker": place.worker, "outcome": answer.outcome, "text": answer.text})
         self.journal.reloads.append({"at": at, "mount": mount, "took_s": round(now - at, 3), "answers": told})
 
     # Restarts and kills.
 
     def _restart_and_kill(self) -> None:
         plan, began = self._plan, time.monotonic()
-        due = {self._hup: began + plan.hup_s, self._kill: began + plan.kill_s, self._reload_main: began + plan.hup_s * 1.5}
-        every = {self._hup: plan.hup_s, self._kill: plan.kill_s, self._reload_main: plan.main_s}
+        due = {self.hup: began + plan.hup_s, self._kill: began + plan.kill_s, self._reload_main: began + plan.hup_s * 1.5}
+        every = {self.hup: plan.hup_s, self._kill: plan.kill_s, self._reload_main: plan.main_s}
         while True:
             act = min(due, key=lambda act: due[act])
             if self._stop.wait(max(due[act] - time.monotonic(), 0)):
                 return
             act()
             due[act] += every[act]
-
-    def _hup(self) -> None:
-        self.journal.hups.append(time.monotonic())
-        self._site.signal(signal.SIGHUP)
 
     def _reload_main(self) -> None:
         self.journal.main_reloads.append(time.monotonic())

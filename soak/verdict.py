@@ -33,6 +33,11 @@ IDLE_KILLED = "of a killed worker"
 IDLE_CUT = "of a killed child, which had sent an answer and not come round to say so"
 IDLE_LONG = "idle for so long that its time was over, or its worker's"
 
+IDLE_SCARCE = "idle while a hostile app had all descriptors of its worker, which closes idle ones for new ones then"
+
+# For how long that lasts after the app was asked to, until the worker has looked again.
+_SCARCE_S = 3.0
+
 # How long an idle connection stays open at least: a worker that ends waits 2 s for one to say something (acceptor.STOP_IDLE_S).
 _IDLE_LEAST_S = 1.5
 
@@ -40,11 +45,12 @@ _IDLE_LEAST_S = 1.5
 _EFFECT_S = 30.0
 
 
-def explain(event: Mapping[str, Any], kills: Sequence[Kill]) -> str:
+def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[float] = ()) -> str:
     """Return why a request failed, or a connection was closed while idle: one of the texts above.
 
     Args:
         event: "failed", "retried" or "closed-idle", as `clients` tell it.
+        scarce: when a hostile app was asked to take all descriptors.
     """
     by = that_hit(event, kills)
     workers = [kill for kill in by if kill.what == "worker"]
@@ -66,6 +72,8 @@ def explain(event: Mapping[str, Any], kills: Sequence[Kill]) -> str:
     # The mount is that of the next request; the one before may have been the child's.
     if any(kill.what == "child" for kill in by):
         return IDLE_CUT
+    if any(at <= event["at"] <= at + _SCARCE_S for at in scarce):
+        return IDLE_SCARCE
     return UNEXPLAINED
 
 
@@ -89,6 +97,8 @@ def explain_reload(reload: Mapping[str, Any], answer: Mapping[str, Any], journal
         for kill in journal.kills
     ):
         return "its child was killed"
+    if answer["outcome"] == "failed" and "Too many open files" in answer.get("text", ""):
+        return "a hostile app had all descriptors of the worker"
     return UNEXPLAINED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from soak import verdict
-from soak.apps import content
+from soak import site, verdict
+from soak.apps import content, hostile
 from soak.clients import Arrivals, Body
 from soak.logwatch import LogWatch
 from soak.samples import Figures, Sample
@@ -67,6 +68,37 @@ def test_a_request_for_another_mount_than_the_killed_childs_must_be_answered() -
 def test_an_idle_connection_may_be_closed_only_after_a_while() -> None:
     assert explain(event("retried", idle_s=2.1), []) == verdict.IDLE_LONG
     assert explain(event("closed-idle", idle_s=0.3), []) == UNEXPLAINED
+
+
+def test_an_idle_connection_may_be_closed_while_an_app_has_all_descriptors() -> None:
+    assert explain(event("closed-idle", idle_s=0.3, at=101.0), [], [100.0]) == verdict.IDLE_SCARCE
+    assert explain(event("closed-idle", idle_s=0.3, at=110.0), [], [100.0]) == UNEXPLAINED
+    assert explain(event(at=101.0), [], [100.0]) == UNEXPLAINED
+
+
+def test_a_hostile_apps_lines_are_its_own_but_for_mistakes_of_isowsgis(tmp_path: Path) -> None:
+    lines = [
+        "[ERROR] /hostile/hangs #1: a thread is stuck in its request; replacing the instance",
+        "[WARNING] replacing this worker: 6 instances are stuck or left behind, max_stuck is 5",
+        "[ERROR] /hostile/lies #2: a report: internal error, contained; please report it",
+        "[ERROR] /flask #2: a thread is stuck in its request; replacing the instance",
+    ]
+    (tmp_path / "log").write_text("".join(f"[2026-01-02 03:04:05 +0000] [7] {line}\n" for line in lines))
+    log = LogWatch(tmp_path / "log", has_hostile=True)
+
+    log.read()
+
+    assert [line.partition(" ")[0] for line in log.unexpected([], keeps_memory=False)] == ["/hostile/lies", "/flask"]
+    assert (log.replaced, log.left_behind) == (1, 0)
+
+
+def test_each_seed_has_all_tricks_in_an_order_of_its_own() -> None:
+    first, again, second = (site.draw_hostile(random.Random(seed), "own-gil") for seed in (1, 1, 2))
+
+    assert first == again
+    assert list(first) != list(second)
+    assert first.keys() == second.keys() == {f"/hostile/{trick}" for trick in hostile.TRICKS}
+    assert first["/hostile/crashes"] == "process"
 
 
 def test_a_child_can_lose_no_more_requests_than_it_has_threads() -> None:
