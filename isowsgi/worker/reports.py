@@ -99,9 +99,9 @@ class Reports:
         """Do what its end asked for, if that failed half-way: a mount that waits for it could never be loaded again."""
         deployment = self._deployment
         if instance in deployment.slots.coming or (instance in deployment.slots.live and not instance.is_loaded):
-            deployment.lose_boot(instance, now)
+            deployment.recovery.lose_boot(instance, now)
         elif instance in deployment.slots.live and not deployment.is_over:
-            deployment.make_up_for(instance, 0.0, now)
+            deployment.recovery.make_up_for(instance, 0.0, now)
 
     def cannot_start(self, exc: Exception) -> None:
         """Note that no instance can be started."""
