@@ -14,7 +14,7 @@ __all__ = ["Worker", "__version__", "config"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, for every interpreter imports this package, and an app's must not pay for the worker's imports (nor find attrs there).
+    # Late, since every interpreter imports this package, and an app's must not pay for the worker's imports (nor find attrs there).
     if name in ("Worker", "config"):
         from isowsgi.shared import gunicorn_parts
 

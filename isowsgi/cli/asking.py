@@ -1,4 +1,4 @@
-"""What the commands have in common that ask the workers of a running gunicorn: their options, and how an outcome is told."""
+"""What the commands have in common that ask the workers of a running gunicorn: their options, and how an outcome is printed."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def one_or_more(converter: Converter, value: Any, kind: Any) -> list[Any]:
 
 
 def mapping(converter: Converter, table: dict[str, Any], key_kind: Any, value_kind: Any) -> dict[Any, Any]:
-    """Build keys and values separately: cattrs does not look at a key any more when its value is wrong."""
+    """Build keys and values separately: cattrs does not look at a key whose value is wrong."""
     built, groups = [], []
     for side, kind in (({key: key for key in table}, dict[str, key_kind]), (table, dict[str, value_kind])):
         try:

@@ -1,4 +1,4 @@
-"""What becomes of each gunicorn setting: honoured, refused, or ignored with a warning; none is dropped in silence.
+"""What becomes of each gunicorn setting: honoured, refused, or ignored with a warning; none is dropped silently.
 
 The table SETTINGS is the one place that knows. `check` says what a configuration asks for and will not get, `snapshot` makes the
 part of it that an app's interpreter needs, and tools/settings_page.py draws the page of the docs. A test walks gunicorn's own list.

@@ -221,7 +221,7 @@ def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]
     in `[defaults]` would beat the mount's own env_file.
 
     Args:
-        written: the patterns as they stand in the file, in its order.
+        written: the patterns as the file writes them, in its order.
 
     Raises:
         ExceptionGroup: of faults, each with its place.
@@ -377,7 +377,7 @@ def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
         if isinstance(defaults, dict) and key in defaults:
             try:
                 sound[key] = converter.structure(defaults[key], kind)
-            except Fault:  # is told where it stands
+            except Fault:  # reported at its place
                 continue
     return sound
 

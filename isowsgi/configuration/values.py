@@ -72,7 +72,7 @@ class Mount:
     watch: bool = False  # so does a change of any file that its modules came from
     replace: str = "load-first"  # or "stop-first": its old instances end before new ones are loaded, and requests wait meanwhile
     max_requests: int = 0  # after which an instance is replaced; 0: never
-    max_requests_jitter: int = 0  # at most so many more, at random
+    max_requests_jitter: int = 0  # a random number up to this is added
     max_age: float = 0.0  # seconds; 0: for ever
     log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
     slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never

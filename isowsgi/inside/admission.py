@@ -1,6 +1,6 @@
 """How many requests may wait for a thread of an instance, and for how long.
 
-While every thread is busy nobody polls, and what becomes ready waits in the instance's epoll set. Then the control thread counts it from
+While every thread is busy, none polls, and what becomes ready waits in the instance's epoll set. Then the control thread counts it from
 time to time and turns away what is too much: the latest comers, and those who waited too long. So a flood on one mount takes neither
 another mount's threads nor memory without end.
 """

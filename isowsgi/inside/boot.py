@@ -193,7 +193,8 @@ class Instance:
         self._loaded = Gate()  # for the threads that wait until there is something to serve
         self._is_served = False
         self._next_exception = 0.0
-        # Whether the process lives on without this instance: so it is until it is told else. One that fails to boot is told nothing.
+        # Whether the process lives on without this instance: assumed until an order says otherwise. An instance that fails to boot gets no
+        # order.
         self._must_free = order.isolation != "process"
         self._hooks: Hooks | None = None
         # Before the app is loaded, see `private`.
@@ -339,7 +340,7 @@ class Instance:
             self._containment.failed("serving thread between two requests")
 
     def _guarded(self, function: Callable[..., None], *args: Any) -> None:
-        """Be one of the instance's own threads, whose end by a fault is told."""
+        """Be one of the instance's own threads; if it ends by a fault, that is reported."""
         try:
             function(*args)
         except BaseException as exc:  # also what an app raises in a thread that is not its own
@@ -499,7 +500,7 @@ class Instance:
                 return
 
     def _tell_exception(self, request: str, exc: BaseException) -> None:
-        """Pass on what a request raised; on a serving thread, so it must not wait, nor be many."""
+        """Pass on what a request raised; on a serving thread, so it must not wait, and reports must be few."""
         now = time.monotonic()
         if now < self._next_exception:
             return

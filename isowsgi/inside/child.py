@@ -19,7 +19,7 @@ from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-# gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides what becomes of its instances.
+# gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides when its instances end.
 _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
 
 

@@ -6,7 +6,7 @@ Progress is a byte from the client or to it. A request without any for `request_
    connection is shut down, which also wakes a thread that waits for the client;
 2. at the same time `RequestTimeout` is raised in its thread alone. CPython delivers it between two bytecodes, so a thread inside C
    code (a sleep, a lock, a query) gets it when that code returns;
-3. still there after a grace: the thread is stuck. The supervisor is told, who replaces the instance.
+3. still there after a grace: the thread is stuck. That is reported, and the deployment replaces the instance.
 
 A request that ends or makes progress in that very moment is not disturbed, see `ending`.
 
@@ -73,7 +73,7 @@ class Patience(NamedTuple):
         limit_s = self.body_s if what == "body" else self.send_s
         if not limit_s:
             return ""
-        if what == "send" and still_s >= limit_s:  # the kernel sees to bodies, to the millisecond
+        if what == "send" and still_s >= limit_s:  # for bodies the kernel enforces the limit, to the millisecond
             return f"the client read none of the response for {still_s:.1f} s"
         if self.min_rate and waited_s > limit_s + moved / self.min_rate:
             return f"the client sent or read only {moved} bytes in the {waited_s:.1f} s that a thread waited for it"
@@ -259,7 +259,7 @@ class Watcher:
         if connection is None:
             job.mark = None
             return
-        if connection.is_taken:  # there is no telling what is progress, nor whose turn it is to speak
+        if connection.is_taken:  # it is unknown what counts as progress, and whose turn it is to send
             job.mark = None
             job.row.words[PROGRESS_AT] = int(now * 1000)
             return

@@ -8,7 +8,7 @@ GIL.
   leaves it alone.
 - **app**: is there while the thread runs the app's code. The thread takes it to come out, the watcher to raise RequestTimeout in there. So
   what is raised is raised in that request's app, and what is left of it is taken back before the thread continues.
-- **status**: who takes it gives the client its status. Nobody else may write one, nor a body behind it.
+- **status**: the taker gives the client its status. Nobody else may write a status, or a body after it.
 
 The supervisor may cut the request off at the same time, from outside; with that they agree by the scoreboard, see `shared.judgement`.
 """
@@ -79,7 +79,7 @@ class Ending:
         return not self.is_timed_out  # looked at behind that: either we see that it is, or the watcher sees that we are in there
 
     def leave_app(self) -> None:
-        """Say that the app's code does not run any more; nothing that the watcher raised comes after this."""
+        """Say that the app's code no longer runs; nothing that the watcher raised comes after this."""
         if self._is_in_app:
             try:
                 self._app.pop()  # as `_take` does, without the call that each request would pay for
@@ -122,7 +122,7 @@ class Ending:
     def end(self) -> bool:
         """End the request; to be called again if an exception comes out of it, and without effect if it has ended.
 
-        The row must say already that nothing is served any more.
+        The row must already say that nothing is being served.
 
         Returns:
             whether the connection must be closed, since the request timed out, inside or outside.

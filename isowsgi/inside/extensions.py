@@ -1,7 +1,7 @@
 """Extension modules of an app: which files get loaded in this interpreter, which refuse it, and, while the app boots, which may.
 
 From CPython 3.13 on the init function of a single-phase module runs in the process' main interpreter first, and a module that loads once
-per process is used up by the attempt. So a file that nobody has tried in a process to throw away must not be opened in a worker: the guard
+per process is used up by the attempt. So a file that was never tried in a throw-away process must not be opened in a worker: the guard
 stops the boot before that. It ends with the boot, since from then on a request would pay for it; what loads later is only recorded.
 
 Extension modules of the standard library are not guarded: `interpreters.preload` has them. Of these only refusals are recorded, and not

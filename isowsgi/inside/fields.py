@@ -19,7 +19,7 @@ class Status(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What becomes of a field that an app gives."""
+    """How a field that an app gives is treated."""
 
     pair: tuple[str, str]
     line: bytes  # of the head; b"" if the field is not the app's to say
@@ -28,7 +28,7 @@ class Field(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What becomes of all fields of a response."""
+    """How all fields of a response are treated."""
 
     pairs: tuple[tuple[str, str], ...]
     lines: bytes  # with the empty one behind them

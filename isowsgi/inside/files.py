@@ -54,7 +54,8 @@ class FileWatch:
         self._next = 0.0
 
     def changed(self, now: float) -> str | None:
-        """Return a file or link that changed since it was last seen, or None; each change is told once, and those of one look together.
+        """Return a file or link that changed since it was last seen, or None; each change is reported once, and all that one look finds
+        together.
 
         Args:
             now: monotonic seconds.

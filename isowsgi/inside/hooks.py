@@ -27,7 +27,7 @@ class Hooks:
 
     Args:
         names: import strings, "module:function", by the hook's name; those that are not set are not there.
-        info: what `on_boot` and `on_drain` are told.
+        info: the argument of `on_boot` and `on_drain`.
         log: the instance's log.
 
     Raises:

@@ -187,7 +187,7 @@ class Response:
             self.response_length = None
             upgrade = self.upgrade
             self._take_headers([field for field in self.headers if field[0].lower() != "content-length"])
-            self.upgrade = upgrade  # it was said in a field that is not among the app's any more
+            self.upgrade = upgrade  # it was in a field that was taken out of the app's
         self.chunked = self.response_length is None and not omits_body and self.req.version > (1, 0)
         return self.write
 

@@ -81,7 +81,7 @@ class Log:
         error_log = self.logger.error_log
         try:
             handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as exc:  # an app must not stay away for want of a log
+        except OSError as exc:  # an app must not fail to load because of its log
             self.error("cannot open its log %r, so its lines are written here: %s", path, exc.strerror)
             return
         formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]

@@ -35,7 +35,7 @@ _MAX_SHOWN_CHARS = 100
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 _SITE = os.path.join(_LIBRARY, "site-packages") + os.sep
 
-# Here are functions that stand in the place of the library's.
+# Functions of this folder stand in for the library's.
 _STAND_INS = (environment.__file__, __file__)
 
 # Which of isowsgi's functions do what a policy is about.

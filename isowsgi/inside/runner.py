@@ -42,7 +42,7 @@ class Source(Protocol[C]):
         """Have the holder of the baton settle a connection."""
 
     def abandon(self, fd: int) -> C | None:
-        """End the request that the calling thread was serving, whatever came of it; None if the connection is not there any more."""
+        """End the request that the calling thread was serving, whatever its result; None if the connection is gone."""
 
     def repair(self, in_service: Container[int]) -> None:
         """Have every connection that no thread serves fire again if it has something to say; under the baton.
@@ -200,7 +200,7 @@ class Runner(Generic[C]):
             settle(connection)
 
     def _pause(self, hand: _Hand) -> None:
-        """Sleep a little, if exceptions are all that comes of a thread."""
+        """Sleep a little, if a thread gets nothing but exceptions."""
         if hand.served != self.served:
             hand.served, hand.disturbances = self.served, 0
         hand.disturbances += 1

@@ -41,7 +41,7 @@ _MOST_DEPTH = 3
 # Objects of one module that are looked at: pycurl and numpy's core have some 2,000 names.
 _MOST_OBJECTS = 20_000
 
-# What is told of one module's C variables; the first few say enough.
+# Most C variables that are reported of one module; the first few say enough.
 _MOST_HELD = 8
 
 # Sizes in C of what the compiler lays out among a module's variables: PyTypeObject on 3.11 to 3.15 (the last field was added in 3.12),

@@ -41,7 +41,7 @@ class Fate(Enum):
     KEEP = "it waits for the next request"
     CLOSE = "nothing is left to read: close it"
     LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
-    RETURN = "its next request is another instance's, or none that can be served here: the acceptor sees to it"
+    RETURN = "its next request is another instance's, or cannot be served here: it goes back to the acceptor"
 
 
 class Connection:

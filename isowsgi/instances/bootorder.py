@@ -1,4 +1,4 @@
-"""Writes boot orders: all that an instance is told of its app and its place."""
+"""Writes boot orders: all that an instance has to know about its app and its place."""
 
 from __future__ import annotations
 

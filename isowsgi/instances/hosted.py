@@ -147,7 +147,7 @@ class HostedInstance(CountedInstance, abc.ABC):
         self._move(Event.BROKEN)
 
     def tell(self, order: Order) -> None:
-        """Give an order; what comes of it, reports say. It is lost if the instance has ended by itself, or has read none of a thousand."""
+        """Give an order; reports say what it led to. It is lost if the instance has ended, or has left a thousand orders unread."""
         try:
             self._channel.send(messages.encode(order))
         except OSError:
@@ -167,7 +167,7 @@ class HostedInstance(CountedInstance, abc.ABC):
             whether there are any.
         """
         if self.state is State.BOOTING or self.state in ENDS:
-            return False  # it has served nobody yet, or serves nobody any more
+            return False  # it has not served yet, or no longer serves
         is_any = self._judge.cut_off(older_than_s, now)
         if is_any:
             self._cut_waiting()

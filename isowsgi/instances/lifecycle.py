@@ -22,7 +22,7 @@ class Event(Enum):
     READY = "the app was loaded"
     BOOT_FAILED = "the app could not be loaded"
     BOOT_TIMEOUT = "the app was not loaded in time"
-    DRAIN = "no new connection is handed over any more"
+    DRAIN = "no further connections are handed over"
     ENDED = "every serving thread has ended"
     DRAIN_TIMEOUT = "a thread did not end in time"
     THREAD_STUCK = "a thread is stuck in its request"

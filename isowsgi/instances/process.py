@@ -194,7 +194,7 @@ class ProcessInstance(HostedInstance):
 
     def _end_cut_off(self) -> None:
         if self._child is not None and not self._has_exited:
-            self._child.kill()  # and so its end is told as a crash
+            self._child.kill()  # and so its end is reported as a crash
 
     def _read_mail(self, most: int = FATES_BATCH) -> None:
         for fate, fd in self._loans.read_fates(most):

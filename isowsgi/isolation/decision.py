@@ -1,9 +1,9 @@
 """Which isolation an app gets under `isolation = "auto"`, and why. Decided by loading the app, never by a list of packages.
 
-The order of preference: an own GIL, where this CPython is sound for it; a shared GIL, if two copies load in one process, for else the mount
-could never be replaced there; a process. A refusal moves on to the next. A broken app is reported once, with its own traceback, and not
-tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that
-fails there in the same way is broken, one that loads there was refused.
+The order of preference: an own GIL, where this CPython is sound for it; a shared GIL, if two copies load in one process, since otherwise
+the mount could never be replaced there; a process. A refusal moves on to the next. A broken app is reported once, with its own traceback,
+and not tried elsewhere. Where neither is certain (a crash, an unknown error, no end), a trial in a plain process tells: an app that fails
+there in the same way is broken, one that loads there was refused.
 
 No isolation may be worse than a process. So an interpreter is chosen only if the app has in it all that it has in a process (a module
 that was refused is missing, even if the app catches the error), and if its extension modules share nothing with the neighbours (see

@@ -1,4 +1,4 @@
-"""A trial: load an app in a process to throw away, to see whether and how it loads with one isolation.
+"""A trial: load an app in a throw-away process, to see whether and how it loads with one isolation.
 
 What an app may do when it is loaded (crash, exit, hang, print without end, take an extension module's only slot) it does there, and it is
 a finding. The child is a new process, never a fork, runs the same code as an instance in a worker, and cannot outlive its parent.
@@ -122,7 +122,7 @@ def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) 
         return outcome
     # Extension modules that keep objects of an interpreter in C variables are caught by what lies there when it has gone; in one trial in
     # 60 that is something harmless. CPython's debug allocator fills what is freed, so that it never is (orjson 3.13.0: 36 crashes in 36
-    # trials). A second run, as the first one's time and memory are those that people are told.
+    # trials). A second run, as the first run's time and memory are those that are shown.
     strict = _run(order, isolation, copies, timeout_s, {**os.environ, "PYTHONMALLOC": "debug"})
     return strict if strict.signal else outcome
 
@@ -233,7 +233,7 @@ def _trial_order(order: BootOrder, isolation: str, token: str) -> BootOrder:
 
 
 def _follow(pid: int, result_fd: int, output_fd: int, limit_s: float) -> tuple[bytes, bytes, bool]:
-    """Read what a child has to say until it says how it went, ends, or has had its time.
+    """Read a child's output until it reports its result, ends, or runs out of time.
 
     Args:
         limit_s: how long it may give no sign.

@@ -17,7 +17,7 @@ from gunicorn.workers.workertmp import WorkerTmp
 from isowsgi.configuration import Config
 from isowsgi.shared.scoreboard import Scoreboard
 
-# What becomes of a mount that was being loaded when its worker died: the next one loads it only after that went well in another process.
+# The verdict on a mount that was being loaded when its worker died: the next worker loads it only after a trial in another process.
 SUSPECT = "suspect"
 
 
@@ -47,7 +47,7 @@ class CrashReport:
     Args:
         board: the dead worker's.
         config: what it served.
-        verdicts: patterns of mounts that crashed too often, by what becomes of them: "quarantine", "process" or SUSPECT; some are added.
+        verdicts: patterns of mounts that crashed too often, by verdict: "quarantine", "process" or SUSPECT; some are added.
     """
 
     def __init__(self, board: Scoreboard, config: Config, ledger: Ledger, verdicts: Mapping[str, set[str]], log: Any) -> None:

@@ -32,7 +32,7 @@ class Share:
         tls_context: an ssl.SSLContext, or None without TLS. All workers have it in common, and so each can take up sessions that another
             one began.
         region: its part of the scoreboard.
-        verdicts: patterns of mounts that crashed workers, by what becomes of them.
+        verdicts: patterns of mounts that crashed workers, by verdict.
         is_first: of those that serve this config.
         joins_others: whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more
             (SIGTTIN).

@@ -1,4 +1,4 @@
-"""isowsgi's own answers, in one form: what clients are told when no app tells them anything.
+"""isowsgi's own answers, in one form: what clients get when no app answers them.
 
 Each closes its connection, and is short enough to be sent in one call that does not wait.
 """
@@ -21,7 +21,7 @@ def plain(status: str, text: str = "", retry_after_s: int | None = None) -> byte
 
     Args:
         status: with its reason: "503 Service Unavailable".
-        text: a sentence for people; without it, they are told the status.
+        text: a sentence for people; without it, they get the status.
     """
     return _answer(status, "text/plain", f"{text or status}\n".encode(), retry_after_s)
 

@@ -20,7 +20,7 @@ _LENGTH = struct.Struct("!I")
 
 
 class FrameError(Exception):
-    """The other side does not speak this protocol; the text says what it did. The connection is of no use any more."""
+    """The other side does not speak this protocol; the text says what it did. The connection is useless from then on."""
 
 
 def encode(message: Mapping[str, Any]) -> bytes:

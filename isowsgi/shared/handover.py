@@ -318,7 +318,7 @@ class Loans:
                 wants = True
                 break
             except OSError as exc:
-                if exc.errno in _DEAD:  # its end will be told, and then all are taken back
+                if exc.errno in _DEAD:  # its end will be reported, and then all are taken back
                     self._waiting.clear()
                 elif exc.errno in _SCARCE:  # and the socket has room, so that waiting for it would be no wait
                     self._send_later()

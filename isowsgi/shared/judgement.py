@@ -83,7 +83,7 @@ def was_cut(words: memoryview) -> bool:
 
 
 def has_status(words: memoryview) -> bool:
-    """Return whether the current request's client was given a status, by whomever; once its interpreter has ended, or by the judge."""
+    """Return whether the current request's client was given a status; asked once its interpreter has ended, or by the judge."""
     return words[ANSWERED] != 0 or was_cut(words)
 
 

@@ -72,7 +72,7 @@ LoggerClass = Callable[[Any], Any]
 
 
 def make_logger(logger_class: LoggerClass, plain_class: LoggerClass, cfg: Any, files: Mapping[str, int]) -> tuple[Any, list[str]]:
-    """Make gunicorn's logger, without what cannot be had: a log that cannot be opened costs only that log.
+    """Make gunicorn's logger, without what cannot be opened: a log that cannot be opened costs only that log.
 
     Args:
         logger_class: as configured.

@@ -124,7 +124,7 @@ class Descriptors(Value):
 
 
 class BootOrder(Value):
-    """All that an instance is told of its app and its place."""
+    """All that an instance has to know about its app and its place."""
 
     release: str  # of isowsgi, that wrote it
     name: str  # what the log calls the mount or group

@@ -29,7 +29,7 @@ class Origin(NamedTuple):
     """What is known of a connection.
 
     Attributes:
-        peer: the client's address as `accept` gives it: of whoever holds the other end, be it a proxy.
+        peer: the client's address as `accept` gives it: of the other end of the connection, which may be a proxy's.
         own: the address that the client connected to, as `getsockname` gives it.
         environ: entries for the environ of every request on it.
     """

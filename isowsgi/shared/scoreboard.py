@@ -290,7 +290,7 @@ class AcceptorRow(Row):
         return self.words[CLEAN_EXIT] == 1
 
     def say_clean_exit(self) -> None:
-        """Say that the worker ends by its own will, whatever becomes of it from here on."""
+        """Say that the worker exits by itself: from here on its end is no crash."""
         self.words[CLEAN_EXIT] = 1
 
 
@@ -576,7 +576,7 @@ class Board:
                 os.ftruncate(self.fd, end)
             self._count = number + 1
         region = Scoreboard(self.fd, number)
-        region._memory.madvise(mmap.MADV_REMOVE)  # who had it before may have written to it after its end
+        region._memory.madvise(mmap.MADV_REMOVE)  # the worker that had it before may have written to it late
         region._used = 1
         region.set_mounts(patterns)
         self._words[_STATES + number] = 1

@@ -134,7 +134,7 @@ def open_folder(path: str, *, make: bool = False) -> int:
         make: whether to make it, for this process's user, if it is not there.
 
     Raises:
-        UnsafeFolder: it cannot be had so.
+        UnsafeFolder: there is none that is safe.
     """
     try:
         if make:

@@ -16,7 +16,7 @@ def current() -> str:
         if os.path.isabs(written) and os.path.samefile(written, "."):
             return os.path.normpath(written)
     except (OSError, ValueError):
-        pass  # it leads nowhere any more
+        pass  # the link is dead
     return os.getcwd()
 
 

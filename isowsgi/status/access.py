@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Fields by which proxies say for whom they ask. A proxy that sends none of them cannot be told from a client on this machine: the docs
+# Fields by which proxies say for whom they ask. A proxy that sends none of them looks like a client on this machine: the docs
 # say how to close the page there.
 _PROXY_FIELDS = (
     "HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",

@@ -2,7 +2,7 @@
 
 It holds connections that have no instance to serve them: those whose head is not complete, those whose mount is still booting or does not
 answer, and those that only wait for their client to stop sending before they are closed. Here is how they come, fire and time out;
-`dispatcher` has what becomes of a request.
+`dispatcher` decides what happens to a request.
 
 A descriptor that fires in the loop's set and is not known there was given back by an instance: its next request is another mount's, or the
 instance drains. What fails while a connection is looked at ends that connection only.

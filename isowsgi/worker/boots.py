@@ -91,7 +91,7 @@ class Boots:
             self._waiting.insert(0, deployment)
 
     def leave(self, deployment: Bootable) -> None:
-        """Take one out of the line that has no use for its turn any more."""
+        """Take a deployment out of the line; it no longer needs its turn."""
         if deployment in self._waiting:
             self._waiting.remove(deployment)
 

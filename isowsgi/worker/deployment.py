@@ -60,7 +60,7 @@ class Surroundings(Protocol):
         """Look again at requests that wait for the deployment."""
 
     def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
-        """Have a trial made; `Siting.on_verdict` is told."""
+        """Have a trial made; it calls `Siting.on_verdict`."""
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         """Return whether it may load a new generation now; if not, `go_on` is called later."""
@@ -72,7 +72,7 @@ class Surroundings(Protocol):
         """Let it be the next that may load its app."""
 
     def leave_line(self, deployment: Deployment) -> None:
-        """It has no use for its turn any more."""
+        """Give up its place in the line: it no longer needs to be loaded."""
 
     def on_files(self, files: list[str]) -> None:
         """Take note of files on which an app depends."""
@@ -138,7 +138,7 @@ class Deployment:
         if instance is not None:
             return instance
         if self.is_over:
-            return NotServing.FAILED  # nothing will come any more
+            return NotServing.FAILED  # no instance will be started
         self.hurry()
         is_coming = self.is_loading() or self.is_in_line or self.succession.is_open
         if is_coming or any(instance.state is State.DRAINING for instance in self.slots.current()):
@@ -305,7 +305,7 @@ class Deployment:
     # What happens; told by its parts.
 
     def install(self, instance: Instance, now: float) -> None:
-        """An instance is up: it takes its slot, and who had it drains."""
+        """An instance is up: it takes its slot, and the instance that had it drains."""
         if instance in self.slots.retired:
             return  # its boot timed out before it was up, and it was told to end then
         self.backoff.succeeded()

@@ -1,4 +1,5 @@
-"""What becomes of a connection's next request: peeked at, routed, then handed over, answered, or left to wait. On the acceptor's thread.
+"""What happens to a connection's next request: it is peeked at, routed, then handed over, answered, or left to wait. On the acceptor's
+thread.
 
 No byte of a request is consumed that is handed over, so a slow or half-sent head costs a descriptor and no thread.
 """
@@ -196,7 +197,7 @@ class Dispatcher:
         fd = self._clients.part_with(client)
         try:
             instance.give(fd)
-        except Exception:  # it has it not: no memory for one more, or the instance is broken
+        except Exception:  # the hand-over failed: no memory for one more, or the instance is broken
             self._containment.failed("hand-over")
             client = self._clients.add(socket.socket(fileno=fd), client.peer)
             self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)

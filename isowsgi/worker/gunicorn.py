@@ -149,7 +149,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self.handle_error(None, PageSocket(sock, on_status=row.count_response, waits=False), peer, exc)
 
     def _watch_files(self, files: list[str]) -> None:
-        assert self._share.config is not None, "load_wsgi saw to it"
+        assert self._share.config is not None, "checked by load_wsgi"
         for file in [*files, self._share.config.path]:
             self._late_reloader.add_extra_file(file)
 
@@ -192,7 +192,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             if self._share.is_first:  # the others serve the same
                 startup.report(parts.supervisor, parts.orders, self.log)
         elif self._share.is_from_the_start:
-            self._has_nothing_to_serve = True  # nor was there anything before: all of gunicorn stops
+            self._has_nothing_to_serve = True  # and nothing served before: all of gunicorn stops
         else:
             self.log.error("no mount could be loaded; all requests are answered 503 until a retry succeeds")
 

@@ -62,7 +62,7 @@ class Given:
         log: gunicorn's logger.
         settings: those of gunicorn's settings that apps' interpreters obey.
         tls_context: an ssl.SSLContext; None without TLS.
-        verdicts: patterns of mounts that crashed workers, by what becomes of them.
+        verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
         age: the worker's number.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.

@@ -1,7 +1,7 @@
 """Which isolation each mount with `isolation = "auto"` gets, found in the background and remembered.
 
 A mount that nobody knows yet boots in the best kind of interpreter, behind a guard that lets it load no extension module of a package: an
-app without any is served at once. What needs more is tried in processes to throw away (`decision`), and the verdict is remembered. So no
+app without any is served at once. What needs more is tried in throw-away processes (`decision`), and the verdict is remembered. So no
 extension module is ever loaded in a worker that was not tried before, by this worker or an earlier one.
 
 Apps of one box mostly load the same few. A file that one app has loaded with a GIL of its own says by itself that it can do that, any
@@ -38,7 +38,7 @@ class Placement:
     """Finds isolations. All methods are the acceptor thread's; the trials run in threads of their own.
 
     Args:
-        orders: writes what instances are told.
+        orders: writes boot orders.
         containment: ends what a verdict's consequences raise, so that the others are heard.
     """
 
@@ -68,7 +68,7 @@ class Placement:
         return self._vouched
 
     def try_out(self, deployment: Deployment, unknown: str | None) -> None:
-        """Find an isolation in the background; the deployment's `Siting.on_verdict` is told.
+        """Find an isolation in the background; the result goes to the deployment's `Siting.on_verdict`.
 
         Args:
             unknown: the extension file that is the reason, if it is one.

@@ -1,4 +1,4 @@
-"""What becomes of a mount when something of it fails or ends unexpectedly: what serves keeps serving, and it is tried again later.
+"""What happens to a mount when a part of it fails or ends unexpectedly: what serves keeps serving, and the rest is retried later.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
@@ -29,7 +29,7 @@ class Recovery:
                 self.stay_as_it_is(now)
             elif instance in deployment.slots.live:
                 self.try_later(now)
-        finally:  # who waits is answered, whatever becomes of the mount
+        finally:  # requests that wait are answered, whatever happens to the mount
             deployment.surroundings.release(deployment)
 
     def stay_as_it_is(self, now: float) -> None:
@@ -72,6 +72,6 @@ class Recovery:
         if deployment.is_stopped:
             return
         wait_s = deployment.backoff.plan(now)
-        if not deployment.is_ending:  # else it is not tried again, nor by the next request
+        if not deployment.is_ending:  # otherwise there is no retry, not even by the next request
             what = "some instances are missing" if deployment.is_serving() else "answers 503"
             deployment.log.error("%s: %s; retrying in %d s", deployment.name, what, wait_s)

@@ -21,7 +21,7 @@ from isowsgi.worker.slots import Instance
 if TYPE_CHECKING:
     from isowsgi.worker.deployment import Deployment
 
-# Reports of one instance that are handled in a row, before other instances and connections are looked at. What is left is told of again.
+# Reports of one instance that are handled in a row, before other instances and connections get their turn. The rest raises another event.
 _MOST_AT_ONCE = 32
 
 # Most of a stack that is kept for the status page: the log has it whole.
@@ -32,7 +32,7 @@ class Reports:
     """Handles the reports of one deployment's instances.
 
     Attributes:
-        incidents: what went wrong of late.
+        incidents: what went wrong recently.
         stacks: of threads that do not come out of their requests, by instance.
     """
 
@@ -59,7 +59,7 @@ class Reports:
         }
 
     def read(self, instance: Instance, now: float) -> None:
-        """Handle what an instance has to say; whatever that is, it costs at most the instance."""
+        """Handle an instance's reports; a faulty one costs at most the instance."""
         for _ in range(_MOST_AT_ONCE):
             try:
                 report = instance.read()
@@ -80,7 +80,7 @@ class Reports:
             handler(instance, report, now)
 
     def distrust(self, instance: Instance, now: float) -> None:
-        """Replace an instance that cannot be believed any more, and have it end."""
+        """Replace an instance whose state is unknown, and have it end."""
         deployment = self._deployment
         if instance.state in ENDS:
             self._go_on_without(instance, now)

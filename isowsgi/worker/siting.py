@@ -113,10 +113,10 @@ class Siting:
         elif not self.is_on_trial:
             self._deployment.log.error("%s: %s; looking for another isolation", instance.tag, text)
             if not self._begin(None, now):
-                self.late_imports.remove(report.name)  # the next request that imports it is told of again
+                self.late_imports.remove(report.name)  # so that the next request that imports it is reported again
 
     def look_for_losses(self, instance: Instance, now: float) -> None:
-        """See what an app goes without that caught the refusals of its interpreter, so that nothing is missing in silence."""
+        """Log or look into modules that were refused while the app caught the error, so that nothing is missing silently."""
         for module, path, error in instance.refused:
             if self.is_auto and not self.reason and sharing.is_missed(module, ()):
                 self.on_refused(instance, Refused(name=module, path=path, error=error), now)

@@ -64,7 +64,7 @@ class Slots:
         retired: those that were replaced, or whose boot timed out, and have not ended yet.
         left: those that have ended, but whose interpreter cannot be freed, as threads of the app's run in it.
         began: monotonic seconds when each was started, or loaded, or retired.
-        held: those that get no connection any more: C code holds their GIL, or they cannot be believed.
+        held: those that get no further connection: C code holds their GIL, or their state is unknown.
     """
 
     def __init__(self, count: int) -> None:
@@ -123,7 +123,7 @@ class Slots:
         return [slot for slot in vacant if self.live[slot] is None]
 
     def install(self, instance: Instance) -> Instance | None:
-        """Let one that was coming take its slot; return who had it."""
+        """Let a loaded instance take its slot; return the instance that had it."""
         if instance not in self.coming:
             return None
         slot = self.coming.index(instance)

@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def report(supervisor: Supervisor, orders: BootOrders, log: Any) -> None:
-    """Log the table, from a thread: drawing it takes a tenth of a second, most of it the import of rich, and requests are there."""
+    """Log the table, from a thread: drawing it takes a tenth of a second, mostly for the import of rich, and requests would wait."""
     grown_mib = max(rss_mib() - supervisor.rss_at_start, 0)
     table = rows(supervisor.deployments, orders, grown_mib)
     threading.Thread(target=_write, args=(table, grown_mib, log), name="isowsgi-startup", daemon=True).start()

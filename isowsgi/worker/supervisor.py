@@ -30,7 +30,7 @@ class Supervisor:
 
     Args:
         config: the mounts.
-        orders: writes what instances are told.
+        orders: writes boot orders.
         board: the worker's scoreboard.
         log: gunicorn's logger.
         containment: ends our own mistakes.

@@ -3,9 +3,9 @@
 A TLS session is an object of one interpreter, and its sequence numbers are one process': it cannot be handed over. So for each TLS
 connection, once its client has said something, the relay makes a socket pair. One end goes to the acceptor and is peeked at, routed and
 handed over as a client's own socket would be; through the other the relay copies, decrypted bytes in and bytes to encrypt out. Where the
-client is, and what was agreed with it, stands in `origins`.
+client is, and what was agreed with it, is in `origins`.
 
-One thread with an epoll set of its own, so that neither handshakes nor records keep the acceptor. It never waits but for events. Sets are
+One thread with an epoll set of its own, so that neither handshakes nor records keep the acceptor. It waits for events only. Sets are
 level-triggered: what is not wanted just now (a peer that reads slowly, a fifth handshake) stays in the kernel and comes again.
 OpenSSL gets its bytes from memory and not from the socket: one read takes many records, and all that can be wanted of it is more input.
 """

@@ -65,7 +65,7 @@ class Pump:
 
     Args:
         sessions: the relay's connections.
-        results: takes what becomes of them.
+        results: takes the results.
         origins: where clients' addresses are noted.
         row: the acceptor's on the scoreboard.
         log: gunicorn's logger.

@@ -11,7 +11,7 @@ from typing import Any
 # Most that is read at once: four records, or what a socket pair holds without waiting.
 READ_BYTES = 64 * 1024
 
-# Most that OpenSSL may have to say of its own (alerts, key updates) to a client that does not read.
+# Most bytes that OpenSSL itself may have to send (alerts, key updates) to a client that does not read.
 _MAX_UNSENT_BYTES = 64 * 1024
 
 
@@ -60,7 +60,7 @@ class Session:
     def wanted_of_app(self) -> int | None:
         if self.inner is None:
             return None
-        # Not at all rather than for no event: a hang-up is told in any case, and would be again and again until the client has read.
+        # Not at all rather than for no event: a hang-up is reported in any case, and would be again and again until the client has read.
         return (0 if self.to_client else select.EPOLLIN) | (select.EPOLLOUT if self.to_app else 0) or None
 
     def shake(self) -> bool:

@@ -1,4 +1,4 @@
-"""Makes instances and frees what they had; and is all that a deployment knows of its worker, see `deployment.Surroundings`.
+"""Makes instances and frees their resources; it is all that a deployment knows of its worker, see `deployment.Surroundings`.
 
 On the acceptor's thread; nothing here waits.
 """
@@ -33,7 +33,7 @@ class Workshop:
     """One worker's.
 
     Args:
-        orders: writes what instances are told.
+        orders: writes boot orders.
         board: the worker's scoreboard.
         log: gunicorn's logger.
         containment: ends our own mistakes.

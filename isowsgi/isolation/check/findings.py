@@ -1,6 +1,6 @@
 """`isowsgi check`: what becomes of each mount of a config file, found by loading its app with each isolation.
 
-All of it happens in processes to throw away. The answers are values; `page` shows them to people.
+All of it happens in throw-away processes. The answers are values; `page` shows them to people.
 """
 
 from __future__ import annotations

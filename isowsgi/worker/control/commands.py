@@ -238,7 +238,7 @@ class Commands:
         """Take in a part of an instance's answer."""
         heard = self._heard.get(report.ask)
         if heard is None:
-            return  # nobody waits for it any more
+            return  # its asker no longer waits
         parts = heard.setdefault(instance, [])
         if sum(map(len, parts)) < _MAX_STACKS_CHARS:
             parts.append(report.text)

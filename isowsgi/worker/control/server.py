@@ -4,7 +4,7 @@ On the acceptor's loop and thread, because what a request asks for or changes (d
 its own could only queue for it. Nothing here waits: connections are non-blocking in an epoll set of their own, which the acceptor
 watches as one descriptor, and an errand that takes time (a reload) is a generator, looked at on each turn of the loop.
 
-One request and one answer a connection. Whoever misbehaves is told once what was wrong, and closed.
+One request and one answer per connection. A client that misbehaves gets one error, and its connection is closed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ControlServer:
         return _LOOK_S if self._clients else math.inf
 
     def turn(self) -> None:
-        """Deal with what connections have to say."""
+        """Handle what came on the connections."""
         now = time.monotonic()
         for fd, flags in self._epoll.poll(0):
             client = self._clients.get(fd)
