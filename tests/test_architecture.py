@@ -75,6 +75,43 @@ def test_what_apps_interpreters_import_needs_the_standard_library_and_gunicorn_o
     assert wrong == []
 
 
+# What a reader can keep in mind. What is longer for a reason has it in a comment just above: "# Longer than most: ...".
+MOST_METHODS, MOST_LINES_OF_A_CLASS, MOST_LINES_OF_A_FUNCTION = 25, 300, 50
+REASON = "# Longer than most: "
+
+
+def too_large(tree: ast.AST) -> Iterator[tuple[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            methods = sum(isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)) for each in node.body)
+            if lines > MOST_LINES_OF_A_CLASS or methods > MOST_METHODS:
+                yield node, f"class {node.name} has {lines} lines and {methods} methods"
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_LINES_OF_A_FUNCTION:
+                yield node, f"function {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"inside", "instances"}))
+def test_no_class_and_no_function_is_larger_than_a_reader_can_keep_in_mind(room: str) -> None:
+    """One that grows is split along its responsibilities; a flat table that a split would make worse says so above itself."""
+    wrong = []
+    for file in sorted((PACKAGE / room).rglob("*.py")):
+        source = file.read_text()
+        above = source.splitlines()
+        reasons = {number for number, line in enumerate(above, 1) if line.strip().startswith(REASON)}
+        for node, what in too_large(ast.parse(source)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first - 1 in reasons:
+                reasons.remove(first - 1)
+            else:
+                wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}: {what}")
+        wrong += [f"{file.relative_to(ROOT)}:{number}: a reason for nothing" for number in reasons]
+
+    assert wrong == []
+
+
 PAGE = (ROOT / "ARCHITECTURE.md").read_text()
 
 
