@@ -237,6 +237,34 @@ def test_what_the_mail_has_no_room_for_waits_in_order(post: Post) -> None:
         pair[1].close()
 
 
+def test_one_that_can_never_be_sent_does_not_block_those_behind_it(post: Post) -> None:
+    """Its error came again with each try, and no connection given after it reached the child."""
+    pairs = [socket.socketpair() for _ in range(400)]
+    numbers = [ours.fileno() for _, ours in pairs]
+    unsent: list[int] = []
+    post.loans._on_unsent = unsent.append
+    for number in numbers:
+        post.loans.give(number)
+    came = post.deliver()
+    first_that_waits = numbers[len(came)]
+    pairs[len(came)][1].close()  # as an app in the main interpreter may do
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        post.loans.send_waiting()
+    came += post.deliver()
+    while post.wants[-1]:
+        post.loans.send_waiting()
+        came += post.deliver()
+
+    assert unsent == [first_that_waits]
+    assert [post.mail.worker_fd(fd) for fd in came] == [number for number in numbers if number != first_that_waits]
+    for fd in came:
+        os.close(fd)
+    for pair in pairs:
+        pair[0].close()
+        pair[1].close()
+
+
 def test_those_that_were_not_sent_yet_can_be_taken_back(post: Post) -> None:
     pairs = [socket.socketpair() for _ in range(400)]
     for _, ours in pairs:

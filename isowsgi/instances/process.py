@@ -85,7 +85,7 @@ class ProcessInstance(HostedInstance):
         except OSError:
             self.discard()
             raise
-        self._loans = Loans(self._mail, self._want_to_send, self._send_later)
+        self._loans = Loans(self._mail, self._want_to_send, self._send_later, owner.take_back)
         fds = Descriptors(**shared_fds, channel=self._inner.fileno(), mail=self._inner_mail.fileno())
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back

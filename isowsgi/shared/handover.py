@@ -270,15 +270,23 @@ class Loans:
         sock: the other end of the child's socket; non-blocking.
         wants_to_send: called with whether `send_waiting` should be called once the socket takes more.
         send_later: called when that is no matter of the socket: `send_waiting` should be called in a while.
+        on_unsent: becomes the owner of a connection that was given and cannot be sent.
 
     Attributes:
         is_cut_off: whether the child has closed its end; it has ended, or can neither get nor return a connection any more.
     """
 
-    def __init__(self, sock: socket.socket, wants_to_send: Callable[[bool], None], send_later: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        wants_to_send: Callable[[bool], None],
+        send_later: Callable[[], None] = lambda: None,
+        on_unsent: Callable[[int], None] = lambda fd: None,
+    ) -> None:
         self._sock = sock
         self._wants_to_send = wants_to_send
         self._send_later = send_later
+        self._on_unsent = on_unsent
         self.is_cut_off = False
         self._lent: dict[int, int] = {}  # descriptors by the loans' serials
         self._next_serial = 1
@@ -295,8 +303,8 @@ class Loans:
         self._waiting.append(serial)
         try:
             self._lent[serial] = fd
-            if len(self._waiting) == 1:
-                self.send_waiting()
+            if len(self._waiting) == 1 and (problem := self._send_while_there_is_room()) is not None:
+                raise problem
         except Exception:
             if serial not in self._waiting:
                 return  # the child has it: what failed came after, and a second owner would be worse
@@ -309,7 +317,22 @@ class Loans:
         return fd in self._lent.values()
 
     def send_waiting(self) -> None:
-        """Send what there was no room for."""
+        """Send what there was no room for.
+
+        Raises:
+            Exception: some could not be sent, and have another owner; those behind them were.
+        """
+        unsent, last = [], None
+        while (problem := self._send_while_there_is_room()) is not None:
+            last = problem
+            unsent.append(self._lent.pop(self._waiting.pop(0)))
+        for fd in unsent:  # only now: who gets one may give it again
+            self._on_unsent(fd)
+        if last is not None:
+            raise last
+
+    def _send_while_there_is_room(self) -> Exception | None:
+        """Send what waits; return why the first of it can never be sent, if that is so."""
         wants = False
         while self._waiting:
             try:
@@ -324,10 +347,13 @@ class Loans:
                     self._send_later()
                     break
                 else:
-                    raise
+                    return exc
+            except Exception as exc:
+                return exc
             else:
                 del self._waiting[0]
         self._wants_to_send(wants)
+        return None
 
     def read_fates(self, most: int = FATES_BATCH) -> list[tuple[bytes, int]]:
         """Return what became of connections since the last call; they are the caller's again.
