@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +109,31 @@ def test_a_report_too_long_for_the_board_leaves_the_mounts_out_and_says_so() -> 
 
     assert report is not None
     assert (report["mounts"], "too long" in report["error"]) == ([], True)
+
+
+def test_a_report_that_was_too_long_is_not_encoded_in_vain_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one was encoded twice, as long as thousands of mounts had that much to say."""
+    desk = Desk()
+    tried: list[bool] = []
+    publish = desk.board.publish
+
+    def publish_or_not(report: Mapping[str, Any]) -> None:
+        is_whole = bool(report["mounts"][0]["instances"])
+        tried.append(is_whole)
+        if is_whole and is_short_of_room:
+            raise ValueError("too long")
+        publish(report)
+
+    monkeypatch.setattr(desk.board, "publish", publish_or_not)
+    desk.reports(desk.start(), Ready(boot_s=0.5, objects=9, extensions=[], refused=[]))
+    is_short_of_room = True
+    for now in (0.0, 1.0, 2.0):
+        desk.reporter.publish(now)
+    is_short_of_room = False
+    desk.reporter.publish(60.0)
+    desk.close()
+
+    assert tried == [True, False, False, False, True]
 
 
 def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk) -> None:

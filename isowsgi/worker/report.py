@@ -37,6 +37,9 @@ _MOST_OF_TIME = 0.05
 _MOST_OF_IDLE_TIME = 0.01
 _OLDEST_S = 3.0
 
+# How long a report that was too long is shortened before it is written: else all of it is encoded for nothing each time.
+_SHORT_S = 30.0
+
 # Shown if nothing else fits.
 _TOO_LONG = "the report is too long for the scoreboard"
 
@@ -59,6 +62,7 @@ class Reporter:
         self._started = time.time()
         self._next = 0.0
         self._next_idle = 0.0
+        self._short_until = 0.0
         self._is_stopping = False
 
     def stop(self, now: float) -> None:
@@ -89,24 +93,27 @@ class Reporter:
         parked = self._acceptor.parked()
         try:
             mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self._mounts]
-            self._publish({**report, "mounts": mounts})
+            self._publish({**report, "mounts": mounts}, now)
         except ValueError:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
         took_s = time.monotonic() - now
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
 
-    def _publish(self, report: dict[str, Any]) -> None:
+    def _publish(self, report: dict[str, Any], now: float) -> None:
         """Publish all of a report; or, if that is too long, what is needed to know which mounts are ready.
 
         Raises:
             ValueError: that is too long too.
         """
-        try:
-            self._board.publish(report)
-        except ValueError:
-            mounts = [{**mount, "boot_error": None, "instances": []} for mount in report["mounts"]]
-            self._board.publish({**report, "mounts": mounts})
+        if now >= self._short_until:
+            try:
+                self._board.publish(report)
+                return
+            except ValueError:
+                self._short_until = now + _SHORT_S
+        mounts = [{**mount, "boot_error": None, "instances": []} for mount in report["mounts"]]
+        self._board.publish({**report, "mounts": mounts})
 
     def _worker(self) -> dict[str, Any]:
         # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them
