@@ -975,3 +975,18 @@ def test_who_waits_for_a_mount_that_gets_on_is_served(make_place: Callable[..., 
     place.turn_until(lambda: len(place.given) == 3)
     for client in clients:
         client.close()
+
+
+def test_who_waits_for_a_mount_that_does_nothing_is_answered_when_the_worker_stops(make_place: Callable[..., Place]) -> None:
+    place = make_place(max_connections=4)
+    assert isinstance(place.home, FakeInstance)
+    place.home.is_hung = True
+    clients = [place.connect(A) for _ in range(3)]
+    place.turn_until(lambda: place.seen.parked)
+
+    place.home = NotServing.FAILED
+    place.acceptor.release(0)
+
+    assert place.conversation(clients[-1]).startswith(b"HTTP/1.1 503 ")
+    for client in clients:
+        client.close()

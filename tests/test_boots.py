@@ -13,33 +13,35 @@ from isowsgi.worker.boots import _LONGEST_TURN_S, _TELL_S, Boots, boots_at_a_tim
 class Mount:
     """A deployment that loads until the test says that it is done."""
 
-    def __init__(self, line: Line, name: str) -> None:
+    def __init__(self, line: Line, name: str, instances: int) -> None:
         self.name = name
         self._line = line
         self.slots = self
-        self.is_up = False
+        self.instances = instances
+        self.begun = self.up = 0
         self.fails: Exception | None = None
 
-    def is_booting(self) -> bool:
-        return self in self._line.begun and not self.is_up
+    def booting(self) -> int:
+        return self.begun - self.up
 
     def start(self, now: float) -> None:
         if self.fails is not None:
             raise self.fails
-        if self._line.boots.take(self, now):
+        while self.begun < self.instances and self._line.boots.take(self, now):
+            self.begun += 1
             self._line.begun.append(self)
 
 
 class Line:
     """A line of mounts that all want to be loaded."""
 
-    def __init__(self, mounts: int, most: int = 2) -> None:
+    def __init__(self, mounts: int, most: int = 2, instances: int = 1) -> None:
         self.now = 100.0
         self.idle = self.total = 0
         self.mistakes: list[str] = []
         self.begun: list[Mount] = []
         self.boots = Boots(most, logging.getLogger("test"), self._call, lambda: (self.idle, self.total))
-        self.mounts = [Mount(self, f"/{number}") for number in range(mounts)]
+        self.mounts = [Mount(self, f"/{number}", instances) for number in range(mounts)]
         for mount in self.mounts:
             mount.start(self.now)
 
@@ -53,7 +55,7 @@ class Line:
         return " ".join(mount.name for mount in self.begun)
 
     def is_up(self, number: int) -> None:
-        self.mounts[number].is_up = True
+        self.mounts[number].up += 1
         self.boots.pass_on(self.now)
 
     def wait(self, seconds: int, idle: int = 0) -> None:
@@ -77,6 +79,21 @@ def test_as_many_begin_as_there_are_cores_and_the_others_in_order() -> None:
     line.is_up(0)
     line.is_up(2)
     assert line.names() == "/0 /1 /2 /3 /4"
+
+
+def test_each_instance_of_a_mount_has_its_own_turn_behind_the_other_mounts() -> None:
+    """All `instances` of a mount were loaded side by side: eight at once on two cores."""
+    line = Line(3, instances=2)
+    assert line.names() == "/0 /0"
+
+    line.is_up(0)
+    assert line.names() == "/0 /0 /1"
+    line.is_up(0)
+    assert line.names() == "/0 /0 /1 /2"
+    line.is_up(1)
+    line.is_up(2)
+
+    assert line.names() == "/0 /0 /1 /2 /1 /2"
 
 
 def test_one_that_a_request_waits_for_comes_first() -> None:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
+from isowsgi.worker.boots import Boots
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memory import MemoryWatch
 from isowsgi.worker.supervisor import Supervisor
@@ -88,6 +89,53 @@ def test_the_request_that_wakes_a_mount_puts_it_before_those_that_nobody_waits_f
 
     assert site.chosen() is NotServing.BOOTING
     assert site.around.hurried == [site.deployment]
+
+
+def in_turn(**changes: Any) -> Site:
+    """Return a site whose instances are loaded one after the other."""
+    site = Site(**changes)
+    boots = Boots(1, logging.getLogger("test"), lambda what, function, now: function(now), lambda: (0, 0))
+    vars(site.around).update(may_boot=boots.take, leave_line=boots.leave, boots=boots)
+    site.deployment.start(site.now)
+    return site
+
+
+def test_instances_of_one_mount_are_loaded_in_turn_as_one_generation() -> None:
+    site = in_turn(instances=3)
+    boots = vars(site.around)["boots"]
+    for count in (1, 2, 3):
+        assert len(site.made) == count
+        assert not site.deployment.has_arrived(1)
+        assert site.deployment.is_under_way()
+        site.ready(site.made[-1])
+        boots.pass_on(site.now)
+
+    assert [instance.generation for instance in site.made] == [1, 1, 1]
+    assert site.deployment.has_arrived(1)
+    assert not site.deployment.is_under_way()
+
+
+def test_an_app_that_cannot_be_loaded_is_not_tried_again_at_once_in_the_turn_of_its_next_instance() -> None:
+    site = in_turn(instances=3)
+    site.failed(site.made[0])
+
+    vars(site.around)["boots"].pass_on(site.now)
+    assert len(site.made) == 1
+    site.wait(1.5)
+
+    assert len(site.made) == 2
+    assert site.deployment.generation == 2
+
+
+def test_once_the_worker_has_answered_all_that_it_accepted_nothing_is_handed_over_any_more() -> None:
+    """Who waited because the mount had as many unanswered requests as it may was not answered when the worker stopped."""
+    site = up()
+    assert site.chosen() is site.made[0]
+
+    site.deployment.stop()
+
+    assert site.made[0].state is State.SERVING
+    assert site.chosen() is NotServing.FAILED
 
 
 def test_a_stop_first_reload_is_loaded_before_those_that_nobody_waits_for() -> None:

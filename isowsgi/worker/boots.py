@@ -1,10 +1,10 @@
-"""Boots take turns: at most as many mounts are loaded at a time as there are cores, so that each is done before its `boot_timeout`.
+"""Boots take turns: at most as many instances are loaded at a time as there are cores, so that each is done before its `boot_timeout`.
 
 Loading an app is mostly work for a processor. Twenty apps at once on two cores took each twenty times as long; all timed out together,
-and tried again together, for ever. So they wait in a line, in the order of the config file, and the time of a boot begins with its turn. A
-mount for which a request waits is next. An app that waits for something while it is loaded, as a database, keeps no core busy: while half
-of the machine is idle, one more is let in each second. A mount on trial has no place: trials have a limit of their own, and apps without
-one would wait for them.
+and tried again together, for ever. So they wait in a line, in the order of the config file, and the time of a boot begins with its turn.
+The second of a mount's `instances` waits behind the other mounts. A mount for which a request waits is next. An app that waits for
+something while it is loaded, as a database, keeps no core busy: while half of the machine is idle, one more is let in each second. A mount
+on trial has no place: trials have a limit of their own, and apps without one would wait for them.
 
 Replacements do not wait here: they have `turns` of their own. On the acceptor's thread; nothing here waits. Time is monotonic seconds and
 passed in.
@@ -29,8 +29,8 @@ _TELL_S = 10.0
 class Loading(Protocol):
     """What is needed of a deployment's slots."""
 
-    def is_booting(self) -> bool:
-        """Whether an instance is being loaded."""
+    def booting(self) -> int:
+        """Return how many instances are being loaded."""
         ...
 
 
@@ -73,10 +73,10 @@ class Boots:
         self._done = 0
 
     def take(self, deployment: Bootable, now: float) -> bool:
-        """Return whether a deployment may load its app at once; if not, it is told to start when it may."""
+        """Return whether a deployment may load one instance at once; if not, it is told to start when it may."""
         if deployment is self._called or (not self._waiting and self._has_room(now)):
+            self._called = None  # for one instance
             self._loading[deployment] = now
-        if deployment in self._loading:
             return True
         if deployment not in self._waiting:
             self._waiting.append(deployment)
@@ -121,12 +121,12 @@ class Boots:
 
     def _has_room(self, now: float) -> bool:
         for deployment, since in list(self._loading.items()):
-            if not deployment.slots.is_booting():
-                self._done += 1
+            if not deployment.slots.booting():
+                self._done += deployment not in self._waiting  # else more of its instances are to come
                 del self._loading[deployment]
             elif now - since > _LONGEST_TURN_S:
                 del self._loading[deployment]
-        return len(self._loading) < self._most + self._let_in
+        return sum(deployment.slots.booting() for deployment in self._loading) < self._most + self._let_in
 
 
 def boots_at_a_time(workers: int) -> int:

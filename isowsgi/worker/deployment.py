@@ -112,7 +112,8 @@ class Deployment:
         self.generation = 0
         self.is_quarantined = is_quarantined
         self.is_stopped = False  # by the operator
-        self.is_in_line = False  # it waits for its turn to be loaded
+        self.is_in_line = False  # it waits for its turn to be loaded, or for that of more of its instances
+        self._is_partly_started = False  # some of its instances have had their turn, and the others wait for theirs
         self.is_ending = False  # with the worker, which answers what it has accepted
         self.is_over = False  # all that was accepted is answered
         self.reloads = 0
@@ -132,13 +133,11 @@ class Deployment:
 
     def choose(self, now: float) -> Instance | NotServing:
         """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
-        if self.is_quarantined or self.is_stopped:
+        if self.is_quarantined or self.is_stopped or self.is_over:
             return NotServing.FAILED
         instance = self.slots.choose()
         if instance is not None:
             return instance
-        if self.is_over:
-            return NotServing.FAILED  # no instance will be started
         self.hurry()
         is_coming = self.is_loading() or self.is_in_line or self.succession.is_open
         if is_coming or any(instance.state is State.DRAINING for instance in self.slots.current()):
@@ -197,15 +196,26 @@ class Deployment:
         self.is_in_line = bool(vacant) and not self.surroundings.may_boot(self, now)
         if not vacant or self.is_in_line or self.siting.waits_for_trial(now):
             return
-        self.generation += 1
+        if not self._is_partly_started:
+            self.generation += 1
         for slot in vacant:
-            self._boot(self.slots.live, slot, now)
+            self.is_in_line = slot != vacant[0] and not self.surroundings.may_boot(self, now)
+            if self.is_in_line or not self._boot(self.slots.live, slot, now):
+                break
+        self._is_partly_started = self.is_in_line
         self.upkeep.quiet_since = now
 
     def hurry(self) -> None:
         """Be the next of those that wait for their turn: a request waits for it."""
         if self.is_in_line:
             self.surroundings.hurry(self)
+
+    def leave_line(self) -> None:
+        """Have no use for its turn any more."""
+        self._is_partly_started = False
+        if self.is_in_line:
+            self.is_in_line = False
+            self.surroundings.leave_line(self)
 
     def retry(self, now: float) -> None:
         """Do what could not be done before."""
@@ -281,7 +291,7 @@ class Deployment:
     def sleep(self, now: float) -> None:
         """End its instances; the next request starts it again."""
         self.wanted = ""
-        self._leave_line()
+        self.leave_line()
         self.succession.cancel()
         for instance in self.slots.clear():
             self.retire(instance, now)
@@ -296,7 +306,7 @@ class Deployment:
     def stop(self) -> None:
         """Have each instance end."""
         self.is_ending = self.is_over = True
-        self._leave_line()
+        self.leave_line()
         self.surroundings.release(self)  # who still waits is answered
         for instance in self.slots.all():
             if instance.state not in ENDS:
@@ -343,16 +353,11 @@ class Deployment:
         slots[slot] = instance
         return True
 
-    def _leave_line(self) -> None:
-        if self.is_in_line:
-            self.is_in_line = False
-            self.surroundings.leave_line(self)
-
 
 def facts_of(deployment: Deployment, mount: Mount) -> dict[str, Any]:
     """Return what both the status page and `isowsgi status` say of a mount, as JSON has it."""
     return {
-        "app": f"{mount.app.target}:{mount.app.call}",
+        "app": str(mount.app),
         "isolation": deployment.siting.isolation,
         "reason": deployment.siting.why(),
         "group": mount.group,

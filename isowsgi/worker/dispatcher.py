@@ -91,7 +91,7 @@ class Dispatcher:
         """Look again at the connections that wait for a mount: it serves now, or never will."""
         for client in self._clients.in_phase(Phase.PARKED):
             if client.mount == mount:
-                client.phase = Phase.PEEKING
+                client.phase, client.is_held = Phase.PEEKING, False
                 self._clients.guarded(client.sock.fileno(), self.look, client)
 
     def look(self, client: Client, hung_up: bool = False) -> None:

@@ -54,6 +54,7 @@ class Recovery:
             return
         wait_s = deployment.backoff.after_end(lived_s, now)
         if wait_s and deployment.slots.coming[slot] is None:
+            deployment.leave_line()
             text = "%s: ended %d times soon after its start; restarting in %d s"
             deployment.log.error(text, deployment.name, deployment.backoff.crashes, wait_s)
         else:
@@ -71,6 +72,7 @@ class Recovery:
         deployment = self._deployment
         if deployment.is_stopped:
             return
+        deployment.leave_line()  # all that is missing is started with the next try, and not before
         wait_s = deployment.backoff.plan(now)
         if not deployment.is_ending:  # otherwise there is no retry, not even by the next request
             what = "some instances are missing" if deployment.is_serving() else "answers 503"

@@ -106,8 +106,11 @@ class Slots:
         """Return the oldest generation that is in a slot."""
         return min((instance.generation for instance in self.live if instance is not None), default=0)
 
+    def booting(self) -> int:
+        return sum(instance.state is State.BOOTING for instance in self.current())
+
     def is_booting(self) -> bool:
-        return any(instance.state is State.BOOTING for instance in self.current())
+        return self.booting() > 0
 
     def is_replacing(self) -> bool:
         return any(instance is not None for instance in self.coming)
