@@ -40,6 +40,10 @@ class App:
     target: str  # dotted module name, or the script's absolute path
     call: str  # a name ("application"), or a call with literal arguments ('create_app("x", debug=True)')
 
+    def __str__(self) -> str:
+        """Return it as people read it, and as it may be written in the config file."""
+        return f"{self.target}:{self.call}"
+
 
 @attrs.frozen(kw_only=True)
 class Mount:

@@ -116,9 +116,8 @@ class Reports:
         for words in self._rows:
             words[BOOT_FAILURES] += 1
         is_news, self._traceback = details != self._traceback, details
-        app = self._deployment.mount.app
         text = f"\n{details}" if is_news else ", as before"
-        self._log.error("%s: cannot load '%s:%s': %s%s%s", tag, app.target, app.call, error, hint, text)
+        self._log.error("%s: cannot load '%s': %s%s%s", tag, self._deployment.mount.app, error, hint, text)
 
     # Reports.
 

@@ -57,7 +57,7 @@ def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -
     state, isolation = deployment.state(), deployment.siting.isolation
     return Row(
         mount=mount.pattern,
-        app=f"{mount.app.target}:{mount.app.call}",
+        app=str(mount.app),
         state="lazy" if state == "asleep" else state,
         isolation=isolation if mount.group is None else f"{isolation}, group {mount.group}",
         why=deployment.siting.why(),

@@ -129,7 +129,7 @@ class _MountCheck:
             warnings += [f"when it is loaded, {line}" for line in dict.fromkeys(_POLICY_LINE.findall(lived_in.output))]
         return MountReport(
             pattern=self._mount.pattern,
-            app=f"{self._mount.app.target}:{self._mount.app.call}",
+            app=str(self._mount.app),
             configured=self._mount.isolation,
             isolation=verdict.isolation,
             reason=verdict.reason,
