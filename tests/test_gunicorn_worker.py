@@ -11,12 +11,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers import base
 
 from isowsgi.master.plan import Plan
-from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.scoreboard import Board, Scoreboard
 from isowsgi.worker import gunicorn
 from isowsgi.worker.gunicorn import Worker
 
 
-def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool) -> Any:
+def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool, board: Board | None = None, workers: int = 1) -> Any:
     """Let a worker begin for which there is no thread."""
 
     def fail(self: object) -> None:
@@ -25,12 +25,14 @@ def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool) -> Any:
     monkeypatch.setattr(gunicorn, "_FORK_AGAIN_S", 0.01)
     monkeypatch.setattr(base.Worker, "init_process", fail)
     worker: Any = object.__new__(Worker)
-    worker._share = SimpleNamespace(is_from_the_start=is_from_the_start)
-    worker._board = Scoreboard()
+    worker._share = SimpleNamespace(is_from_the_start=is_from_the_start, config=None)
+    worker._board = Scoreboard() if board is None else board.new_region([], 0.0)
+    worker.cfg = SimpleNamespace(workers=workers, uid=os.geteuid())
     worker.log, worker.booted, worker._exit_code = None, False, 0
     with pytest.raises(RuntimeError, match="new thread"):
         worker.init_process()
-    Plan()._retire(worker._board, None)
+    if board is None:
+        Plan()._retire(worker._board, None)
     return worker
 
 
@@ -47,6 +49,23 @@ def test_with_nothing_to_serve_the_first_start_ends(monkeypatch: pytest.MonkeyPa
 
     assert not worker.booted
     assert worker._exit_code == Arbiter.WORKER_BOOT_ERROR
+
+
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_the_first_start_ends_only_when_the_last_of_its_workers_has_failed(monkeypatch: pytest.MonkeyPatch, is_reaped: bool) -> None:
+    """The first of two that failed stopped gunicorn, though the other served."""
+    board = Board()
+    first = begin(monkeypatch, True, board, workers=2)
+    assert first.booted
+    if is_reaped:
+        board.retire(first._board, None, 0.0)
+
+    second = begin(monkeypatch, True, board, workers=2)
+
+    assert not second.booted
+    assert second._exit_code == Arbiter.WORKER_BOOT_ERROR
+    board.close()
+    os.close(board.fd)
 
 
 def test_a_region_of_its_own_goes_with_its_worker() -> None:

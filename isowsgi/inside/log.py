@@ -42,7 +42,7 @@ class Log:
         tag: mount and generation; every line begins with it.
         path: a file for all that would go to the error log; None: it goes there.
         logger: gunicorn's, where this interpreter has one already; None makes one.
-        files: descriptors of gunicorn's log files by path, for those that this user may not open.
+        files: descriptors of log files by path, for those that this user may not open.
     """
 
     def __init__(self, cfg: Any, tag: str, path: str | None = None, logger: Any = None, files: Mapping[str, int] | None = None) -> None:
@@ -54,7 +54,7 @@ class Log:
         for each in (self.logger.error_log, self.logger.access_log):
             applogging.keep(each)
         if path is not None:
-            self._write_to(path)
+            self._write_to(path, (files or {}).get(path))
         self._be_patient()
         if logger is None and isinstance(self.logger, glogging.Logger):
             applogging.connect(self.logger, cfg)
@@ -77,13 +77,15 @@ class Log:
             logger.warning(text, self._tag, wanted, problem)
         return logger
 
-    def _write_to(self, path: str) -> None:
+    def _write_to(self, path: str, fd: int | None) -> None:
         error_log = self.logger.error_log
         try:
             handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        except OSError as exc:  # an app must not fail to load because of its log
-            self.error("cannot open its log %r, so its lines are written here: %s", path, exc.strerror)
-            return
+        except OSError as exc:
+            if fd is None:  # an app must not fail to load because of its log
+                self.error("cannot open its log %r, so its lines are written here: %s", path, exc.strerror)
+                return
+            handler = logfiles.handler_of(path, fd)
         formatters = [other.formatter for other in error_log.handlers if other.formatter is not None]
         handler.setFormatter(formatters[0] if formatters else logging.Formatter(glogging.Logger.error_fmt, glogging.Logger.datefmt))
         error_log.handlers[:] = [handler]

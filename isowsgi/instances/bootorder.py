@@ -38,6 +38,7 @@ class BootOrders:
         region: the worker's on the scoreboard.
         status: who may see the status page.
         log_files: descriptors of gunicorn's log files by path, see `logfiles`.
+        mount_logs: the same of the mounts' own.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class BootOrders:
         region: int = 0,
         status: Status | None = None,
         log_files: Mapping[str, int] | None = None,
+        mount_logs: Mapping[str, int] | None = None,
     ) -> None:
         self._router = router
         self._settings = dict(settings)
@@ -63,6 +65,7 @@ class BootOrders:
         self._packages = _packages()
         self._gunicorns_path = _gunicorns_path(cfg)
         self._log_files = dict(log_files or {})
+        self._mount_logs = dict(mount_logs or {})
         self._start_folder = _start_folder()
 
     def write(
@@ -109,7 +112,7 @@ class BootOrders:
             serving=self._serving(members, isolation),
             settings=self._settings,
             log=mount.log,
-            log_files=self._log_files,
+            log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
             hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
             status=self._status_page(mount) if is_status(mount.app) else None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,50 @@ def _open_files(loggers: Iterable[logging.Logger]) -> Iterator[tuple[logging.Fil
                 continue
 
 
+def open_as_root(paths: Iterable[str]) -> dict[str, int]:
+    """Return descriptors of log files, by path, that root alone may open; before root is given up, and for who comes after.
+
+    Root opens only what nobody else can have put there: a user who may write to the folder would have root append to any file. There he can
+    open the log himself, too.
+    """
+    return {path: fd for path in paths if (fd := _open_as_root(path)) is not None}
+
+
+def _open_as_root(path: str) -> int | None:
+    folder = os.path.dirname(path)
+    try:
+        if not _is_roots_alone(os.path.realpath(folder), may_be_sticky=False) or not all(map(_is_roots_alone, _on_the_way(folder))):
+            return None
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o666)
+    except OSError:  # the instance says so
+        return None
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _on_the_way(folder: str) -> Iterator[str]:
+    """Yield a folder and those above it, as it is written and with all links followed."""
+    for place in (folder, os.path.realpath(folder)):
+        yield place
+        while place != (place := os.path.dirname(place)):
+            yield place
+
+
+def _is_roots_alone(folder: str, may_be_sticky: bool = True) -> bool:
+    """Whether only root can have put there what is in a folder, and the folder, or a link in its place, where it is.
+
+    Args:
+        may_be_sticky: whether it suffices that nobody else can replace what root has there, as in /tmp.
+    """
+    status = os.stat(folder)
+    is_writable = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    is_sticky = may_be_sticky and bool(status.st_mode & stat.S_ISVTX)
+    return status.st_uid == os.lstat(folder).st_uid == 0 and (not is_writable or is_sticky)
+
+
 LoggerClass = Callable[[Any], Any]
 
 
@@ -83,7 +128,7 @@ def make_logger(logger_class: LoggerClass, plain_class: LoggerClass, cfg: Any, f
         the logger, and what it goes without, a line each.
     """
     problems: list[str] = []
-    closed = {name: path for name in _FILES if (path := getattr(cfg, name)) not in (None, "-") and not _can_append(path)}
+    closed = {name: path for name in _FILES if (path := getattr(cfg, name)) not in (None, "-") and not can_append(path)}
     with _changed(cfg, dict.fromkeys(closed, "-")):
         try:
             logger = logger_class(cfg)
@@ -117,14 +162,21 @@ def _write_to(log: logging.Logger, path: str, fd: int) -> None:
     """Put a handler that writes to a descriptor in the place of gunicorn's, which writes to a standard stream."""
     for number, handler in enumerate(log.handlers):
         if getattr(handler, "_gunicorn", False) and isinstance(handler, logging.StreamHandler):
-            own = logging.FileHandler(path, delay=True)
-            HeldFile(own, fd)  # whose descriptor is there before the file is open
+            own = handler_of(path, fd)
             own.setFormatter(handler.formatter)
             own._gunicorn = True  # type: ignore[attr-defined] # gunicorn looks for it
             log.handlers[number] = own
 
 
-def _can_append(path: str) -> bool:
+def handler_of(path: str, fd: int) -> logging.FileHandler:
+    """Return a handler that writes to a descriptor as long as its path cannot be opened."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="backslashreplace")
+    HeldFile(handler, fd)  # whose descriptor is there before the file is open
+    return handler
+
+
+def can_append(path: str) -> bool:
+    """Whether this process may open a log file."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666))
     except OSError:

@@ -138,7 +138,7 @@ class BootOrder(Value):
     serving: Serving
     settings: dict[str, Any]  # gunicorn's, see `inside.settings`
     log: str | None  # a file for the mount's lines
-    log_files: dict[str, int]  # descriptors of gunicorn's log files by path
+    log_files: dict[str, int]  # descriptors of log files by path: gunicorn's, and the mount's own
     hooks: dict[str, str]
     status: StatusPage | None
     place: Place

@@ -72,6 +72,7 @@ ACCEPTED = 34  # connections; these three: row 0
 HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's thread, see `tls`
 HANDSHAKE_FAILURES = 36
 INTERNAL_ERRORS = 37  # isowsgi's own mistakes that were contained; counted where they are contained, see `containment`
+FAILED_STARTS = 38  # of workers that gunicorn started with and that have nothing to serve; row 0
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
 
 # Words of row 0, the acceptor's.
@@ -272,6 +273,9 @@ class AcceptorRow(Row):
 
     def count_internal_errors(self, count: int) -> None:
         self.words[INTERNAL_ERRORS] += count
+
+    def count_failed_start(self) -> None:
+        self.words[FAILED_STARTS] += 1
 
     @property
     def is_at_capacity(self) -> bool:

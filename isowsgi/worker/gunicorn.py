@@ -27,6 +27,7 @@ from isowsgi.shared import logfiles
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.safelog import SafeLog
+from isowsgi.shared.scoreboard import FAILED_STARTS, Board
 from isowsgi.worker import startup
 from isowsgi.worker.parts import Given, Parts, assemble, open_control
 
@@ -85,6 +86,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def init_process(self) -> None:
         # As root still, if gunicorn was started so: a file that this worker's user may not open is kept.
         self._held_logs = logfiles.hold(glogging.loggers())
+        self._mount_logs: dict[str, int] = {}
+        if os.geteuid() == 0 and self.cfg.uid != 0 and self._share.config is not None:
+            self._mount_logs = logfiles.open_as_root({mount.log for mount in self._share.config.mounts if mount.log is not None})
         # Not before the fork: it would keep the region's memory mapped in the master.
         self._containment = Containment(self.log, self._board.row(0).words)
         try:
@@ -99,12 +103,27 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
         WORKER_BOOT_ERROR stops all of gunicorn. That is right only where nothing has been served; else another worker may fare better.
         """
-        if self._share.is_from_the_start:
+        if self._is_last_to_fail():
             self._exit_code = 3  # as the arbiter will exit for it: "Worker failed to boot."
             return
         self.booted: Any = True  # all that the arbiter looks at
         self._exit_code = 255
         time.sleep(_FORK_AGAIN_S)
+
+    def _is_last_to_fail(self) -> bool:
+        """Whether none of the workers that gunicorn has started with has anything to serve; called once, by one that has not."""
+        if not self._share.is_from_the_start:
+            return False
+        try:
+            self._board.acceptor_row().count_failed_start()
+            board = Board(self._board.fd)
+            try:
+                # Each counts itself before it reads, so the last one sees them all.
+                return board.read().totals[("", "")].get(FAILED_STARTS) >= int(self.cfg.workers)
+            finally:
+                board.close()
+        except Exception:  # nothing can be known of the others, as nothing can be mapped: they are no better off
+            return True
 
     def load_wsgi(self) -> None:
         """Boot the mounts; they load side by side, and the loop follows them."""
@@ -128,6 +147,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             containment=self._containment,
             listeners=self.sockets,
             age=self.age,
+            mount_logs=self._mount_logs,
             on_files=self._watch_files if self._late_reloader else None,
             refuse_by_gunicorn=self._refuse,
         )
@@ -191,7 +211,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         if not parts.supervisor.nothing_serves():
             if self._share.is_first:  # the others serve the same
                 startup.report(parts.supervisor, parts.orders, self.log)
-        elif self._share.is_from_the_start:
+        elif self._is_last_to_fail():
             self._has_nothing_to_serve = True  # and nothing served before: all of gunicorn stops
         else:
             self.log.error("no mount could be loaded; all requests are answered 503 until a retry succeeds")
@@ -292,7 +312,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         except OSError as exc:  # with capture_output gunicorn opens one more
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), exc)
-        if old := [held.path for held in self._held_logs if held.is_old]:
+        lost = [path for path in self._mount_logs if not logfiles.can_append(path)]
+        if old := [held.path for held in self._held_logs if held.is_old] + lost:
             # The master could, and the next worker has them from it. gunicorn's own workers end with an error here.
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), ", ".join(old))

@@ -65,6 +65,7 @@ class Given:
         verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
         age: the worker's number.
+        mount_logs: descriptors of mounts' log files, by path, that only root may open.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
 
@@ -78,6 +79,7 @@ class Given:
     containment: Containment
     listeners: list[Any]
     age: int
+    mount_logs: Mapping[str, int]
     on_files: Callable[[list[str]], None] | None
     refuse_by_gunicorn: Callable[[Any, Any, Exception], None]
 
@@ -108,6 +110,7 @@ def _make_orders(given: Given, router: Router) -> BootOrders:
         region=given.board.region,
         status=given.config.status,
         log_files=logfiles.handed(glogging.loggers()),
+        mount_logs=given.mount_logs,
     )
 
 

@@ -165,7 +165,15 @@ def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp
     """Also after SIGUSR1. No app was served any more then: each interpreter opened the files by itself, as a user who may not."""
     logs, site = tmp_path / "logs", Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
     logs.mkdir(0o700)
-    config = '[mounts]\n"/a" = "operated"\n"/own" = { app = "operated", isolation = "process" }\n[control]\nenabled = false'
+    config = f"""
+        [mounts]
+        "/a" = "operated"
+        "/own" = {{ app = "operated", isolation = "process" }}
+        "/a-log" = {{ app = "operated", log = "{logs}/a.log" }}
+        "/own-log" = {{ app = "operated", isolation = "process", log = "{logs}/own.log" }}
+        [control]
+        enabled = false
+    """
     arguments = ["--user", "nobody", "--group", str(grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name), "--umask", "027"]
     arguments += ("--error-logfile", f"{logs}/error.log", "--access-logfile", f"{logs}/access.log")
     cache = Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))
@@ -176,23 +184,46 @@ def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp
         arguments += ("--pythonpath", str(site))
         with running_server(site, config, *arguments, wait_for=0, env={"ISOWSGI_CACHE_DIR": str(cache)}) as server:
             server.log_path = logs / "error.log"
-            server.wait_until_serving(2)
+            server.wait_until_serving(4)
             [worker] = server.workers()
-            for name in ("error.log", "access.log"):
+            for name in ("error.log", "access.log", "a.log", "own.log"):
                 (logs / name).rename(logs / f"{name}.1")
             server.send_signal(signal.SIGUSR1)
-            server.wait_until_serving(2)
+            server.wait_until_serving(4)
 
             assert server.workers() != [worker]
             assert "cannot reopen the logs as uid" in (logs / "error.log.1").read_text()
-            for mount in ("/a", "/own"):
+            for mount in ("/a", "/own", "/a-log", "/own-log"):
                 server.get(f"{mount}/raise")
-            eventually(lambda: (logs / "access.log").read_text().count("/raise HTTP/1.1") == 2, "two lines of the access log")
+            eventually(lambda: (logs / "access.log").read_text().count("/raise HTTP/1.1") == 4, "four lines of the access log")
+            for name, mount in (("a.log", "/a-log"), ("own.log", "/own-log")):
+                assert f"{mount} #1: Error handling request" in (logs / name).read_text()
             assert all(f"{mount} #1: Error handling request" in server.log() for mount in ("/a", "/own"))
             assert "did not end in time" not in (logs / "error.log.1").read_text()
     finally:
         shutil.rmtree(site)
         shutil.rmtree(cache)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may open what others may not")
+def test_root_opens_a_mounts_log_only_where_nobody_else_can_have_put_something(tmp_path: Path) -> None:
+    """Else a user would have root append the lines of his app to any file."""
+    safe, shared, sticky = tmp_path / "safe", tmp_path / "shared", tmp_path / "sticky"
+    for folder, mode in ((safe, 0o755), (shared, 0o775), (sticky, 0o1777)):
+        folder.mkdir()
+        folder.chmod(mode)
+    (sticky / "link").symlink_to(safe)
+    os.lchown(sticky / "link", 65534, -1)
+    (safe / "link.log").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(safe / "fifo.log")
+    names = ("safe/a.log", "shared/a.log", "sticky/a.log", "sticky/link/b.log", "safe/link.log", "safe/fifo.log", "no/a.log")
+
+    opened = logfiles.open_as_root(str(tmp_path / name) for name in names)
+
+    assert [*opened] == [str(safe / "a.log")]
+    assert sorted(os.listdir(safe)) == ["a.log", "fifo.log", "link.log"]
+    assert os.listdir(shared) + os.listdir(sticky) == ["link"]
+    os.close(opened[str(safe / "a.log")])
 
 
 def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:

@@ -189,6 +189,26 @@ def test_gunicorn_ends_with_4_if_no_app_can_be_loaded_at_its_start(tmp_path: Pat
     assert "no mount could be loaded; the log says why" in ended.stdout
 
 
+def test_a_worker_that_can_load_no_app_at_the_start_does_not_end_the_one_that_can(serve: StartServer) -> None:
+    """A database that lets one worker in at a time, say: gunicorn ended with 4, and nobody was served."""
+    source = """\
+import os
+from pathlib import Path
+
+try:
+    os.mkdir(Path(__file__).with_name("taken"))
+except FileExistsError:
+    pass
+else:
+    raise RuntimeError("the first one fails")
+"""
+    config = DEFAULTS + '[mounts]\n"/" = { app = "first", isolation = "shared-gil" }\n'
+    server = serve(config, "--workers", "2", wait_for=2, files={"first.py": source + app_text("served")})
+
+    assert "no mount could be loaded; all requests" in server.log()
+    assert server.get("/").content == b"served"
+
+
 def test_a_program_changed_by_usr2_that_does_not_start_leaves_the_old_one_serving(serve: StartServer) -> None:
     server = serve(TWO_MOUNTS, wait_for=2)
 
