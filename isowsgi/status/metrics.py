@@ -142,13 +142,23 @@ def _mounts(reading: Reading) -> Iterator[Metric]:
         instances.add_metric(labels, count)
     yield instances
 
+    yield from _loads(reading, [mount for _, mount in said], served)
+
+
+def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> Iterator[Metric]:
+    """Yield how much each mount has to do just now.
+
+    Args:
+        said: what each worker says of each mount.
+        served: patterns of all mounts.
+    """
     busy = Tally(request.pattern for region in reading.regions for request in region.busy)
     queued: Tally[str] = Tally()
     threads: Tally[str] = Tally()
     objects: Tally[str] = Tally()
     for region in reading.regions:
         queued.update(region.queued)
-    for _, mount in said:
+    for mount in said:
         queued[mount["pattern"]] += mount["parked"]
         for instance in mount["instances"]:
             threads[mount["pattern"]] += mount["threads"] * (instance["state"] == "serving")
