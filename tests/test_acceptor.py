@@ -979,12 +979,12 @@ def test_who_waits_for_a_mount_that_gets_on_is_served(make_place: Callable[..., 
 
 def test_who_waits_for_a_mount_that_does_nothing_is_answered_when_the_worker_stops(make_place: Callable[..., Place]) -> None:
     place = make_place(max_connections=4)
-    assert isinstance(place.home, FakeInstance)
-    place.home.is_hung = True
+    assert isinstance(place.instance, FakeInstance)
+    place.instance.is_hung = True
     clients = [place.connect(A) for _ in range(3)]
     place.turn_until(lambda: place.seen.parked)
 
-    place.home = NotServing.FAILED
+    place.instance = NotServing.FAILED
     place.acceptor.release(0)
 
     assert place.conversation(clients[-1]).startswith(b"HTTP/1.1 503 ")
