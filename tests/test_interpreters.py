@@ -116,7 +116,7 @@ def test_exit_functions_run_at_the_end(isolation: str) -> None:
     assert in_child(f"keep({source!r})", isolation) == "bye"
 
 
-@pytest.mark.skipif(interpreters.VERSION < (3, 13), reason="CPython does not refuse it there; see environment.refuse_fork")
+@pytest.mark.skipif(interpreters.VERSION < (3, 13), reason="CPython does not refuse it there; see forks.refuse")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_fork_is_refused_inside_but_programs_can_be_started(isolation: str) -> None:
     """A forked child dies on every release while interpreters exist; `subprocess` is a fork and an exec at once, and safe."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from gunicorn import util
 
-from isowsgi.inside import environment, extensions, leftovers, locks
+from isowsgi.inside import environment, extensions, forks, leftovers, locks
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.crew import AppThread, Gate, introduce
@@ -121,7 +121,7 @@ def prepare(order: BootOrder, log: Log) -> None:
         if around.env.get("TZ", zone := os.environ.get("TZ")) != zone:
             log.warning(_OTHER_ZONE, around.env["TZ"])
         environment.set_environ(around.env)
-        environment.refuse_fork()
+        forks.refuse()
         if order.isolation != "main":
             environment.guard_new_interpreters(order.host.packages["isowsgi"])
     share(RequestTimeout)

@@ -10,6 +10,7 @@ import os as own_os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from isowsgi.inside import forks
 from isowsgi.inside.private import theirs
 
 # The app's modules, not ours: see `private`.
@@ -144,7 +145,7 @@ def inherit(values: Mapping[str, str], package_folder: str) -> None:
     os.environ = PrivateEnviron({}, *_codecs_of(os.environ))  # noqa: B003 # as in set_environ
     os.environ._data.update({name.encode("latin-1"): value.encode("latin-1") for name, value in values.items()})
     set_environ({})
-    refuse_fork()
+    forks.refuse()
     guard_new_interpreters(package_folder)
 
 
@@ -156,23 +157,6 @@ def _system(command: Any) -> int:
     """`os.system` with this interpreter's environment; C's passes on the process'."""
     code: int = subprocess.call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
     return -code if code < 0 else code << 8
-
-
-def refuse_fork() -> None:
-    """Make fork and exec a RuntimeError that says what to use instead.
-
-    CPython itself refuses them from 3.13 on (`interpreters.create`). Before, the child of a fork aborts, and exec ends the worker.
-    """
-
-    def refusal(text: str) -> Callable[..., Any]:
-        def refuse(*args: Any, **options: Any) -> Any:
-            raise RuntimeError(text)
-
-        return refuse
-
-    fork = refusal("an app in a subinterpreter cannot fork; use subprocess, or multiprocessing.get_context('spawn')")
-    execute = refusal("exec would replace the worker with all its mounts; use subprocess")
-    os.fork, os.forkpty, os.execv, os.execve = fork, fork, execute, execute  # what the others of their families call
 
 
 # Our own in `sys.meta_path`, by their class: `bootstrap`'s, `pace`'s and `private`'s.
