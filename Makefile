@@ -19,8 +19,9 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of a worker. New tests belong there too.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_architecture test_bench test_cli_page test_client \
 	test_configuration test_control_frames test_declares test_docs test_fuzz test_gunicorn_parts test_metrics test_origins test_peek \
-	test_report test_routing test_scoreboard test_settings test_snapshot test_soak test_status test_tools test_verdicts \
-	$(addprefix functional/,test_deploy test_logs test_operate test_paths test_proxy_protocol test_routing_safety test_status)))
+	test_answers test_messages test_controlmessages test_report test_routing test_scheduling test_scoreboard test_settings test_snapshot \
+	test_soak test_status test_tools test_verdicts $(addprefix functional/,test_conformance test_deploy test_logs test_operate test_paths \
+	test_plan test_proxy_protocol test_routing_safety test_status)))
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)

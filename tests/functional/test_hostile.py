@@ -310,7 +310,8 @@ def test_a_siege_of_one_mount_leaves_the_others_alone_and_ends_with_the_siege(se
 
     answers = [server.get("/neighbour") for _ in range(50)]
     assert [answer.status_code for answer in answers] == [200] * 50
-    assert sorted(answer.elapsed.total_seconds() for answer in answers)[40] < 1
+    # One that waited for the clients of the siege would wait until they are given up, for some 10 s at least.
+    assert sorted(answer.elapsed.total_seconds() for answer in answers)[40] < 5
 
     close_all([*halves, *readers, *bodies])
     guard.check("a siege")

@@ -263,7 +263,7 @@ def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(se
     assert neighbour.failures == []
     # One whose answer was on its way is cut off; the four clients that waited for a thread waited a little longer.
     assert len(load.failures) <= 4, load.failures
-    assert back_s < 2 or len(os.sched_getaffinity(0)) < 2
+    assert back_s < 10  # waits between tries begin at 1 s and double, so this is after three at most
 
 
 def other_pythons() -> list[str]:
