@@ -155,6 +155,7 @@ def test_two_cpu_bound_mounts_with_own_gils_use_two_cores(serve: StartServer) ->
 
 @pytest.mark.alone
 @two_cores
+@whole_only
 def test_two_cpu_bound_mounts_with_a_shared_gil_use_one_core(serve: StartServer) -> None:
     """Proves that `isolation` does something, and that the test above would see it if it did not."""
     assert_gain(serve, "shared-gil", lambda of_processes, of_mounts: of_mounts < 1.3)
@@ -163,6 +164,7 @@ def test_two_cpu_bound_mounts_with_a_shared_gil_use_one_core(serve: StartServer)
 @pytest.mark.alone
 @two_cores
 @own_gil_is_sound
+@whole_only
 def test_a_hog_with_its_own_gil_slows_a_neighbour_no_more_than_another_process_would(serve: StartServer) -> None:
     """With a shared GIL a hog leaves its neighbour some 200 requests/s, and one in a hundred takes 20 to 120 ms."""
     server = serve(
@@ -426,7 +428,7 @@ def test_idle_connections_and_mounts_cost_no_cpu_time(serve: StartServer) -> Non
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
     eventually(lambda: cpu_s_over(pid, 0.2) <= 0.02, "the monitors rest")
-    used = cpu_s_over(pid, 2)
+    used = cpu_s_over(pid, 1)
     close_all(socks)
 
     # A look at idle connections once a second in 20 instances and the acceptor.

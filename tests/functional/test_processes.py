@@ -15,7 +15,7 @@ import requests
 
 from isowsgi.cli import client
 from isowsgi.shared.controlmessages import Outcome, Reload
-from tests.conftest import DEADLINE_S, StartServer, eventually, receive_all
+from tests.conftest import DEADLINE_S, WHOLE, StartServer, eventually, receive_all
 from tests.functional.test_kinds_of_isolation import children_of, facts
 from tests.load import Load
 from tests.load_process import run_load
@@ -56,7 +56,7 @@ def test_big_bodies_pass_both_ways_between_processes_and_interpreters(serve: Sta
 
 
 @pytest.mark.slow
-def test_descriptors_are_flat_in_worker_and_child_over_ten_thousand_connections(serve: StartServer) -> None:
+def test_descriptors_are_flat_in_worker_and_child_over_thousands_of_connections(serve: StartServer) -> None:
     """Kept, closed, reset, half-closed, refused: the worker's number of a connection that has gone is soon another's."""
     limit = 30
     server = serve(TWO_PROCESSES + '"/big" = "big"\n', "--worker-connections", str(limit), wait_for=3)
@@ -67,8 +67,8 @@ def test_descriptors_are_flat_in_worker_and_child_over_ten_thousand_connections(
     eventually(lambda: count_open(server) == 0, "all connections closed")
     before = [Footprint.of(pid) for pid in processes]
 
-    churn(server, 4000)
-    [closed] = run_load(f"{server.url}/a", connections=4, seconds=3, close=True)
+    churn(server, 4000 if WHOLE else 1000)
+    [closed] = run_load(f"{server.url}/a", connections=4, seconds=3 if WHOLE else 1, close=True)
     kept = run_load(f"{server.url}/a", f"{server.url}/b", connections=8, seconds=1)
 
     assert closed.errors == sum(result.errors for result in kept) == 0
