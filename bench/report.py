@@ -22,7 +22,7 @@ METHOD = """\
   nginx has that for each app, isowsgi has the threads for each app, Apache has its event MPM's 25.
 - The load is wrk with one thread, closed loop, on the same machine through the loopback interface; keep-alive and 8 connections
   unless said.
-- In each round all servers are started anew, and each scenario is measured on one server right after the other, while the rest idle.
+- Each round starts all servers afresh, and each scenario is measured on one server right after the other, while the rest idle.
   A figure is the median over the rounds, a ratio one of medians of this run.
 - A measurement is calm when processes that are neither the server's nor wrk's used less than {calm_cores:g} of a core meanwhile. Medians
   are over the calm rounds if there is one; a figure without any is marked with a `?`.

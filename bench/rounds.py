@@ -1,7 +1,7 @@
 """The whole measurement: in each round every peer is measured in each scenario, one right after the other.
 
 All peers run during a round's loads, idle but for the one that is measured, so that what is compared is seconds apart; what the idle
-ones use counts as others' use. Each round starts its servers anew. Start and memory are measured with no other peer running: they
+ones use counts as others' use. Each round starts its own servers. Start and memory are measured with no other peer running: they
 would share pages.
 """
 
@@ -44,7 +44,7 @@ class Rounds:
         venvs: the peers that are measured, in this order, each with the folder of its venv.
         record: called with every measurement: scenario, peer, round and the figures.
         skip: called with the name of a peer that cannot be started, and the reason.
-        note: called with what else went wrong, a line each; the rest goes on.
+        note: called with what else went wrong, a line each; the rest continues.
     """
 
     settings: Settings
@@ -134,7 +134,7 @@ class Rounds:
 
     @contextlib.contextmanager
     def _noted(self, number: int) -> Iterator[None]:
-        """Turn a failure into a note; what follows the block goes on."""
+        """Turn a failure into a note; what follows the block still runs."""
         try:
             yield
         except Failed as exc:

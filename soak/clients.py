@@ -142,7 +142,7 @@ class Body:
             if data[:count] != self._rest[:count]:
                 self.fault = f"the body differs within {count} bytes from byte {self._length}: {data[:60]!r}"
             elif not count:
-                self.fault = f"the body goes on after its {self._length} bytes: {data[:60]!r}"
+                self.fault = f"the body continues after its {self._length} bytes: {data[:60]!r}"
             self._length += count
             data, self._rest = data[count:], self._rest[count:]
 

@@ -195,7 +195,7 @@ def test_a_body_is_right_in_every_byte_or_not_at_all() -> None:
     assert "differs" in fault(right[:150_000] + b"?" + right[150_001:])
     assert "differs" in fault(b"".join(content.pieces(6, 200_000)))
     assert "ends after 199999" in fault(right[:-1])
-    assert "goes on after its 200000" in fault(right + b"x")
+    assert "continues after its 200000" in fault(right + b"x")
 
 
 def test_an_answer_may_be_of_the_generation_before_for_a_while() -> None:

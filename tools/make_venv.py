@@ -185,7 +185,7 @@ class Progress:
 def make(python: str, venvs: Sequence[Venv], progress: Progress) -> bool:
     """Make or refresh venvs, in parallel; returns False if all were up to date. Raises Failed.
 
-    An exception in the calling thread (KeyboardInterrupt is one) ends the running commands before it goes on.
+    An exception in the calling thread (KeyboardInterrupt is one) ends the running commands before it propagates.
     """
     commands = Commands()
     identity = commands.run(python, "-I", "-c", "import os, sys; print(os.path.realpath(sys.executable), sys.version)").strip()

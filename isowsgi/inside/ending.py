@@ -100,7 +100,7 @@ class Ending:
         return not (words[JUDGED] and is_cut(words))
 
     def hold_status(self) -> bool:
-        """Keep everybody else from giving the client a status; True: until `release_status`, if it is to be."""
+        """Claim the client's status; True: it is held until `release_status`."""
         try:
             self._status.pop()
         except IndexError:

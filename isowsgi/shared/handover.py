@@ -93,8 +93,8 @@ def number_of(key: int) -> int:
 def blocking(sock: socket.socket) -> socket.socket:
     """Have a new socket block, whatever an app in this interpreter has said by `socket.setdefaulttimeout`.
 
-    With a time limit Python waits for its end wherever nothing is to be read, even if it is told not to (MSG_DONTWAIT), and the descriptor
-    does not block for its other owners.
+    With a time limit Python waits for its end wherever there is nothing to read, even if it is told not to (MSG_DONTWAIT), and the
+    descriptor does not block for its other owners.
     """
     if _default_timeout() is not None:
         sock.settimeout(None)

@@ -70,7 +70,7 @@ def _open_files(loggers: Iterable[logging.Logger]) -> Iterator[tuple[logging.Fil
 
 
 def open_as_root(paths: Iterable[str]) -> dict[str, int]:
-    """Return descriptors of log files, by path, that root alone may open; before root is given up, and for who comes after.
+    """Return descriptors of log files, by path, that only root may open; before the process drops root, for itself and its children.
 
     Root opens only what nobody else can have put there: a user who may write to the folder would have root append to any file. There he can
     open the log himself, too.

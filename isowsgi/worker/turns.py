@@ -1,6 +1,6 @@
 """Replacements take turns: one mount at a time loads its new generation.
 
-Loading takes a processor from all apps that serve, and there are two generations in memory meanwhile. So however many mounts are to be
+Loading takes a processor from all apps that serve, and there are two generations in memory meanwhile. So however many mounts must be
 replaced, their neighbours notice no more than the replacement of one. First boots do not wait: nobody serves their requests.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
