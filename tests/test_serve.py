@@ -250,7 +250,7 @@ def test_a_connection_that_is_ready_is_not_found_a_second_time_by_a_repair(place
 
 def test_a_mistake_of_ours_in_a_take_over_costs_that_connection_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stayed open and uncounted, and the events that were polled with it were lost."""
-    monkeypatch.setattr(place.service, "_first_gateway", None)
+    monkeypatch.setattr(place.service._holdings, "_gateway", None)
     place.service._log.error = place.service._containment._log.error = lambda *args: None
     place.client.sendall(REQUEST)
 
@@ -262,7 +262,7 @@ def test_a_mistake_of_ours_in_a_take_over_costs_that_connection_only(place: Plac
 
 
 def test_a_client_bound_to_an_abstract_name_that_is_no_text_is_served(place: Place) -> None:
-    environ = place.service._first_gateway.base_environ(None, b"\0\xff", ("127.0.0.1", 80))
+    environ = place.service._holdings._gateway.base_environ(None, b"\0\xff", ("127.0.0.1", 80))
 
     assert os.fsencode(environ["REMOTE_ADDR"]) == b"\0\xff"
 

@@ -253,6 +253,11 @@ class Row:
         """Count a response that nobody's thread gives; before the client can have it."""
         self.words[RESPONSES + status // 100] += 1
 
+    def count_turned_away(self) -> None:
+        """Count a request that was answered 503, as it waited for a thread too long or behind too many others."""
+        self.words[TURNED_AWAY] += 1
+        self.words[RESPONSES + 5] += 1
+
     def clear(self) -> None:
         """Say that no thread uses this row any more; called by the side that retires the thread. Counters stay."""
         for word in _OF_THE_MOMENT:

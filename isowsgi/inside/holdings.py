@@ -1,0 +1,162 @@
+"""The connections that an instance has: it becomes their owner, and parts from them.
+
+Only the holder of the runner's baton calls anything here, see `runner`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from isowsgi.inside.clientsocket import ClientSocket
+from isowsgi.inside.takeover import release
+from isowsgi.inside.wsgi import Connection, Gateway
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.handover import Exchange, key_of
+from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.origins import Origins
+
+# The event of bytes that have come, and nothing else.
+MORE = select.EPOLLIN
+
+# How many times send_timeout the kernel lets a thread wait. It wakes a writer only once a third of a full buffer, of 4 MiB at most, is
+# free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
+_SEND_MARGIN = 10
+
+# How often at most idle connections are looked through for those past their keep-alive time.
+_SWEEP_S = 1.0
+
+
+class Holdings:
+    """What the instance has.
+
+    Args:
+        epoll: where all of it is armed.
+        exchange: by which connections come and go.
+        gateway: of the app that a connection's first request is taken to be for.
+        closed_row: returns the words of the row where the calling thread counts what it closes.
+    """
+
+    def __init__(
+        self,
+        order: BootOrder,
+        epoll: select.epoll,
+        exchange: Exchange,
+        gateway: Gateway,
+        containment: Containment,
+        closed_row: Callable[[], memoryview],
+    ) -> None:
+        serving, fds = order.serving, order.fds
+        assert fds is not None, "the maker of the instance gives it descriptors"
+        self._keepalive_s = serving.keepalive_s
+        self._receive_limit = _timeval(serving.body_timeout_s)
+        self._send_limit = _timeval(_SEND_MARGIN * serving.send_timeout_s)
+        self._listeners = [tuple(address) for address in serving.listeners]
+        self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
+        self._family = serving.family if fds.origins < 0 else 0  # behind the relay for TLS a connection has another one; 0: ask the kernel
+        self._origins = Origins(fds.origins) if fds.origins >= 0 else None
+        self._epoll = epoll
+        self._exchange = exchange
+        self._gateway = gateway
+        self._containment = containment
+        self._closed_row = closed_row
+        self.connections: dict[int, Connection] = {}  # by their descriptors
+        self.next_sweep = 0.0  # monotonic seconds when `close_expired` is due
+
+    def take_over(self, fd: int, flags: int) -> bool:
+        """Become the owner of a connection that was handed over; False if it was reset before we looked."""
+        sock = ClientSocket(self._family or socket.AF_INET, fd)
+        facts: dict[str, str] = {}
+        try:
+            # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
+            if not self._family:
+                family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+                if family != socket.AF_INET:
+                    sock = ClientSocket(family, sock.detach())
+            if self._origins is not None:
+                peer, own_name, facts = self._origins.read(self._exchange.worker_fd(fd))
+                server = self._listener_of(own_name)
+            else:
+                peer = sock.getpeername()
+                is_only = self._only_listener is not None and isinstance(peer, tuple)
+                server = self._only_listener if is_only else self._listener_of(sock.getsockname())
+            connection = Connection(sock, fd, key_of(sock, self._exchange.worker_fd(fd)), peer, server, self._gateway, facts)
+            connection.has_pending_event = flags != MORE
+            self.connections[fd] = connection
+        except (OSError, ValueError):  # it was reset, or what is known of it cannot be read
+            self._part(sock, fd)
+            return False
+        except Exception:
+            self._containment.failed("incoming connection")
+            self._part(sock, fd)
+            return False
+        return True
+
+    def _listener_of(self, own_name: Any) -> Any:
+        """Return the address of the listener that a connection came by, as gunicorn's workers have it for SERVER_NAME."""
+        if not isinstance(own_name, tuple):
+            return os.fsdecode(own_name)  # bytes in the abstract namespace
+        for listener in self._listeners:
+            if listener[1] == own_name[1] and listener[0] in (own_name[0], "0.0.0.0", "::"):
+                return listener
+        return own_name
+
+    def give_back(self, connection: Connection) -> None:
+        """Return a connection to the acceptor, which routes its next request."""
+        self._forget(connection)
+        self._exchange.give_back(connection.fd)
+
+    def linger(self, connection: Connection) -> None:
+        """Say that nothing more is sent, and let the acceptor read away what the client still sends (RFC 9112 section 9.6)."""
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the client is gone
+            self.close(connection)
+            return
+        self._forget(connection)
+        self._exchange.linger(connection.fd)
+
+    def _forget(self, connection: Connection) -> None:
+        self._epoll.unregister(connection.fd)
+        del self.connections[connection.fd]
+        release(connection.app_socket)
+        connection.sock.detach()
+
+    def close(self, connection: Connection) -> None:
+        self.connections.pop(connection.fd, None)
+        release(connection.app_socket)
+        self._part(connection.sock, connection.fd)
+
+    def _part(self, sock: socket.socket, fd: int) -> None:
+        # Closing the descriptor need not disarm it: the worker has what it lent, and a child process between fork and exec what it
+        # inherited. An event of it would be taken for one of the next connection that gets the number.
+        try:
+            self._epoll.unregister(fd)
+        except OSError:  # it is no longer armed
+            pass
+        self._exchange.close(sock, fd, self._closed_row())
+
+    def close_expired(self) -> None:
+        now = time.monotonic()
+        for connection in list(self.connections.values()):
+            if connection.idle_since and now - connection.idle_since > self._keepalive_s:
+                self.close(connection)
+        self.next_sweep = now + _SWEEP_S
+
+    def give_back_idle(self) -> None:
+        for connection in list(self.connections.values()):
+            if connection.idle_since:
+                self.give_back(connection)
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return a time as SO_RCVTIMEO and SO_SNDTIMEO take it; 0 is for ever."""
+    return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))
