@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.boot import _MAX_TRACEBACK_CHARS
 from isowsgi.inside.control import Control
 from isowsgi.inside.runner import Runner
+from isowsgi.inside.telling import MAX_TRACEBACK_CHARS
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Drain, Failed, Measure, Measured, Order, Stop
@@ -120,7 +120,7 @@ def test_a_report_is_one_packet(desk: Desk) -> None:
 @pytest.mark.parametrize("letter", ["a", "\n", "é", "日", "😀", "\udc80", "\x01"])
 def test_a_traceback_of_the_greatest_length_arrives_in_whatever_letters(desk: Desk, letter: str) -> None:
     """Written as JSON's escapes, one in emoji did not fit into a packet, and the log said nothing of why the app could not be loaded."""
-    text = letter * _MAX_TRACEBACK_CHARS
+    text = letter * MAX_TRACEBACK_CHARS
 
     desk.control.report(Failed(error="x", traceback=text))
 

@@ -110,7 +110,7 @@ def test_a_harmless_fallback_does_not_make_a_broken_app_a_refused_one() -> None:
 
 def test_a_refusal_that_the_app_swallowed_is_the_reason_for_what_came_of_it() -> None:
     refused = [("numpy._core", "/n.so", REFUSED)]
-    failed = "isowsgi.inside.boot.WarmUpError: the warm-up request '/' was answered '500'"
+    failed = "isowsgi.inside.loading.WarmUpError: the warm-up request '/' was answered '500'"
 
     assert decide(FakeTrials(own_gil={"error": failed, "refused": refused}, shared_gil=True)).reason == "numpy._core refuses an own GIL"
 

@@ -40,7 +40,7 @@ Traceback (most recent call last):
         ("gunicorn.errors.AppImportError: Failed to find attribute 'application' in 'shop'.", BROKEN),
         ("isowsgi.inside.policy.PolicyError: [Errno 1] /blog: os.chdir('/') is refused by policy chdir = \"deny\"", BROKEN),
         ("ModuleNotFoundError: import of _asyncio halted; None in sys.modules", UNCLEAR),
-        ("isowsgi.inside.boot.WarmUpError: the warm-up request '/' was answered '500 Internal Server Error'", UNCLEAR),
+        ("isowsgi.inside.loading.WarmUpError: the warm-up request '/' was answered '500 Internal Server Error'", UNCLEAR),
         ("ImportError: cannot import name 'encodings' from 'psycopg2._psycopg'", UNCLEAR),
         ("django.core.exceptions.ImproperlyConfigured: Error loading psycopg2 or psycopg module", UNCLEAR),
         ("SystemExit: 3", UNCLEAR),

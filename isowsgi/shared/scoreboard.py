@@ -258,6 +258,25 @@ class Row:
         self.words[TURNED_AWAY] += 1
         self.words[RESPONSES + 5] += 1
 
+    def count_internal_errors(self, count: int) -> None:
+        self.words[INTERNAL_ERRORS] += count
+
+    # Of a control row, by its thread or the one that loads the app.
+
+    def say_alive(self, now: float) -> None:
+        """Say that the control thread runs.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self.words[BEAT] = int(now * 1000)
+
+    def set_queued(self, count: int) -> None:
+        self.words[QUEUED] = count
+
+    def say_loading(self, is_loading: bool) -> None:
+        self.words[LOADING] = int(is_loading)
+
     def clear(self) -> None:
         """Say that no thread uses this row any more; called by the side that retires the thread. Counters stay."""
         for word in _OF_THE_MOMENT:
@@ -275,9 +294,6 @@ class AcceptorRow(Row):
     def count_handshake(self, succeeded: bool) -> None:
         """Count one of TLS; by the relay's thread."""
         self.words[HANDSHAKES if succeeded else HANDSHAKE_FAILURES] += 1
-
-    def count_internal_errors(self, count: int) -> None:
-        self.words[INTERNAL_ERRORS] += count
 
     def count_failed_start(self) -> None:
         self.words[FAILED_STARTS] += 1

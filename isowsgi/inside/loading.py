@@ -1,0 +1,169 @@
+"""Loads the apps of an instance, and makes of each what calls it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from importlib.machinery import SourceFileLoader
+from typing import Any
+
+from gunicorn import util
+
+from isowsgi.inside import environment
+from isowsgi.inside.private import theirs
+from isowsgi.inside.wsgi import Application, Gateway
+from isowsgi.shared.messages import App, BootOrder, Member
+from isowsgi.shared.scoreboard import Row
+
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from isowsgi.inside.hooks import Hooks
+
+_app_sys = theirs("sys")  # the app's, see `private`
+
+# The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
+_SCRIPT_MODULE = "isowsgi_script"
+
+
+class WarmUpError(Exception):
+    """The app was loaded, but its answer to the warm-up request is a server error."""
+
+
+class Loader:
+    """Knows what comes of the order's apps.
+
+    Args:
+        rows: the control thread's on the scoreboard, by the mount's number.
+        errors: what the apps have as `wsgi.errors`.
+        end_lines: called at a request's end, see `wsgi.Gateway`; `on_exception` too.
+
+    Attributes:
+        hooks: the mount's, once they are loaded, if it has any.
+        is_in_hook: while they are loaded and `on_boot` is called.
+        whose: app could not be loaded, in a group; for a text.
+    """
+
+    def __init__(
+        self,
+        order: BootOrder,
+        cfg: Any,
+        log: Any,
+        rows: Mapping[int, Row],
+        errors: Any,
+        end_lines: Callable[[], None],
+        on_exception: Callable[[str, BaseException], None],
+    ) -> None:
+        assert order.fds is not None, "the maker of the instance gives it descriptors"
+        self._order = order
+        self._cfg = cfg
+        self._log = log
+        self._control_rows = rows
+        self._errors = errors
+        self._end_lines = end_lines
+        self._on_exception = on_exception
+        self._board_fd = order.fds.board
+        self._is_draining = False
+        self.hooks: Hooks | None = None
+        self.is_in_hook = False
+        self.whose = ""
+        if order.hooks:  # before the app is loaded, see `private`
+            from isowsgi.inside import hooks  # noqa: F401 # most mounts have none, and need not pay for it
+
+    def gateways(self) -> dict[int, Gateway]:
+        """Load the apps, then the hooks, and ask for the warm-up requests; return what calls each app, by its mount's number."""
+        order = self._order
+        end_loading = environment.be_main_thread_while_loading()
+        try:
+            apps = [self._load_app(member) for member in order.members]
+        finally:
+            end_loading()
+        if order.hooks:
+            self.is_in_hook = True
+            self._load_hooks()
+            self.is_in_hook = False
+        gateways = {member.mount: self._make_gateway(member, app) for member, app in zip(order.members, apps, strict=True)}
+        for member in order.members:
+            self._warm_up(gateways[member.mount], member.warmup)
+        return gateways
+
+    def drain(self) -> None:
+        """Tell the hooks that the instance drains; on the control thread."""
+        self._is_draining = True
+        if self.hooks is not None:
+            self.hooks.drain()
+
+    def _load_app(self, member: Member) -> Application:
+        row = self._control_rows[member.mount]
+        row.say_loading(True)  # if that ends the process, the master knows whose doing it was
+        try:
+            return load(member.app, member.mount)
+        except BaseException:
+            if len(self._order.members) > 1:
+                self.whose = f" (the app of {member.pattern})"
+            raise
+        finally:
+            row.say_loading(False)
+
+    def _make_gateway(self, member: Member, app: Application) -> Gateway:
+        order = self._order
+        extra: dict[str, Any] = {
+            "wsgi.errors": self._errors,
+            "wsgi.multithread": order.serving.threads > 1,
+            "wsgi.multiprocess": order.serving.multiprocess,
+            "isowsgi.mount": member.pattern,
+            "isowsgi.generation": order.generation,
+            "isowsgi.isolation": order.isolation,
+        }
+        if (status := order.status) is not None:
+            extra["isowsgi.status"] = {"host": status.host, "allow": status.allow, "hosts": status.hosts, "board": self._board_fd}
+        prefix = next(route.prefix for route in order.serving.routes if route.mount == member.mount)
+        parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._on_exception)
+        if self.hooks is None or not self.hooks.for_requests:
+            return Gateway(*parts)
+        from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks
+
+        gateway = HookedGateway(*parts)
+        gateway.hooks = self.hooks
+        return gateway
+
+    def _load_hooks(self) -> None:
+        """Load the mount's hooks and call the first of them."""
+        # Late: most mounts have none, and need not pay for it.
+        from isowsgi.inside.hooks import Hooks
+
+        order = self._order
+        info = {"generation": order.generation, "isolation": order.isolation, "threads": order.serving.threads, "mount": order.name}
+        hooks = Hooks(order.hooks, info, self._log)
+        hooks.boot()
+        self.hooks = hooks  # whichever comes last, this or the order to drain, finds the other
+        if self._is_draining:
+            hooks.drain()
+
+    def _warm_up(self, gateway: Gateway, path: str | None) -> None:
+        if path is None:
+            return
+        listeners = self._order.serving.listeners
+        status = gateway.warm_up(path, tuple(listeners[0]) if listeners else None)
+        if not "100" <= status[:3] < "500":
+            raise WarmUpError(f"the warm-up request {path!r} was answered {status!r}")
+
+
+def load(app: App, mount: int) -> Application:
+    """Import an app as gunicorn's `import_app` does, or run a script as mod_wsgi does and take its callable.
+
+    Args:
+        app: of kind "module" with a dotted name as target, or "script" with a path; and the attribute or factory call.
+        mount: the mount's number; scripts of one interpreter are modules of different names.
+    """
+    target = app.target
+    if app.kind == "script":
+        name = _SCRIPT_MODULE if _SCRIPT_MODULE not in _app_sys.modules else f"{_SCRIPT_MODULE}_{mount}"
+        loader = SourceFileLoader(name, target)
+        spec = importlib.util.spec_from_file_location(name, target, loader=loader)
+        assert spec is not None, "a loader was given"
+        module = importlib.util.module_from_spec(spec)
+        _app_sys.modules[name] = module
+        loader.exec_module(module)
+        target = name
+    loaded: Application = util.import_app(f"{target}:{app.call}")
+    return loaded
