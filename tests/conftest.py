@@ -10,7 +10,8 @@ Functional tests run several at a time, on machines with two cores and other wor
   something waits for a file (tests/apps/sleeps.py, gated.py) rather than for two seconds.
 - "It took less than N seconds" holds on a busy machine only where N is the length of a wait, 10 s or more, that would have come instead.
   Where isowsgi's own limit is shorter, `again_if_disturbed` runs a test again that failed while this machine stood still.
-- What measures load, or can be broken by any other test's work, is marked `alone`: it runs when all others have ended.
+- What measures load, or can be broken by any other test's work, is marked `alone`: it runs when all others have ended, with one core idle.
+  So what shows no more than another test does, only longer, is for whole runs: `WHOLE`.
 """
 
 from __future__ import annotations

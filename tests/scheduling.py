@@ -48,10 +48,14 @@ def shares_a_fixture(item: pytest.Item) -> bool:
 
 
 def put_in_order(items: list[pytest.Item]) -> None:
-    """Sort tests: what takes long comes first so that the end is no waiting for one process, and what must be alone comes last."""
+    """Sort tests: large groups come first so that the end is no waiting for one process, and what must be alone comes last.
+
+    Tests that share a server, then those that share something else, then the units, and then servers of one test each, which fill the gaps.
+    """
 
     def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        return item.get_closest_marker(ALONE) is not None, not shares_a_fixture(item), "/functional/" not in item.nodeid
+        shares = shares_a_fixture(item)
+        return item.get_closest_marker(ALONE) is not None, not shares, ("/functional/" in item.nodeid) is not shares
 
     items.sort(key=place)  # a stable sort: a file's tests keep their order
 
