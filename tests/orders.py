@@ -15,7 +15,6 @@ from isowsgi import configuration
 from isowsgi.configuration import App, Mount, gunicorn_settings
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.shared.messages import BootOrder, Descriptors
-from isowsgi.shared.routing import Route, Router
 
 WSGI = "\ndef application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n"
 
@@ -47,8 +46,7 @@ def any_order(isolation: str = "own-gil", first_row: int = 1, fds: Descriptors |
 
 
 def any_orders(mounts: Sequence[Mount]) -> BootOrders:
-    router = Router(Route(mount.number, mount.host, mount.prefix) for mount in mounts)
-    return BootOrders(router, gunicorn_settings.snapshot(Config()), Config(), [], report_files=False)
+    return BootOrders(gunicorn_settings.snapshot(Config()), Config(), [], report_files=False)
 
 
 def with_values(order: BootOrder, **changes: Any) -> BootOrder:

@@ -10,7 +10,6 @@ from gunicorn.config import Config
 
 from isowsgi.configuration import App, Mount, gunicorn_settings
 from isowsgi.instances.bootorder import BootOrders
-from isowsgi.shared.routing import Route, Router
 
 V4, V6, UNIX = ("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/isowsgi.sock"
 
@@ -30,8 +29,7 @@ V4, V6, UNIX = ("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/isowsgi.sock"
 def test_the_family_of_connections_is_told_only_if_all_listeners_have_it(listeners: list[Any], family: int) -> None:
     """An instance does not ask the kernel then, for each connection that comes."""
     mount = Mount(pattern="/a", prefix="/a", app=App(kind="module", target="tried", call="application"))
-    router = Router([Route(0, "", "/a")])
-    orders = BootOrders(router, gunicorn_settings.snapshot(Config()), Config(), listeners, report_files=False)
+    orders = BootOrders(gunicorn_settings.snapshot(Config()), Config(), listeners, report_files=False)
 
     serving = orders.write([mount], "own-gil", 0, 1, 1).serving
     assert serving.family == family

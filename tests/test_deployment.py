@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from isowsgi.configuration import Config
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
@@ -68,7 +69,7 @@ def test_boots_that_leave_threads_behind_are_not_repeated_for_ever_and_the_log_s
 def test_only_answers_that_were_asked_for_decide_which_mount_is_replaced_for_its_memory() -> None:
     """Any child process can say how many objects it has; and an answer that came late replaced a mount twice."""
     site = up()
-    watch = MemoryWatch([site.deployment], max_rss=1)  # we have more
+    watch = MemoryWatch(lambda: [site.deployment], max_rss=lambda: 1)  # we have more
     watch.on_measured(site.now)
     assert len(site.made) == 1
 
@@ -242,11 +243,11 @@ def test_a_worker_that_stops_still_does_what_those_who_wait_need() -> None:
     """A stop-first reload, and a boot that hangs, kept their clients waiting until the worker had left."""
     site = Site(boot_timeout=5)
     orders: Any = SimpleNamespace(workers=1)
-    config: Any = SimpleNamespace(mounts=(), limits=SimpleNamespace(max_rss=0))
+    config = Config(path="/isowsgi.toml", mounts=())
     around = site.around
     parts = {"config": config, "orders": orders, "board": around.board, "log": around.log, "containment": around.containment}
     supervisor = Supervisor(**parts, drain_s=30, on_files=None)
-    supervisor.deployments = [site.deployment]
+    supervisor.table.deployments.append(site.deployment)
     site.deployment.start(-1000.0)  # longer ago than its boot may take, whatever the clock says
     supervisor.finish()
 

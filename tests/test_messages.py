@@ -25,6 +25,7 @@ from isowsgi.shared.messages import (
     TellStacks,
     shortened,
 )
+from isowsgi.shared.routing import Route
 from isowsgi.shared.wire import MessageError
 from tests.conftest import examples
 from tests.orders import any_order
@@ -40,6 +41,7 @@ SAMPLES: dict[str, Any] = {
     "str": 'quote " letter é byte \udc80 line \n',
     "str | None": None,
     "list[str]": ["/srv/a.py"],
+    "list[isowsgi.shared.routing.Route]": [Route(0, "", "/caf\xe9"), Route(1, "a.example", "")],
     "list[tuple[str, str]]": [("lxml.etree", "/srv/etree.so")],
     "list[tuple[str, str, str]]": [("lxml.etree", "/srv/etree.so", "ImportError")],
 }

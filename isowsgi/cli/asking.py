@@ -42,6 +42,9 @@ def one_mount(command: F) -> F:
     return click.argument("pattern")(where(checked))  # type: ignore[return-value] # click's decorators forget the type
 
 
+timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True, help="Seconds to wait for the result."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
 
 

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 # How long a worker may take to answer `status --watch`, which obeys Ctrl-C only in between.
 _WATCH_TIMEOUT_S = 2.0
 
-_timeout = click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=120.0, show_default=True, help="Seconds to wait for the result."
-)
-
 
 @click.command(short_help="Show every mount with its state.")
 @asking.where
@@ -74,7 +70,7 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
 
 @click.command(short_help="Replace one app without losing a request.")
 @asking.one_mount
-@_timeout
+@asking.timeout
 def reload(pattern: str, workers: list[Place], timeout: float) -> None:
     """Load a new generation of one mount's app without losing a request, and wait until the new generation serves.
 
@@ -85,7 +81,7 @@ def reload(pattern: str, workers: list[Place], timeout: float) -> None:
 
 @click.command(short_help="Take one app out of service.")
 @asking.one_mount
-@_timeout
+@asking.timeout
 def stop(pattern: str, workers: list[Place], timeout: float) -> None:
     """Stop one mount's app; the mount answers 503 until `isowsgi start`."""
     _do(workers, controlmessages.Stop(mount=pattern), timeout)
@@ -93,7 +89,7 @@ def stop(pattern: str, workers: list[Place], timeout: float) -> None:
 
 @click.command(short_help="Bring one app back.")
 @asking.one_mount
-@_timeout
+@asking.timeout
 def start(pattern: str, workers: list[Place], timeout: float) -> None:
     """Start one mount's app after `isowsgi stop`, or at once if it is asleep or waits for a retry."""
     _do(workers, controlmessages.Start(mount=pattern), timeout)

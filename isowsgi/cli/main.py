@@ -13,6 +13,7 @@ import click
 
 import isowsgi
 from isowsgi import configuration
+from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.plan import plan
 from isowsgi.shared import gunicorn_parts, interpreters
@@ -24,7 +25,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan):
+for command in (*COMMANDS, plan, apply):
     main.add_command(command)
 
 

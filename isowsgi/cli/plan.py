@@ -43,12 +43,14 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     except client.NobodyServes as exc:
         asking.fail(str(exc), 1)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
-    wanted = _read(config, answers, as_json)
-    by_worker = [(told.place, _compare(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+    wanted = read_as_served(config, answers, as_json)
+    by_worker = compare(answers, wanted)
     if as_json:
         click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))
     else:
-        _print(by_worker)
+        show(by_worker)
+        if any(found for _, found in by_worker):
+            click.echo("To apply: isowsgi apply")
     for line in asking.silent(answers):
         click.echo(plain(line), err=True)
     if len(by_worker) < len(answers):
@@ -56,7 +58,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     sys.exit(2 if any(found for _, found in by_worker) else 0)
 
 
-def _read(config: str | None, answers: Sequence[Told[ServedTable]], as_json: bool) -> configuration.Config:
+def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]], as_json: bool) -> configuration.Config:
     """Read the file that is served, by the path that gunicorn has for it: it may lead through a link to another folder than ours does."""
     path = workdir.absolute(config or "isowsgi.toml")
     for told in answers:
@@ -79,7 +81,12 @@ def _same_file(one: str, other: str) -> bool:
         return False
 
 
-def _compare(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
+def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[tuple[Place, list[Difference]]]:
+    """Return how a config differs from what each worker serves that has answered."""
+    return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+
+
+def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
     running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
     return differences(running, summary(wanted, served.salt))
 
@@ -96,7 +103,7 @@ def _masked(setting: Setting) -> Setting:
     return attrs.evolve(setting, old=None if setting.old is None else "(not shown)", new=None if setting.new is None else "(not shown)")
 
 
-def _print(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
+def show(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
     """Print each difference once, with the workers that have it where not all do."""
     console = asking.console()
     groups: dict[tuple[Any, ...], tuple[list[Difference], list[Place]]] = {}
@@ -111,8 +118,7 @@ def _print(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
             continue
         for each in found:
             console.print(_text(each))
-        masters = " ".join(sorted({str(place.master) for place in places}))
-        click.echo(f"{_count(found)}. To apply, with every app loaded again: kill -HUP {masters}")
+        click.echo(_count(found))
 
 
 def _count(found: list[Difference]) -> str:

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess, blocking
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.peek import Peeker
-from isowsgi.shared.routing import Router
+from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import Scoreboard
 
 _app_sys = theirs("sys")  # the app's, see `private`
@@ -137,6 +137,8 @@ class Instance:
         self._admission: Admission | None = None
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
+        self._routes = order.serving.routes
+        self._new_routes: list[Route] = []  # as far as they have come
         self._shut_at = math.inf  # monotonic seconds when connections that apps have taken over are closed
         self._told = Teller(
             order,
@@ -168,6 +170,7 @@ class Instance:
                 messages.Last: lambda order: self._last(),
                 messages.Stop: self._on_stop,
                 messages.Reopen: lambda order: self._log.reopen_files(),
+                messages.Reroute: self._reroute,
                 messages.TellStacks: lambda order: self._told.stacks(order.ask, self._jobs_in_flight()),
                 messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
             },
@@ -274,8 +277,8 @@ class Instance:
     def _make_service(self) -> Service:
         order, serving = self._order, self._order.serving
         gateways = self._loader.gateways()
-        peeker = Peeker(Router(serving.routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
-        service = Service(order, gateways, self._log, peeker, self._board, self._make_exchange(), self._containment)
+        routes = self._routes
+        service = Service(order, gateways, self._log, self._make_peeker(routes), self._board, self._make_exchange(), self._containment)
         self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
         self._watcher = Watcher(
             service.jobs,
@@ -293,7 +296,20 @@ class Instance:
         service.in_service = self._runner.in_service
         service.draining = self._is_draining
         service.last = service.last or self._is_last
+        if self._routes is not routes:
+            service.peeker = self._make_peeker(self._routes)
         return service
+
+    def _make_peeker(self, routes: Iterable[Route]) -> Peeker:
+        return Peeker(Router(routes), self._cfg, os.environ.get("SCRIPT_NAME", ""))
+
+    def _reroute(self, order: messages.Reroute) -> None:
+        """Take in a part of new routes; the last one puts them in place of the old ones."""
+        self._new_routes += order.routes
+        if order.is_last:
+            self._routes, self._new_routes = self._new_routes, []
+            if self._service is not None:
+                self._service.peeker = self._make_peeker(self._routes)
 
     def _make_exchange(self) -> Exchange:
         fds = self._fds

@@ -65,7 +65,7 @@ class Service:
         self._gateways = gateways
         self._containment = containment
         self._log = log
-        self._peeker = peeker
+        self.peeker = peeker  # another one may take its place between any two requests
         self._epoll = select.epoll.fromfd(os.dup(fds.connections))
         self._exchange = exchange
         self._acceptor_words = board.row(0).words
@@ -284,7 +284,7 @@ class Service:
         if not data:
             return Fate.CLOSE
         try:
-            look = self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
+            look = self.peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
         except (ParseException, Refused):
             return Fate.RETURN
         length = look.length
@@ -309,7 +309,7 @@ class Service:
     def _mount_of(self, data: bytes, connection: Connection) -> int | None:
         """Return whose the next request is; None if it is nobody's here, or the acceptor should refuse it."""
         try:
-            return self._peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block).mount
+            return self.peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block).mount
         except (ParseException, Refused):
             return None
 

@@ -6,7 +6,7 @@ import os
 import site
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gunicorn
@@ -16,11 +16,15 @@ from isowsgi.configuration import HOOKS, App, Mount, Status
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
 from isowsgi.shared.interpreters import MAIN, PROCESS
-from isowsgi.shared.messages import BootOrder, Environment, Host, Loading, Member, Place, Serving, StatusPage
-from isowsgi.shared.routing import Router
+from isowsgi.shared.messages import BootOrder, Environment, Host, Loading, Member, Place, Reroute, Serving, StatusPage
+from isowsgi.shared.routing import Route
 
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
 DEFAULT_THREADS = 4
+
+# Characters of routes in one order, some of which take two bytes each, and of a route beside its texts: an order has 64 KiB at most.
+_MOST_ROUTE_CHARS = 16 * 1024
+_ROUTE_CHARS = 30
 
 # How long all pauses of a replacement's boot may be: an operator may have asked for it, and be waiting.
 _MOST_PAUSE_S = 5.0
@@ -30,7 +34,6 @@ class BootOrders:
     """Writes the boot orders of one worker.
 
     Args:
-        router: over all mounts, numbered by their place in the config file.
         settings: gunicorn's settings as `gunicorn_settings.snapshot` made them, for the inside.
         cfg: gunicorn's own settings.
         listeners: addresses of the listening sockets, as `getsockname` gives them.
@@ -43,7 +46,6 @@ class BootOrders:
 
     def __init__(
         self,
-        router: Router,
         settings: Mapping[str, Any],
         cfg: Any,
         listeners: Sequence[Any],
@@ -53,7 +55,6 @@ class BootOrders:
         log_files: Mapping[str, int] | None = None,
         mount_logs: Mapping[str, int] | None = None,
     ) -> None:
-        self._router = router
         self._settings = dict(settings)
         self._cfg = cfg
         self._listeners = [list(address) for address in listeners if isinstance(address, tuple)]
@@ -77,6 +78,7 @@ class BootOrders:
         first_row: int,
         extensions: Mapping[str, Sequence[int]] | None = None,
         is_replacement: bool = False,
+        routes: Sequence[Route] | None = None,
     ) -> BootOrder:
         """Return the order for one instance, without descriptors.
 
@@ -86,6 +88,7 @@ class BootOrders:
             slot: which of the mount's `instances` it is.
             first_row: of its rows on the scoreboard.
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
+            routes: those that decide which requests are its, see `Router.rivals`; None: it is asked for nothing but its own mounts.
             is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
         """
         mount = members[0]
@@ -109,7 +112,7 @@ class BootOrders:
                 watch=mount.watch,
                 report_files=self._report_files,
             ),
-            serving=self._serving(members, isolation),
+            serving=self._serving(members, isolation, list(routes) if routes is not None else [own_route(member) for member in members]),
             settings=self._settings,
             log=mount.log,
             log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
@@ -118,6 +121,10 @@ class BootOrders:
             status=self._status_page(mount) if is_status(mount.app) else None,
             place=Place(region=self._region, first_row=first_row),
         )
+
+    def set_status(self, status: Status) -> None:
+        """Write orders by another `[status]` from now on."""
+        self._status = status
 
     @property
     def workers(self) -> int:
@@ -159,12 +166,12 @@ class BootOrders:
             policy=dict(mount.policy),
         )
 
-    def _serving(self, members: Sequence[Mount], isolation: str) -> Serving:
+    def _serving(self, members: Sequence[Mount], isolation: str, routes: list[Route]) -> Serving:
         mount = members[0]
         return Serving(
             threads=self.threads_of(mount),
             multiprocess=isolation == PROCESS or self._cfg.workers > 1 or mount.instances > 1,
-            routes=list(dict.fromkeys(route for member in members for route in self._router.rivals(member.number))),
+            routes=routes,
             listeners=self._listeners,
             family=self._family,
             arm_returns=ARM_RETURN,
@@ -195,6 +202,23 @@ def _pause_s(mount: Mount) -> float:
 def name_of(mount: Mount) -> str:
     """Return what the log calls a mount, or all of a group: a pattern has a slash in it, a group's name has none."""
     return mount.group or mount.pattern
+
+
+def reroutes(routes: Iterable[Route]) -> Iterator[Reroute]:
+    """Return the orders that tell an instance by which routes it knows from now on whose a request is, see `Router.rivals`."""
+    part: list[Route] = []
+    chars = 0
+    for route in routes:
+        part.append(route)
+        chars += _ROUTE_CHARS + len(route.host) + len(route.prefix)
+        if chars > _MOST_ROUTE_CHARS:
+            yield Reroute(routes=part, is_last=False)
+            part, chars = [], 0
+    yield Reroute(routes=part, is_last=True)
+
+
+def own_route(mount: Mount) -> Route:
+    return Route(mount.number, mount.host, mount.prefix)
 
 
 def is_status(app: App) -> bool:

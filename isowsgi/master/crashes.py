@@ -64,16 +64,19 @@ class CrashReport:
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})
         if not in_flight:
-            self._suspect(pid, [self._config.mounts[mount].pattern for mount in sorted(set(self._board.loading()))])
+            self._suspect(pid, [self._board.pattern_of(mount) for mount in sorted(set(self._board.loading()))])
             return ""
-        requests = "; ".join(f"{self._config.mounts[mount].pattern}: {line}" for mount, line in in_flight)
+        requests = "; ".join(f"{self._board.pattern_of(mount)}: {line}" for mount, line in in_flight)
         self._log.error("worker %s died while serving %s", pid, requests)
         if len(mounts) > 1:
             self._log.error(
                 "worker %s died with requests of %d mounts in flight; the crash is attributed to none of them", pid, len(mounts)
             )
             return ""
-        mount = self._config.mounts[mounts[0]]
+        pattern = self._board.pattern_of(mounts[0])
+        mount = next((mount for mount in self._config.mounts if mount.pattern == pattern), None)
+        if mount is None:
+            return pattern  # it is in no table any more
         is_too_often = self._ledger.record(mount.pattern, time.monotonic())
         if is_too_often and mount.on_crash in self._verdicts:
             self._verdicts[mount.on_crash].add(mount.pattern)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from isowsgi import configuration
-from isowsgi.configuration import gunicorn_settings
+from isowsgi.configuration import gunicorn_settings, stored
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
 from isowsgi.shared import interpreters
+from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Board, Scoreboard
 
@@ -37,6 +38,9 @@ class Share:
         joins_others: whether as many workers as were asked for serve the same already: it replaces one that ended, or is one more
             (SIGTTIN).
         is_from_the_start: whether nothing has been served before it.
+        last_applied: where a table that is applied is noted for all workers; None: nowhere, so none can be.
+        base: the number of the config file's reading that the config comes from.
+        serial: of the table that was applied since then; "" if none was.
     """
 
     config: configuration.Config | None
@@ -47,6 +51,9 @@ class Share:
     is_first: bool
     joins_others: bool
     is_from_the_start: bool
+    last_applied: LastApplied | None
+    base: int
+    serial: str
 
 
 class Plan:
@@ -62,6 +69,10 @@ class Plan:
         self._ledger: Ledger | None = None
         self._verdicts: dict[str, set[str]] = {}
         self._board: Board | None = None
+        self._last_applied: LastApplied | None = None
+        self._base = 0  # how often the config file was read with success
+        self._serial = ""  # of the table that was applied since then
+        self._patterns: set[str] = set()  # all that there ever were
         self._errors = memoryview(bytearray((INTERNAL_ERRORS + 1) * 8)).cast("q")  # of the master, until a worker's region takes them along
 
     def check(self, cfg: Any, log: Any) -> None:
@@ -93,6 +104,7 @@ class Plan:
             self._is_for = cfg  # only once for each HUP, good or bad
             self._has_reloaded, self._forks = True, 0
             containment.call("reload of settings and config file", self._reread, app, cfg, log)
+        containment.call("applied table", self._take_applied, log)
         self._forks += 1
         joins_others = self._forks > cfg.workers
         return Share(
@@ -104,14 +116,20 @@ class Plan:
             is_first=self._forks == 1,
             joins_others=joins_others,
             is_from_the_start=not self._has_reloaded and not joins_others,
+            last_applied=self._last_applied,
+            base=self._base,
+            serial=self._serial,
         )
 
     def on_reaped(self, share: Share, pid: object, log: Any) -> None:
         """Note a worker's end: say what it was doing, if it was not its own decision, and keep what it counted."""
         containment = Containment(log, self._errors)
         crashed: list[str | None] = [None]
-        if share.config is not None and self._ledger is not None:
-            report = CrashReport(share.region, share.config, self._ledger, self._verdicts, log)
+        containment.call("applied table", self._take_applied, log)
+        containment.call("scoreboard", share.region.learn_mounts, self._patterns)
+        config = self._config if share.base == self._base else share.config
+        if config is not None and self._ledger is not None:
+            report = CrashReport(share.region, config, self._ledger, self._verdicts, log)
             containment.call("crash report", lambda: crashed.append(report.write(pid)))
         containment.call("scoreboard", self._retire, share.region, crashed[-1])
 
@@ -136,6 +154,22 @@ class Plan:
             region.set_mounts(patterns)
             return region
 
+    def _take_applied(self, log: Any) -> None:
+        """Take over the table that an operator has applied since the config file was read: a new worker serves what the others do."""
+        if self._last_applied is None:
+            self._last_applied = LastApplied()  # before the first fork
+        applied = self._last_applied.read()
+        if applied is None or applied.base != self._base or applied.serial == self._serial:
+            return
+        self._serial = applied.serial  # also if it is none, so that this is said once
+        try:
+            config = stored.restore(applied.config)
+        except stored.NotAConfig as exc:
+            log.error("the table that was applied is unreadable; new workers serve the one before it: %s", exc)
+            return
+        self._config = config
+        self._patterns.update(mount.pattern for mount in config.mounts)
+
     def _take_settings(self, cfg: Any) -> list[str]:
         """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
         context = None
@@ -154,6 +188,8 @@ class Plan:
     def _read(self, path: str, cfg: Any, log: Any) -> None:
         config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
         self._config, self._is_for = config, cfg
+        self._base, self._serial = self._base + 1, ""
+        self._patterns.update(mount.pattern for mount in config.mounts)
         self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
         warning = interpreters.own_gil_warning()

@@ -124,7 +124,14 @@ class ServedTable(OpenValue):
     mounts: list[MountTable]
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountErrors | ServedTable
+class TableOutcome(OpenValue):
+    """What became of a table that an operator applies."""
+
+    outcome: str  # "prepared", "applied", "dropped"
+    text: str  # the same for people
+
+
+Answer = WorkerStatus | Outcome | MountStacks | MountErrors | ServedTable | TableOutcome
 
 A = TypeVar("A", bound=Answer)
 
@@ -173,6 +180,25 @@ class Table(Request[ServedTable]):
     """What config is served."""
 
 
+class Prepare(Request[TableOutcome]):
+    """Load what is new in a table, beside the one that serves."""
+
+    serial: str  # the table's own name, by who applies it
+    config: Any  # see `configuration.stored`
+
+
+class Switch(Request[TableOutcome]):
+    """Serve the table that was prepared."""
+
+    serial: str
+
+
+class Drop(Request[TableOutcome]):
+    """Give up the table that was prepared."""
+
+    serial: str
+
+
 _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Status: WorkerStatus,
     Reload: Outcome,
@@ -181,6 +207,9 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Stacks: MountStacks,
     Errors: MountErrors,
     Table: ServedTable,
+    Prepare: TableOutcome,
+    Switch: TableOutcome,
+    Drop: TableOutcome,
 }
 _REQUESTS: dict[str, type[Request[Any]]] = {kind.__name__.lower(): kind for kind in _ANSWERS}
 
@@ -215,7 +244,9 @@ def decode_request(message: dict[str, Any]) -> Request[Any]:
         raise Refusal("command", f"expected one of {', '.join(_REQUESTS)}, got {wire.shown(name)}", commands=list(_REQUESTS))
     try:
         return wire.read(message, kind)
-    except MessageError:  # it has no other field
+    except MessageError as exc:
+        if "mount" not in kind.fields:
+            raise Refusal("malformed", str(exc)) from None
         raise Refusal("mount", f'expected a pattern as "mount", got {wire.shown(message.get("mount"))}') from None
 
 

@@ -10,8 +10,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-# Longest request: one holds a command and a pattern.
-MAX_REQUEST_BYTES = 64 * 1024
+from isowsgi.shared.applied import MAX_BYTES
+
+# Longest request: one that holds a table of some thousand mounts.
+MAX_REQUEST_BYTES = MAX_BYTES + 64 * 1024
 
 # Longest answer that a client takes: the status of thousands of mounts, or the stacks of hundreds of threads.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024

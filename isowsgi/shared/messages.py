@@ -177,7 +177,14 @@ class Measure(Value):
     """Report how many objects there are."""
 
 
-Order = Drain | Last | Stop | Reopen | TellStacks | Measure
+class Reroute(Value):
+    """A part of the routes that decide from now on which requests are this instance's, see `Serving.routes`."""
+
+    routes: list[Route]
+    is_last: bool
+
+
+Order = Drain | Last | Stop | Reopen | TellStacks | Measure | Reroute
 
 # Reports: from an instance to the worker.
 
@@ -280,7 +287,7 @@ Report = (
     Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Measured | Closed | Exited
 )  # fmt: skip
 
-_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure)}
+_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure, Reroute)}
 _REPORTS: dict[str, type[Report]] = {
     kind.__name__: kind
     for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Measured, Closed, Exited)

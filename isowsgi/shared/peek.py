@@ -102,6 +102,10 @@ class Peeker:
         self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
         self._matched: dict[tuple[bytes, bytes], int | None] = {}  # by Host field and path, as received
 
+    def with_router(self, router: Router) -> Peeker:
+        """Return one that reads in the same way and knows another table."""
+        return Peeker(router, self._cfg, self._script_name)
+
     def look(self, data: bytes, peer: Any, first_look: bool = True, fields: bytes = b"") -> Look:
         """Return the head's length and mount.
 

@@ -4,9 +4,10 @@ One memfd for all of gunicorn, the **board**, made in the master before its firs
 words, and two texts. So a descriptor, an int, is all that an interpreter, a child process or the master needs to read every worker's
 counters, and the master can still read what a dead worker was doing.
 
-A region's rows. Row 0 is the acceptor's. Then comes one for each mount, written by the main interpreter. The others are allotted in blocks,
-one for each instance: a control row for each mount that the instance serves, written by its control thread, then a row for each pair of
-thread and mount, written by that thread. Each word has one writer, so no lock is needed, and a reader sees each word whole.
+A region's rows. Row 0 is the acceptor's. Then comes one for each mount that the worker had at its start, written by the main interpreter.
+The others are allotted as they are needed: a row for each mount that is added later, and a block for each instance. A block has a control
+row for each mount that the instance serves, written by its control thread, then a row for each pair of thread and mount, written by that
+thread. Each word has one writer, so no lock is needed, and a reader sees each word whole.
 
 Counters only grow, also when a block passes on to the next instance of the same mounts: a mount's total is the sum over its rows, and an
 instance's own is what was added since it began. When the master has reaped a worker it adds its counters to the **retired** ones, so
@@ -27,8 +28,10 @@ import struct
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from isowsgi.shared.memory import GRANULE, TURN_MASK, Text, make_memory, text_bytes
 
 # Words of every row. The first eight are one cache line.
 REQUESTS = 0  # requests whose head was taken from the connection
@@ -113,32 +116,21 @@ ROWS = 64 * 1024
 _NAMES_BYTES = 1 << 20
 _REPORT_BYTES = 8 << 20
 _RETIRED_BYTES = 8 << 20
-_TEXT_HEAD = 64
 
-_GRANULE = 64 * 1024  # of mappings: the largest page of any Linux that CPython runs on
-
-
-def _text_bytes(capacity: int) -> int:
-    return -(-(_TEXT_HEAD + 2 * capacity) // _GRANULE) * _GRANULE
-
-
-_NAMES_OFFSET = -(-ROWS * _ROW_BYTES // _GRANULE) * _GRANULE
-_REPORT_OFFSET = _NAMES_OFFSET + _text_bytes(_NAMES_BYTES)
-_REGION_BYTES = _REPORT_OFFSET + _text_bytes(_REPORT_BYTES)
+_NAMES_OFFSET = -(-ROWS * _ROW_BYTES // GRANULE) * GRANULE
+_REPORT_OFFSET = _NAMES_OFFSET + text_bytes(_NAMES_BYTES)
+_REGION_BYTES = _REPORT_OFFSET + text_bytes(_REPORT_BYTES)
 
 # The board's own head: words, then the retired counters as a text; the regions follow.
 _SEQUENCE = 0  # odd while the master moves counters from a region to the retired ones
 _REGIONS = 1  # how many there ever were
 _STATES = 64  # from here on one for each region: 1 while a worker has it
-_MAX_REGIONS = _GRANULE // 8 - _STATES
-_RETIRED_OFFSET = _GRANULE
-_HEAD_BYTES = _RETIRED_OFFSET + _text_bytes(_RETIRED_BYTES)
+_MAX_REGIONS = GRANULE // 8 - _STATES
+_RETIRED_OFFSET = GRANULE
+_HEAD_BYTES = _RETIRED_OFFSET + text_bytes(_RETIRED_BYTES)
 
 # How long a region rests before another worker gets it: a child process of a worker that was killed may still write to it for a moment.
 _REST_S = 60.0
-
-# What sequences and turns run up to, so that not even a stray value makes a word overflow.
-_TURN_MASK = (1 << 62) - 1
 
 # How often a reader tries again while the master moves counters, which takes it some 0.1 ms. After that the sequence cannot be right.
 _MOST_TRIES = 200
@@ -329,44 +321,6 @@ def record(words: memoryview, elapsed_ns: int, bytes_in: int, bytes_out: int) ->
         words[BYTES_IN] += bytes_in
 
 
-class _Text:
-    """A text with one writer and any number of readers, who never see half of a new one: two buffers, in turn."""
-
-    def __init__(self, memory: mmap.mmap, offset: int, capacity: int) -> None:
-        octets = memoryview(memory)
-        self._head = octets[offset : offset + _TEXT_HEAD].cast("q")  # how many were written; the length of either
-        start = offset + _TEXT_HEAD
-        self._buffers = (octets[start : start + capacity], octets[start + capacity : start + 2 * capacity])
-        self._capacity = capacity
-
-    def write(self, data: bytes) -> None:
-        """Put a text in place of the one before.
-
-        Raises:
-            ValueError: it is too long.
-        """
-        if len(data) > self._capacity:
-            raise ValueError(f"a text of {len(data)} bytes is too long for the scoreboard; it has room for {self._capacity}")
-        turn = (self._head[0] + 1) & _TURN_MASK
-        self._buffers[turn % 2][: len(data)] = data
-        self._head[1 + turn % 2] = len(data)
-        self._head[0] = turn
-
-    def read(self) -> bytes:
-        """Return the newest text; b"" if there is none yet."""
-        while True:
-            turn = self._head[0]
-            if not turn:
-                return b""
-            data = bytes(self._buffers[turn % 2][: max(self._head[1 + turn % 2], 0)])
-            if self._head[0] == turn:  # else the next but one may have been written over it meanwhile
-                return data
-
-    def release(self) -> None:
-        for view in (self._head, *self._buffers):
-            view.release()
-
-
 class Scoreboard:
     """A worker's region, mapped into this interpreter.
 
@@ -377,16 +331,18 @@ class Scoreboard:
 
     def __init__(self, fd: int | None = None, region: int = 0) -> None:
         if fd is None:
-            fd = _make_memory(_HEAD_BYTES + _REGION_BYTES, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            fd = make_memory("isowsgi-scoreboard", _HEAD_BYTES + _REGION_BYTES)
         self.fd = fd
         self.region = region
         self._memory = mmap.mmap(fd, _REGION_BYTES, offset=_HEAD_BYTES + region * _REGION_BYTES)
         self._words = memoryview(self._memory)[:_NAMES_OFFSET].cast("q")
-        self._names = _Text(self._memory, _NAMES_OFFSET, _NAMES_BYTES)
-        self._report = _Text(self._memory, _REPORT_OFFSET, _REPORT_BYTES)
+        self._names = Text(self._memory, _NAMES_OFFSET, _NAMES_BYTES)
+        self._report = Text(self._memory, _REPORT_OFFSET, _REPORT_BYTES)
         self._patterns: list[str] | None = None
         self._is_made_here = False  # whether the patterns are ours, and not what was read
         self._used = self._rows_used()
+        self._mount_rows: dict[int, int] = {}  # of mounts that were added later, by their numbers
+        self._free_mounts: dict[str, list[int]] = {}  # numbers that no mount has any more, by pattern
         self._blocks: dict[int, tuple[int, tuple[int, ...], str]] = {}
         self._free: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
 
@@ -411,7 +367,34 @@ class Scoreboard:
 
     def mount_row(self, mount: int) -> Row:
         """Return the row of a mount, for what the main interpreter counts of it."""
-        return self.row(1 + mount)
+        return self.row(self._mount_rows.get(mount, 1 + mount))
+
+    def add_mount(self, pattern: str) -> int:
+        """Return a number for one more mount.
+
+        A number that another mount with this pattern had before is used again, so that what was counted under it stays the pattern's.
+
+        Raises:
+            MemoryError: the region is full.
+        """
+        if free := self._free_mounts.get(pattern):
+            return free.pop()
+        patterns = [*self._names_of_mounts(), pattern]
+        names = json.dumps(patterns).encode()
+        if self._used == ROWS or len(names) > _NAMES_BYTES:
+            raise MemoryError(f"the scoreboard has {ROWS} rows and {_NAMES_BYTES} bytes for the patterns of mounts, and all are taken")
+        number = len(patterns) - 1
+        row, self._used = self._used, self._used + 1
+        self._mount_rows[number] = row
+        self.row(row).words[MOUNT] = number + 1
+        self._names.write(names)  # before anybody counts the row in
+        self._patterns = patterns
+        self._words[ROWS_USED] = self._used
+        return number
+
+    def free_mount(self, number: int) -> None:
+        """Let the next mount with the same pattern have a number, once nothing of this one's is left."""
+        self._free_mounts.setdefault(self._names_of_mounts()[number], []).append(number)
 
     def allot(self, threads: int, mounts: Sequence[int], isolation: str = "") -> int:
         """Reserve a block of rows for an instance and return the first one's number.
@@ -461,6 +444,17 @@ class Scoreboard:
             ValueError: it is longer than the room for it.
         """
         self._report.write(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace"))
+
+    # For the master, once the worker is reaped.
+
+    def learn_mounts(self, known: Container[str]) -> None:
+        """Take in the patterns of mounts that the worker added. Whoever has the board may have written any: those not known become ""."""
+        self._patterns = None
+        self._patterns = [name if name in known else "" for name in self._names_of_mounts()]
+
+    def pattern_of(self, mount: int) -> str:
+        """Return the pattern of a mount, "" if it is not known."""
+        return self._pattern(mount + 1)
 
     # For anyone.
 
@@ -566,15 +560,15 @@ class Board:
 
     def __init__(self, fd: int | None = None) -> None:
         if fd is None:
-            fd = _make_memory(_HEAD_BYTES, fcntl.F_SEAL_SHRINK)  # it grows with each region
+            fd = make_memory("isowsgi-scoreboard", _HEAD_BYTES, fcntl.F_SEAL_SHRINK)  # it grows with each region
             self._own_totals: Totals | None = {}
         else:
             self._own_totals = None
         self.fd = fd
         self._count = 0  # of regions; the master's
         self._memory = mmap.mmap(fd, _HEAD_BYTES)
-        self._words = memoryview(self._memory)[:_GRANULE].cast("q")
-        self._retired = _Text(self._memory, _RETIRED_OFFSET, _RETIRED_BYTES)
+        self._words = memoryview(self._memory)[:GRANULE].cast("q")
+        self._retired = Text(self._memory, _RETIRED_OFFSET, _RETIRED_BYTES)
         self._resting: deque[tuple[float, int]] = deque()  # since when; which
         self._mapped: dict[int, Scoreboard] = {}  # by those who read
 
@@ -616,7 +610,7 @@ class Board:
         """
         totals = self._own_totals
         assert totals is not None, "only who made the board retires regions"
-        sequence = (self._words[_SEQUENCE] | 1) & _TURN_MASK
+        sequence = (self._words[_SEQUENCE] | 1) & TURN_MASK
         try:
             # Whoever has the board may have written any mount's number into a row: the sums would grow by each of them, for ever.
             own = {"", *region._names_of_mounts()}
@@ -630,7 +624,7 @@ class Board:
             self._retired.write(data)
         finally:
             self._words[_STATES + region.region] = 0
-            self._words[_SEQUENCE] = (sequence + 1) & _TURN_MASK
+            self._words[_SEQUENCE] = (sequence + 1) & TURN_MASK
             region._memory.madvise(mmap.MADV_REMOVE)  # all zero again, and no memory used
             region.close()
             self._resting.append((now, region.region))
@@ -675,14 +669,6 @@ class Board:
             return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
         except (ValueError, TypeError):  # overwritten by another process
             return {}
-
-
-def _make_memory(size: int, seals: int) -> int:
-    """Return the descriptor of new shared memory, all zero, that nobody can make shorter: who reads beyond its end gets SIGBUS."""
-    fd = os.memfd_create("isowsgi-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd
 
 
 def _crash() -> Counters:

@@ -103,7 +103,6 @@ class Acceptor:
     ) -> None:
         self._loop = loop
         self._row = board.acceptor_row()
-        self._head_timeout_s = head_timeout_s
         self._keepalive_s = keepalive_s
         self._relay = relay
         self._has_proxy_headers = proxy_header is not None
@@ -229,7 +228,7 @@ class Acceptor:
         Otherwise slow clients, once they are as many as there may be connections, would keep all others out until head_timeout. As nginx
         reuses idle connections. No answer: that would hold the connection for LINGER_S more.
         """
-        latest = now + (1 - YIELD_SHARE) * self._head_timeout_s
+        latest = now + (1 - YIELD_SHARE) * self.dispatcher.head_timeout_s
         for client in self._clients.by_fd.values():  # the oldest come first
             if client.phase is Phase.PEEKING and client.deadline < latest:
                 self._guarded(client.sock.fileno(), self._clients.close, client)
@@ -259,7 +258,7 @@ class Acceptor:
         self.on_capacity()
 
     def _begin(self, sock: socket.socket, peer: Any) -> None:
-        client = self._clients.add(sock, peer, time.monotonic() + self._head_timeout_s)
+        client = self._clients.add(sock, peer, time.monotonic() + self.dispatcher.head_timeout_s)
         client.is_new = self._has_proxy_headers
         self._look(client)
 

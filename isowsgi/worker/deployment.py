@@ -20,6 +20,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN
 from isowsgi.shared.messages import Stacks
+from isowsgi.shared.routing import Route
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
 from isowsgi.worker.dispatcher import NotServing
@@ -114,6 +115,7 @@ class Deployment:
         self.is_stopped = False  # by the operator
         self.is_in_line = False  # it waits for its turn to be loaded, or for that of more of its instances
         self._is_partly_started = False  # some of its instances have had their turn, and the others wait for theirs
+        self.is_prepared = False  # for a table that does not serve yet, see `change`
         self.is_ending = False  # with the worker, which answers what it has accepted
         self.is_over = False  # all that was accepted is answered
         self.reloads = 0
@@ -127,6 +129,7 @@ class Deployment:
         self.upkeep = Upkeep(self)
         self.succession = Succession(self)
         self.quotas: dict[Instance, int] = {}  # requests after which it is replaced
+        self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets them
         self.wanted = ""  # why it must be replaced, while a replacement is under way already, or it waits for its turn
 
     # What others ask.
@@ -295,6 +298,13 @@ class Deployment:
         self.succession.cancel()
         for instance in self.slots.clear():
             self.retire(instance, now)
+
+    def leave(self, now: float) -> None:
+        """End its instances for good: it is in no table any more, and nobody can ask for it."""
+        self.is_ending = True
+        self.backoff.retry_at = None
+        self.sleep(now)
+        self.surroundings.release(self)  # who waits for it is routed by the new table
 
     def finish(self) -> None:
         """Have each instance say `Connection: close` in every response: the worker is stopping."""

@@ -18,6 +18,7 @@ from gunicorn.http.errors import ParseException
 from isowsgi.shared import answers
 from isowsgi.shared.origins import Origin, Origins
 from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
+from isowsgi.shared.routing import Router
 from isowsgi.worker.clients import Client, Clients, Phase
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.proxyheader import Header
@@ -81,11 +82,18 @@ class Dispatcher:
         self._shares = shares
         self._peeker = peeker
         self._choose = choose
-        self._head_timeout_s = head_timeout_s
+        self.head_timeout_s = head_timeout_s
         self._origins = origins
         self._has_tls = has_tls
         self._proxy_header = proxy_header
         self._is_holding = False  # whether held connections will be looked at
+
+    def set_table(self, router: Router, head_timeout_s: float) -> None:
+        """Route by another table of mounts from now on, also what waits for a mount that is in it no more."""
+        self._peeker, self.head_timeout_s = self._peeker.with_router(router), head_timeout_s
+        mounts = {route.mount for route in router.routes}
+        for mount in {client.mount for client in self._clients.in_phase(Phase.PARKED)} - mounts:
+            self.release(mount)
 
     def release(self, mount: int) -> None:
         """Look again at the connections that wait for a mount: it serves now, or never will."""
@@ -149,7 +157,7 @@ class Dispatcher:
     def _wait_for_more(self, client: Client, data: bytes) -> None:
         if data and not client.began:
             client.began = True
-            client.deadline = time.monotonic() + self._head_timeout_s
+            client.deadline = time.monotonic() + self.head_timeout_s
         client.line_seen = not client.is_new and b"\r\n" in data[2:]
         self._clients.arm(client)
 

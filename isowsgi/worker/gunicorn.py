@@ -148,6 +148,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             listeners=self.sockets,
             age=self.age,
             mount_logs=self._mount_logs,
+            last_applied=share.last_applied,
+            base=share.base,
+            serial=share.serial,
             on_files=self._watch_files if self._late_reloader else None,
             refuse_by_gunicorn=self._refuse,
         )
@@ -233,6 +236,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             ("heartbeat", self.notify),
             ("parent", self._look_at_parent),
             ("supervisor", self._made().supervisor.tick),
+            ("applied table", self._made().applying.tick),
             ("restart", self._look_for_restart),
         ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import messages
@@ -22,11 +22,11 @@ class MemoryWatch:
     """Watches one worker.
 
     Args:
-        deployments: all of the worker's.
-        max_rss: MiB; 0: no limit.
+        deployments: returns those of the table that serves.
+        max_rss: returns the limit in MiB; 0: none.
     """
 
-    def __init__(self, deployments: Sequence[Deployment], max_rss: int) -> None:
+    def __init__(self, deployments: Callable[[], Sequence[Deployment]], max_rss: Callable[[], int]) -> None:
         self._deployments = deployments
         self._max_rss = max_rss
         self._next = 0.0
@@ -35,14 +35,15 @@ class MemoryWatch:
 
     def tick(self, now: float) -> None:
         """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
-        if not self._max_rss or now < self._next:
+        max_rss = self._max_rss()
+        if not max_rss or now < self._next:
             return
-        if rss_mib() <= self._max_rss:
+        if rss_mib() <= max_rss:
             self._has_asked = self._is_deciding = False
         elif not self._has_asked:
             self._has_asked = self._is_deciding = True
             self._next = now + _PAUSE_S
-            for deployment in self._deployments:
+            for deployment in self._deployments():
                 for instance in deployment.slots.all():
                     if instance.isolation != PROCESS and instance.state not in ENDS:  # a process has its memory to itself
                         instance.objects = -1
@@ -58,7 +59,7 @@ class MemoryWatch:
             return
         serving = [
             (deployment, instance)
-            for deployment in self._deployments
+            for deployment in self._deployments()
             for instance in deployment.slots.all()
             if instance.state is State.SERVING and instance.isolation != PROCESS
         ]
@@ -67,13 +68,13 @@ class MemoryWatch:
         self._is_deciding = False
         deployment, most = max(serving, key=lambda pair: pair[1].objects - pair[1].objects_at_boot)
         grown = most.objects - most.objects_at_boot
-        text = f"the worker uses {rss_mib()} MiB, max_rss is {self._max_rss}, and this mount grew most, by {grown} objects"
+        text = f"the worker uses {rss_mib()} MiB, max_rss is {self._max_rss()}, and this mount grew most, by {grown} objects"
         deployment.replace(text, now)
         self._next = now + _PAUSE_S
 
     def restart_reason(self, now: float) -> str | None:
-        if self._has_asked and now > self._next and (rss := rss_mib()) > self._max_rss:
-            return f"it uses {rss} MiB, max_rss is {self._max_rss}, even after the mount that grew most was replaced"
+        if self._has_asked and now > self._next and (rss := rss_mib()) > self._max_rss():
+            return f"it uses {rss} MiB, max_rss is {self._max_rss()}, even after the mount that grew most was replaced"
         return None
 
 

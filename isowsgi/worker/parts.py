@@ -16,14 +16,15 @@ from isowsgi.inside.settings import Settings
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
+from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker
-from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import proxyheader
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.control import commands
+from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import ControlServer, drive
 from isowsgi.worker.listeners import most_connections
 from isowsgi.worker.loop import Loop
@@ -49,6 +50,7 @@ class Parts:
     supervisor: Supervisor
     acceptor: Acceptor
     commands: commands.Commands
+    applying: Applying
     control: ControlServer
     relay: Relay | None
 
@@ -66,6 +68,7 @@ class Given:
         listeners: gunicorn's.
         age: the worker's number.
         mount_logs: descriptors of mounts' log files, by path, that only root may open.
+        last_applied, base, serial: see `master.plan.Share`.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
 
@@ -80,6 +83,9 @@ class Given:
     listeners: list[Any]
     age: int
     mount_logs: Mapping[str, int]
+    last_applied: LastApplied | None
+    base: int
+    serial: str
     on_files: Callable[[list[str]], None] | None
     refuse_by_gunicorn: Callable[[Any, Any, Exception], None]
 
@@ -87,22 +93,30 @@ class Given:
 def assemble(given: Given) -> Parts:
     """Make the parts of a worker; nothing runs yet."""
     config = given.config
-    router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(config.mounts))
     origins = Origins() if given.tls_context is not None or given.cfg.proxy_protocol != "off" else None
-    orders = _make_orders(given, router)
+    orders = _make_orders(given)
     supervisor = _make_supervisor(given, orders, origins)
     relay = None if given.tls_context is None else _make_relay(given, origins)
     loop = Loop(given.containment)
-    acceptor = _make_acceptor(given, loop, router, supervisor, origins, relay)
-    carrier = commands.Commands(supervisor, config)
+    acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
+    applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
+    carrier = commands.Commands(supervisor, applying)
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)
-    return Parts(loop=loop, orders=orders, supervisor=supervisor, acceptor=acceptor, commands=carrier, control=control, relay=relay)
+    return Parts(
+        loop=loop,
+        orders=orders,
+        supervisor=supervisor,
+        acceptor=acceptor,
+        commands=carrier,
+        applying=applying,
+        control=control,
+        relay=relay,
+    )
 
 
-def _make_orders(given: Given, router: Router) -> BootOrders:
+def _make_orders(given: Given) -> BootOrders:
     return BootOrders(
-        router,
         dict(given.settings),
         given.cfg,
         [listener.getsockname() for listener in given.listeners],
@@ -130,14 +144,12 @@ def _make_supervisor(given: Given, orders: BootOrders, origins: Origins | None) 
     )
 
 
-def _make_acceptor(
-    given: Given, loop: Loop, router: Router, supervisor: Supervisor, origins: Origins | None, relay: Relay | None
-) -> Acceptor:
+def _make_acceptor(given: Given, loop: Loop, supervisor: Supervisor, origins: Origins | None, relay: Relay | None) -> Acceptor:
     cfg = given.cfg
     return Acceptor(
         loop=loop,
         listeners=[listener.sock for listener in given.listeners],
-        peeker=Peeker(router, Settings(dict(given.settings)), os.environ.get("SCRIPT_NAME", "")),
+        peeker=Peeker(supervisor.table.router, Settings(dict(given.settings)), os.environ.get("SCRIPT_NAME", "")),
         choose=supervisor.choose,
         board=given.board,
         log=given.log,

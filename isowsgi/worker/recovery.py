@@ -74,6 +74,6 @@ class Recovery:
             return
         deployment.leave_line()  # all that is missing is started with the next try, and not before
         wait_s = deployment.backoff.plan(now)
-        if not deployment.is_ending:  # otherwise there is no retry, not even by the next request
+        if not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
             what = "some instances are missing" if deployment.is_serving() else "answers 503"
             deployment.log.error("%s: %s; retrying in %d s", deployment.name, what, wait_s)

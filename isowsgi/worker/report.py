@@ -56,7 +56,7 @@ class Reporter:
 
     def __init__(self, board: Scoreboard, mounts: Sequence[tuple[Mount, Deployment]], orders: BootOrders, acceptor: Acceptor) -> None:
         self._board = board
-        self._mounts = mounts
+        self.mounts = mounts
         self._orders = orders
         self._acceptor = acceptor
         self._started = time.time()
@@ -86,13 +86,13 @@ class Reporter:
         Args:
             now: monotonic seconds.
         """
-        for mount, deployment in self._mounts:
+        for mount, deployment in self.mounts:
             words = self._board.mount_row(mount.number).words
             words[RELOADS], words[STUCK] = deployment.reloads, deployment.stuck
         report = self._worker()
         parked = self._acceptor.parked()
         try:
-            mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self._mounts]
+            mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self.mounts]
             self._publish({**report, "mounts": mounts}, now)
         except ValueError:
             self._board.publish({**report, "mounts": [], "error": _TOO_LONG})

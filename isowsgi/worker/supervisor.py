@@ -6,7 +6,7 @@ On the acceptor's thread; nothing here waits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from isowsgi.configuration import Config, Mount
@@ -19,9 +19,11 @@ from isowsgi.shared.scoreboard import REQUESTS, Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.livetable import LiveTable
 from isowsgi.worker.memory import MemoryWatch, rss_mib
 from isowsgi.worker.report import Reporter
 from isowsgi.worker.slots import Instance
+from isowsgi.worker.table import Table
 from isowsgi.worker.workshop import Workshop
 
 
@@ -42,7 +44,7 @@ class Supervisor:
         origins_fd: of the table that says where connections come from; None: their sockets do.
 
     Attributes:
-        deployments: in the order of the config file.
+        live: the table that serves, and its changes.
         rss_at_start: MiB, before the first mount was loaded.
     """
 
@@ -61,38 +63,55 @@ class Supervisor:
         on_files: Callable[[list[str]], None] | None,
         origins_fd: int | None = None,
     ) -> None:
-        self._limits = config.limits
         self._board = board
         self._log = log
         self._containment = containment
         self._is_stopping = False
         self._is_over = False  # all that was accepted is answered
         self._reporter: Reporter | None = None
-        self.mounts = config.mounts
         self.rss_at_start = 0
+        self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
         self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd)
         self._workshop.on_report = self._on_report
         if on_files is not None:
             self._workshop.on_files = on_files
-        self.deployments = [
-            Deployment(
-                members,
-                self._workshop,
-                isolation=interpreters.PROCESS if _is_any(members, moved) else _isolation_of(members[0]),
-                is_quarantined=_is_any(members, quarantined),
-                is_suspect=_is_any(members, suspects),
-            )
-            for members in _groups(config.mounts)
-        ]
-        self._deployment_of = {member.number: deployment for deployment in self.deployments for member in deployment.members}
-        self._memory = MemoryWatch(self.deployments, config.limits.max_rss)
+        self.live = LiveTable(config, board, containment, self._make_deployment, self._workshop.recall, self._on_switch)
+        self._acceptor: Acceptor | None = None
+        self._memory = MemoryWatch(lambda: self.deployments, lambda: self.table.config.limits.max_rss)
         self._workshop.on_measured = self._memory.on_measured
+
+    @property
+    def table(self) -> Table:
+        """Return what serves."""
+        return self.live.table
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        """Return those of the table that serves, in the order of the config file."""
+        return self.live.table.deployments
+
+    def _make_deployment(self, members: Sequence[Mount]) -> Deployment:
+        return Deployment(
+            members,
+            self._workshop,
+            isolation=interpreters.PROCESS if _is_any(members, self._moved) else _isolation_of(members[0]),
+            is_quarantined=_is_any(members, self._quarantined),
+            is_suspect=_is_any(members, self._suspects),
+        )
+
+    def _on_switch(self, table: Table) -> None:
+        """Have all who look at the table see another one."""
+        assert self._acceptor is not None, "mounts were started"
+        self._workshop.orders.set_status(table.config.status)
+        self._acceptor.dispatcher.set_table(table.router, table.config.head_timeout)
+        if self._reporter is not None:
+            self._reporter.mounts = table.mounts
 
     def start(self, acceptor: Acceptor) -> None:
         """Boot every mount that is not lazy."""
         self._workshop.start(acceptor)
-        mounts = [(mount, self._deployment_of[mount.number]) for mount in self.mounts]
-        self._reporter = Reporter(self._board, mounts, self._workshop.orders, acceptor)
+        self._acceptor = acceptor
+        self._reporter = Reporter(self._board, self.table.mounts, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()
         now, call = time.monotonic(), self._containment.call
@@ -113,7 +132,7 @@ class Supervisor:
         self._workshop.on_stacks = on_stacks
 
     def choose(self, mount: int) -> Instance | NotServing:
-        return self._deployment_of[mount].choose(time.monotonic())
+        return self.table.deployment_of(mount).choose(time.monotonic())
 
     def tick(self) -> None:
         """Do what time has made due; to be called about once a second."""
@@ -121,8 +140,9 @@ class Supervisor:
             return
         now = time.monotonic()
         call = self._containment.call
-        for deployment in self.deployments:
+        for deployment in self.live.all():
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
+        call("deployments that have ended", self.live.forget_gone)
         call("queue of boots", self._workshop.boots.tick, now)
         if self._is_stopping:
             return  # what was accepted may still wait for a mount; nothing else is begun
@@ -133,13 +153,13 @@ class Supervisor:
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
-        limits = self._limits
-        for deployment in self.deployments:
+        limits = self.table.config.limits
+        for deployment in self.live.all():
             if deployment.restart_reason:
                 return deployment.restart_reason
         # A boot that hangs would hang in the next worker too.
         stuck = sum(instance.state is State.STUCK and instance.is_loaded for instance in self._instances())
-        stuck += sum(instance.is_loaded for deployment in self.deployments for instance in deployment.slots.left)
+        stuck += sum(instance.is_loaded for deployment in self.live.all() for instance in deployment.slots.left)
         if stuck > limits.max_stuck:
             return f"{stuck} instances are stuck or left behind, max_stuck is {limits.max_stuck}"
         leaked = self._workshop.leaked
@@ -165,7 +185,7 @@ class Supervisor:
     def finish(self) -> None:
         """Tell every instance that its next response on each connection is the last."""
         self._is_stopping = self._workshop.is_stopping = True
-        for deployment in self.deployments:
+        for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: closing its connections", deployment.finish)
         if self._reporter is not None:
             self._containment.call("report to the scoreboard", self._reporter.stop, time.monotonic())
@@ -173,7 +193,7 @@ class Supervisor:
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""
         self._is_stopping = self._is_over = self._workshop.is_stopping = True
-        for deployment in self.deployments:
+        for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: stop", deployment.stop)
 
     def lost_connections(self) -> int:
@@ -193,7 +213,7 @@ class Supervisor:
 
     def _instances(self) -> list[Instance]:
         """Return all instances that have not ended."""
-        return [instance for deployment in self.deployments for instance in deployment.slots.all() if instance.state not in ENDS]
+        return [instance for deployment in self.live.all() for instance in deployment.slots.all() if instance.state not in ENDS]
 
     def _on_report(self) -> None:
         now = time.monotonic()
@@ -201,14 +221,6 @@ class Supervisor:
         self._containment.call("queue of boots", self._workshop.boots.pass_on, now)
         if self._reporter is not None:
             self._containment.call("report to the scoreboard", self._reporter.publish_soon, now)
-
-
-def _groups(mounts: Sequence[Mount]) -> Iterable[list[Mount]]:
-    """Return the mounts, in a list those that share an instance."""
-    groups: dict[str | int, list[Mount]] = {}
-    for mount in mounts:
-        groups.setdefault(mount.number if mount.group is None else mount.group, []).append(mount)
-    return groups.values()
 
 
 def _is_any(members: Sequence[Mount], patterns: Collection[str]) -> bool:

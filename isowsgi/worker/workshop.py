@@ -146,6 +146,7 @@ class Workshop:
             first_row,
             extensions,
             is_replacement=deployment.is_serving(),
+            routes=deployment.routes,
         )
 
     def _make(self, order: BootOrder) -> HostedInstance:

@@ -64,7 +64,8 @@ def test_what_differs_is_told_once_for_all_workers_and_secrets_are_not(server: S
         "    env.KEY  changed\n"
         "    threads  2 -> 5\n"
         "- /\n"
-        f"1 new, 1 changed, 1 gone. To apply, with every app loaded again: kill -HUP {server.process.pid}\n"
+        "1 new, 1 changed, 1 gone\n"
+        "To apply: isowsgi apply\n"
     )
 
 

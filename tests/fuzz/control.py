@@ -16,20 +16,34 @@ import struct
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
-from isowsgi.configuration import App, Config, Mount
+from isowsgi.configuration import App, Config, Mount, stored
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, frames
+from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS
 from isowsgi.worker.control import commands
+from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
 from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.livetable import LiveTable
+from isowsgi.worker.table import Table
 from tests.fakes import FakeInstance, FakeSurroundings
 
 _PATTERNS = ["/", "/shop", "/shop/admin", "/caf\xe9", "api.example.com/v1"]
+
+
+def _config(*patterns: str) -> Config:
+    app = App(kind="module", target="m", call="app")
+    # Not "auto": a failure would begin a trial, and nobody makes one here.
+    mounts = (Mount(number=number, pattern=pattern, app=app, isolation="own-gil") for number, pattern in enumerate(patterns))
+    return Config(path="/srv/isowsgi.toml", mounts=tuple(mounts))
+
+
 _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "status": controlmessages.Status(),
     "reload": controlmessages.Reload(mount="/"),
@@ -38,14 +52,16 @@ _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "stacks": controlmessages.Stacks(mount="/"),
     "errors": controlmessages.Errors(mount="/"),
     "table": controlmessages.Table(),
+    "prepare": controlmessages.Prepare(serial="s", config=stored.plain(_config("/", "/new"))),
+    "switch": controlmessages.Switch(serial="s"),
+    "drop": controlmessages.Drop(serial="s"),
 }
-_CONFIG = Config(path="/srv/isowsgi.toml", mounts=())
 _COMMANDS = [*_REQUESTS]
 
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
 _KINDS = frozenset((
     *("forbidden", "busy", "timeout", "malformed", "version", "command", "mount", "unknown-mount"),
-    *("quarantined", "stopped", "started", "failed", "stopping"),
+    *("quarantined", "stopped", "started", "failed", "stopping", "unchangeable", "outvoted", "not-prepared"),
 ))  # fmt: skip
 
 # Connections that were left open with half a request.
@@ -77,23 +93,31 @@ class _Supervisor:
         self._around.log = logging.getLogger("isowsgi-fuzz")
         self._around.log.addHandler(logging.NullHandler())
         self._around.log.propagate = False
-        app = App(kind="module", target="m", call="app")
-        # Not "auto": a failure would begin a trial, and nobody makes one here.
-        patterns = enumerate(_PATTERNS)
-        self.mounts = tuple(Mount(number=number, pattern=pattern, app=app, isolation="own-gil") for number, pattern in patterns)
         self._on_stacks: Any = None
-        self.deployments = [
-            Deployment([mount], self._around, isolation="own-gil", is_quarantined=mount.pattern == "/shop/admin") for mount in self.mounts
-        ]
+        config = _config(*_PATTERNS)
+        self._around.board.set_mounts(_PATTERNS)
+        self.live = LiveTable(config, self._around.board, self._around.containment, self._make, lambda deployment: None, lambda table: None)
         for deployment in self.deployments:
             deployment.start(time.monotonic())
+
+    def _make(self, members: Sequence[Mount]) -> Deployment:
+        return Deployment(members, self._around, isolation="own-gil", is_quarantined=members[0].pattern == "/shop/admin")
+
+    @property
+    def table(self) -> Table:
+        return self.live.table
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        return self.live.table.deployments
 
     def hear_stacks(self, on_stacks: Any) -> None:
         self._on_stacks = on_stacks
 
     def turn(self) -> None:
         """Let what was begun happen."""
-        for deployment in self.deployments:
+        self.live.forget_gone()
+        for deployment in self.live.all():
             for instance in deployment.slots.all():
                 assert isinstance(instance, FakeInstance)
                 for ask in instance.asked:
@@ -120,6 +144,8 @@ class _Log:
     def error(self, message: str, *args: object) -> None:
         self.mistakes.append(traceback.format_exc())
 
+    def info(self, message: str, *args: object) -> None: ...
+
     def warning(self, message: str, *args: object) -> None:
         raise AssertionError(message % args)
 
@@ -132,7 +158,9 @@ class ControlTarget:
         self._supervisor = _Supervisor()
         self._log = _Log()
         containment = Containment(self._log, memoryview(bytearray(8 * (INTERNAL_ERRORS + 1))).cast("q"))
-        begin = commands.Commands(self._supervisor, _CONFIG).begin  # type: ignore[arg-type]
+        # The supervisor is no real one, and nothing else decides on a table.
+        self._applying = Applying(self._supervisor.live, LastApplied(), 1, "", self._log)
+        begin = commands.Commands(self._supervisor, self._applying).begin  # type: ignore[arg-type]
         self._desk = ControlServer(begin, commands.this_worker("/srv/isowsgi.toml", 1), self._log, containment)
         path = self._desk.open([self._folder], "fuzz.sock")
         assert path is not None

@@ -24,7 +24,6 @@ from isowsgi.isolation.verdicts import Verdicts, key_of
 from isowsgi.shared import interpreters, refusals
 from isowsgi.shared.interpreters import MAIN, PROCESS
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.routing import Route, Router
 
 # A line of the log, as inside/policy.py writes it.
 _POLICY_LINE = re.compile(r'^\[.*\[WARNING\] .+?: (.* is (?:called|refused): policy \w+ = "\w+")$', re.MULTILINE)
@@ -93,9 +92,8 @@ def check(
         progress: told before each trial.
         memory: where the verdicts are remembered, for the next start of a worker.
     """
-    router = Router(Route(number, mount.host, mount.prefix) for number, mount in enumerate(config.mounts))
     cfg = GunicornConfig()
-    orders = BootOrders(router, gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
+    orders = BootOrders(gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
     reports = []
     for mount in config.mounts:
         if not patterns or mount.pattern in patterns:

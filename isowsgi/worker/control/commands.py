@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.configuration import Config, Mount, differences
+from isowsgi.configuration import Mount, differences
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, interpreters, messages
 from isowsgi.shared.controlmessages import (
@@ -33,6 +33,7 @@ from isowsgi.shared.controlmessages import (
 )
 from isowsgi.shared.messages import Stacks
 from isowsgi.shared.sockets import StopMarks
+from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memory import rss_mib
@@ -51,13 +52,11 @@ class Commands:
 
     Args:
         supervisor: whose mounts they are about.
-        config: what is served.
+        applying: carries out those about the table.
     """
 
-    def __init__(self, supervisor: Supervisor, config: Config) -> None:
+    def __init__(self, supervisor: Supervisor, applying: Applying) -> None:
         self._supervisor = supervisor
-        self._config = config
-        self._deployments = {member.pattern: deployment for deployment in supervisor.deployments for member in deployment.members}
         self._marks: StopMarks | None = None
         self._began_at = time.time()
         self._asked = 0
@@ -71,6 +70,9 @@ class Commands:
             controlmessages.Stacks: self._stacks,
             controlmessages.Errors: self._errors,
             controlmessages.Table: self._table,
+            controlmessages.Prepare: applying.prepare,
+            controlmessages.Switch: applying.switch,
+            controlmessages.Drop: applying.drop,
         }
         supervisor.hear_stacks(self._hear)
 
@@ -171,7 +173,7 @@ class Commands:
 
     def _table(self, request: controlmessages.Table) -> Errand:
         salt = secrets.token_hex(16)
-        said = differences.summary(self._config, salt)
+        said = differences.summary(self._supervisor.table.config, salt)
         mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
         return ServedTable(salt=salt, tables=said.tables, mounts=mounts)
         yield  # never reached, as above
@@ -184,10 +186,11 @@ class Commands:
         Raises:
             Refusal: there is none.
         """
-        if (deployment := self._deployments.get(wanted) or self._deployments.get(wanted.removesuffix("/"))) is not None:
+        deployments = {mount.pattern: deployment for mount, deployment in self._supervisor.table.mounts}
+        if (deployment := deployments.get(wanted) or deployments.get(wanted.removesuffix("/"))) is not None:
             return deployment
-        near = difflib.get_close_matches(wanted, self._deployments, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(self._deployments)[:20]))[:2000]
+        near = difflib.get_close_matches(wanted, deployments, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(deployments)[:20]))[:2000]
         raise Refusal("unknown-mount", f"no mount {wanted[:200]!r}; {hint}", near=near)
 
     def _mark(self, deployment: Deployment) -> None:

@@ -32,6 +32,9 @@ IDLE_S = 5.0
 # How often an errand that takes time is looked at when nothing else wakes the loop.
 _LOOK_S = 0.1
 
+# Bytes that are read at a time.
+_CHUNK_BYTES = 64 * 1024
+
 Errand = Generator[None, float, Answer]
 
 
@@ -174,7 +177,7 @@ class ControlServer:
             self._write(client)
             return
         try:
-            data = client.sock.recv(frames.MAX_REQUEST_BYTES)
+            data = client.sock.recv(_CHUNK_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -240,7 +243,7 @@ class ControlServer:
     def _close(self, client: _Client) -> None:
         del self._clients[client.fd]
         try:
-            client.sock.recv(frames.MAX_REQUEST_BYTES)  # unread data would make a reset of the close
+            client.sock.recv(_CHUNK_BYTES)  # unread data would make a reset of the close
         except OSError:
             pass
         client.sock.close()

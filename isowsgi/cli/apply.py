@@ -1,0 +1,72 @@
+"""`isowsgi apply`: have all workers serve what the config file says now, without a restart."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from isowsgi.cli import asking, client
+from isowsgi.cli.answers import Told, for_people, plain
+from isowsgi.cli.plan import compare, read_as_served, show
+from isowsgi.configuration import stored
+from isowsgi.shared import controlmessages
+from isowsgi.shared.controlmessages import Error
+from isowsgi.shared.sockets import Place
+
+
+@click.command(short_help="Serve what the config file says now.")
+@asking.where
+@asking.timeout
+def apply(config: str | None, pidfile: str | None, timeout: float) -> None:
+    """Take up what differs in the config file, in all workers, while everything else keeps serving.
+
+    First all that is new is loaded, in every worker; then all workers switch to the new table. If anything cannot be loaded, nothing
+    changes, the reason is shown, and the exit code is 1.
+    """
+    places = asking.find(config, pidfile)
+    answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
+    if any(isinstance(told.answer, Error) for told in answers):
+        _tell(answers)
+        asking.fail("nothing was changed: not every worker answers", 1)
+    wanted = read_as_served(config, answers, as_json=False)
+    by_worker = compare(answers, wanted)
+    show(by_worker)
+    if not any(found for _, found in by_worker):
+        return
+    serial = secrets.token_hex(8)
+    try:
+        prepared = client.ask(places, controlmessages.Prepare(serial=serial, config=stored.plain(wanted)), timeout)
+        if any(isinstance(told.answer, Error) for told in prepared):
+            _tell(prepared)
+            asking.fail("nothing was changed: not every worker could load what is new", 1)
+    except BaseException:  # Ctrl-C too
+        client.ask(places, controlmessages.Drop(serial=serial), asking.TIMEOUT_S)
+        raise
+    _switch(places, serial)
+
+
+def _switch(places: Sequence[Place], serial: str) -> None:
+    """Have all workers serve the new table; the first that does decides for all."""
+    told = client.ask(places, controlmessages.Switch(serial=serial), asking.TIMEOUT_S)
+    _tell(told)
+    switched = sum(not isinstance(each.answer, Error) for each in told)
+    if not switched:
+        client.ask(places, controlmessages.Drop(serial=serial), asking.TIMEOUT_S)
+        asking.fail("nothing was changed: no worker could switch", 1)
+    click.echo(f"applied in {switched} of {len(told)} workers")
+    if switched < len(told):
+        click.echo("the others, or those in their place, follow within seconds")
+
+
+def _tell(answers: Sequence[Told[Any]]) -> None:
+    """Print each error once: a faulty app fails in every worker alike."""
+    seen = set()
+    for told in for_people(answers):
+        if isinstance(told.answer, Error) and (what := (told.answer.kind, told.answer.text)) not in seen:
+            seen.add(what)
+            click.echo(f"{plain(asking.who(told))}: {told.answer.text}", err=True)
+            if told.answer.traceback:
+                click.echo(told.answer.traceback.rstrip(), err=True)

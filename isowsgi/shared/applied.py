@@ -1,0 +1,82 @@
+"""Which table of mounts is in force, if one was applied since gunicorn read its config file: a text that the master and its workers share.
+
+Whoever writes it has decided; the others follow. The master gives it to each worker that it forks; a worker looks at it about once a
+second, in case nobody told it. The text is the workers' to write, so the master believes nothing of it unchecked, and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+from typing import Any, NamedTuple
+
+from isowsgi.shared.memory import Text, make_memory, text_bytes
+
+# Most bytes of a table: a thousand mounts with all their settings need about 1.5 MiB.
+MAX_BYTES = 4 << 20
+
+
+class Applied(NamedTuple):
+    """A table that was applied.
+
+    Attributes:
+        base: the number of the config, among those that the master has read, that it was made for.
+        serial: its own name.
+        config: see `configuration.stored`.
+    """
+
+    base: int
+    serial: str
+    config: Any
+
+
+class Outvoted(Exception):
+    """Another table was decided on meanwhile."""
+
+
+class LastApplied:
+    """The shared text. Forked with the process that made it."""
+
+    def __init__(self) -> None:
+        self._fd = make_memory("isowsgi-table", text_bytes(MAX_BYTES))
+        self._memory = mmap.mmap(self._fd, text_bytes(MAX_BYTES))
+        self._text = Text(self._memory, 0, MAX_BYTES)
+
+    def turn(self) -> int:
+        """Return a number that changes with each decision; costs next to nothing."""
+        return self._text.turn()
+
+    def read(self) -> Applied | None:
+        """Return what was decided last; None if nothing was, or if it is unreadable."""
+        try:
+            facts = json.loads(self._text.read() or b"null")
+            return Applied(facts["base"], facts["serial"], facts["config"]) if facts is not None else None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    def decide(self, table: Applied, before: str) -> None:
+        """Decide on a table, for all workers.
+
+        Args:
+            before: the serial of the decision that this one follows; "" if none was in force for this base.
+
+        Raises:
+            Outvoted: it is not, or another worker decides just now.
+            ValueError: the table is too long.
+        """
+        data = json.dumps(table._asdict()).encode("ascii")
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: the kernel takes it back from one that dies
+        except OSError as exc:
+            raise Outvoted("another worker is deciding on a table; try again") from exc
+        try:
+            last = self.read()
+            now = last.serial if last is not None and last.base == table.base else ""
+            if now == table.serial:
+                return  # another worker was told first
+            if now != before:
+                raise Outvoted("another table was applied meanwhile; try again")
+            self._text.write(data)
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)

@@ -1,0 +1,182 @@
+"""A change of the table while it serves: what is new is loaded beside it, then all of it is taken up at once, or nothing is.
+
+A mount whose settings differ gets a deployment of its own, which nobody can reach until the switch. So a change is what is added and
+what is gone, and both are deployments. Those that did not change pass from one table to the next as they are: with their instances,
+generations, connections and counters.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import attrs
+
+from isowsgi.configuration import Config, Mount
+from isowsgi.instances.bootorder import is_status
+from isowsgi.shared.interpreters import MAIN
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.table import Table, grouped
+
+
+class Unchangeable(Exception):
+    """A config cannot be taken up by a worker that serves another one; the text says why, and what to do."""
+
+
+class Problem(NamedTuple):
+    """Why a new deployment does not serve."""
+
+    pattern: str
+    error: str  # one line
+    traceback: str
+
+
+class Change:
+    """The way from one table to the next.
+
+    Args:
+        old: the table that serves.
+        config: what shall be served.
+        board: gives numbers to new mounts.
+        make: returns a deployment for the mounts of a group, or for one.
+
+    Attributes:
+        new: the table that it leads to.
+        fresh: deployments that are only in the new one.
+        gone: those that are only in the old one.
+
+    Raises:
+        Unchangeable: not from this table.
+        MemoryError: there is no place on the scoreboard.
+    """
+
+    def __init__(self, old: Table, config: Config, board: Scoreboard, make: Callable[[Sequence[Mount]], Deployment]) -> None:
+        self._board = board
+        self.fresh: list[Deployment] = []
+        self._numbers: list[int] = []  # of new mounts
+        kept = {deployment.members: deployment for deployment in old.deployments if _stays(deployment, old.config, config)}
+        wanted = grouped(config.mounts)
+        _check(old, config, wanted, kept)
+        before = {member.pattern: deployment for deployment in old.deployments for member in deployment.members}
+        deployments = []
+        try:
+            for members in wanted:
+                deployment = kept.get(tuple(members))
+                if deployment is None:
+                    deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
+                    _carry_over(deployment, [before[member.pattern] for member in members if member.pattern in before])
+                    self.fresh.append(deployment)
+                deployments.append(deployment)
+        except BaseException:
+            self.forget()
+            raise
+        self.new = Table(config, deployments)
+        for deployment in self.fresh:
+            deployment.routes = self.new.routes_of(deployment)
+            deployment.is_prepared = True
+        self.gone = [deployment for deployment in old.deployments if deployment not in deployments]
+        self._has_begun = False
+
+    def begin(self, now: float) -> None:
+        """Load what is new and not lazy."""
+        self._has_begun = True
+        for deployment in self.fresh:
+            if not deployment.mount.lazy:
+                deployment.start(now)  # without effect on one that the operator has stopped
+
+    def problems(self) -> list[Problem]:
+        """Return what could not be loaded so far."""
+        found = []
+        for deployment in self.fresh:
+            incident = deployment.reports.incidents.last_boot
+            if incident is not None:
+                found.append(Problem(deployment.name, f"{incident.tag}: {incident.error}", incident.details))
+            elif deployment.backoff.retry_at is not None:
+                found.append(Problem(deployment.name, f"{deployment.name}: was not loaded in time; see the error log", ""))
+        return found
+
+    def is_ready(self) -> bool:
+        """Whether all that is new serves, or need not be loaded yet."""
+        return self._has_begun and all(map(_is_ready, self.fresh))
+
+    def forget(self) -> None:
+        """Give back the numbers of what is new: it will never serve."""
+        for number in self._numbers:
+            self._board.free_mount(number)
+        self._numbers = []
+
+    @property
+    def added(self) -> list[str]:
+        """Return the patterns that are new."""
+        return _patterns(self.fresh, without=self.gone)
+
+    @property
+    def changed(self) -> list[str]:
+        """Return the patterns whose mounts were made anew."""
+        return [pattern for pattern in _patterns(self.fresh) if pattern not in self.added]
+
+    @property
+    def removed(self) -> list[str]:
+        """Return the patterns that are no more."""
+        return _patterns(self.gone, without=self.fresh)
+
+    def _number(self, mount: Mount) -> int:
+        number = self._board.add_mount(mount.pattern)
+        self._numbers.append(number)
+        return number
+
+
+def _stays(deployment: Deployment, old: Config, new: Config) -> bool:
+    """Whether a deployment can be in both tables, if its mounts are; the status page is told who may see it when it is loaded."""
+    return old.status == new.status or not any(is_status(member.app) for member in deployment.members)
+
+
+def _patterns(deployments: Sequence[Deployment], without: Sequence[Deployment] = ()) -> list[str]:
+    others = {member.pattern for deployment in without for member in deployment.members}
+    return [member.pattern for deployment in deployments for member in deployment.members if member.pattern not in others]
+
+
+def _is_ready(deployment: Deployment) -> bool:
+    if deployment.is_stopped or deployment.is_quarantined:
+        return True
+    if deployment.mount.lazy and deployment.is_asleep():
+        return True
+    return deployment.is_serving() and deployment.has_arrived(0)
+
+
+def _carry_over(deployment: Deployment, before: list[Deployment]) -> None:
+    """Let a deployment go on where others with the same mounts ended."""
+    if before:
+        deployment.generation = max(each.generation for each in before)
+        deployment.reloads = max(each.reloads for each in before) + 1
+        deployment.stuck = max(each.stuck for each in before)
+        deployment.is_stopped = any(each.is_stopped for each in before)
+        deployment.is_quarantined = deployment.is_quarantined or any(each.is_quarantined for each in before)
+
+
+def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tuple[Mount, ...], Deployment]) -> None:
+    """Refuse what only a new worker can do.
+
+    Raises:
+        Unchangeable: that is among it.
+    """
+    if old.config.control != config.control:
+        raise Unchangeable("[control] differs: a running gunicorn keeps its control sockets; use SIGHUP to take this file up")
+    members = {tuple(each) for each in wanted}
+    gone = [deployment for deployment in old.deployments if kept.get(deployment.members) is None or deployment.members not in members]
+    for deployment in gone:
+        if deployment.siting.isolation == MAIN:
+            text = "lives in the main interpreter, which only a new worker has anew; use SIGHUP to take this file up"
+            raise Unchangeable(f"{deployment.name}: {text}")
+        patterns = {member.pattern for member in deployment.members}
+        if deployment.mount.replace == "stop-first" and any(mount.pattern in patterns for each in wanted for mount in each):
+            text = 'has replace = "stop-first", so its two generations must not be loaded side by side; use SIGHUP to take this file up'
+            raise Unchangeable(f"{deployment.name}: {text}")
+    for each in wanted:
+        if each[0].isolation == MAIN and tuple(each) not in kept:
+            raise Unchangeable(
+                f"{each[0].pattern}: only a new worker can load an app in the main interpreter; use SIGHUP to take this file up"
+            )

@@ -1,0 +1,181 @@
+"""Tables that operators apply: prepared on request, taken up in all workers, or in none.
+
+The command has each worker prepare the table, and once all have, switch. The first that is told to switch decides, by a text that all
+workers share (`shared.applied`). From then on there is no way back: the others switch when they are told, or when they see the text about a
+second later, be the command killed meanwhile or the worker new. What was prepared and never decided on is dropped.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isowsgi.configuration import stored
+from isowsgi.shared.applied import Applied, LastApplied, Outvoted
+from isowsgi.shared.controlmessages import Drop, Prepare, Refusal, Switch, TableOutcome
+from isowsgi.worker.change import Change, Problem, Unchangeable
+from isowsgi.worker.control.server import Errand
+from isowsgi.worker.livetable import LiveTable
+
+# How long a prepared table waits for the word to switch: the command gives it as soon as all workers have answered.
+_HELD_S = 30.0
+
+# How long a worker that follows others' decision waits for what is new, before it serves the table as far as it goes.
+_FOLLOW_S = 60.0
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A table that is being prepared, or waits for the switch."""
+
+    table: Applied
+    change: Change
+    deadline: float = float("inf")
+    is_decided: bool = False  # by another worker
+
+
+class Applying:
+    """One worker's part in it.
+
+    Args:
+        live: the table that changes.
+        last_applied: what all workers share; None if they share nothing.
+        base, serial: see `master.plan.Share`.
+        log: gunicorn's logger.
+    """
+
+    def __init__(self, live: LiveTable, last_applied: LastApplied | None, base: int, serial: str, log: Any) -> None:
+        self._live = live
+        self._last_applied = last_applied
+        self._base = base
+        self._serial = serial
+        self._log = log
+        self._pending: _Pending | None = None
+        self._turn = -1  # of the shared text, when it was looked at last
+
+    # Requests.
+
+    def prepare(self, request: Prepare) -> Errand:
+        """Load what is new in a table; answered once all of it serves, or something does not."""
+        if self._last_applied is None:
+            raise Refusal("unchangeable", "the workers share no memory, see the error log; use SIGHUP")
+        if self._pending is not None:
+            raise Refusal("busy", "another table is being applied; try again")
+        pending = self._begin(Applied(self._base, request.serial, request.config), time.monotonic())
+        is_ready = False
+        try:
+            while not pending.change.is_ready():
+                if problems := pending.change.problems():
+                    raise _failed(problems)
+                yield
+                if self._pending is not pending:
+                    raise Refusal("outvoted", "another table was applied meanwhile; try again")
+            is_ready = True
+        finally:  # also if who asked hangs up
+            if not is_ready and self._pending is pending and not pending.is_decided:
+                self._drop("it could not be prepared")
+        pending.deadline = time.monotonic() + _HELD_S
+        return TableOutcome(outcome="prepared", text="all that is new is loaded")
+
+    def switch(self, request: Switch) -> Errand:
+        if self._serial == request.serial:
+            return TableOutcome(outcome="applied", text="serves the new table")  # another worker was told first
+        pending = self._pending
+        if pending is None or pending.table.serial != request.serial or not pending.change.is_ready():
+            raise Refusal("not-prepared", "this worker has not prepared the table, or has dropped it meanwhile")
+        assert self._last_applied is not None, "else nothing is prepared"
+        try:
+            self._last_applied.decide(pending.table, self._serial)
+        except Outvoted as exc:
+            raise Refusal("outvoted", str(exc)) from exc
+        except ValueError as exc:
+            raise Refusal("unchangeable", f"the table is too long: {exc}") from exc
+        self._switch(pending, time.monotonic())
+        return TableOutcome(outcome="applied", text="serves the new table")
+        yield  # never reached: makes this function a generator, as the others are
+
+    def drop(self, request: Drop) -> Errand:
+        if self._pending is not None and self._pending.table.serial == request.serial and not self._pending.is_decided:
+            self._drop("it was given up")
+        return TableOutcome(outcome="dropped", text="serves the table that it served before")
+        yield  # never reached, as above
+
+    # Time.
+
+    def tick(self) -> None:
+        """Follow the decisions of other workers; about once a second."""
+        now = time.monotonic()
+        last = self._last_applied
+        if last is not None and (turn := last.turn()) != self._turn:
+            self._turn = turn
+            table = last.read()
+            if table is not None and table.base == self._base and table.serial != self._serial:
+                self._follow(table, now)
+        pending = self._pending
+        if pending is None:
+            return
+        if pending.is_decided:
+            problems = pending.change.problems()
+            if pending.change.is_ready() or problems or now >= pending.deadline:
+                for problem in problems:
+                    self._log.error("%s: not loaded in this worker, though another one has applied the table: %s", *problem[:2])
+                self._switch(pending, now)
+        elif now >= pending.deadline:
+            self._drop(f"nobody said within {_HELD_S:g} s that it is to be taken up")
+
+    def _follow(self, table: Applied, now: float) -> None:
+        """Take up a table that another worker has decided on."""
+        pending = self._pending
+        if pending is None or pending.table.serial != table.serial:
+            if pending is not None:
+                self._drop("another table was applied")
+            try:
+                pending = self._begin(table, now)
+            except Refusal as refusal:
+                self._log.error("cannot follow the other workers to the table that was applied: %s", refusal)
+                return
+        pending.is_decided, pending.deadline = True, now + _FOLLOW_S
+
+    # Inner workings.
+
+    def _begin(self, table: Applied, now: float) -> _Pending:
+        """Prepare a table.
+
+        Raises:
+            Refusal: it is none, or not for a running worker.
+        """
+        try:
+            config = stored.restore(table.config)
+        except stored.NotAConfig as exc:
+            raise Refusal("malformed", str(exc)) from exc
+        if config.path != self._live.table.config.path:
+            raise Refusal("unchangeable", f"this worker serves {self._live.table.config.path}, not {config.path}")
+        try:
+            change = self._live.prepare(config, now)
+        except Unchangeable as exc:
+            raise Refusal("unchangeable", str(exc)) from exc
+        except MemoryError as exc:
+            raise Refusal("unchangeable", f"{exc}; use SIGHUP") from exc
+        pending = self._pending = _Pending(table, change)
+        return pending
+
+    def _switch(self, pending: _Pending, now: float) -> None:
+        self._pending, self._serial = None, pending.table.serial
+        self._live.switch(now)
+        names = {"new": pending.change.added, "changed": pending.change.changed, "gone": pending.change.removed}
+        told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
+        self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")
+
+    def _drop(self, why: str) -> None:
+        self._pending = None
+        self._live.drop(time.monotonic())
+        self._log.info("a table that was to be applied is dropped: %s; the mounts stay as they were", why)
+
+
+def _failed(problems: Sequence[Problem]) -> Refusal:
+    text = "; ".join(problem.error for problem in problems)
+    return Refusal("failed", text, traceback="\n".join(problem.traceback for problem in problems if problem.traceback) or None)

@@ -1,0 +1,115 @@
+"""The table that serves, and the change to the next one: one at a time, see `change`.
+
+On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from isowsgi.configuration import Config, Mount
+from isowsgi.instances.bootorder import reroutes
+from isowsgi.instances.lifecycle import ENDS
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.routing import Route
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker.change import Change
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.table import Table, grouped
+
+
+class LiveTable:
+    """One worker's.
+
+    Args:
+        config: what is served at first.
+        board: the worker's scoreboard.
+        containment: ends our own mistakes.
+        make: returns a deployment for the mounts of a group, or for one.
+        recall: settles what is known of a new deployment from earlier runs.
+        on_switch: has all who look at the table see another one; called while the old one's deployments still serve.
+
+    Attributes:
+        table: what serves.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        board: Scoreboard,
+        containment: Containment,
+        make: Callable[[Sequence[Mount]], Deployment],
+        recall: Callable[[Deployment], None],
+        on_switch: Callable[[Table], None],
+    ) -> None:
+        self._board = board
+        self._containment = containment
+        self._make = make
+        self._recall = recall
+        self._on_switch = on_switch
+        self.table = Table(config, [make(members) for members in grouped(config.mounts)])
+        for deployment in self.table.deployments:
+            deployment.routes = self.table.routes_of(deployment)
+        self._change: Change | None = None  # that is being prepared
+        self._leaving: list[Deployment] = []  # that are in no table any more, and have not ended
+
+    def all(self) -> list[Deployment]:
+        """Return the deployments of the table, those that are being prepared for the next one, and those that leave."""
+        return [*self.table.deployments, *(self._change.fresh if self._change is not None else ()), *self._leaving]
+
+    def prepare(self, config: Config, now: float) -> Change:
+        """Begin to load what is new in a config; to be ended by `switch` or `drop`.
+
+        Raises:
+            Unchangeable: only a new worker can serve it.
+            MemoryError: there is no place on the scoreboard.
+        """
+        assert self._change is None, "one at a time"
+        change = self._change = Change(self.table, config, self._board, self._make)
+        for deployment in change.fresh:
+            self._containment.call(f"{deployment.name}: result of an earlier trial", self._recall, deployment)
+        change.begin(now)
+        return change
+
+    def drop(self, now: float) -> None:
+        """Give up the change that is being prepared."""
+        change, self._change = self._change, None
+        if change is not None:
+            self._let_go(change.fresh, now)
+
+    def switch(self, now: float) -> None:
+        """Serve the table that was prepared, from now on."""
+        change, self._change = self._change, None
+        assert change is not None, "it was prepared"
+        self.table = change.new
+        for deployment in change.fresh:
+            deployment.is_prepared = False
+        self._containment.call("switch to another table", self._on_switch, self.table)
+        for deployment in self.table.deployments:
+            if deployment not in change.fresh:
+                self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
+        self._let_go(change.gone, now)
+
+    def forget_gone(self) -> None:
+        """Forget deployments that have ended; what threads of theirs have left behind is kept in sight."""
+        for deployment in list(self._leaving):
+            if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial:
+                self._leaving.remove(deployment)
+                for member in deployment.members:
+                    self._board.free_mount(member.number)
+
+    def _let_go(self, deployments: Sequence[Deployment], now: float) -> None:
+        """End deployments that are in no table any more; their requests in flight are answered first."""
+        self._leaving += deployments
+        for deployment in deployments:
+            self._containment.call(f"{deployment.name}: stop", deployment.leave, now)
+
+
+def _reroute(deployment: Deployment, routes: list[Route]) -> None:
+    """Tell a deployment's instances which requests are theirs from now on, on connections that they keep."""
+    if routes != deployment.routes:
+        deployment.routes = routes
+        for instance in deployment.slots.all():
+            if instance.state not in ENDS:
+                for order in reroutes(routes):
+                    instance.tell(order)

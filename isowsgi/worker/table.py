@@ -1,0 +1,46 @@
+"""The table: which mounts are served by which deployments. A value: a change makes another one, see `change`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from isowsgi.configuration import Config, Mount
+from isowsgi.instances.bootorder import own_route
+from isowsgi.shared.routing import Route, Router
+from isowsgi.worker.deployment import Deployment
+
+
+class Table:
+    """What one worker serves.
+
+    Args:
+        config: what it was made for.
+        deployments: for the mounts of the config, in its order; each knows the numbers that its mounts have in this worker.
+
+    Attributes:
+        mounts: in the config's order, each with its deployment; those of a group have the same one.
+        router: by the mounts' numbers.
+    """
+
+    def __init__(self, config: Config, deployments: Sequence[Deployment]) -> None:
+        self.config = config
+        self.deployments = list(deployments)
+        by_pattern = {member.pattern: (member, deployment) for deployment in deployments for member in deployment.members}
+        self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
+        self.router = Router(own_route(mount) for mount, _ in self.mounts)
+        self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
+
+    def routes_of(self, deployment: Deployment) -> list[Route]:
+        """Return the routes that decide which requests are a deployment's, see `Router.rivals`."""
+        return list(dict.fromkeys(route for member in deployment.members for route in self.router.rivals(member.number)))
+
+    def deployment_of(self, number: int) -> Deployment:
+        return self._deployment_of[number]
+
+
+def grouped(mounts: Iterable[Mount]) -> list[list[Mount]]:
+    """Return mounts, in a list those that share an instance."""
+    groups: dict[tuple[str, str], list[Mount]] = {}
+    for mount in mounts:
+        groups.setdefault(("mount", mount.pattern) if mount.group is None else ("group", mount.group), []).append(mount)
+    return list(groups.values())

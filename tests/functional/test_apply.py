@@ -1,0 +1,256 @@
+"""`isowsgi apply`: one app is added, changed or removed while all others go on, in all workers or in none."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from isowsgi import configuration
+from isowsgi.cli import client
+from isowsgi.configuration import stored
+from isowsgi.shared import controlmessages
+from isowsgi.shared.controlmessages import Error
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
+
+TELLS = """
+import os
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    said = (environ["isowsgi.mount"], environ["isowsgi.generation"], os.environ.get("KEY"), environ["wsgi.url_scheme"] and os.getpid())
+    return [" ".join(map(str, said)).encode()]
+"""
+FILES = {"tells.py": TELLS, "broken.py": "raise RuntimeError('broken on purpose')\n"}
+CONFIG = """
+[control]
+folder = "control"
+[mounts]
+"/stays" = "tells"
+"/changes" = { app = "tells", env = { KEY = "old" } }
+"/goes" = "tells"
+"""
+
+
+def start(serve: StartServer, workers: int = 2) -> Server:
+    return serve(CONFIG, "--workers", str(workers), files=FILES, wait_for=3 * workers)
+
+
+def edit(server: Server, *changes: tuple[str, str]) -> None:
+    path: Path = server.folder / "isowsgi.toml"
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def apply(server: Server) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "isowsgi", "apply"],
+        cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+
+
+def told(server: Server, path: str) -> list[str]:
+    """Return the mount, its generation and KEY."""
+    answer = server.get(path)
+    return answer.text.split()[:3] if answer.status_code == 200 else [str(answer.status_code)]
+
+
+def in_every_worker(server: Server, path: str, expected: list[str]) -> None:
+    """Wait until each worker answers so; connections go to any of them."""
+
+    def agree() -> bool:
+        pids = set()
+        for _ in range(100):
+            answer = server.get(path)
+            said = answer.text.split() if answer.status_code == 200 else [str(answer.status_code)]
+            if said[:3] != expected:
+                return False
+            pids.add(said[-1])
+            if len(pids) == len(server.workers()) or len(said) == 1:
+                return True
+        return False
+
+    eventually(agree, f"{expected} from every worker")
+
+
+class Users:
+    """Ask some paths all the time, each on a connection that is kept."""
+
+    def __init__(self, server: Server, *paths: str) -> None:
+        self.answered, self.lost = 0, list[str]()
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(f"{server.url}{path}",)) for path in paths]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, url: str) -> None:
+        with requests.Session() as session:
+            while not self._ends.is_set():
+                try:
+                    answer = session.get(url, timeout=DEADLINE_S)
+                    self.answered += 1
+                    if answer.status_code != 200:
+                        self.lost.append(f"{url}: {answer.status_code}")
+                except requests.RequestException as exc:
+                    self.lost.append(f"{url}: {exc}")
+
+    def __enter__(self) -> Users:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_what_is_new_changed_and_gone_is_taken_up_and_nobody_loses_a_request(serve: StartServer) -> None:
+    server = start(serve)
+    workers = server.workers()
+    with Users(server, "/stays", "/changes") as users, requests.Session() as kept:
+        assert kept.get(f"{server.url}/stays/new").text.startswith("/stays 1 ")
+        edit(server, ('"/goes" = "tells"', '"/stays/new" = "tells"'), ('"old"', '"new"'))
+
+        shown = apply(server)
+
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.endswith("1 new, 1 changed, 1 gone\napplied in 2 of 2 workers\n")
+        in_every_worker(server, "/changes", ["/changes", "2", "new"])
+        in_every_worker(server, "/goes", ["404"])
+        in_every_worker(server, "/stays", ["/stays", "1", "None"])
+        # The instance that has this connection is told that such a request is not its own any more.
+        eventually(lambda: kept.get(f"{server.url}/stays/new").text.startswith("/stays/new 1 "))
+
+    assert users.answered > 0
+    assert users.lost == []
+    assert server.workers() == workers
+    server.wait_for_log("table applied, 3 mounts: new: /stays/new; changed: /changes; gone: /goes", 2)
+    server.wait_for_log("/goes #1: ended", 2)
+    assert apply(server).stdout == "no difference: what runs is what the config file says\n"
+
+
+def test_one_app_that_cannot_be_loaded_changes_nothing(serve: StartServer) -> None:
+    server = start(serve)
+    edit(server, ('"/goes" = "tells"', '"/goes" = "broken"'), ('"old"', '"new"'))
+
+    shown = apply(server)
+
+    assert shown.returncode == 1
+    assert "/goes #2: RuntimeError: broken on purpose" in shown.stderr
+    assert "Traceback (most recent call last):" in shown.stderr
+    assert shown.stderr.endswith("isowsgi: nothing was changed: not every worker could load what is new\n")
+    for path, expected in (("/goes", ["/goes", "1", "None"]), ("/changes", ["/changes", "1", "old"])):
+        in_every_worker(server, path, expected)
+    assert "answers 503" not in server.log()
+
+
+def test_a_worker_that_begins_later_serves_what_was_applied_even_if_the_file_is_broken_since(serve: StartServer) -> None:
+    server = start(serve)
+    edit(server, ('"old"', '"new"'), ('"/goes" = "tells"\n', ""))
+    assert apply(server).returncode == 0
+    (server.folder / "isowsgi.toml").write_text("[broken")
+
+    [victim, survivor] = server.workers()
+    os.kill(victim, signal.SIGKILL)
+    server.wait_for_log("/changes #1: serving", 3)
+
+    eventually(lambda: len(set(server.workers()) - {victim, survivor}) == 1)
+    eventually(lambda: {told(server, "/changes")[2] for _ in range(20)} == {"new"})
+    in_every_worker(server, "/goes", ["404"])
+
+
+def test_a_reload_of_gunicorn_takes_up_the_file_again(serve: StartServer) -> None:
+    server = start(serve, workers=1)
+    edit(server, ('"old"', '"new"'))
+    assert apply(server).returncode == 0
+    edit(server, ('"new"', '"newest"'))
+
+    server.process.send_signal(signal.SIGHUP)
+
+    in_every_worker(server, "/changes", ["/changes", "1", "newest"])
+    edit(server, ('"newest"', '"last"'))
+    assert apply(server).returncode == 0
+    in_every_worker(server, "/changes", ["/changes", "2", "last"])
+
+
+class Command:
+    """What `isowsgi apply` says to the workers, step by step."""
+
+    def __init__(self, server: Server) -> None:
+        self.places = client.find(str(server.folder / "isowsgi.toml"), None)
+        self.serial = secrets.token_hex(8)
+        self._config = stored.plain(configuration.load(server.folder / "isowsgi.toml"))
+
+    def prepare(self, places: list[Any] | None = None) -> list[str]:
+        return self._ask(controlmessages.Prepare(serial=self.serial, config=self._config), places)
+
+    def switch(self, places: list[Any] | None = None) -> list[str]:
+        return self._ask(controlmessages.Switch(serial=self.serial), places)
+
+    def drop(self) -> list[str]:
+        return self._ask(controlmessages.Drop(serial=self.serial), None)
+
+    def _ask(self, request: Any, places: list[Any] | None) -> list[str]:
+        answers = client.ask(self.places if places is None else places, request, DEADLINE_S)
+        return [each.answer.kind if isinstance(each.answer, Error) else each.answer.outcome for each in answers]
+
+
+@pytest.fixture
+def server(serve: StartServer) -> Server:
+    server = start(serve)
+    edit(server, ('"old"', '"new"'), ('"/goes" = "tells"\n', ""))
+    return server
+
+
+def test_a_command_that_is_killed_at_the_switch_leaves_no_half_table(server: Server) -> None:
+    command = Command(server)
+    assert command.prepare() == ["prepared", "prepared"]
+
+    assert command.switch(command.places[:1]) == ["applied"]
+
+    in_every_worker(server, "/changes", ["/changes", "2", "new"])
+    in_every_worker(server, "/goes", ["404"])
+    assert command.switch() == ["applied", "applied"], "saying so again does no harm"
+
+
+def test_a_worker_that_was_never_asked_follows_the_others(server: Server) -> None:
+    command = Command(server)
+    assert command.prepare(command.places[:1]) == ["prepared"]
+    assert command.switch(command.places[:1]) == ["applied"]
+
+    in_every_worker(server, "/changes", ["/changes", "2", "new"])
+    in_every_worker(server, "/goes", ["404"])
+
+
+def test_of_two_who_apply_at_the_same_time_one_is_told_to_try_again(server: Server) -> None:
+    first, second = Command(server), Command(server)
+    assert first.prepare() == ["prepared", "prepared"]
+    assert second.prepare() == ["busy", "busy"]
+    assert second.switch() == ["not-prepared", "not-prepared"]
+    assert first.drop() == ["dropped", "dropped"]
+    assert told(server, "/changes") == ["/changes", "1", "old"]
+
+    assert second.prepare(second.places[:1]) == ["prepared"]
+    assert first.prepare(first.places[1:]) == ["prepared"]
+    assert second.switch(second.places[:1]) == ["applied"]
+    assert first.switch(first.places[1:]) in (["outvoted"], ["not-prepared"]), "or it has followed already"
+    in_every_worker(server, "/changes", ["/changes", "2", "new"])
+
+
+def test_what_only_a_new_worker_can_do_is_said(server: Server) -> None:
+    edit(server, ("[mounts]", '[mounts]\n"/main" = { app = "tells", isolation = "main" }'))
+
+    shown = apply(server)
+
+    assert shown.returncode == 1
+    assert "/main: only a new worker can load an app in the main interpreter; use SIGHUP to take this file up" in shown.stderr
+    assert told(server, "/changes") == ["/changes", "1", "old"]

@@ -1,0 +1,112 @@
+"""The text by which workers agree on a table: the first decides, and whoever finds another decision in force is told so."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from isowsgi import configuration
+from isowsgi.configuration import stored
+from isowsgi.shared.applied import MAX_BYTES, Applied, LastApplied, Outvoted
+
+
+def table(serial: str, base: int = 1, config: Any = None) -> Applied:
+    return Applied(base, serial, config)
+
+
+def test_the_first_decides_and_the_others_follow() -> None:
+    last = LastApplied()
+    assert last.read() is None
+    turn = last.turn()
+
+    last.decide(table("a", config={"mounts": ["/caf\udc80"]}), before="")
+    last.decide(table("a"), before="")  # another worker, told the same
+
+    assert last.read() == table("a", config={"mounts": ["/caf\udc80"]})
+    assert last.turn() != turn
+
+
+def test_who_did_not_know_of_the_decision_in_force_is_outvoted() -> None:
+    last = LastApplied()
+    last.decide(table("a"), before="")
+
+    with pytest.raises(Outvoted):
+        last.decide(table("b"), before="")
+
+    last.decide(table("b"), before="a")
+    assert last.read() == table("b")
+
+
+def test_a_decision_for_an_earlier_reading_of_the_file_binds_nobody() -> None:
+    last = LastApplied()
+    last.decide(table("a", base=1), before="")
+
+    last.decide(table("b", base=2), before="")
+
+    assert last.read() == table("b", base=2)
+
+
+def test_a_table_that_is_too_long_changes_nothing() -> None:
+    last = LastApplied()
+    last.decide(table("a"), before="")
+
+    with pytest.raises(ValueError, match="too long"):
+        last.decide(table("b", config="x" * MAX_BYTES), before="a")
+
+    assert last.read() == table("a")
+
+
+def test_of_many_processes_one_decides() -> None:
+    last = LastApplied()
+    start, go = os.pipe()
+    children = []
+    for number in range(8):
+        pid = os.fork()
+        if pid == 0:
+            os.read(start, 1)
+            try:
+                last.decide(table(str(number)), before="")
+            except Outvoted:
+                os._exit(1)
+            except BaseException:
+                os._exit(2)
+            os._exit(0)
+        children.append(pid)
+    os.write(go, b"x" * 8)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    os.close(start)
+    os.close(go)
+
+    assert sorted(codes) == [0] + [1] * 7
+    decided = last.read()
+    assert decided is not None
+    assert decided.serial == str(codes.index(0))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"7", b'{"base": 1}', b"[" * 100_000, b"\xff"])
+def test_what_somebody_wrote_over_it_is_no_decision(text: bytes) -> None:
+    last = LastApplied()
+    last._text.write(text)
+
+    assert last.read() is None
+
+
+def test_a_config_comes_back_as_it_was(tmp_path: Any) -> None:
+    settings = 'app = "b:make(1)", env = { A = "1" }, policy = { exit = "deny" }, threads = 3, max_age = 2.5, lazy = true'
+    tables = '[worker]\nmax_rss = 9\n[status]\nallow = ["10.0.0.0/8"]\n'
+    (tmp_path / "isowsgi.toml").write_text(f'{tables}[mounts]\n"/" = "a"\n"a.example/caf\u00e9" = {{ {settings} }}\n')
+    config = configuration.load(tmp_path / "isowsgi.toml")
+
+    restored = stored.restore(stored.plain(config))
+
+    assert restored == config
+    assert [mount.number for mount in restored.mounts] == [0, 1]
+    assert isinstance(restored.mounts[0].pythonpath, tuple)
+
+
+@pytest.mark.parametrize("facts", [None, [], "x", {}, {"path": "/x"}, {"path": "/x", "mounts": [{}]}, {"path": "", "mounts": [], "odd": 1}])
+def test_what_is_no_config_is_refused(facts: Any) -> None:
+    with pytest.raises(stored.NotAConfig):
+        stored.restore(facts)

@@ -1,0 +1,255 @@
+"""A change of the table: what did not change is left alone, what did is loaded first, and nothing is taken up by halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from isowsgi.configuration import App, Config, Control, Mount, Status
+from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared.messages import Closed, Failed, Ready, Reroute
+from isowsgi.shared.routing import Route
+from isowsgi.worker.change import Unchangeable
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.livetable import LiveTable
+from isowsgi.worker.table import Table
+from tests.fakes import FakeInstance, FakeSurroundings
+
+NOW = 1000.0
+
+
+def mount(pattern: str, **settings: Any) -> Mount:
+    app = App(kind="module", target="m", call="app")
+    return Mount(pattern=pattern, prefix=pattern.rstrip("/"), **{"app": app, "isolation": "own-gil", **settings})
+
+
+def config(*mounts: Mount, **tables: Any) -> Config:
+    return Config(path="/isowsgi.toml", mounts=mounts, **tables)
+
+
+class Site:
+    """A worker's table with fake instances."""
+
+    def __init__(self, *mounts: Mount, **tables: Any) -> None:
+        self.around = FakeSurroundings()
+        self.around.board.set_mounts([each.pattern for each in mounts])
+        numbered = [attrs.evolve(each, number=number) for number, each in enumerate(mounts)]
+        self.switched: list[Table] = []
+        self.live = LiveTable(
+            config(*numbered, **tables),
+            self.around.board,
+            self.around.containment,
+            self._make,
+            lambda deployment: None,
+            self.switched.append,
+        )
+        for deployment in self.live.table.deployments:
+            deployment.start(NOW)
+        self.all_load()
+
+    def _make(self, members: Sequence[Mount]) -> Deployment:
+        return Deployment(members, self.around, isolation=members[0].isolation)
+
+    def all_load(self) -> None:
+        for deployment in self.live.all():
+            for instance in deployment.slots.all():
+                if instance.state is State.BOOTING:
+                    says(deployment, instance, Ready(boot_s=0.0, objects=0, extensions=[], refused=[]))
+
+    def all_end(self) -> None:
+        for deployment in self.live.all():
+            for instance in deployment.slots.all():
+                assert isinstance(instance, FakeInstance)
+                if instance.stopped and instance.state not in ENDS:
+                    says(deployment, instance, Closed(threads=0))
+        self.live.forget_gone()
+
+    def apply(self, *mounts: Mount, **tables: Any) -> None:
+        self.live.prepare(config(*mounts, **tables), NOW)
+        self.all_load()
+        self.live.switch(NOW)
+        self.all_end()
+
+    def of(self, pattern: str) -> Deployment:
+        return next(deployment for each, deployment in self.live.table.mounts if each.pattern == pattern)
+
+
+def says(deployment: Deployment, instance: Any, report: Any) -> None:
+    instance.said.append(report)
+    deployment.reports.read(instance, NOW)
+
+
+def serves(deployment: Deployment) -> Any:
+    chosen = deployment.choose(NOW)
+    assert not isinstance(chosen, NotServing)
+    return chosen
+
+
+def test_what_did_not_change_goes_on_as_it_is_and_the_rest_is_loaded_before_the_switch() -> None:
+    site = Site(mount("/a"), mount("/b"), mount("/c"))
+    kept, before, gone = site.of("/a"), site.of("/b"), site.of("/c")
+    old = [serves(each) for each in (kept, before, gone)]
+
+    change = site.live.prepare(config(mount("/d"), mount("/b", threads=2), mount("/a")), NOW)
+
+    assert not change.is_ready()
+    assert [each.name for each in change.fresh] == ["/d", "/b"]
+    assert (change.added, change.changed, change.removed) == (["/d"], ["/b"], ["/c"])
+    assert [serves(each) for each in (kept, before, gone)] == old, "nobody notices"
+
+    site.all_load()
+    assert change.is_ready()
+    site.live.switch(NOW)
+
+    assert site.of("/a") is kept
+    assert serves(kept) is old[0]
+    assert [serves(site.of(each)).generation for each in ("/a", "/b", "/d")] == [1, 2, 1]
+    assert [each.pattern for each, _ in site.live.table.mounts] == ["/d", "/b", "/a"]
+    assert site.switched == [site.live.table]
+    assert all(isinstance(each, FakeInstance) and each.drained and each.stopped for each in old[1:])
+    assert not old[0].drained
+    assert before in site.live.all(), "it is looked after until it has ended"
+
+    site.all_end()
+    assert site.live.all() == site.live.table.deployments
+
+
+def test_one_app_that_cannot_be_loaded_leaves_all_as_it_was() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    table, serving = site.live.table, serves(site.of("/b"))
+    change = site.live.prepare(config(mount("/a", threads=2), mount("/b", threads=2), mount("/new")), NOW)
+    made = site.around.made[2:]
+    says(change.fresh[0], made[0], Ready(boot_s=0.0, objects=0, extensions=[], refused=[]))
+    says(change.fresh[2], made[2], Failed(error="E: x", traceback="Traceback"))
+
+    [problem] = change.problems()
+    assert (problem.pattern, problem.error, problem.traceback) == ("/new", "/ #1: E: x", "Traceback")
+    assert not change.is_ready()
+    site.live.drop(NOW)
+
+    assert site.live.table is table
+    assert serves(site.of("/b")) is serving
+    assert not site.switched
+    for each in made:
+        assert each.stopped or each.state in ENDS
+    site.all_load()
+    site.all_end()
+    assert site.live.all() == table.deployments
+
+
+def test_a_boot_that_takes_too_long_is_a_problem() -> None:
+    site = Site(mount("/a"))
+    change = site.live.prepare(config(mount("/a"), mount("/b", boot_timeout=5.0)), NOW)
+
+    change.fresh[0].upkeep.tick(NOW + 6)
+
+    assert [problem.pattern for problem in change.problems()] == ["/b"]
+
+
+def test_a_mount_that_is_lazy_or_stopped_needs_no_load() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    site.of("/b").halt(NOW)
+    change = site.live.prepare(config(mount("/a", lazy=True), mount("/b", threads=3)), NOW)
+
+    assert change.is_ready()
+    site.live.switch(NOW)
+
+    assert site.of("/a").state() == "asleep"
+    assert site.of("/b").state() == "stopped"
+
+
+def test_the_numbers_of_mounts_that_come_and_go_are_used_again() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    numbers: set[int] = set()
+    for threads in range(1, 50):
+        site.apply(mount("/a"), mount("/b", threads=threads), *([mount("/c")] if threads % 2 else []))
+        numbers.update(each.number for each, _ in site.live.table.mounts)
+
+    assert numbers == {0, 1, 2, 3}
+    assert site.of("/b").generation == 50
+
+
+def test_what_is_counted_of_a_pattern_stays_its_own() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    board = site.around.board
+    board.mount_row(1).words[28] = 7
+    site.apply(mount("/a"))
+    site.apply(mount("/a"), mount("/c"))
+    board.mount_row(site.of("/c").mount.number).words[28] = 1
+    site.apply(mount("/a"), mount("/b", threads=2))
+
+    assert site.of("/b").mount.number == 1
+    assert {pattern: counters.get(28) for (pattern, _), counters in board.totals().items()} == {"": 0, "/a": 0, "/b": 7, "/c": 1}
+
+
+def test_who_keeps_connections_is_told_which_requests_are_no_longer_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr(FakeInstance, "tell", lambda instance, order: told.append((instance.tag, order)))
+    site = Site(mount("/a"), mount("/b"))
+
+    site.apply(mount("/a"), mount("/b"), mount("/a/new"))
+
+    number = site.of("/a/new").mount.number
+    order = Reroute(routes=[Route(0, "", "/a"), Route(number, "", "/a/new")], is_last=True)
+    assert told == [("/ #1", order)], "/b has no new rival"
+    assert site.of("/a/new").routes == [Route(number, "", "/a/new")]
+
+
+def test_a_group_changes_as_one() -> None:
+    site = Site(mount("/a", group="g"), mount("/b", group="g"), mount("/c"))
+    kept = site.of("/c")
+
+    site.apply(mount("/a", group="g"), mount("/b", group="g"), mount("/d", group="g"), mount("/c"))
+
+    assert site.of("/c") is kept
+    assert [each.pattern for each in site.of("/a").members] == ["/a", "/b", "/d"]
+    assert site.of("/a") is site.of("/d")
+
+
+def test_the_status_page_is_loaded_again_for_those_who_may_see_it() -> None:
+    page = mount("/status", app=App(kind="module", target="isowsgi.status", call="application"))
+    site = Site(page, mount("/a"))
+    before, kept = site.of("/status"), site.of("/a")
+
+    site.apply(page, mount("/a"), status=Status(allow=("10.0.0.0/8",)))
+
+    assert site.of("/status") is not before
+    assert site.of("/a") is kept
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tables", "text"),
+    [
+        (mount("/a"), mount("/a"), {"control": Control(enabled=False)}, "[control] differs"),
+        (mount("/a", isolation="main"), mount("/a", isolation="main", threads=2), {}, "/a: lives in the main interpreter"),
+        (mount("/a"), mount("/a", isolation="main"), {}, "/a: only a new worker can load an app in the main interpreter"),
+        (mount("/a", replace="stop-first"), mount("/a", replace="stop-first", threads=2), {}, "must not be loaded side by side"),
+    ],
+)
+def test_what_only_a_new_worker_can_do_is_refused_before_anything_is_loaded(before: Mount, after: Mount, tables: Any, text: str) -> None:
+    site = Site(before, mount("/b"))
+    made = len(site.around.made)
+
+    with pytest.raises(Unchangeable) as refused:
+        site.live.prepare(config(after, mount("/b", threads=2), **tables), NOW)
+
+    assert text in str(refused.value)
+    assert "SIGHUP" in str(refused.value)
+    assert len(site.around.made) == made
+    site.apply(before, mount("/b", threads=2))
+    assert site.of("/b").mount.threads == 2
+
+
+def test_a_full_scoreboard_refuses_the_change_and_gives_back_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(mount("/a"))
+    monkeypatch.setattr("isowsgi.shared.scoreboard.ROWS", site.around.board._used + 1)
+
+    with pytest.raises(MemoryError):
+        site.live.prepare(config(mount("/a"), mount("/b"), mount("/c")), NOW)
+
+    site.live.prepare(config(mount("/a"), mount("/b")), NOW)
+    assert [each.pattern for each, _ in site.live.table.mounts] == ["/a"]
