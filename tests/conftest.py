@@ -17,6 +17,7 @@ Functional tests run several at a time, on machines with two cores and other wor
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -81,6 +82,11 @@ def sample(corpus: Sequence[T], every: int) -> Sequence[T]:
 # ISOWSGI_EXAMPLES or ISOWSGI_WHOLE set. No example has a time limit, as machines are busy.
 hypothesis.settings.register_profile("isowsgi", deadline=None, derandomize=not WHOLE and EXAMPLES_FACTOR == 1)
 hypothesis.settings.load_profile("isowsgi")
+
+
+def any_seed() -> int:
+    """Return a seed of what a test makes up by chance: the same one in each run, but for whole ones."""
+    return random.randrange(1 << 32) if WHOLE else 1
 
 
 def examples(count: int, **options: Any) -> hypothesis.settings:
