@@ -34,7 +34,9 @@ CHECKOUT = Path(__file__).parent.parent
 # What is cut out, by file: a line, and what stands there instead.
 CUTS = {
     "inside/deadlines.py": {
-        "            record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)\n": "",
+        "            self.row.end(time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)\n": (
+            "            self.row.say_idle()\n"
+        ),
         "            response, reader = connection.response, connection.reader\n": "",
         "            reader.taken = 0\n": "            pass\n",
         "        job.take_cpu()\n": "",
@@ -85,11 +87,7 @@ def recording_ns() -> tuple[float, float]:
         job.end()
 
     def without() -> None:
-        words[4] = int(time.monotonic() * 1000)
-        words[3] = 0
-        job.row.set_line(head)
-        words[0] += 1
-        words[2] = 8
+        job.row.begin(8, head, time.monotonic_ns())
         connection.response = response
         words[ANSWERED] = BY_APP
         words[2] = 0

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from isowsgi.shared.scoreboard import BYTES_OUT, REQUESTS, RESPONSES, Board, Scoreboard, record
+from isowsgi.shared.scoreboard import BYTES_OUT, REQUESTS, RESPONSES, Board, Scoreboard
 from isowsgi.status import metrics
 from tests.conftest import ROOT
 from tests.test_snapshot import instance, mount, worker
@@ -62,9 +62,9 @@ def test_requests_and_responses_are_counted_by_mount(board: Board, region: Score
 
 
 def test_the_histogram_is_cumulative_and_ends_with_all(board: Board, region: Scoreboard) -> None:
-    words = region.row(region.allot(1, [0], "own-gil") + 1).words
+    row = region.row(region.allot(1, [0], "own-gil") + 1)
     for milliseconds in (1, 3, 100_000):
-        record(words, milliseconds * 1_000_000, 0, 0)
+        row.end(milliseconds * 1_000_000, 0, 0)
 
     name = "isowsgi_request_duration_seconds"
     assert [value(board, f"{name}_bucket", mount="/a", le=le) for le in ("0.0005", "0.001", "0.005", "60.0", "+Inf")] == [0, 1, 2, 2, 3]

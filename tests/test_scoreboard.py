@@ -26,7 +26,6 @@ from isowsgi.shared.scoreboard import (
     ROWS,
     Board,
     Scoreboard,
-    record,
 )
 from tests.conftest import ROOT, examples
 
@@ -68,8 +67,7 @@ def test_what_an_instance_counts_the_acceptor_sees(board: Scoreboard) -> None:
 def test_another_process_with_the_descriptor_sees_what_is_in_flight(board: Scoreboard) -> None:
     """The master reads it after the worker has died."""
     row = board.row(board.allot(1, [1]) + 1)
-    row.words[BUSY] = 9 + 1
-    row.set_line(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+    row.begin(9 + 1, b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n", 0)
     code = f"from isowsgi.shared.scoreboard import Scoreboard; print(Scoreboard({board.fd}).in_flight())"
 
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -81,7 +79,7 @@ def test_another_process_with_the_descriptor_sees_what_is_in_flight(board: Score
 def test_a_long_request_line_is_cut(board: Scoreboard) -> None:
     row = board.row(board.allot(1, [0]))
 
-    row.set_line(b"GET /" + b"x" * 5000)
+    row.begin(1, b"GET /" + b"x" * 5000, 0)
 
     assert row.line() == "GET /" + "x" * (LINE_BYTES - 5)
 
@@ -150,11 +148,11 @@ def test_totals_are_by_mount_and_isolation(board: Scoreboard) -> None:
 @pytest.mark.parametrize("place", range(len(BUCKET_LIMITS_S)))
 def test_a_bucket_takes_what_is_as_long_as_its_limit_and_not_longer(board: Scoreboard, place: int) -> None:
     """As Prometheus' `le` has it."""
-    words = board.row(board.allot(1, [0]) + 1).words
+    row = board.row(board.allot(1, [0]) + 1)
     limit_ns = int(BUCKET_LIMITS_S[place] * 1e9)
 
-    record(words, limit_ns, 0, 0)
-    record(words, limit_ns + 1, 0, 0)
+    row.end(limit_ns, 0, 0)
+    row.end(limit_ns + 1, 0, 0)
 
     buckets = board.totals()["/a", ""].buckets()
     assert buckets[place : place + 2] == (1, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
+from isowsgi.shared.scoreboard import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
 from isowsgi.status.snapshot import patterns, snapshot, unready
 
 
@@ -68,8 +68,7 @@ def test_requests_in_flight_are_told_with_their_age_and_whether_they_are_stuck(b
     region = worker(board, mount("/a", instances=[instance("stuck", first_row=2, rows=2), instance(first_row=4, rows=2)]))
     for since, first in ((1000, region.allot(1, [0], "own-gil")), (8000, region.allot(1, [0], "own-gil"))):
         row = region.row(first + 1)
-        row.words[BUSY_SINCE], row.words[BUSY] = since, 1
-        row.set_line(b"GET /x\r\n")
+        row.begin(1, b"GET /x\r\n", since * 1_000_000)
 
     listed = taken(board)["requests_in_flight"]
 

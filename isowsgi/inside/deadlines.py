@@ -30,7 +30,7 @@ from isowsgi.inside.ending import Ending
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row, record
+from isowsgi.shared.scoreboard import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -173,16 +173,11 @@ class Job:
 
     def begin(self, connection: Any, data: bytes, now_ns: int) -> None:
         row = self.row = self.rows[connection.gateway.mount]
-        words = row.words
         self._began_ns = now_ns
-        words[BUSY_SINCE] = now_ns // 1_000_000
-        words[ANSWERED] = 0
         connection.response = None
-        row.set_line(data)
-        words[REQUESTS] += 1
-        words[BUSY] = connection.key
+        row.begin(connection.key, data, now_ns)
         connection.ending = self.ending
-        self.ending.begin(words)
+        self.ending.begin(row.words)
         self.is_serving = True
         self.connection = connection
 
@@ -193,12 +188,12 @@ class Job:
             whether the request had timed out.
         """
         connection, self.connection = self.connection, None
-        words = self.row.words
-        words[BUSY] = 0
         if connection is not None:
             response, reader = connection.response, connection.reader
-            record(words, time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)
+            self.row.end(time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)
             reader.taken = 0
+        else:
+            self.row.say_idle()
         is_timed_out = self.ending.end()
         self.is_serving = False
         return is_timed_out

@@ -222,11 +222,39 @@ class Row:
         self._line = octets[_LINE_OFFSET:_ERROR_OFFSET]
         self._error = octets[_ERROR_OFFSET:]
 
-    def set_line(self, data: bytes) -> None:
-        """Note what request is served: as many bytes of it as there is room for, up to its first line's end."""
+    # Of a thread's row. Every request pays for each line of these two, see bench/scoreboard.py; so they call nothing of ours.
+
+    def begin(self, key: int, data: bytes, now_ns: int) -> None:
+        """Say that a request is served; that it is, last.
+
+        Args:
+            key: of its connection.
+            data: what it begins with; its first line is noted, as far as there is room.
+            now_ns: monotonic nanoseconds.
+        """
+        words = self.words
+        words[BUSY_SINCE] = now_ns // 1_000_000
+        words[ANSWERED] = 0
         _LINE.pack_into(self._line, 0, data)
         end = data.find(b"\r", 0, LINE_BYTES)
-        self.words[LINE_LENGTH] = end if end >= 0 else min(len(data), LINE_BYTES)
+        words[LINE_LENGTH] = end if end >= 0 else min(len(data), LINE_BYTES)
+        words[REQUESTS] += 1
+        words[BUSY] = key
+
+    def end(self, elapsed_ns: int, bytes_in: int, bytes_out: int) -> None:
+        """Say that the request has ended, and count it."""
+        words = self.words
+        words[BUSY] = 0
+        words[BUSY_NS] += elapsed_ns
+        words[BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1
+        if bytes_out:
+            words[BYTES_OUT] += bytes_out
+        if bytes_in:
+            words[BYTES_IN] += bytes_in
+
+    def say_idle(self) -> None:
+        """Say that no request is served, where its end was interrupted and so may not say it."""
+        self.words[BUSY] = 0
 
     def line(self) -> str:
         return bytes(self._line[: max(self.words[LINE_LENGTH], 0)]).decode("latin-1")
@@ -309,16 +337,6 @@ class AcceptorRow(Row):
     def say_clean_exit(self) -> None:
         """Say that the worker exits by itself: from here on its end is no crash."""
         self.words[CLEAN_EXIT] = 1
-
-
-def record(words: memoryview, elapsed_ns: int, bytes_in: int, bytes_out: int) -> None:
-    """Count a request that has ended; by the row's thread. Every request pays for each line here: see bench/scoreboard.py."""
-    words[BUSY_NS] += elapsed_ns
-    words[BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1
-    if bytes_out:
-        words[BYTES_OUT] += bytes_out
-    if bytes_in:
-        words[BYTES_IN] += bytes_in
 
 
 class Scoreboard:
