@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from isowsgi import configuration
@@ -99,7 +100,7 @@ class Plan:
 
     def share(self, app: Any, cfg: Any, log: Any) -> Share:
         """Return what the worker gets that is forked next."""
-        containment = Containment(log, self._errors)
+        containment = self.contained(log)
         if cfg is not self._is_for or cfg.reload:
             self._is_for = cfg  # only once for each HUP, good or bad
             self._has_reloaded, self._forks = True, 0
@@ -121,16 +122,20 @@ class Plan:
             serial=self._serial,
         )
 
+    def contained(self, log: Any) -> Containment:
+        """Return where the master's mistakes end, and are counted."""
+        return Containment(log, self._errors)
+
     def on_reaped(self, share: Share, pid: object, log: Any) -> None:
         """Note a worker's end: say what it was doing, if it was not its own decision, and keep what it counted."""
-        containment = Containment(log, self._errors)
+        containment = self.contained(log)
         crashed: list[str | None] = [None]
         containment.call("applied table", self._take_applied, log)
         containment.call("scoreboard", share.region.learn_mounts, self._patterns)
         config = self._config if share.base == self._base else share.config
         if config is not None and self._ledger is not None:
-            report = CrashReport(share.region, config, self._ledger, self._verdicts, log)
-            containment.call("crash report", lambda: crashed.append(report.write(pid)))
+            report = partial(CrashReport, share.region, config, self._ledger, self._verdicts, log)
+            containment.call("crash report", lambda: crashed.append(report().write(pid)))
         containment.call("scoreboard", self._retire, share.region, crashed[-1])
 
     def _retire(self, region: Scoreboard, crashed: str | None) -> None:

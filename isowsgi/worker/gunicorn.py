@@ -36,7 +36,7 @@ _BEAT_S = 1.0
 
 # How long the exit functions of all apps together may take when gunicorn wants a quick stop, for its master may kill 2 s after the signal;
 # and how much of graceful_timeout is theirs when requests would take all of it.
-_EXIT_FUNCTIONS_S = 0.8
+_EXIT_FUNCTIONS_S = 1.4
 
 # How much earlier than gunicorn's master, which kills at graceful_timeout, a worker gives up waiting.
 _GRACE_MARGIN_S = 0.5
@@ -70,10 +70,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)
-        share = self._share = self.plan.share(app, cfg, log)
-        self.tmp.close()
-        self.tmp: Any = WatchedTmp(cfg, lambda: self.plan.on_reaped(share, self.pid, log))
-        self._board = share.region
+        self._has_share = self.plan.contained(log).call("the next worker", self._take_share, app, cfg, log)
         self._is_quitting = False
         self._late_reloader: Any = None
         self._exit_code = 0
@@ -81,9 +78,19 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._is_accepting = self._is_settled = self._has_nothing_to_serve = False
         self._boot_deadline = self._watch_from = 0.0
 
+    def _take_share(self, app: Any, cfg: Any, log: Any) -> None:
+        share = self._share = self.plan.share(app, cfg, log)
+        self._board = share.region
+        tmp = WatchedTmp(cfg, lambda: self.plan.on_reaped(share, self.pid, log))
+        self.tmp.close()
+        self.tmp: Any = tmp
+
     # gunicorn's life cycle, in the worker process.
 
     def init_process(self) -> None:
+        if not self._has_share:  # no memory or descriptor in the master: this worker ends, the others serve, and the arbiter forks another
+            time.sleep(_FORK_AGAIN_S)
+            sys.exit(255)
         # As root still, if gunicorn was started so: a file that this worker's user may not open is kept.
         self._held_logs = logfiles.hold(glogging.loggers())
         self._mount_logs: dict[str, int] = {}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.inject import ALWAYS, FAILED, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH
+from tests.faults.inject import ALWAYS, FAILED, MASTER, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH
 
 ROOT = Path(__file__).parent.parent.parent
 MODES = {"once": ONCE, "always": ALWAYS}
@@ -29,18 +29,29 @@ MODES = {"once": ONCE, "always": ALWAYS}
 _TROUBLE_S = 0.15
 _DEADLINE_S = 20.0
 
+# Kinds of messages come in their time: a reload that boots an app takes longer than the rest. Some come on no occasion that is made here.
+_MESSAGES = ("report ", "order ")
+_MESSAGE_S = 2.0
+
 _APP = """
+import time
+
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/raises":
         raise RuntimeError("as asked")
+    if environ["PATH_INFO"] == "/hangs":
+        time.sleep(4)  # past request_timeout, and past the time that an interrupted thread has to come out
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
     return [b"ok\\n"]
 """
+_BAD = "from app import application\n"
 _CONFIG = """
 [mounts]
-"/good" = "app"
-"/bad" = { app = "app", threads = 2, request_timeout = 2 }
+"/good" = { app = "app", on_crash = "serve" }
+"/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
 "/child" = { app = "app", threads = 2, isolation = "process" }
+[worker]
+max_stuck = 1000000  # what is believed of made-up reports leaves interpreters behind
 [control]
 folder = "FOLDER"
 """
@@ -99,6 +110,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         (folder / "app.py").write_text(_APP)
+        (folder / "bad.py").write_text(_BAD)
         (folder / "isowsgi.toml").write_text(_CONFIG.replace("FOLDER", str(folder / "control")))
         (folder / SWITCH).write_bytes(bytes(mmap.PAGESIZE))
         with open(folder / SWITCH, "r+b") as file:
@@ -118,6 +130,11 @@ class Place:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    @property
+    def _log_since(self) -> str:
+        """Return the log's last lines: of this point, and maybe of some before it."""
+        return self.log()[-3000:]
+
     def close(self) -> None:
         self._words[MODE] = OFF
         self._neighbour.stop()
@@ -134,13 +151,11 @@ class Place:
         self._words[FAILED] = 0
         self._words[NUMBER] = self.points.index(point) + 1
         self._words[MODE] = MODES[mode]
-        end = time.monotonic() + _TROUBLE_S
-        self._stir()
-        while time.monotonic() < end:
-            time.sleep(0.01)
+        problems = self._restart() if _needs_restart(point) else self._trouble(point)
         self._words[MODE] = OFF
         failed = self._words[FAILED]
-        problems = []
+        if self._process.poll() is not None:
+            raise AssertionError(f"{point} ({mode}): gunicorn ended: {self.log()[-5000:]}")
         if (workers := self._workers()) != self.worker:
             problems.append(f"worker {self.worker} became {workers}")
             self._wait(lambda: len(self._workers()) == 1 and self._ask("/good") == 200, "another worker")
@@ -157,6 +172,47 @@ class Place:
         problems += [f"the neighbour lost a request: {lost}" for lost in neighbour.lost]
         neighbour.lost.clear()
         return [Finding(point, mode, problem) for problem in problems], failed
+
+    def _trouble(self, point: str) -> list[str]:
+        """Do what a worker that stays can meet, and what this point is for."""
+        end = time.monotonic() + _TROUBLE_S
+        self._stir()
+        if "stuck" in point.lower():
+            self._ask("/bad/hangs", 0.1)
+            self._reaches(lambda: "a thread is stuck" in self._log_since or self._words[FAILED])
+        elif "reopen" in point.lower():
+            self._process.send_signal(signal.SIGUSR1)
+        elif "Changed" in point or "files" in point.lower():
+            os.utime(self._folder / "bad.py")
+            self._reaches(lambda: "bad.py has changed" in self._log_since or self._words[FAILED])
+        elif "Failed" in point:
+            (self._folder / "bad.py").write_text("raise ImportError('as asked')\n")
+            self._control("reload", "/bad")
+        if point.startswith(_MESSAGES):
+            self._reaches(lambda: self._words[FAILED], _MESSAGE_S)
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        (self._folder / "bad.py").write_text(_BAD)
+        return []
+
+    def _restart(self) -> list[str]:
+        """Have the master do its work: a worker that is replaced, which costs nobody a request, and one that dies."""
+        problems = []
+        for number in (signal.SIGHUP, signal.SIGKILL):
+            old = self._workers()
+            if not old:
+                raise AssertionError(f"no worker is left: {self.log()[-3000:]}")
+            if number == signal.SIGHUP:
+                self._process.send_signal(number)
+            else:
+                os.kill(old[0], number)
+            if not self._reaches(lambda old=old: len(now := self._workers()) == 1 and now != old and self._ask("/good") == 200):
+                problems.append(f"{number.name}: no other worker serves")
+            if number == signal.SIGHUP:
+                problems += [f"the neighbour lost a request in a reload: {lost}" for lost in self._neighbour.lost]
+            self._neighbour.lost.clear()  # one that is killed takes its requests along
+        self.worker = self._workers()
+        return problems
 
     def _stir(self) -> None:
         """Have everything happen that goes by the worker's loop, in the bad mounts."""
@@ -180,8 +236,8 @@ class Place:
 
         return self._reaches(is_well)
 
-    def _reaches(self, condition: Any) -> bool:
-        end = time.monotonic() + _DEADLINE_S
+    def _reaches(self, condition: Any, within_s: float = _DEADLINE_S) -> bool:
+        end = time.monotonic() + within_s
         while not condition():
             if time.monotonic() > end:
                 return False
@@ -223,6 +279,11 @@ class Place:
         except OSError:
             return []
         return [int(pid) for pid in text.split()]
+
+
+def _needs_restart(point: str) -> bool:
+    """Whether a point is met only when a worker goes or comes."""
+    return point.startswith((MASTER, "order Last"))
 
 
 def pairs(points: list[str], seed: int = 0, count: int | None = None) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,8 @@ def test_points_are_found_in_every_part_of_the_worker(place: Place) -> None:
     for part in ("worker.loop", "worker.acceptor", "worker.control.server", "worker.deployment", "instances.hosted", "shared.scoreboard"):
         assert any(f"isowsgi.{part}" in point for point in place.points), part
     assert {"socket.accept", "os.eventfd", "Thread.start", "Popen.__init__"} <= set(place.points)
+    assert {"epoll register of isowsgi.worker.loop", "report Ready out of place", "order BootOrder garbled"} <= set(place.points)
+    assert any(point.startswith("master: isowsgi.shared.scoreboard.") for point in place.points)
 
 
 def test_whatever_fails_the_neighbour_loses_nothing_and_the_worker_stays(place: Place) -> None:
@@ -33,3 +35,11 @@ def test_whatever_fails_the_neighbour_loses_nothing_and_the_worker_stays(place: 
         findings += found
 
     assert not findings, "\n".join(map(str, findings))
+
+
+def test_what_fails_in_the_master_costs_the_next_worker_at_most(place: Place) -> None:
+    """All of gunicorn ended when a worker's share could not be made."""
+    found, failed = place.try_point("master: isowsgi.master.plan.Share.__init__", "once")
+
+    assert not found, "\n".join(map(str, found))
+    assert failed == 1
