@@ -113,9 +113,24 @@ def install(rules: Mapping[str, str], name: str, log: Any) -> None:
 
     if judged:
         sys.addaudithook(hook)
+    if "deny" in rules.values():
+        _refuse_interpreters(name)
     for function, word in policies.FUNCTIONS.items():
         if word in rules:
             _replace(function, word, judge)
+
+
+def _refuse_interpreters(name: str) -> None:
+    """Keep the app from making interpreters: in one of them, `InterpreterPoolExecutor`'s among them, nothing would be judged."""
+    try:
+        module = theirs("_interpreters")
+    except ImportError:  # before 3.13 there is no way to them but a private one
+        return
+
+    def create(*args: object, **options: object) -> object:
+        raise PolicyError(errno.EPERM, f"{name}: an interpreter of the app's own is refused, for no policy would hold in it")
+
+    module.create = create
 
 
 def _replace(function: str, word: str, judge: _Judge) -> None:

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from isowsgi.inside.policy import MAX_PLACES
-from isowsgi.shared import policies
+from isowsgi.shared import interpreters, policies
 from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all, running_server
 
@@ -151,6 +151,26 @@ def test_a_call_that_is_denied_is_an_error_in_the_app_and_changes_nothing(
     [entry] = logged(server, mount, word, line + 1)
     assert re.fullmatch(f"{told} is refused", entry)
     assert looks == [(neighbour, run(server, neighbour, STATE)) for neighbour in ("/free", "/own/deny")]
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 14), reason="InterpreterPoolExecutor is new in 3.14")
+@pytest.mark.parametrize("mount", ["/deny", "/own/deny"])
+def test_a_mount_with_a_denied_word_makes_no_interpreters(server: Server, mount: str) -> None:
+    """Nothing is judged in them: a function that the app was denied changed the process' folder from there."""
+    source = """
+        from concurrent.futures import InterpreterPoolExecutor
+        answer = [os.getcwd()]
+        try:
+            with InterpreterPoolExecutor(1) as pool:
+                pool.submit(os.chdir, "/").result()
+        except Exception as exc:
+            answer += [type(exc).__name__]
+        answer += [os.getcwd()]
+        """
+
+    before, _, after = run(server, mount, source)
+
+    assert after == before
 
 
 def test_every_word_is_tried_here() -> None:
