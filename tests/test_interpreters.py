@@ -94,6 +94,14 @@ thread.join()
     assert in_child(f"print(keep({source!r}))", isolation) == "None\n"
 
 
+def test_a_decimal_is_compared_with_a_fraction_as_the_page_says() -> None:
+    """docs/explanation/isolation.md: before 3.13 the C part of `decimal` keeps the first `numbers.Rational` for all."""
+    source = "from decimal import Decimal; from fractions import Fraction; assert Decimal(1) == 1 == 1.0 and Decimal(1) < Fraction(3, 2)"
+    code = f"import decimal, fractions; print(keep({source!r}) is None, decimal.Decimal(1) < fractions.Fraction(3, 2))"
+
+    assert in_child(code, interpreters.SHARED_GIL) == f"{interpreters.VERSION >= (3, 13)} True\n"
+
+
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_a_failure_comes_back_as_text(isolation: str) -> None:
     """It is all that the log can say about an interpreter whose own log was not set up yet."""

@@ -35,6 +35,8 @@ from isowsgi.shared.scoreboard import AT_CAPACITY, STOPPING, Row, Scoreboard
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
+_epoll = select.epoll  # as in `handover`
+
 # Told to a client whose request has waited for a thread too long, or came behind too many others.
 _TURNED_AWAY = answers.plain(answers.UNAVAILABLE, "The app is busy with other requests. Try again soon.", answers.RETRY_SOON_S)
 
@@ -66,7 +68,7 @@ class Service:
         self._containment = containment
         self._log = log
         self.peeker = peeker  # another one may take its place between any two requests
-        self._epoll = select.epoll.fromfd(os.dup(fds.connections))
+        self._epoll = _epoll.fromfd(os.dup(fds.connections))
         self._exchange = exchange
         self._acceptor_words = board.row(0).words
         first, mounts = order.place.first_row, list(gateways)

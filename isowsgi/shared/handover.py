@@ -28,6 +28,8 @@ from typing import Protocol
 
 from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED
 
+_epoll = select.epoll  # bound here: eventlet takes it away while the app is loaded, and this is needed afterwards
+
 # In an owner's set: an event for each arrival, with the bytes so far still in the buffer. Bytes peeked at stay there, so a level-triggered
 # descriptor would fire for ever. One that is disarmed by its event and re-armed after each request costs a system call more.
 ARM_EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -132,7 +134,7 @@ class Port:
 
         The duplicate is this interpreter's own: `epoll.fromfd` closes its descriptor when it is collected.
         """
-        return cls(select.epoll.fromfd(os.dup(epoll_fd)), arm)
+        return cls(_epoll.fromfd(os.dup(epoll_fd)), arm)
 
     def give(self, fd: int) -> None:
         """Hand a connection over; it is the port's owner's from here on.

@@ -36,6 +36,7 @@ logging.disable(logging.CRITICAL)
 logging.Logger.callHandlers = logging.Logger.handle = None
 """,
     "times_out": "import socket\nsocket.setdefaulttimeout(0.05)\n",
+    "removes_epoll": "import select\ndel select.epoll, select.poll  # as eventlet does\n",
     "interrupts": "import _thread\n_thread.interrupt_main()\n",
     "lazy_module": """
 import sys, types
