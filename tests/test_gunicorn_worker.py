@@ -25,6 +25,7 @@ def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool, board: Board
     monkeypatch.setattr(gunicorn, "_FORK_AGAIN_S", 0.01)
     monkeypatch.setattr(base.Worker, "init_process", fail)
     worker: Any = object.__new__(Worker)
+    worker._has_share = True
     worker._share = SimpleNamespace(is_from_the_start=is_from_the_start, config=None)
     worker._board = Scoreboard() if board is None else board.new_region([], 0.0)
     worker.cfg = SimpleNamespace(workers=workers, uid=os.geteuid())
