@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def apply(config: str | None, pidfile: str | None, timeout: float) -> None:
     by_worker = compare(answers, wanted)
     show(by_worker)
     if not any(found for _, found in by_worker):
-        return
+        sys.exit(1 if wanted.faults else 0)
     serial = secrets.token_hex(8)
     try:
         prepared = client.ask(places, controlmessages.Prepare(serial=serial, config=stored.plain(wanted)), timeout)
@@ -46,6 +47,8 @@ def apply(config: str | None, pidfile: str | None, timeout: float) -> None:
         client.ask(places, controlmessages.Drop(serial=serial), asking.TIMEOUT_S)
         raise
     _switch(places, serial)
+    if wanted.faults:
+        asking.fail("mounts of included files with faults stay as they were", 1)
 
 
 def _switch(places: Sequence[Place], serial: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from typing import NoReturn
 
 import click
 
@@ -40,6 +41,8 @@ def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: f
     Exit code: 0 every mount has an isolation, 1 some mount has none, 2 the config file has faults.
     """
     loaded = _load(config, wants_json)
+    if loaded.faults:
+        _tell_faults(loaded.faults, wants_json)
     known = [mount.pattern for mount in loaded.mounts]
     for pattern in patterns:
         if pattern not in known:
@@ -80,8 +83,12 @@ def _load(path: str, wants_json: bool) -> configuration.Config:
     try:
         return configuration.load(path, own_gil_error=interpreters.own_gil_error())
     except configuration.ConfigError as exc:
-        if wants_json:
-            click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
-        else:
-            click.echo(str(exc), err=True)
-        sys.exit(2)
+        _tell_faults(exc.faults, wants_json)
+
+
+def _tell_faults(faults: tuple[str, ...], wants_json: bool) -> NoReturn:
+    if wants_json:
+        click.echo(json.dumps({"faults": list(faults)}, indent=2))
+    else:
+        click.echo("\n".join(faults), err=True)
+    sys.exit(2)

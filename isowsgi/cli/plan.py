@@ -53,7 +53,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
             click.echo("To apply: isowsgi apply")
     for line in asking.silent(answers):
         click.echo(plain(line), err=True)
-    if len(by_worker) < len(answers):
+    if len(by_worker) < len(answers) or wanted.faults:
         sys.exit(1)
     sys.exit(2 if any(found for _, found in by_worker) else 0)
 
@@ -65,7 +65,10 @@ def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]], as_
         if told.worker is not None and _same_file(told.worker.config, path):
             path = told.worker.config
     try:
-        return configuration.load(path, own_gil_error=interpreters.own_gil_error())
+        config_read = configuration.load(path, own_gil_error=interpreters.own_gil_error())
+        for fault in config_read.faults:
+            click.echo(fault, err=True)
+        return config_read
     except configuration.ConfigError as exc:
         if as_json:
             click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
@@ -88,7 +91,12 @@ def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) 
 
 def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
     running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
-    return differences(running, summary(wanted, served.salt))
+    new = summary(wanted, served.salt)
+    # Mounts of files with faults stay as they are.
+    files = {mount.mount: mount.file for mount in served.mounts}
+    stays = {mount.pattern for mount in wanted.mounts if mount.fault} | {name for name, file in files.items() if file in wanted.unreadable}
+    mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}
+    return differences(running, Summary(tables=new.tables, mounts=mounts))
 
 
 def _plain(found: list[Difference]) -> list[dict[str, Any]]:

@@ -300,15 +300,32 @@ def env_file(value: Any, *, folder: str) -> dict[str, str]:
 # Patterns.
 
 
-def new_pattern(value: str, *, seen: dict[Pattern, str]) -> Pattern:
-    pattern = _pattern(value)
-    if pattern in seen:
-        raise Fault(f"the same pattern as {quoted(seen[pattern])}; keep one of them")
-    seen[pattern] = value
-    return pattern
+def new_pattern(value: str, *, seen: dict[Pattern, str], where: str = "") -> Pattern:
+    found = pattern(value)
+    if found in seen:
+        raise Fault(f"the same pattern as {seen[found]}; keep one of them")
+    seen[found] = quoted(value) + where
+    return found
 
 
-def _pattern(value: str) -> Pattern:
+def patterns_of(mounts: Any) -> list[Pattern]:
+    """Return the patterns of a table of mounts that has faults, those of them that are in order."""
+    found = []
+    for text in mounts if isinstance(mounts, dict) else ():
+        try:
+            found.append(pattern(text))
+        except Fault:
+            continue
+    return list(dict.fromkeys(found))
+
+
+def glob_pattern(value: Any) -> str:
+    if not typed(str, value) or "\0" in value:
+        raise Fault(f'expected a glob of config files, as in "sites.d/*.toml", got {spelt(value)}')
+    return str(value)
+
+
+def pattern(value: str) -> Pattern:
     """Read `[host]/prefix`, as the keys of Go's ServeMux; "/blog/" is "/blog"."""
     if not value:
         raise Fault('expected a pattern, as in "/blog" or "api.example.com/", got \'\'')

@@ -11,9 +11,9 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks, groups, pythons
+from isowsgi.configuration import checks, groups, included, pythons
 from isowsgi.configuration.checks import Pattern
-from isowsgi.configuration.faults import ConfigError, Fault, Place, at, place_text, spelt, walk, wrong_type
+from isowsgi.configuration.faults import ConfigError, Fault, Place, at, place_text, quoted, spelt, walk, wrong_type
 from isowsgi.configuration.values import (
     CRASH_ACTIONS,
     CRASH_WINDOW_S,
@@ -54,18 +54,120 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
         raise ConfigError((f"{shown}: the working directory was deleted; give the file's absolute path",)) from None
     data = _parse(shown, absolute)
     folder = os.path.dirname(absolute)
+    seen: dict[Pattern, str] = {}
+    if "include" in data:
+        data.setdefault("mounts", {})
     try:
-        tables = _converter(folder, own_gil_error, data.get("defaults")).structure(data, _File)
-        mounts = _mounts(tables, list(data["mounts"]), folder)
+        tables = _converter(folder, own_gil_error, data.get("defaults"), seen, needs_mounts="include" not in data).structure(data, _File)
+        mounts = list(_mounts(tables.mounts, list(data["mounts"]), _said(tables.defaults), folder))
     except ExceptionGroup as group:
-        faults = sorted(walk(group), key=lambda fault: _position(data, fault[0]))
-        raise ConfigError(tuple(f"{shown}: {place_text(place)}: {text}" for place, text in faults)) from None  # all is said
+        raise ConfigError(_texts(shown, data, group)) from None  # all is said
+    reading = _Inclusion(folder, os.path.dirname(shown), own_gil_error, _said(tables.defaults), data.get("defaults"), seen, mounts)
+    for file in included.files(tables.include, folder):
+        reading.add(file)
     if too_large := scoreboard.faults([mount.pattern for mount in mounts]):
         raise ConfigError(tuple(f"{shown}: {fault}" for fault in too_large))
+    if not mounts and not reading.faults:
+        raise ConfigError((f"{shown}: include: no file with a mount, looked for {', '.join(tables.include)} in {folder!r}",))
     limits = Limits(**attrs.asdict(tables.worker))
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
-    return Config(path=absolute, mounts=mounts, head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status)
+    return Config(
+        path=absolute, mounts=tuple(mounts), faults=tuple(reading.faults), unreadable=tuple(reading.unreadable),
+        head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status,
+    )  # fmt: skip
+
+
+def _texts(shown: str, data: dict[str, Any], group: ExceptionGroup[Exception]) -> tuple[str, ...]:
+    """Return the faults of a file, in its order."""
+    faults = sorted(walk(group), key=lambda fault: _position(data, fault[0]))
+    return tuple(f"{shown}: {place_text(place)}: {text}" for place, text in faults)
+
+
+class _Inclusion:
+    """Reads the files that the main one includes.
+
+    Args:
+        folder: of the main file.
+        shown: the same as it was given.
+        defaults: the main file's, which hold where an included file says nothing else.
+        written: the same as the file has them.
+        seen: the patterns of all files so far.
+        mounts: takes those of each file.
+
+    Attributes:
+        faults: of all files.
+        unreadable: files that are no TOML.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        shown: str,
+        own_gil_error: str | None,
+        defaults: dict[str, Any],
+        written: Any,
+        seen: dict[Pattern, str],
+        mounts: list[Mount],
+    ) -> None:
+        self._folder = folder
+        self._shown = shown
+        self._own_gil_error = own_gil_error
+        self._defaults = defaults
+        self._written = written
+        self._seen = seen
+        self._mounts = mounts
+        self.faults: list[str] = []
+        self.unreadable: list[str] = []
+
+    def add(self, file: str) -> None:
+        """Read one file; if it has faults, its patterns get mounts that are answered 503."""
+        shown = os.path.join(self._shown, os.path.relpath(file, self._folder))
+        before = dict(self._seen)
+        try:
+            data = _parse(shown, file)
+        except ConfigError as exc:
+            self.faults += exc.faults
+            self.unreadable.append(file)
+            return
+        try:
+            mounts = self._read(file, data, f" in {shown}")
+        except ExceptionGroup as group:
+            texts = _texts(shown, data, group)
+            self.faults += texts
+            mounts = [
+                included.faulty_mount(str(pattern), pattern.host, _wsgi_form(pattern.path), file, texts[0])
+                for pattern in checks.patterns_of(data.get("mounts"))
+                if pattern not in before
+            ]
+            self._seen.update((checks.pattern(mount.pattern), f"{quoted(mount.pattern)} in {shown}") for mount in mounts)
+        self._mounts += [attrs.evolve(mount, number=len(self._mounts) + place) for place, mount in enumerate(mounts)]
+
+    def _read(self, file: str, data: dict[str, Any], where: str) -> list[Mount]:
+        folder = os.path.dirname(file)
+        written = data.get("defaults", {})
+        if isinstance(self._written, dict) and isinstance(written, dict):
+            written = {**self._written, **written}
+        converter = _converter(folder, self._own_gil_error, written, self._seen, where=where)
+        tables = converter.structure(data, _Included)
+        defaults = {**self._defaults, **(own := _said(tables.defaults))}
+        for key in ("env", "policy"):
+            if key in defaults:
+                defaults[key] = self._defaults.get(key, {}) | own.get(key, {})
+        mounts = _mounts(tables.mounts, list(data["mounts"]), defaults, folder)
+        taken = {mount.group for mount in self._mounts} - {None}
+        faults = [
+            at(("mounts", text, "group"), Fault(f"another file has mounts in the group {mount.group!r}; keep a group's mounts in one file"))
+            for text, mount in zip(data["mounts"], mounts, strict=True)
+            if mount.group in taken
+        ]
+        if faults:
+            raise ExceptionGroup("groups", faults)
+        return [attrs.evolve(mount, file=file) for mount in mounts]
+
+
+def _wsgi_form(path: str) -> str:
+    return path.encode().decode("latin-1")
 
 
 def _parse(shown: str, absolute: str) -> dict[str, Any]:
@@ -127,6 +229,8 @@ _PolicyValue = NewType("_PolicyValue", str)
 _Policy = NewType("_Policy", dict[str, str])
 _Network = NewType("_Network", str)
 _Networks = NewType("_Networks", tuple[str, ...])
+_Glob = NewType("_Glob", str)
+_Globs = NewType("_Globs", tuple[str, ...])
 _HostName = NewType("_HostName", str)
 _HostNames = NewType("_HostNames", tuple[str, ...])
 
@@ -207,6 +311,7 @@ _Mounts = NewType("_Mounts", dict[Pattern, _MountTable])
 @attrs.frozen(kw_only=True)
 class _File:
     mounts: _Mounts
+    include: _Globs = _Globs(())
     defaults: _Settings = _Settings()
     acceptor: _Acceptor = _Acceptor()
     worker: _Worker = _Worker()
@@ -214,7 +319,15 @@ class _File:
     status: _Status = _Status()
 
 
-def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]:
+@attrs.frozen(kw_only=True)
+class _Included:
+    """A file that the main one includes."""
+
+    mounts: _Mounts
+    defaults: _Settings = _Settings()
+
+
+def _mounts(tables: _Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
     """Lay each mount's table over its group's and the defaults, and check what they mean together.
 
     The environment and the policy merge name by name, and all that a mount says wins over all that the defaults say: else a variable
@@ -226,19 +339,17 @@ def _mounts(tables: _File, written: list[str], folder: str) -> tuple[Mount, ...]
     Raises:
         ExceptionGroup: of faults, each with its place.
     """
-    defaults = _said(tables.defaults)
-    own = [_said(table) for table in tables.mounts.values()]
+    own = [_said(table) for table in tables.values()]
     faults: list[Exception] = []
     merged = _join_groups(own, defaults, written, faults)
     mounts: list[Mount] = []
-    for pattern, text, said, table in zip(tables.mounts, written, merged, own, strict=True):
+    for pattern, text, said, table in zip(tables, written, merged, own, strict=True):
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in _joint_faults(values):
             faults.append(at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
-        prefix = pattern.path.encode().decode("latin-1")
-        mounts.append(Mount(number=len(mounts), pattern=str(pattern), host=pattern.host, prefix=prefix, **values))
+        mounts.append(Mount(number=len(mounts), pattern=str(pattern), host=pattern.host, prefix=_wsgi_form(pattern.path), **values))
     if faults:
         raise ExceptionGroup("mounts", faults)
     return tuple(mounts)
@@ -294,11 +405,16 @@ def _joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
 
 
-def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Converter:
-    """Return a converter for one reading of one file: it remembers the patterns it has seen, to find the same one twice.
+def _converter(
+    folder: str, own_gil_error: str | None, defaults: Any, seen: dict[Pattern, str], *, where: str = "", needs_mounts: bool = True
+) -> Converter:
+    """Return a converter for one reading of one file.
 
     Args:
         defaults: that table as it is written, checked or not.
+        seen: patterns that were read before, and how a fault names them; takes those of this file.
+        where: what a fault adds to them, " in sites.d/shop.toml".
+        needs_mounts: whether a file without mounts is at fault.
     """
     converter = Converter(detailed_validation=True)
 
@@ -307,7 +423,11 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
         return lambda value, _: build(checks.typed(dict, value), kind)
 
     converter.register_structure_hook_factory(attrs.has, table_check)
-    for kind, check in _checks_by_kind(converter, folder, own_gil_error).items():
+    kinds = _checks_by_kind(converter, folder, own_gil_error)
+    kinds[Pattern] = partial(checks.new_pattern, seen=seen, where=where)
+    some = checks.not_empty if needs_mounts else partial(checks.typed, dict)
+    kinds[_Mounts] = lambda value: checks.mapping(converter, some(value), Pattern, _MountTable)
+    for kind, check in kinds.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
     long_form = table_check(_MountTable)  # only now: it looks its fields' checks up at once
     given = _sound_defaults(converter, defaults)
@@ -332,9 +452,7 @@ def _converter(folder: str, own_gil_error: str | None, defaults: Any) -> Convert
 def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
     """Return the check of each kind of value."""
     return {
-        Pattern: partial(checks.new_pattern, seen={}),
         App: partial(checks.app, folder=folder),
-        _Mounts: lambda value: checks.mapping(converter, checks.not_empty(value), Pattern, _MountTable),
         _Folder: partial(checks.folder, folder=folder),
         _Folders: lambda value: tuple(checks.one_or_more(converter, value, _Folder)),
         _Venv: partial(checks.venv, folder=folder),
@@ -365,6 +483,8 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         _Policy: partial(_policy, converter),
         _Network: checks.network,
         _Networks: lambda value: tuple(checks.one_or_more(converter, value, _Network)),
+        _Glob: checks.glob_pattern,
+        _Globs: lambda value: tuple(checks.one_or_more(converter, value, _Glob)),
         _HostName: checks.host_name,
         _HostNames: lambda value: tuple(checks.one_or_more(converter, value, _HostName)),
     }

@@ -42,7 +42,7 @@ class App:
 
     def __str__(self) -> str:
         """Return it as people read it, and as it may be written in the config file."""
-        return f"{self.target}:{self.call}"
+        return f"{self.target}:{self.call}" if self.target else "-"
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +85,8 @@ class Mount:
     on_request_start: str | None = None
     on_request_end: str | None = None
     on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
+    file: str | None = attrs.field(default=None, eq=False)  # absolute; the included file that it is from
+    fault: str = ""  # of that file, if it has any: the mount is not served then
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
 
 
@@ -120,7 +122,9 @@ class Config:
     """A whole config file, checked."""
 
     path: str  # absolute
-    mounts: tuple[Mount, ...]  # in the order of the file
+    mounts: tuple[Mount, ...]  # in the order of the file, then those of each included file
+    faults: tuple[str, ...] = attrs.field(default=(), eq=False)  # of included files, as `ConfigError` has them
+    unreadable: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files of which not even the patterns are known; absolute
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
     control: Control = Control()

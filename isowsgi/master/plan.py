@@ -16,6 +16,7 @@ from typing import Any
 
 from isowsgi import configuration
 from isowsgi.configuration import gunicorn_settings, stored
+from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
 from isowsgi.shared import interpreters
@@ -97,6 +98,8 @@ class Plan:
             self._read(config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
         except configuration.ConfigError as exc:
             raise RuntimeError(str(exc)) from exc
+        if cfg.check_config and self._config is not None and self._config.faults:
+            raise RuntimeError("\n".join(self._config.faults))
 
     def share(self, app: Any, cfg: Any, log: Any) -> Share:
         """Return what the worker gets that is forked next."""
@@ -192,6 +195,10 @@ class Plan:
 
     def _read(self, path: str, cfg: Any, log: Any) -> None:
         config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
+        for fault in config.faults:
+            log.error(fault)
+        if self._config is not None:
+            config = keep_faulty(config, self._config)
         self._config, self._is_for = config, cfg
         self._base, self._serial = self._base + 1, ""
         self._patterns.update(mount.pattern for mount in config.mounts)

@@ -114,6 +114,7 @@ class MountErrors(OpenValue):
 class MountTable(OpenValue):
     mount: str  # its pattern
     settings: dict[str, str]  # see `configuration.differences`
+    file: str | None = None  # absolute; the included file that it is from
 
 
 class ServedTable(OpenValue):

@@ -91,6 +91,8 @@ class Change:
         """Return what could not be loaded so far."""
         found = []
         for deployment in self.fresh:
+            if deployment.is_faulty:
+                continue  # nothing more is wanted of it
             incident = deployment.reports.incidents.last_boot
             if incident is not None:
                 found.append(Problem(deployment.name, f"{incident.tag}: {incident.error}", incident.details))
@@ -140,7 +142,7 @@ def _patterns(deployments: Sequence[Deployment], without: Sequence[Deployment] =
 
 
 def _is_ready(deployment: Deployment) -> bool:
-    if deployment.is_stopped or deployment.is_quarantined:
+    if deployment.is_stopped or deployment.is_quarantined or deployment.is_faulty:
         return True
     if deployment.mount.lazy and deployment.is_asleep():
         return True

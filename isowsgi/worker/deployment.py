@@ -112,6 +112,7 @@ class Deployment:
         self.log = surroundings.log
         self.generation = 0
         self.is_quarantined = is_quarantined
+        self.is_faulty = bool(self.mount.fault)  # its settings are not known; it is answered 503
         self.is_stopped = False  # by the operator
         self.is_in_line = False  # it waits for its turn to be loaded, or for that of more of its instances
         self._is_partly_started = False  # some of its instances have had their turn, and the others wait for theirs
@@ -131,12 +132,14 @@ class Deployment:
         self.quotas: dict[Instance, int] = {}  # requests after which it is replaced
         self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets them
         self.wanted = ""  # why it must be replaced, while a replacement is under way already, or it waits for its turn
+        if self.is_faulty:
+            self.reports.faulty(self.mount.fault)
 
     # What others ask.
 
     def choose(self, now: float) -> Instance | NotServing:
         """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
-        if self.is_quarantined or self.is_stopped or self.is_over:
+        if self.is_quarantined or self.is_stopped or self.is_faulty or self.is_over:
             return NotServing.FAILED
         instance = self.slots.choose()
         if instance is not None:
@@ -171,7 +174,7 @@ class Deployment:
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because no request has needed one."""
-        is_held_back = self.is_quarantined or self.is_stopped or self.is_in_line or self.backoff.retry_at is not None
+        is_held_back = self.is_quarantined or self.is_stopped or self.is_faulty or self.is_in_line or self.backoff.retry_at is not None
         return not is_held_back and not self.siting.is_on_trial and not self.succession.is_open and self.slots.is_empty()
 
     def is_loading(self) -> bool:
@@ -192,7 +195,7 @@ class Deployment:
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none, and none on its way."""
-        if self.is_quarantined or self.is_stopped or self.succession.is_open:
+        if self.is_quarantined or self.is_stopped or self.is_faulty or self.succession.is_open:
             return
         self.backoff.retry_at = None
         vacant = self.slots.fill()
@@ -230,7 +233,8 @@ class Deployment:
 
     def replace(self, reason: str, now: float) -> None:
         """Boot a new generation beside the one that serves; without effect on a mount that sleeps, and while the worker stops."""
-        if self.is_quarantined or self.is_stopped or self.is_ending or self.is_asleep() or self.succession.is_open:
+        is_barred = self.is_quarantined or self.is_stopped or self.is_faulty or self.is_ending
+        if is_barred or self.is_asleep() or self.succession.is_open:
             return
         if self.siting.isolation == MAIN and self.is_serving():
             # What is loaded in the main interpreter stays so until the process ends.

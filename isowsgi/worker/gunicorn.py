@@ -180,7 +180,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _watch_files(self, files: list[str]) -> None:
         assert self._share.config is not None, "checked by load_wsgi"
-        for file in [*files, self._share.config.path]:
+        included = {mount.file for mount in self._share.config.mounts if mount.file is not None}
+        for file in [*files, self._share.config.path, *included]:
             self._late_reloader.add_extra_file(file)
 
     def run(self) -> None:

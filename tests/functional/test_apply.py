@@ -254,3 +254,42 @@ def test_what_only_a_new_worker_can_do_is_said(server: Server) -> None:
     assert shown.returncode == 1
     assert "/main: only a new worker can load an app in the main interpreter; use SIGHUP to take this file up" in shown.stderr
     assert told(server, "/changes") == ["/changes", "1", "old"]
+
+
+SITES = 'include = "sites.d/*.toml"\n[defaults]\npythonpath = ["."]\n' + CONFIG
+SITE = '[defaults]\npythonpath = [".."]\n[mounts]\n"/site" = "tells"\n'
+
+
+def test_a_file_of_its_own_for_a_site_comes_breaks_and_goes(serve: StartServer, tmp_path: Path) -> None:
+    server = serve(SITES, files={**FILES, "sites.d/.keep": ""}, wait_for=3)
+    site = server.folder / "sites.d/site.toml"
+    site.write_text(SITE)
+    assert apply(server).returncode == 0
+    assert told(server, "/site") == ["/site", "1", "None"]
+
+    site.write_text(SITE.replace("[mounts]", "[mounts"))
+    edit(server, ('"old"', '"new"'))
+    shown = apply(server)
+
+    assert shown.returncode == 1
+    assert f"{site}: line 3, column 8: not valid TOML" in shown.stderr
+    assert told(server, "/site") == ["/site", "1", "None"], "as it was"
+    assert told(server, "/changes") == ["/changes", "2", "new"], "the others are applied"
+
+    site.write_text(SITE.replace("tells", "tells:nothing_such") + '"/more" = { app = "tells", odd = 1 }\n')
+    assert apply(server).returncode == 1
+    assert told(server, "/site") == ["/site", "1", "None"]
+    assert told(server, "/more") == ["503"]
+
+    site.unlink()
+    assert apply(server).returncode == 0
+    assert told(server, "/site") == ["404"]
+    assert told(server, "/more") == ["404"]
+
+
+def test_a_start_with_a_faulty_site_serves_the_others(serve: StartServer) -> None:
+    server = serve(SITES, files={**FILES, "sites.d/site.toml": SITE.replace('"tells"', '{ app = "tells", odd = 1 }')}, wait_for=3)
+
+    assert told(server, "/site") == ["503"]
+    assert told(server, "/stays") == ["/stays", "1", "None"]
+    server.wait_for_log('/site: answers 503, its config file has a fault: sites.d/site.toml: mounts."/site".odd: unknown key')

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isowsgi.configuration import stored
+from isowsgi.configuration.included import keep_faulty
 from isowsgi.shared.applied import Applied, LastApplied, Outvoted
 from isowsgi.shared.controlmessages import Drop, Prepare, Refusal, Switch, TableOutcome
 from isowsgi.worker.change import Change, Problem, Unchangeable
@@ -152,6 +153,7 @@ class Applying:
             config = stored.restore(table.config)
         except stored.NotAConfig as exc:
             raise Refusal("malformed", str(exc)) from exc
+        config = keep_faulty(config, self._live.table.config)
         if config.path != self._live.table.config.path:
             raise Refusal("unchangeable", f"this worker serves {self._live.table.config.path}, not {config.path}")
         try:

@@ -174,7 +174,8 @@ class Commands:
     def _table(self, request: controlmessages.Table) -> Errand:
         salt = secrets.token_hex(16)
         said = differences.summary(self._supervisor.table.config, salt)
-        mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
+        files = {mount.pattern: mount.file for mount in self._supervisor.table.config.mounts}
+        mounts = [MountTable(mount=pattern, settings=settings, file=files[pattern]) for pattern, settings in said.mounts.items()]
         return ServedTable(salt=salt, tables=said.tables, mounts=mounts)
         yield  # never reached, as above
 
