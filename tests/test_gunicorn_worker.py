@@ -69,6 +69,19 @@ def test_the_first_start_ends_only_when_the_last_of_its_workers_has_failed(monke
     os.close(board.fd)
 
 
+def test_the_last_to_fail_ends_nothing_if_a_retry_of_another_one_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    first = begin(monkeypatch, True, board, workers=2)
+    first._board.publish({"mounts": [{"state": "failed"}, {"state": "serving"}]})
+
+    second = begin(monkeypatch, True, board, workers=2)
+
+    assert second.booted
+    assert second._exit_code != Arbiter.WORKER_BOOT_ERROR
+    board.close()
+    os.close(board.fd)
+
+
 def test_a_region_of_its_own_goes_with_its_worker() -> None:
     region = Scoreboard()
 

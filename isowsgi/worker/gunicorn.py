@@ -125,10 +125,15 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self._board.acceptor_row().count_failed_start()
             board = Board(self._board.fd)
             try:
-                # Each counts itself before it reads, so the last one sees them all.
-                return board.read().totals[("", "")].get(FAILED_STARTS) >= int(self.cfg.workers)
+                reading = board.read()
             finally:
                 board.close()
+            # One that had failed may serve by now, as mounts are tried again.
+            reports = [region.report for region in reading.regions if region.report is not None]
+            if any(mount["state"] in ("serving", "reloading", "asleep") for report in reports for mount in report["mounts"]):
+                return False
+            # Each counts itself before it reads, so the last one sees them all.
+            return reading.totals[("", "")].get(FAILED_STARTS) >= int(self.cfg.workers)
         except Exception:  # nothing can be known of the others, as nothing can be mapped: they are no better off
             return True
 
