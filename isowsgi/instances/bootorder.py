@@ -105,13 +105,7 @@ class BootOrders:
             ],
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
-            loading=Loading(
-                extensions=None if extensions is None else {path: list(stamp) for path, stamp in extensions.items()},
-                imports=[],
-                pause_s=_pause_s(mount) if is_replacement else 0.0,
-                watch=mount.watch,
-                report_files=self._report_files,
-            ),
+            loading=self._loading(mount, extensions, is_replacement),
             serving=self._serving(members, isolation, list(routes) if routes is not None else [own_route(member) for member in members]),
             settings=self._settings,
             log=mount.log,
@@ -164,6 +158,15 @@ class BootOrders:
             chdir=self._cfg.chdir,
             start_folder=self._start_folder,
             policy=dict(mount.policy),
+        )
+
+    def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, is_replacement: bool) -> Loading:
+        return Loading(
+            extensions=None if extensions is None else {path: list(stamp) for path, stamp in extensions.items()},
+            imports=[],
+            pause_s=_pause_s(mount) if is_replacement else 0.0,
+            watch=mount.watch,
+            report_files=self._report_files,
         )
 
     def _serving(self, members: Sequence[Mount], isolation: str, routes: list[Route]) -> Serving:
