@@ -225,7 +225,7 @@ def test_the_status_page_is_loaded_again_for_those_who_may_see_it() -> None:
     ("before", "after", "tables", "text"),
     [
         (mount("/a"), mount("/a"), {"control": Control(enabled=False)}, "[control] differs"),
-        (mount("/a", isolation="main"), mount("/a", isolation="main", threads=2), {}, "/a: lives in the main interpreter"),
+        (mount("/a", isolation="main"), mount("/a", isolation="main", threads=2), {}, "/a: runs in the main interpreter"),
         (mount("/a"), mount("/a", isolation="main"), {}, "/a: only a new worker can load an app in the main interpreter"),
         (mount("/a", replace="stop-first"), mount("/a", replace="stop-first", threads=2), {}, "must not be loaded side by side"),
     ],

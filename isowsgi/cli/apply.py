@@ -18,20 +18,20 @@ from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
 
 
-@click.command(short_help="Serve what the config file says now.")
+@click.command(short_help="Apply the changed config file.")
 @asking.where
 @asking.timeout
 def apply(config: str | None, pidfile: str | None, timeout: float) -> None:
-    """Take up what differs in the config file, in all workers, while everything else keeps serving.
+    """Apply what differs in the config file in all workers, while everything else keeps serving.
 
-    First all that is new is loaded, in every worker; then all workers switch to the new table. If anything cannot be loaded, nothing
+    Every worker first loads what is new; then all workers switch to the new table. If anything cannot be loaded, nothing
     changes, the reason is shown, and the exit code is 1.
     """
     places = asking.find(config, pidfile)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     if any(isinstance(told.answer, Error) for told in answers):
         _tell(answers)
-        asking.fail("nothing was changed: not every worker answers", 1)
+        asking.fail("nothing was changed: not every worker answered", 1)
     wanted = read_as_served(config, answers, as_json=False)
     by_worker = compare(answers, wanted)
     show(by_worker)

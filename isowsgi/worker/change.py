@@ -117,7 +117,7 @@ class Change:
 
     @property
     def changed(self) -> list[str]:
-        """Return the patterns whose mounts were made anew."""
+        """Return the patterns whose mounts were made again."""
         return [pattern for pattern in _patterns(self.fresh) if pattern not in self.added]
 
     @property
@@ -166,19 +166,20 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
         Unchangeable: that is among it.
     """
     if old.config.control != config.control:
-        raise Unchangeable("[control] differs: a running gunicorn keeps its control sockets; use SIGHUP to take this file up")
+        raise Unchangeable("[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file")
     members = {tuple(each) for each in wanted}
     gone = [deployment for deployment in old.deployments if kept.get(deployment.members) is None or deployment.members not in members]
     for deployment in gone:
         if deployment.siting.isolation == MAIN:
-            text = "lives in the main interpreter, which only a new worker has anew; use SIGHUP to take this file up"
+            text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(f"{deployment.name}: {text}")
         patterns = {member.pattern for member in deployment.members}
         if deployment.mount.replace == "stop-first" and any(mount.pattern in patterns for each in wanted for mount in each):
-            text = 'has replace = "stop-first", so its two generations must not be loaded side by side; use SIGHUP to take this file up'
+            text = 'has replace = "stop-first", so its two generations must not be loaded side by side; '
+            text += "send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(f"{deployment.name}: {text}")
     for each in wanted:
         if each[0].isolation == MAIN and tuple(each) not in kept:
             raise Unchangeable(
-                f"{each[0].pattern}: only a new worker can load an app in the main interpreter; use SIGHUP to take this file up"
+                f"{each[0].pattern}: only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
             )

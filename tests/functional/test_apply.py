@@ -252,7 +252,7 @@ def test_what_only_a_new_worker_can_do_is_said(server: Server) -> None:
     shown = apply(server)
 
     assert shown.returncode == 1
-    assert "/main: only a new worker can load an app in the main interpreter; use SIGHUP to take this file up" in shown.stderr
+    assert "/main: only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file" in shown.stderr
     assert told(server, "/changes") == ["/changes", "1", "old"]
 
 

@@ -101,7 +101,7 @@ class Applying:
 
     def drop(self, request: Drop) -> Errand:
         if self._pending is not None and self._pending.table.serial == request.serial and not self._pending.is_decided:
-            self._drop("it was given up")
+            self._drop("the command was cancelled")
         return TableOutcome(outcome="dropped", text="serves the table that it served before")
         yield  # never reached, as above
 
@@ -123,10 +123,10 @@ class Applying:
             problems = pending.change.problems()
             if pending.change.is_ready() or problems or now >= pending.deadline:
                 for problem in problems:
-                    self._log.error("%s: not loaded in this worker, though another one has applied the table: %s", *problem[:2])
+                    self._log.error("%s: cannot be loaded in this worker, although another worker has applied the table: %s", *problem[:2])
                 self._switch(pending, now)
         elif now >= pending.deadline:
-            self._drop(f"nobody said within {_HELD_S:g} s that it is to be taken up")
+            self._drop(f"the command to switch did not come within {_HELD_S:g} s")
 
     def _follow(self, table: Applied, now: float) -> None:
         """Take up a table that another worker has decided on."""
@@ -137,7 +137,7 @@ class Applying:
             try:
                 pending = self._begin(table, now)
             except Refusal as refusal:
-                self._log.error("cannot follow the other workers to the table that was applied: %s", refusal)
+                self._log.error("cannot load the table that the other workers have applied: %s", refusal)
                 return
         pending.is_decided, pending.deadline = True, now + _FOLLOW_S
 
@@ -175,7 +175,7 @@ class Applying:
     def _drop(self, why: str) -> None:
         self._pending = None
         self._live.drop(time.monotonic())
-        self._log.info("a table that was to be applied is dropped: %s; the mounts stay as they were", why)
+        self._log.info("dropped the table that was prepared: %s; keeping the current mounts", why)
 
 
 def _failed(problems: Sequence[Problem]) -> Refusal:
