@@ -20,14 +20,15 @@ from isowsgi.shared.sockets import Place
 
 @click.command(short_help="Apply the changed config file.")
 @asking.where
+@asking.master
 @asking.timeout
-def apply(config: str | None, pidfile: str | None, timeout: float) -> None:
+def apply(config: str | None, pidfile: str | None, master: int | None, timeout: float) -> None:
     """Apply what differs in the config file in all workers, while everything else keeps serving.
 
     Every worker first loads what is new; then all workers switch to the new table. If anything cannot be loaded, nothing
     changes, the reason is shown, and the exit code is 1.
     """
-    places = asking.find(config, pidfile)
+    places = asking.find(config, pidfile, master)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     if any(isinstance(told.answer, Error) for told in answers):
         _tell(answers)

@@ -32,6 +32,11 @@ def where(command: F) -> F:
     return config(pidfile(command))
 
 
+def master(command: F) -> F:
+    """Add what a worker says when it runs a command itself: which gunicorn it belongs to."""
+    return click.option("--master", type=int, hidden=True)(command)
+
+
 def one_mount(command: F) -> F:
     """Add the pattern and where to look for it."""
 
@@ -48,9 +53,10 @@ timeout = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the workers' answers as JSON.")
 
 
-def find(config: str | None, pidfile: str | None) -> list[Place]:
+def find(config: str | None, pidfile: str | None, master: int | None = None) -> list[Place]:
     try:
-        return client.find(config, pidfile)
+        places = client.find(config, pidfile)
+        return [place for place in places if master in (None, place.master)]
     except client.NobodyServes as exc:
         fail(str(exc), 2)
 

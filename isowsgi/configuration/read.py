@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
     return Config(
-        path=absolute, mounts=tuple(mounts), faults=tuple(reading.faults), unreadable=tuple(reading.unreadable),
+        path=absolute, mounts=tuple(mounts), include=tables.include, faults=tuple(reading.faults), unreadable=tuple(reading.unreadable),
         head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status,
     )  # fmt: skip
 
@@ -297,6 +297,7 @@ class _Worker:
 class _Control:
     enabled: _Switch = _Switch(True)
     folder: _NewFolder | None = None
+    watch: _Switch = _Switch(False)
 
 
 @attrs.frozen(kw_only=True)

@@ -107,6 +107,7 @@ class Control:
 
     enabled: bool = True
     folder: str | None = None  # absolute; None: see `shared.sockets.own_folders`
+    watch: bool = False  # whether a change of the config files is applied by itself
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +124,7 @@ class Config:
 
     path: str  # absolute
     mounts: tuple[Mount, ...]  # in the order of the file, then those of each included file
+    include: tuple[str, ...] = attrs.field(default=(), eq=False)  # globs of more files, from the folder of this one
     faults: tuple[str, ...] = attrs.field(default=(), eq=False)  # of included files, as `ConfigError` has them
     unreadable: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files of which not even the patterns are known; absolute
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head

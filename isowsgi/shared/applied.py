@@ -17,6 +17,10 @@ from isowsgi.shared.memory import Text, make_memory, text_bytes
 MAX_BYTES = 4 << 20
 
 
+# Bytes whose locks say who decides just now, and who watches the config files.
+_DECIDE_BYTE, _WATCH_BYTE = 0, 1
+
+
 class Applied(NamedTuple):
     """A table that was applied.
 
@@ -55,6 +59,14 @@ class LastApplied:
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
+    def may_watch(self) -> bool:
+        """Whether the caller's process is the one that watches the config files: one of the workers, and when it ends, another."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _WATCH_BYTE)
+        except OSError:
+            return False
+        return True
+
     def decide(self, table: Applied, before: str) -> None:
         """Decide on a table, for all workers.
 
@@ -67,7 +79,9 @@ class LastApplied:
         """
         data = json.dumps(table._asdict()).encode("ascii")
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: the kernel takes it back from one that dies
+            fcntl.lockf(
+                self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DECIDE_BYTE
+            )  # of the process: the kernel takes it back from one that dies
         except OSError as exc:
             raise Outvoted("another worker is deciding on a table; try again") from exc
         try:
@@ -79,4 +93,4 @@ class LastApplied:
                 raise Outvoted("another table was applied meanwhile; try again")
             self._text.write(data)
         finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _DECIDE_BYTE)

@@ -26,6 +26,7 @@ from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.control import commands
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import ControlServer, drive
+from isowsgi.worker.control.watching import LOOK_S, FileWatcher
 from isowsgi.worker.listeners import most_connections
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.supervisor import Supervisor
@@ -103,6 +104,8 @@ def assemble(given: Given) -> Parts:
     carrier = commands.Commands(supervisor, applying)
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)
+    watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log)
+    loop.every(LOOK_S, watcher.tick, "look at the config files")
     return Parts(
         loop=loop,
         orders=orders,

@@ -293,3 +293,27 @@ def test_a_start_with_a_faulty_site_serves_the_others(serve: StartServer) -> Non
     assert told(server, "/site") == ["503"]
     assert told(server, "/stays") == ["/stays", "1", "None"]
     server.wait_for_log('/site: answers 503, its config file has a fault: sites.d/site.toml: mounts."/site".odd: unknown key')
+
+
+def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartServer) -> None:
+    """By one worker for all, whichever lives."""
+    watched = SITES.replace("[control]", "[control]\nwatch = true")
+    server = serve(watched, "--workers", "2", files={**FILES, "sites.d/.keep": ""}, wait_for=6)
+    site = server.folder / "sites.d/site.toml"
+
+    site.write_text(SITE)
+    in_every_worker(server, "/site", ["/site", "1", "None"])
+    server.wait_for_log("the changed config files were applied:\n.*/site")
+
+    site.write_text(SITE.replace('"tells"', '"broken"'))
+    server.wait_for_log(
+        r"the changed config files were not applied, or not wholly; exit code 1:\n(?:.*\n)*?RuntimeError: broken on purpose"
+    )
+    assert told(server, "/site") == ["/site", "1", "None"]
+
+    for victim in server.workers():
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for_log(rf"{victim}.*SIGKILL")
+        eventually(lambda: len(server.workers()) == 2)
+    site.unlink()
+    in_every_worker(server, "/site", ["404"])
