@@ -216,7 +216,9 @@ def test_root_opens_a_mounts_log_only_where_nobody_else_can_have_put_something(t
     os.lchown(sticky / "link", 65534, -1)
     (safe / "link.log").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(safe / "fifo.log")
-    names = ("safe/a.log", "shared/a.log", "sticky/a.log", "sticky/link/b.log", "safe/link.log", "safe/fifo.log", "no/a.log")
+    (tmp_path / "loop").symlink_to("loop")
+    names = ("safe/a.log", "shared/a.log", "sticky/a.log", "sticky/link/b.log", "safe/link.log", "safe/fifo.log", "no/a.log", "loop/a.log")
+    held = os.listdir("/proc/self/fd")
 
     opened = logfiles.open_as_root(str(tmp_path / name) for name in names)
 
@@ -224,6 +226,24 @@ def test_root_opens_a_mounts_log_only_where_nobody_else_can_have_put_something(t
     assert sorted(os.listdir(safe)) == ["a.log", "fifo.log", "link.log"]
     assert os.listdir(shared) + os.listdir(sticky) == ["link"]
     os.close(opened[str(safe / "a.log")])
+    assert os.listdir("/proc/self/fd") == held
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may open what others may not")
+def test_root_follows_no_link_that_another_user_could_turn_elsewhere(tmp_path: Path) -> None:
+    """Root's link into a user's folder, where the user puts a link to a folder that is root's alone: root made a file there."""
+    safe, home = tmp_path / "safe", tmp_path / "home"
+    safe.mkdir(0o755)
+    home.mkdir(0o755)
+    (tmp_path / "into").symlink_to(home / "logs")
+    (tmp_path / "good").symlink_to(f"{safe}/../safe/./")
+    (home / "logs").symlink_to(safe)
+    os.chown(home, 65534, -1)
+    opened = logfiles.open_as_root(str(tmp_path / name / f"{name}.log") for name in ("into", "good"))
+
+    assert os.listdir(safe) == ["good.log"]
+    for fd in opened.values():
+        os.close(fd)
 
 
 def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:
