@@ -942,6 +942,56 @@ def test_an_instance_that_cannot_be_given_a_connection_costs_a_503(place: Place)
     place.turn_until(lambda: place.seen.open == 0)
 
 
+def test_who_cannot_be_handed_over_is_answered_without_waiting_whatever_an_app_has_set(place: Place) -> None:
+    """An app in the main interpreter: the acceptor's thread waited for the client, up to the app's time limit."""
+    assert isinstance(place.instance, FakeInstance)
+    place.instance.error = MemoryError()
+    client = place.connect(A)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(1)
+    try:
+        assert place.conversation(client).startswith(b"HTTP/1.1 503 ")
+        assert [client.sock.gettimeout() for client in place.acceptor._clients.by_fd.values()] == [None]
+    finally:
+        socket.setdefaulttimeout(before)
+    client.close()
+    place.turn_until(lambda: place.seen.open == 0)
+
+
+@pytest.mark.parametrize("has_another_file", [False, True])
+def test_a_connection_that_an_app_has_closed_by_its_number_is_counted_as_closed(place: Place, has_another_file: bool) -> None:
+    """The worker took one connection less for each, until it took none."""
+
+    def close_it(fd: int) -> None:
+        os.close(fd)
+        if has_another_file:
+            null = os.open("/dev/null", os.O_RDONLY)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+
+    class Broken(FakeInstance):
+        def give(self, fd: int) -> None:
+            close_it(fd)
+            raise OSError(errno.EBADF, "as asked")
+
+    lent = place.connect(A)
+    place.turn_until(lambda: place.given)
+    fd = place.given.pop()
+    close_it(fd)
+    place.acceptor.take_back(fd)
+    place.turn_until(lambda: place.seen.open == 0)
+
+    place.instance = Broken()
+    never_lent = place.connect(A)
+    place.turn_until(lambda: place.seen.accepted == 2 and place.seen.open == 0)
+
+    if has_another_file:
+        os.close(fd)
+    lent.close()
+    never_lent.close()
+
+
 def test_a_mount_that_answers_nobody_leaves_room_for_its_neighbours(
     make_place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:

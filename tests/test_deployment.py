@@ -116,6 +116,22 @@ def test_instances_of_one_mount_are_loaded_in_turn_as_one_generation() -> None:
     assert not site.deployment.is_under_way()
 
 
+def test_a_mount_that_is_replaced_before_all_its_instances_had_their_turn_numbers_what_it_starts_later() -> None:
+    """An instance that was started after that had the number of the generation before it."""
+    site = in_turn(instances=3)
+    site.ready(site.made[0])
+    site.deployment.replace("test", site.now)
+    for instance in site.made[1:]:
+        site.ready(instance)
+    vars(site.around)["boots"].pass_on(site.now)
+    assert [instance.generation for instance in site.made] == [1, 2, 2, 2]
+
+    site.deployment.slots.live[0] = None  # as after an end
+    site.deployment.start(site.now)
+
+    assert site.made[-1].generation == 3
+
+
 def test_an_app_that_cannot_be_loaded_is_not_tried_again_at_once_in_the_turn_of_its_next_instance() -> None:
     site = in_turn(instances=3)
     site.failed(site.made[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +73,7 @@ def test_the_first_start_ends_only_when_the_last_of_its_workers_has_failed(monke
 def test_the_last_to_fail_ends_nothing_if_a_retry_of_another_one_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board()
     first = begin(monkeypatch, True, board, workers=2)
-    first._board.publish({"mounts": [{"state": "failed"}, {"state": "serving"}]})
+    first._board.publish({"mounts": [{"state": "failed"}, {}, {"state": "serving"}]})
 
     second = begin(monkeypatch, True, board, workers=2)
 
@@ -80,6 +81,24 @@ def test_the_last_to_fail_ends_nothing_if_a_retry_of_another_one_succeeded(monke
     assert second._exit_code != Arbiter.WORKER_BOOT_ERROR
     board.close()
     os.close(board.fd)
+
+
+def test_a_log_that_no_mount_has_any_more_is_no_reason_to_replace_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `isowsgi apply` had removed a mount, each SIGUSR1 replaced the worker if its log could not be opened."""
+    monkeypatch.setattr(base.Worker, "handle_usr1", lambda *args: None)
+    config = SimpleNamespace(mounts=[SimpleNamespace(log=None), SimpleNamespace(log="/none/kept.log")])
+    worker: Any = object.__new__(Worker)
+    worker._mount_logs = {"/none/gone.log": -1}
+    worker._held_logs, worker.alive, worker.log = [], True, logging.getLogger("test")
+    worker._parts = SimpleNamespace(supervisor=SimpleNamespace(table=SimpleNamespace(config=config), reopen_logs=None))
+    worker._containment = SimpleNamespace(call=lambda *args: True)
+
+    worker.handle_usr1(0, None)
+    assert worker.alive
+
+    worker._mount_logs["/none/kept.log"] = -1
+    worker.handle_usr1(0, None)
+    assert not worker.alive
 
 
 def test_a_region_of_its_own_goes_with_its_worker() -> None:

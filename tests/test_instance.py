@@ -6,12 +6,14 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from isowsgi.instances import interpreter
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.judge import TIMED_OUT
 from isowsgi.instances.lifecycle import State
@@ -307,3 +309,43 @@ os._exit(0)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
 
     assert done.stdout == f"FAILED True {left}\n", done.stderr
+
+
+def test_who_is_left_in_an_interpreter_is_seen_without_asserts_too() -> None:
+    """With PYTHONOPTIMIZE an interpreter in which an app's thread ran was taken for empty, and ended."""
+    question = compile(interpreter._HAS_NO_THREAD, "question", "exec", optimize=2)
+    gate = threading.Event()
+    thread = threading.Thread(target=gate.wait)
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError):
+            exec(question, {})
+    finally:
+        gate.set()
+        thread.join()
+
+
+def test_who_waits_for_a_thread_is_cut_off_without_waiting_whatever_an_app_has_set(
+    monkeypatch: pytest.MonkeyPatch, instance: Puppet
+) -> None:
+    """An app in the main interpreter: the acceptor's thread waited for the client, up to the app's time limit."""
+    limits: list[float | None] = []
+
+    def cut(sock: socket.socket, answer: bytes) -> None:
+        limits.append(sock.gettimeout())
+        sock.close()
+
+    monkeypatch.setattr(interpreter, "cut", cut)
+    ours, client = socket.socketpair()
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+    instance.give(ours.fileno())
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(1)
+    try:
+        instance._cut_waiting()
+    finally:
+        socket.setdefaulttimeout(before)
+
+    assert limits == [None]
+    ours.close()
+    client.close()

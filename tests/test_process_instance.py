@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.process import ProcessInstance
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Exited
 from isowsgi.shared.scoreboard import BUSY, Scoreboard
@@ -27,6 +29,7 @@ class FakeOwner:
         self.got: list[tuple[str, int]] = []
         self.watched: dict[int, Callable[[], None]] = {}
         self.timers: list[Callable[[], object]] = []
+        self.room: list[Callable[[], object] | None] = []  # what was to be called when there is room, None: nothing
 
     def take_back(self, fd: int) -> None:
         self.got.append(("back", fd))
@@ -40,8 +43,8 @@ class FakeOwner:
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         self.watched[fd] = callback
 
-    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None:
-        return
+    def watch_room(self, fd: int, callback: Callable[[], object] | None) -> None:
+        self.room.append(callback)
 
     def unwatch(self, fd: int) -> None:
         self.watched.pop(fd, None)
@@ -61,7 +64,7 @@ def instance(owner: FakeOwner) -> Iterator[ProcessInstance]:
     board = Scoreboard()
     board.set_mounts(["/a"])
     order = any_order("process", first_row=board.allot(2, [0], "process"), threads=2)
-    made = ProcessInstance(order, {"board": board.fd}, board, owner, {})
+    made = ProcessInstance(order, {"board": board.fd}, board, owner, {}, Containment(logging.getLogger("test"), board.row(0).words))
     yield made
     made.discard()
     os.close(board.fd)
@@ -117,3 +120,30 @@ def test_a_child_that_closes_its_mail_and_lives_is_ended(instance: ProcessInstan
         for timer in owner.timers:
             timer()
         assert child.wait(30) == -9
+
+
+def test_a_connection_that_can_never_be_sent_is_given_back_and_nothing_else_is_kept_waiting(
+    instance: ProcessInstance, owner: FakeOwner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its error left the loop's callback, and what the child had to say was not read for a second."""
+    pairs = []
+    while not owner.room or owner.room[-1] is None:
+        pairs.append(socket.socketpair())
+        instance.give(pairs[-1][0].fileno())
+    call_when_there_is_room = owner.room[-1]
+    last = pairs[-1][0].fileno()
+    os.close(last)
+    for _ in pairs[1:]:
+        instance._inner_mail.recv(100)
+
+    call_when_there_is_room()
+
+    assert owner.got == [("back", last)]
+    assert "mail: internal error, contained" in caplog.text
+    assert owner.room[-1] is None
+    instance._want_to_send(True)
+    assert owner.room[-1] is call_when_there_is_room, "callbacks are compared by identity"
+    pairs[-1][0].detach()
+    for pair in pairs:
+        for end in pair:
+            end.close()

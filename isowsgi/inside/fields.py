@@ -44,7 +44,7 @@ _MAX_REMEMBERED = 512
 _MAX_REMEMBERED_CHARS = 128
 
 # And whole blocks of fields, if all of them were remembered already when they came together: who makes up a value for each response, a
-# cookie say, leaves nothing here. Each of two fields saves a hello one bytecode in thirty.
+# cookie say, leaves nothing here. With each of two fields remembered by itself, a hello takes one bytecode in thirty more.
 BLOCKS: dict[tuple[tuple[str, str], ...], Block] = {}
 _MAX_BLOCKS = 256
 _MAX_BLOCK_FIELDS = 16

@@ -30,7 +30,7 @@ class WarmUpError(Exception):
 
 
 class Loader:
-    """Knows what comes of the order's apps.
+    """Loads the order's apps, and keeps what is known of that.
 
     Args:
         rows: the control thread's on the scoreboard, by the mount's number.

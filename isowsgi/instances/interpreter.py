@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from isowsgi.instances.hosted import NOT_SERVED, HostedInstance
 from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
-from isowsgi.shared.handover import ARM_EDGE, Port, number_of
+from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.scoreboard import BUSY, Scoreboard
 
@@ -25,7 +25,8 @@ _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py"
 
 
 # Asked of an interpreter whose boot ended in an exception of ours. Nothing is imported for it: no descriptor may have been the reason.
-_HAS_NO_THREAD = "import _thread\nassert not _thread._count()"
+# No assert, which PYTHONOPTIMIZE takes away.
+_HAS_NO_THREAD = "import _thread\nif _thread._count():\n    raise RuntimeError"
 
 
 def boot_source(order: BootOrder) -> str:
@@ -70,7 +71,7 @@ class InterpreterInstance(HostedInstance):
                 continue
             if fd not in in_flight:
                 self._turned_away.add(fd)
-                cut(socket.socket(fileno=os.dup(fd)), NOT_SERVED)
+                cut(blocking(socket.socket(fileno=os.dup(fd))), NOT_SERVED)
             self._epoll.modify(fd, ARM_EDGE)  # the event that was taken here is the inside's
 
     def dispose(self, destroy: bool) -> None:

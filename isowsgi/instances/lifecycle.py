@@ -43,7 +43,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.BOOT_FAILED): State.FAILED,
     (State.SERVING, Event.DRAIN): State.DRAINING,
     (State.SERVING, Event.THREAD_STUCK): State.STUCK,  # its other threads keep serving until it is replaced
-    (State.SERVING, Event.ENDED): State.CLOSED,  # its threads ended unasked; what was in flight is lost
+    (State.SERVING, Event.ENDED): State.CLOSED,  # its threads ended unexpectedly; what was in flight is lost
     (State.DRAINING, Event.ENDED): State.CLOSED,
     (State.DRAINING, Event.DRAIN_TIMEOUT): State.STUCK,
     (State.DRAINING, Event.THREAD_STUCK): State.STUCK,

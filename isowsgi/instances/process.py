@@ -7,6 +7,7 @@ ends by a crash, only the requests that it was serving are lost, and these are a
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from isowsgi.instances.hosted import BROKEN_OFF, HostedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages, workdir
+from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, blocking, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors
@@ -52,7 +54,7 @@ class Owner(Protocol):
         """Close one."""
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
-    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None: ...
+    def watch_room(self, fd: int, callback: Callable[[], object] | None) -> None: ...
     def unwatch(self, fd: int) -> None: ...
     def later(self, delay_s: float, callback: Callable[[], object]) -> None: ...
 
@@ -64,12 +66,19 @@ class ProcessInstance(HostedInstance):
         shared_fds: board, and origins if there are any. They stay the caller's.
         owner: of the connections that come back.
         environ: the environment of the worker, without what apps in it have changed.
+        containment: where mistakes end that are one connection's.
     """
 
     can_be_killed = True
 
     def __init__(
-        self, order: BootOrder, shared_fds: Mapping[str, int], board: Scoreboard, owner: Owner, environ: Mapping[str, str]
+        self,
+        order: BootOrder,
+        shared_fds: Mapping[str, int],
+        board: Scoreboard,
+        owner: Owner,
+        environ: Mapping[str, str],
+        containment: Containment,
     ) -> None:
         super().__init__(order, board)
         self._owner = owner
@@ -86,6 +95,8 @@ class ProcessInstance(HostedInstance):
             self.discard()
             raise
         self._loans = Loans(self._mail, self._want_to_send, self._send_later, owner.take_back)
+        # A connection that cannot be sent is no reason to let the mail rest, as the loop does with what has failed.
+        self._on_room = functools.partial(containment.call, f"{self.tag}: mail", self._loans.send_waiting)
         fds = Descriptors(**shared_fds, channel=self._inner.fileno(), mail=self._inner_mail.fileno())
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
@@ -206,10 +217,10 @@ class ProcessInstance(HostedInstance):
                 self._owner.take_closed(fd)
 
     def _want_to_send(self, wants: bool) -> None:
-        self._owner.watch_room(self._mail.fileno(), self._loans.send_waiting if wants else None)
+        self._owner.watch_room(self._mail.fileno(), self._on_room if wants else None)
 
     def _send_later(self) -> None:
-        self._owner.later(_SCARCE_S, self._loans.send_waiting)
+        self._owner.later(_SCARCE_S, self._on_room)
 
     def _keep(self) -> None:
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""

@@ -42,7 +42,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (NO_STDLIB, r"module 'datetime' has no attribute 'datetime_CAPI'"),
     (REFUSES_OWN_GIL, r"module \S+ does not support loading in subinterpreters"),
     (NO_FORK, r"(?:fork|exec|preexec_fn) not supported (?:for isolated|within) subinterpreters"),
-    (NO_FORK, r"an app in a subinterpreter cannot fork|exec would replace the worker"),  # inside/environment.py
+    (NO_FORK, r"an app in a subinterpreter cannot fork|exec would replace the worker"),  # inside/forks.py
     (NO_DAEMON, r"daemon threads are disabled in this interpreter"),
     (NO_DAEMON, r"thread is not supported for isolated subinterpreters"),
 )  # fmt: skip

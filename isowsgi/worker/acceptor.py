@@ -161,7 +161,7 @@ class Acceptor:
         self._guarded(fd, self._clients.close_by_number, fd)
 
     def _own(self, fd: int, step: Callable[[Client], None]) -> None:
-        if (client := self._clients.take_back(fd, self._idle_s(), None)) is not None:
+        if not self._clients.count_if_closed(fd) and (client := self._clients.take_back(fd, self._idle_s(), None)) is not None:
             step(client)
 
     def _idle_s(self) -> float:

@@ -6,6 +6,7 @@ import math
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -180,6 +181,17 @@ class Clients:
         finally:  # if an app has closed it, it is closed too
             self.closed += 1
             self._on_closed()
+
+    def count_if_closed(self, fd: int) -> bool:
+        """Return whether an app has closed a connection that is nobody's just now by its number, which another file may have since."""
+        try:
+            is_closed = not stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            is_closed = True
+        if is_closed:
+            self.closed += 1
+            self._on_closed()
+        return is_closed
 
     def in_phase(self, phase: Phase) -> list[Client]:
         """Return those in one phase, the oldest first."""

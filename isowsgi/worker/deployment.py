@@ -79,7 +79,7 @@ class Surroundings(Protocol):
         """Take note of files on which an app depends."""
 
     def on_stacks(self, instance: Instance, report: Stacks) -> None:
-        """Take a part of an answer to `Instance.ask_stacks`."""
+        """Take a part of an answer to `messages.TellStacks`."""
 
     def on_measured(self, now: float) -> None:
         """Take note that an instance has said how many objects it has."""
@@ -201,6 +201,7 @@ class Deployment:
         vacant = self.slots.fill()
         self.is_in_line = bool(vacant) and not self.surroundings.may_boot(self, now)
         if not vacant or self.is_in_line or self.siting.waits_for_trial(now):
+            self._is_partly_started &= self.is_in_line
             return
         if not self._is_partly_started:
             self.generation += 1
@@ -252,6 +253,7 @@ class Deployment:
             self.wanted = reason
             return
         self.wanted = ""
+        self._is_partly_started = False  # who still waits for a turn is of the next generation, too
         self.reloads += 1
         if self.mount.replace == "stop-first":
             self.succession.begin(reason, now)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from gunicorn.http.errors import ParseException
 
 from isowsgi.shared import answers
+from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
 from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
 from isowsgi.shared.routing import Router
@@ -207,5 +208,7 @@ class Dispatcher:
             instance.give(fd)
         except Exception:  # the hand-over failed: no memory for one more, or the instance is broken
             self._containment.failed("hand-over")
-            client = self._clients.add(socket.socket(fileno=fd), client.peer)
+            if self._clients.count_if_closed(fd):
+                return
+            client = self._clients.add(blocking(socket.socket(fileno=fd)), client.peer)
             self._answer(client, data, answers.UNAVAILABLE, "the app at this address is not available", mount, answers.RETRY_LATER_S)

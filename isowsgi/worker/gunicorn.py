@@ -47,7 +47,7 @@ _BOOT_WAIT_S = 60.0
 # How long a worker that cannot begin stays before it exits: the arbiter forks the next one at once.
 _FORK_AGAIN_S = 1.0
 
-# How long --reload waits for the names of the apps' files; an app that is longer in its import has time enough to be noticed.
+# How long --reload waits for the names of the apps' files; an app that takes longer to import has time enough to be noticed.
 _RELOADER_WAIT_S = 5.0
 
 
@@ -130,7 +130,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
                 board.close()
             # One that had failed may serve by now, as mounts are tried again.
             reports = [region.report for region in reading.regions if region.report is not None]
-            if any(mount["state"] in ("serving", "reloading", "asleep") for report in reports for mount in report["mounts"]):
+            if any(mount.get("state") in ("serving", "reloading", "asleep") for report in reports for mount in report.get("mounts", ())):
                 return False
             # Each counts itself before it reads, so the last one sees them all.
             return reading.totals[("", "")].get(FAILED_STARTS) >= int(self.cfg.workers)
@@ -138,7 +138,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             return True
 
     def load_wsgi(self) -> None:
-        """Boot the mounts; they load side by side, and the loop follows them."""
+        """Boot the mounts, as many at a time as there are cores; the loop follows them."""
         share = self._share
         if share.config is None:
             raise AppImportError("no config file was read")
@@ -329,13 +329,17 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         except OSError as exc:  # with capture_output gunicorn opens one more
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), exc)
-        lost = [path for path in self._mount_logs if not logfiles.can_append(path)]
+        lost = [path for path in self._mount_logs if self._has_log(path) and not logfiles.can_append(path)]
         if old := [held.path for held in self._held_logs if held.is_old] + lost:
             # The master could, and the next worker has them from it. gunicorn's own workers end with an error here.
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), ", ".join(old))
         if self._parts is not None:
             self._containment.call("logs", self._parts.supervisor.reopen_logs)
+
+    def _has_log(self, path: str) -> bool:
+        """Whether a mount has this log still, or will have it; the table may have changed since the worker began."""
+        return self._parts is None or any(mount.log == path for mount in self._parts.supervisor.table.config.mounts)
 
     def _empty_pipe(self) -> None:
         """Take in what signal handlers and the reloader wrote to wake the loop."""

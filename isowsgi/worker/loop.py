@@ -32,7 +32,7 @@ class _Watched:
         self.callback = callback
         self.events = events
         self.is_late = is_late
-        self.room: Callable[[], None] | None = None  # called when something can be written
+        self.room: Callable[[], object] | None = None  # called when something can be written
 
 
 class Loop:
@@ -67,7 +67,7 @@ class Loop:
         self.epoll.register(fd, events)
         self._watched[fd] = _Watched(what, callback, events, is_late)
 
-    def watch_room(self, fd: int, callback: Callable[[], None] | None) -> None:
+    def watch_room(self, fd: int, callback: Callable[[], object] | None) -> None:
         """Call back too whenever something can be written to a descriptor that is watched; None ends that."""
         watched = self._watched.get(fd)
         if watched is None or watched.room is callback:

@@ -52,8 +52,8 @@ class MemoryWatch:
     def on_measured(self, now: float) -> None:
         """Replace the mount that has grown most since its boot, once all have answered.
 
-        CPython cannot say how much memory an interpreter has; the number of its objects stands in for that. Answers that come unasked, or
-        after the decision, change nothing.
+        CPython cannot say how much memory an interpreter has; the number of its objects stands in for that. Answers that come unexpectedly,
+        or after the decision, change nothing.
         """
         if not self._is_deciding:
             return
@@ -80,7 +80,16 @@ class MemoryWatch:
 
 def rss_bytes() -> int:
     """Return the memory that this process has."""
-    return int(os.pread(_statm(os.getpid()), 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        pages = _pages()
+    except (OSError, ValueError, IndexError):  # an app has closed that number; if it has another file by now, that one is not ours to close
+        _statm.cache_clear()
+        pages = _pages()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pages() -> int:
+    return int(os.pread(_statm(os.getpid()), 128, 0).split()[1])
 
 
 @functools.cache

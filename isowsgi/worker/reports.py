@@ -113,7 +113,7 @@ class Reports:
     def faulty(self, fault: str) -> None:
         """Note that nothing will be loaded: the mount's config file has faults."""
         self._add("boot", self._deployment.name, 0, fault, fault)
-        self._log.error("%s: answers 503, its config file has a fault: %s", self._deployment.name, fault)
+        self._log.error("%s: its config file has a fault, so it answers 503: %s", self._deployment.name, fault)
 
     def boot_failed(self, tag: str, generation: int, error: str, details: str, hint: str = "") -> None:
         """Note why nothing could be loaded; the same traceback is not logged every minute."""

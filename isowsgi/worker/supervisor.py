@@ -128,7 +128,7 @@ class Supervisor:
         self._reporter.publish(now)
 
     def hear_stacks(self, on_stacks: Callable[[Instance, Stacks], None]) -> None:
-        """Have the answers to `Instance.ask_stacks` taken."""
+        """Have the answers to `messages.TellStacks` taken."""
         self._workshop.on_stacks = on_stacks
 
     def choose(self, mount: int) -> Instance | NotServing:

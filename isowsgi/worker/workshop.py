@@ -152,7 +152,7 @@ class Workshop:
     def _make(self, order: BootOrder) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
-            return ProcessInstance(order, self._fds, board, acceptor, self._environ)
+            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)

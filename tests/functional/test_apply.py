@@ -292,7 +292,7 @@ def test_a_start_with_a_faulty_site_serves_the_others(serve: StartServer) -> Non
 
     assert told(server, "/site") == ["503"]
     assert told(server, "/stays") == ["/stays", "1", "None"]
-    server.wait_for_log('/site: answers 503, its config file has a fault: sites.d/site.toml: mounts."/site".odd: unknown key')
+    server.wait_for_log('/site: its config file has a fault, so it answers 503: sites.d/site.toml: mounts."/site".odd: unknown key')
 
 
 def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartServer) -> None:
