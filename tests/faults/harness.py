@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attrs
+
+from isowsgi import configuration
+from isowsgi.configuration import stored
 from tests.faults.inject import ALWAYS, FAILED, MASTER, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,9 +33,28 @@ MODES = {"once": ONCE, "always": ALWAYS}
 _TROUBLE_S = 0.15
 _DEADLINE_S = 20.0
 
+# How long a worker may take to load what is new in a table; a small app needs a twentieth of a second.
+_APPLY_S = 5.0
+
 # Kinds of messages come in their time: a reload that boots an app takes longer than the rest. Some come on no occasion that is made here.
 _MESSAGES = ("report ", "order ")
 _MESSAGE_S = 2.0
+
+# Parts of the names of points that are met when a table is applied.
+_OF_TABLES = (
+    "table",
+    "Table",
+    "change",
+    "Change",
+    "pplying",
+    "pplied",
+    "stored",
+    "Reroute",
+    "add_mount",
+    "free_mount",
+    "set_status",
+    "leave",
+)
 
 _APP = """
 import time
@@ -125,6 +148,7 @@ class Place:
         self.port = int(re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log())[0])
         self.points: list[str] = json.loads((folder / POINTS).read_text())
         self.worker = self._workers()
+        self._is_there = False  # the mount that comes and goes
         self._neighbour = Neighbour(self.port)
 
     def log(self) -> str:
@@ -160,6 +184,8 @@ class Place:
             problems.append(f"worker {self.worker} became {workers}")
             self._wait(lambda: len(self._workers()) == 1 and self._ask("/good") == 200, "another worker")
             self.worker = self._workers()
+        if failed and _is_of_tables(point) and not self._reaches(self._applies):
+            problems.append("no table can be applied any more")
         for path in ("/bad", "/child"):
             if failed and not self._gets_well(path):
                 problems.append(f"{path} does not serve again: {self._ask(path)}")
@@ -188,6 +214,8 @@ class Place:
         elif "Failed" in point:
             (self._folder / "bad.py").write_text("raise ImportError('as asked')\n")
             self._control("reload", "/bad")
+        if _is_of_tables(point):
+            self._applies()
         if point.startswith(_MESSAGES):
             self._reaches(lambda: self._words[FAILED], _MESSAGE_S)
         while time.monotonic() < end:
@@ -273,12 +301,47 @@ class Place:
                 except OSError:
                     continue
 
+    def _applies(self) -> bool:
+        """Have another table applied: a mount comes or goes, and one has other settings. Return whether it is served."""
+        self._is_there = not self._is_there
+        config = configuration.load(self._folder / "isowsgi.toml")
+        good, bad, child = config.mounts
+        comes = [attrs.evolve(good, pattern="/good/comes", prefix="/good/comes")] if self._is_there else []
+        child = attrs.evolve(child, threads=3 if self._is_there else 2)
+        table = stored.plain(attrs.evolve(config, mounts=(good, bad, child, *comes)))
+        serial = f"{time.monotonic_ns()}"
+        if self._answered({"do": "prepare", "serial": serial, "config": table}) and self._answered({"do": "switch", "serial": serial}):
+            return True
+        self._answered({"do": "drop", "serial": serial})
+        return False
+
+    def _answered(self, request: dict[str, Any]) -> bool:
+        """Return whether the worker did what it was asked for on its control socket."""
+        data = json.dumps({"v": 1, **request}).encode()
+        for path in (self._folder / "control").glob("*.sock"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(_APPLY_S)
+                try:
+                    sock.connect(str(path))
+                    sock.sendall(struct.pack(">I", len(data)) + data)
+                    answer = b""
+                    while part := sock.recv(65536):
+                        answer += part
+                    return json.loads(answer[4:])["ok"] is True
+                except (OSError, ValueError, KeyError):
+                    continue
+        return False
+
     def _workers(self) -> list[int]:
         try:
             text = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         except OSError:
             return []
         return [int(pid) for pid in text.split()]
+
+
+def _is_of_tables(point: str) -> bool:
+    return any(part in point for part in _OF_TABLES)
 
 
 def _needs_restart(point: str) -> bool:
