@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.plan import compare, read_as_served, show
+from isowsgi.cli.comparison import compare, read_as_served
+from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error
@@ -33,7 +35,13 @@ def apply(config: str | None, pidfile: str | None, master: int | None, timeout: 
     if any(isinstance(told.answer, Error) for told in answers):
         _tell(answers)
         asking.fail("nothing was changed: not every worker answered", 1)
-    wanted = read_as_served(config, answers, as_json=False)
+    try:
+        wanted = read_as_served(config, answers)
+    except configuration.ConfigError as exc:
+        click.echo(str(exc), err=True)
+        asking.fail("nothing was changed: the config file has faults", 1)
+    for fault in wanted.faults:
+        click.echo(fault, err=True)
     by_worker = compare(answers, wanted)
     show(by_worker)
     if not any(found for _, found in by_worker):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from isowsgi.cli import asking, client
+from isowsgi.cli import asking, client, comparison
 from isowsgi.cli.answers import Told, for_people
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, MountErrors, MountStacks, MountStatus, Outcome, Request, WorkerStatus
@@ -44,6 +44,7 @@ def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) 
         asking.print_json(answers)
     else:
         asking.console().print(_status_view(for_people(answers)))
+        _hint(config, workers)
     sys.exit(asking.exit_code(answers))
 
 
@@ -141,7 +142,15 @@ def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> No
                 click.echo(told.answer.traceback.rstrip(), err=True)
         else:
             click.echo(f"{asking.who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
+    if not isinstance(request, controlmessages.Stop):
+        _hint(click.get_current_context().params["config"], workers)
     sys.exit(asking.exit_code(answers))
+
+
+def _hint(config: str | None, workers: list[Place]) -> None:
+    """Say if the config file differs from what runs: whoever has just edited it may take that for what runs."""
+    for line in comparison.hints(config, workers):
+        click.echo(f"isowsgi: {line}", err=True)
 
 
 # Printing.

@@ -6,20 +6,19 @@ Exit codes, for scripts: 0 no difference, 2 a difference, 1 the file has faults 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import click
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
-from isowsgi.cli.answers import Told, plain
-from isowsgi.configuration.differences import Difference, Setting, Summary, differences, summary
-from isowsgi.shared import controlmessages, interpreters, workdir
-from isowsgi.shared.controlmessages import Error, ServedTable
+from isowsgi.cli.answers import plain
+from isowsgi.cli.comparison import compare, read_as_served
+from isowsgi.configuration.differences import Difference, Setting
+from isowsgi.shared import controlmessages
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
@@ -43,7 +42,12 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     except client.NobodyServes as exc:
         asking.fail(str(exc), 1)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
-    wanted = read_as_served(config, answers, as_json)
+    try:
+        wanted = read_as_served(config, answers)
+    except configuration.ConfigError as exc:
+        _fail_by(exc, as_json)
+    for fault in wanted.faults:
+        click.echo(fault, err=True)
     by_worker = compare(answers, wanted)
     if as_json:
         click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))
@@ -58,45 +62,12 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     sys.exit(2 if any(found for _, found in by_worker) else 0)
 
 
-def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]], as_json: bool) -> configuration.Config:
-    """Read the file that is served, by the path that gunicorn has for it: it may lead through a link to another folder than ours does."""
-    path = workdir.absolute(config or "isowsgi.toml")
-    for told in answers:
-        if told.worker is not None and _same_file(told.worker.config, path):
-            path = told.worker.config
-    try:
-        config_read = configuration.load(path, own_gil_error=interpreters.own_gil_error())
-        for fault in config_read.faults:
-            click.echo(fault, err=True)
-        return config_read
-    except configuration.ConfigError as exc:
-        if as_json:
-            click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
-        else:
-            click.echo(str(exc), err=True)
-        sys.exit(1)
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):
-        return False
-
-
-def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[tuple[Place, list[Difference]]]:
-    """Return how a config differs from what each worker serves that has answered."""
-    return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
-
-
-def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
-    running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
-    new = summary(wanted, served.salt)
-    # Mounts of files with faults stay as they are.
-    files = {mount.mount: mount.file for mount in served.mounts}
-    stays = {mount.pattern for mount in wanted.mounts if mount.fault} | {name for name, file in files.items() if file in wanted.unreadable}
-    mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}
-    return differences(running, Summary(tables=new.tables, mounts=mounts))
+def _fail_by(exc: configuration.ConfigError, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
+    else:
+        click.echo(str(exc), err=True)
+    sys.exit(1)
 
 
 def _plain(found: list[Difference]) -> list[dict[str, Any]]:

@@ -29,7 +29,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def plan(server: Server, changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command while the file is another one."""
+    return run(server, changes, "plan", *arguments)
+
+
+def run(server: Server, changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command while the file is another one."""
     config: Path = server.folder / "isowsgi.toml"
     before = content = config.read_text()
     for old, new in changes.items():
@@ -38,7 +42,7 @@ def plan(server: Server, changes: dict[str, str], *arguments: str) -> subprocess
     config.write_text(content)
     try:
         return subprocess.run(
-            [sys.executable, "-m", "isowsgi", "plan", *arguments],
+            [sys.executable, "-m", "isowsgi", *arguments],
             cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
     finally:
@@ -92,3 +96,18 @@ def test_without_a_server_it_says_so(server: Server, tmp_path: Path) -> None:
 
     assert shown.returncode == 1
     assert "no running gunicorn serves" in shown.stderr
+
+
+@pytest.mark.parametrize("command", [["status"], ["reload", "/"], ["start", "/"]])
+def test_other_commands_say_that_the_file_was_not_applied(server: Server, command: list[str]) -> None:
+    changes = {'"/shop" = ': '"/memo" = "hello"\n"/shop" = ', "threads = 2": "threads = 5"}
+
+    shown = run(server, changes, *command)
+
+    assert shown.returncode == 0
+    assert shown.stderr == (
+        "isowsgi: /memo: is in the config file, and not applied yet: isowsgi apply\n"
+        "isowsgi: /shop: has other settings in the config file, not applied yet: isowsgi plan\n"
+    )
+    assert run(server, {}, *command).stderr == ""
+    assert run(server, {"threads": "thread"}, *command).stderr == "isowsgi: the config file has faults: isowsgi plan\n"

@@ -1,0 +1,80 @@
+"""The config file on disk beside the one that runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from isowsgi import configuration
+from isowsgi.cli import asking, client
+from isowsgi.cli.answers import Told, plain
+from isowsgi.configuration.differences import Difference, Summary, differences, summary
+from isowsgi.shared import controlmessages, interpreters, workdir
+from isowsgi.shared.controlmessages import Error, ServedTable
+from isowsgi.shared.sockets import Place
+
+# Differences that are told one by one where they are not what was asked for.
+_MOST_HINTS = 5
+
+
+def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]]) -> configuration.Config:
+    """Read the file that is served, by the path that gunicorn has for it: it may lead through a link to another folder than ours does.
+
+    Raises:
+        ConfigError: it has faults. Those of included files are in the config.
+    """
+    path = workdir.absolute(config or "isowsgi.toml")
+    for told in answers:
+        if told.worker is not None and _same_file(told.worker.config, path):
+            path = told.worker.config
+    return configuration.load(path, own_gil_error=interpreters.own_gil_error())
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[tuple[Place, list[Difference]]]:
+    """Return how a config differs from what each worker serves that has answered."""
+    return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+
+
+def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:
+    running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
+    new = summary(wanted, served.salt)
+    # Mounts of files with faults stay as they are.
+    files = {mount.mount: mount.file for mount in served.mounts}
+    stays = {mount.pattern for mount in wanted.mounts if mount.fault} | {name for name, file in files.items() if file in wanted.unreadable}
+    mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}
+    return differences(running, Summary(tables=new.tables, mounts=mounts))
+
+
+def hints(config: str | None, places: Sequence[Place]) -> list[str]:
+    """Say how the config file differs from what runs, for people who did not ask: empty if it does not, or if that cannot be told."""
+    answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
+    if all(isinstance(told.answer, Error) for told in answers):
+        return []
+    try:
+        wanted = read_as_served(config, answers)
+    except FileNotFoundError:  # the working directory was deleted
+        return []
+    except configuration.ConfigError:
+        return ["the config file has faults: isowsgi plan"]
+    by_worker = compare(answers, wanted)
+    found = by_worker[0][1] if by_worker else []
+    lines = [f"{plain(each.name)}: {_HINTS[each.sign]}" for each in found[:_MOST_HINTS]]
+    if len(found) > _MOST_HINTS:
+        lines.append(f"{len(found) - _MOST_HINTS} more differences: isowsgi plan")
+    if wanted.faults:
+        lines.append("an included config file has faults: isowsgi plan")
+    return lines
+
+
+_HINTS = {
+    "+": "is in the config file, and not applied yet: isowsgi apply",
+    "-": "serves, and is in the config file no more: isowsgi apply",
+    "~": "has other settings in the config file, not applied yet: isowsgi plan",
+}
