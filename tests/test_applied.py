@@ -58,6 +58,7 @@ def test_a_table_that_is_too_long_changes_nothing() -> None:
     assert last.read() == table("a")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # each child does one thing and ends
 def test_of_many_processes_one_decides() -> None:
     last = LastApplied()
     start, go = os.pipe()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, NoReturn
 
 import pytest
 
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Scoreboard
+from tests.conftest import ROOT
 
 
 class Log:
@@ -80,3 +83,21 @@ def test_what_signal_handlers_raise_passes(words: memoryview) -> None:
 
     with pytest.raises(SystemExit):
         Containment(Log(), words).call("x", leave)
+
+
+def test_a_mistake_is_told_with_its_traceback_also_where_no_file_can_be_opened() -> None:
+    """CPython 3.13 and 3.15 import modules for the first traceback of a process, and cannot without a descriptor."""
+    code = """
+import os, resource
+from isowsgi.shared.containment import traceback_of
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    raise OSError(24, "no descriptor")
+except OSError as exc:
+    os.write(1, traceback_of(exc).encode())
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert run.stdout.startswith("Traceback (most recent call last")
+    assert 'File "<string>", line 6, in <module>\n' in run.stdout
+    assert run.stdout.endswith("OSError: [Errno 24] no descriptor\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import traceback
@@ -15,7 +16,7 @@ from isowsgi.inside.loading import Loader
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import messages
-from isowsgi.shared.containment import Containment
+from isowsgi.shared.containment import Containment, traceback_of
 from isowsgi.shared.messages import BootOrder, Report
 
 # Longest traceback that is sent to the supervisor; a packet's limit is the socket's send buffer, 208 KiB by default.
@@ -140,7 +141,10 @@ class Teller:
 
 
 def one_line(exc: BaseException) -> str:
-    lines = traceback.format_exception_only(exc)
+    try:
+        lines = traceback.format_exception_only(exc)
+    except Exception:  # see `traceback_of`
+        lines = traceback_of(exc).splitlines()
     try:
         notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
     except Exception:  # the app's code made them
@@ -150,7 +154,7 @@ def one_line(exc: BaseException) -> str:
 
 def _traceback() -> str:
     """Return the current exception's traceback from the app's first frame on."""
-    text = traceback.format_exc()
+    text = traceback_of(sys.exc_info()[1])
     return text if len(text) <= MAX_TRACEBACK_CHARS else "...\n" + text[-MAX_TRACEBACK_CHARS:]
 
 

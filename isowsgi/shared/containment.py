@@ -74,11 +74,34 @@ class Containment:
             self._said.clear()
         self._said[failure] = now, 0
         again = f" ({since} more since the last time)" if since else ""
-        text = "".join(traceback.format_exception(kind, exc, trace))
+        text = traceback_of(exc)
         try:
             self._log.error("%s: internal error, contained%s; please report it\n%s", what, again, text)
         except Exception:  # a logger class of the user's, or a full disk
             os.write(2, f"isowsgi: {what}: internal error, contained{again}\n{text}".encode("utf-8", "backslashreplace"))
+
+
+def traceback_of(exc: BaseException | None) -> str:
+    """Return an exception with its traceback, also where no file can be opened.
+
+    CPython 3.13 and 3.15 import modules for it as late as that, and raise OSError if they have no descriptor left.
+    """
+    try:
+        return "".join(traceback.format_exception(exc))
+    except Exception:
+        trace, lines = exc.__traceback__ if exc is not None else None, ["Traceback (most recent call last, without its lines):\n"]
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}\n')
+            trace = trace.tb_next
+        return "".join([*lines, type(exc).__name__, ": ", _text_of(exc), "\n"])
+
+
+def _text_of(exc: BaseException | None) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def _innermost_line(trace: Any) -> int:

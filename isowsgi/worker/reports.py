@@ -6,12 +6,12 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import messages, refusals
+from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
 from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
@@ -107,7 +107,7 @@ class Reports:
         """Note that no instance can be started."""
         error = f"cannot start an instance now: {type(exc).__name__}: {exc}"
         deployment = self._deployment
-        text = "".join(traceback.format_exception(exc))
+        text = traceback_of(exc)
         self.boot_failed(f"{deployment.name} #{deployment.generation}", deployment.generation, error, text)
 
     def faulty(self, fault: str) -> None:

@@ -57,6 +57,7 @@ _OF_TABLES = (
 )
 
 _APP = """
+import os
 import time
 
 def application(environ, start_response):
@@ -64,7 +65,7 @@ def application(environ, start_response):
         raise RuntimeError("as asked")
     if environ["PATH_INFO"] == "/hangs":
         time.sleep(4)  # past request_timeout, and past the time that an interrupted thread has to come out
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3"), ("X-Worker", str(os.getpid()))])
     return [b"ok\\n"]
 """
 _BAD = "from app import application\n"
@@ -98,6 +99,7 @@ class Neighbour:
     def __init__(self, port: int) -> None:
         self._port = port
         self.answered = 0
+        self.worker = 0  # that answered last
         self.lost: list[str] = []
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
@@ -111,6 +113,7 @@ class Neighbour:
                 response = connection.getresponse()
                 if response.status != 200 or response.read() != b"ok\n":
                     raise AssertionError(f"status {response.status}")
+                self.worker = int(response.headers["X-Worker"])
                 self.answered += 1
             except Exception as exc:
                 self.lost.append(f"{type(exc).__name__}: {exc}")
@@ -172,6 +175,10 @@ class Place:
     def try_point(self, point: str, mode: str) -> tuple[list[Finding], int]:
         """Make a point fail while all kinds of work are done; return what went wrong, and how often it failed."""
         neighbour, before = self._neighbour, self._neighbour.answered
+        # On a connection that this worker keeps: what fails may cost one that is not handed over yet.
+        self._wait(lambda: [neighbour.worker] == self.worker and neighbour.answered > before, "the neighbour's connection")
+        neighbour.lost.clear()
+        before = neighbour.answered
         self._words[FAILED] = 0
         self._words[NUMBER] = self.points.index(point) + 1
         self._words[MODE] = MODES[mode]
