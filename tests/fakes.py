@@ -217,9 +217,10 @@ class FakeInstance:
     def in_flight(self, now: float) -> list[tuple[str, float]]:
         return [("GET /\udcff HTTP/1.1", 0.5)]
 
-    def tell(self, order: Order) -> None:
+    def tell(self, order: Order) -> bool:
         if isinstance(order, TellStacks):
             self.asked.append(order.ask)
+        return True
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
         return self.holds_gil

@@ -111,3 +111,42 @@ def test_a_config_comes_back_as_it_was(tmp_path: Any) -> None:
 def test_what_is_no_config_is_refused(facts: Any) -> None:
     with pytest.raises(stored.NotAConfig):
         stored.restore(facts)
+
+
+def test_numbers_are_not_taken_over_and_a_pattern_is_there_once(tmp_path: Any) -> None:
+    """A table whose mounts all have the same number would send all requests to one app."""
+    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n"/b" = "b"\n')
+    facts = stored.plain(configuration.load(tmp_path / "isowsgi.toml"))
+    for mount in facts["mounts"]:
+        mount["number"] = 7
+
+    assert [mount.number for mount in stored.restore(facts).mounts] == [0, 1]
+
+    facts["mounts"][1]["pattern"] = "/"
+    with pytest.raises(stored.NotAConfig, match="the same pattern"):
+        stored.restore(facts)
+
+
+def test_a_decision_of_an_earlier_reading_does_not_replace_a_later_one() -> None:
+    last = LastApplied()
+    last.decide(table("b", base=2), before="")
+
+    with pytest.raises(Outvoted):
+        last.decide(table("a", base=1), before="")
+
+
+def test_a_reader_does_not_wait_for_a_writer_that_never_pauses() -> None:
+    last = LastApplied()
+    last.decide(table("a"), before="")
+
+    class Restless:
+        def __init__(self) -> None:
+            self.turn = 0
+
+        def __getitem__(self, place: int) -> int:
+            self.turn += 1
+            return self.turn if place == 0 else 10
+
+    last._text._head = Restless()  # type: ignore[assignment]
+
+    assert last.read() is None

@@ -112,7 +112,7 @@ def test_every_setting_counts(tmp_path: Path, part: str) -> None:
     table: Any = config if part == "config" else config.mounts[0] if part == "mount" else getattr(config, part)
     names = {field.name for field in attrs.fields(type(table))}
     parts = {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status"}  # compared in other ways
-    for name in names - parts - {"file", "include", "faults", "unreadable"}:
+    for name in names - parts - {"file", "include", "faults", "faulty"}:
         other = attrs.evolve(table, **{name: _other(getattr(table, name))})
         if part != "config":
             other = attrs.evolve(config, **{"mounts": (other,)} if part == "mount" else {part: other})

@@ -9,6 +9,7 @@ import pytest
 
 from isowsgi import configuration
 from isowsgi.configuration import Config, ConfigError, Mount
+from isowsgi.configuration.differences import differences, summary
 from isowsgi.configuration.included import keep_faulty
 
 
@@ -131,7 +132,7 @@ def test_a_file_that_is_no_toml_has_no_patterns_of_its_own(folder: Path) -> None
     config = load(folder)
 
     assert [*mounts(config)] == ["/"]
-    assert config.unreadable == (str(folder / "sites.d/a.toml"),)
+    assert config.faulty == (str(folder / "sites.d/a.toml"),)
     assert "line 1" in config.faults[0]
 
 
@@ -161,3 +162,30 @@ def test_an_include_that_is_no_glob_is_a_fault_of_the_main_file(folder: Path, va
 
     with pytest.raises(ConfigError, match="include"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[defaults]\n", '[mounts]\n"/a" = { app = "a", odd = 1 }\n'], ids=["empty", "no mounts", "one is left"]
+)
+def test_what_a_faulty_file_no_longer_names_stays_too(folder: Path, text: str) -> None:
+    """A file is empty for a moment while an editor writes it."""
+    write(folder, "sites.d/a.toml", '[mounts]\n"/a" = "a"\n"/b" = "b"\n')
+    before = load(folder)
+    write(folder, "sites.d/a.toml", text)
+
+    kept = mounts(keep_faulty(load(folder), before))
+
+    assert {name: mount.app.target for name, mount in kept.items()} == {"/": "main", "/a": "a", "/b": "b"}
+
+
+def test_a_mount_that_moves_to_another_file_and_a_new_include_are_differences_that_load_nothing(folder: Path) -> None:
+    write(folder, "sites.d/a.toml", '[mounts]\n"/a" = "a"\n')
+    before = load(folder)
+    (folder / "sites.d/a.toml").rename(folder / "sites.d/b.toml")
+    moved = load(folder)
+    write(folder, "isowsgi.toml", (folder / "isowsgi.toml").read_text().replace("sites.d/*.toml", "sites.d/b*.toml"))
+    narrower = load(folder)
+
+    assert before.mounts == moved.mounts == narrower.mounts
+    assert [each.name for each in differences(summary(before, ""), summary(moved, ""))] == ["/a"]
+    assert [each.name for each in differences(summary(moved, ""), summary(narrower, ""))] == ["[include]"]

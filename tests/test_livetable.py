@@ -12,6 +12,7 @@ from isowsgi.configuration import App, Config, Control, Mount, Status
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Closed, Failed, Ready, Reroute
 from isowsgi.shared.routing import Route
+from isowsgi.shared.scoreboard import RELOADS
 from isowsgi.worker.change import Unchangeable
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
@@ -66,7 +67,7 @@ class Site:
                 assert isinstance(instance, FakeInstance)
                 if instance.stopped and instance.state not in ENDS:
                     says(deployment, instance, Closed(threads=0))
-        self.live.forget_gone()
+        self.live.tick()
 
     def apply(self, *mounts: Mount, **tables: Any) -> None:
         self.live.prepare(config(*mounts, **tables), NOW)
@@ -176,25 +177,30 @@ def test_the_numbers_of_mounts_that_come_and_go_are_used_again() -> None:
 def test_what_is_counted_of_a_pattern_stays_its_own() -> None:
     site = Site(mount("/a"), mount("/b"))
     board = site.around.board
-    board.mount_row(1).words[28] = 7
+    board.mount_row(1).words[RELOADS] = 7
     site.apply(mount("/a"))
     site.apply(mount("/a"), mount("/c"))
-    board.mount_row(site.of("/c").mount.number).words[28] = 1
+    board.mount_row(site.of("/c").mount.number).words[RELOADS] = 1
     site.apply(mount("/a"), mount("/b", threads=2))
 
     assert site.of("/b").mount.number == 1
-    assert {pattern: counters.get(28) for (pattern, _), counters in board.totals().items()} == {"": 0, "/a": 0, "/b": 7, "/c": 1}
+    assert {pattern: counters.get(RELOADS) for (pattern, _), counters in board.totals().items()} == {"": 0, "/a": 0, "/b": 7, "/c": 1}
 
 
 def test_who_keeps_connections_is_told_which_requests_are_no_longer_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Any]] = []
-    monkeypatch.setattr(FakeInstance, "tell", lambda instance, order: told.append((instance.tag, order)))
+
+    def tell(instance: FakeInstance, order: Any) -> bool:
+        told.append((instance.tag, order))
+        return True
+
+    monkeypatch.setattr(FakeInstance, "tell", tell)
     site = Site(mount("/a"), mount("/b"))
 
     site.apply(mount("/a"), mount("/b"), mount("/a/new"))
 
     number = site.of("/a/new").mount.number
-    order = Reroute(routes=[Route(0, "", "/a"), Route(number, "", "/a/new")], is_last=True)
+    order = Reroute(routes=[Route(0, "", "/a"), Route(number, "", "/a/new")], is_first=True, is_last=True)
     assert told == [("/ #1", order)], "/b has no new rival"
     assert site.of("/a/new").routes == [Route(number, "", "/a/new")]
 
@@ -238,7 +244,7 @@ def test_what_only_a_new_worker_can_do_is_refused_before_anything_is_loaded(befo
         site.live.prepare(config(after, mount("/b", threads=2), **tables), NOW)
 
     assert text in str(refused.value)
-    assert "SIGHUP" in str(refused.value)
+    assert "SIGHUP" in str(refused.value) or "isowsgi stop" in str(refused.value)
     assert len(site.around.made) == made
     site.apply(before, mount("/b", threads=2))
     assert site.of("/b").mount.threads == 2
@@ -253,3 +259,95 @@ def test_a_full_scoreboard_refuses_the_change_and_gives_back_what_it_took(monkey
 
     site.live.prepare(config(mount("/a"), mount("/b")), NOW)
     assert [each.pattern for each, _ in site.live.table.mounts] == ["/a"]
+
+
+def test_reloads_are_counted_once_whatever_row_they_stand_in() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    board = site.around.board
+
+    def counted() -> int:
+        for deployment in site.live.all():
+            more = deployment.reloads - deployment.told[0]
+            deployment.told = deployment.reloads, deployment.stuck
+            board.mount_row(deployment.mount.number).words[RELOADS] += more
+        return board.totals()["/b", ""].get(RELOADS)
+
+    for threads in range(1, 7):
+        site.apply(mount("/a"), mount("/b", threads=threads))
+        assert counted() == site.of("/b").reloads == threads
+
+
+def test_what_the_operator_stops_or_starts_meanwhile_counts() -> None:
+    site = Site(mount("/a"), mount("/b"))
+    site.of("/b").halt(NOW)
+    site.live.prepare(config(mount("/a", threads=2), mount("/b", threads=2)), NOW)
+    site.all_load()
+    site.of("/a").halt(NOW)
+    site.of("/b").resume(NOW)
+
+    site.live.switch(NOW)
+    site.all_load()
+
+    assert (site.of("/a").state(), site.of("/b").state()) == ("stopped", "serving")
+
+
+def test_a_stop_first_mount_is_changed_while_it_is_stopped() -> None:
+    site = Site(mount("/a", replace="stop-first"))
+    site.of("/a").halt(NOW)
+    site.all_end()
+
+    site.apply(mount("/a", replace="stop-first", threads=2))
+
+    assert site.of("/a").state() == "stopped"
+    assert site.of("/a").mount.threads == 2
+
+
+def test_a_new_status_page_knows_at_its_boot_who_may_see_it() -> None:
+    page = mount("/status", app=App(kind="module", target="isowsgi.status", call="application"))
+    site = Site(page)
+
+    change = site.live.prepare(config(page, status=Status(allow=("10.0.0.0/8",))), NOW)
+
+    assert change.fresh[0].status.allow == ("10.0.0.0/8",)
+
+
+def test_a_mount_that_is_prepared_does_not_fall_asleep() -> None:
+    site = Site(mount("/a"))
+    change = site.live.prepare(config(mount("/a"), mount("/b", idle_timeout=5.0)), NOW)
+    site.all_load()
+
+    change.fresh[0].upkeep.tick(NOW + 60)
+
+    assert change.is_ready()
+
+
+def test_who_could_not_be_told_new_routes_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    is_full = True
+
+    def tell(instance: FakeInstance, order: Any) -> bool:
+        if not is_full:
+            told.append(order)
+        return not is_full
+
+    monkeypatch.setattr(FakeInstance, "tell", tell)
+    site = Site(mount("/a"))
+
+    site.apply(mount("/a"), mount("/a/new"))
+    assert not told
+    is_full = False
+    site.live.tick()
+    site.live.tick()
+
+    [order] = told
+    assert [route.prefix for route in order.routes] == ["/a", "/a/new"]
+
+
+def test_a_change_that_cannot_begin_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(mount("/a"))
+    with monkeypatch.context() as broken:
+        broken.setattr("isowsgi.worker.change.Change.begin", lambda change, now: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            site.live.prepare(config(mount("/a"), mount("/b")), NOW)
+
+    site.apply(mount("/a"), mount("/b"))

@@ -19,6 +19,9 @@ from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
 
+# Answers to the switch after which a worker may have switched all the same.
+_UNKNOWN = ("timeout", "gone", "malformed", "mistake")
+
 
 @click.command(short_help="Apply the changed config file.")
 @asking.where
@@ -30,16 +33,16 @@ def apply(config: str | None, pidfile: str | None, master: int | None, timeout: 
     Every worker first loads what is new; then all workers switch to the new table. If anything cannot be loaded, nothing
     changes, the reason is shown, and the exit code is 1.
     """
-    places = asking.find(config, pidfile, master)
+    try:
+        places = client.find(config, pidfile, master)
+    except client.NobodyServes as exc:
+        _read(config, [])  # ends with its faults, if it has any
+        asking.fail(str(exc), 2)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     if any(isinstance(told.answer, Error) for told in answers):
         _tell(answers)
         asking.fail("nothing was changed: not every worker answered", 1)
-    try:
-        wanted = read_as_served(config, answers)
-    except configuration.ConfigError as exc:
-        click.echo(str(exc), err=True)
-        asking.fail("nothing was changed: the config file has faults", 1)
+    wanted = _read(config, answers)
     for fault in wanted.faults:
         click.echo(fault, err=True)
     by_worker = compare(answers, wanted)
@@ -48,7 +51,12 @@ def apply(config: str | None, pidfile: str | None, master: int | None, timeout: 
         sys.exit(1 if wanted.faults else 0)
     serial = secrets.token_hex(8)
     try:
-        prepared = client.ask(places, controlmessages.Prepare(serial=serial, config=stored.plain(wanted)), timeout)
+        # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
+        places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
+        prepare = controlmessages.Prepare(serial=serial, config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S)
+        prepared = client.ask(places[:1], prepare, timeout)
+        if not isinstance(prepared[0].answer, Error):
+            prepared += client.ask(places[1:], prepare, timeout)
         if any(isinstance(told.answer, Error) for told in prepared):
             _tell(prepared)
             asking.fail("nothing was changed: not every worker could load what is new", 1)
@@ -60,6 +68,16 @@ def apply(config: str | None, pidfile: str | None, master: int | None, timeout: 
         asking.fail("mounts of included files with faults stay as they were", 1)
 
 
+def _read(config: str | None, answers: Sequence[Told[Any]]) -> configuration.Config:
+    try:
+        return read_as_served(config, answers)
+    except configuration.ConfigError as exc:
+        click.echo(str(exc), err=True)
+        asking.fail("nothing was changed: the config file has faults", 1)
+    except FileNotFoundError:
+        asking.fail("the working directory was deleted; give the config file's absolute path with --config", 2)
+
+
 def _switch(places: Sequence[Place], serial: str) -> None:
     """Have all workers serve the new table; the first that does decides for all."""
     told = client.ask(places, controlmessages.Switch(serial=serial), asking.TIMEOUT_S)
@@ -67,6 +85,8 @@ def _switch(places: Sequence[Place], serial: str) -> None:
     switched = sum(not isinstance(each.answer, Error) for each in told)
     if not switched:
         client.ask(places, controlmessages.Drop(serial=serial), asking.TIMEOUT_S)
+        if any(isinstance(each.answer, Error) and each.answer.kind in _UNKNOWN for each in told):
+            asking.fail("it is not known whether the table was applied: isowsgi plan tells", 1)
         asking.fail("nothing was changed: no worker could switch", 1)
     click.echo(f"applied in {switched} of {len(told)} workers")
     if switched < len(told):

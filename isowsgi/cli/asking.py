@@ -55,8 +55,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the worker
 
 def find(config: str | None, pidfile: str | None, master: int | None = None) -> list[Place]:
     try:
-        places = client.find(config, pidfile)
-        return [place for place in places if master in (None, place.master)]
+        return client.find(config, pidfile, master)
     except client.NobodyServes as exc:
         fail(str(exc), 2)
 

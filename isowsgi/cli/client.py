@@ -35,7 +35,7 @@ class NobodyServes(Exception):
     """No running worker was found; the text says what was looked for, and what runs instead."""
 
 
-def find(config: str | None, pidfile: str | None) -> list[Place]:
+def find(config: str | None, pidfile: str | None, master: int | None = None) -> list[Place]:
     """Return the sockets of the workers that serve a config file, of all gunicorns or of the one with a pid file.
 
     Raises:
@@ -45,8 +45,10 @@ def find(config: str | None, pidfile: str | None) -> list[Place]:
         path = workdir.absolute(config or "isowsgi.toml")
     except FileNotFoundError:
         raise NobodyServes("the working directory was deleted; give the config file's absolute path with --config") from None
-    master = None if pidfile is None else _master(pidfile)
     found = [place for folder in sockets.all_folders(sockets.configured_folder(path)) for place in _living(folder)]
+    if master is not None:  # a worker asks for its own gunicorn
+        found = [place for place in found if place.master == master]
+    master = None if pidfile is None else _master(pidfile)
     # As gunicorn has it: by the path as it was written, or without the links in it, or in the folder that its shell's link led to.
     names = {path, os.path.realpath(path), *([] if os.path.isabs(config or "") else [os.path.abspath(config or "isowsgi.toml")])}
     hashes = {sockets.config_hash(name) for name in names}
@@ -116,6 +118,9 @@ def _ask(place: Place, request: Request[A], deadline: float, timeout_s: float, m
             # Whoever can put a link there leads us to another's socket: then it is not the folder's owner who listens.
             if sockets.peer_uid(sock) != os.fstat(folder_fd).st_uid:
                 return no_answer("forbidden", f"another user answers at {place.folder}/{place.name}")
+            if isinstance(request, controlmessages.Prepare) and not _may_know_secrets(place, sockets.peer_pid(sock)):
+                text = f"process {place.master} is no gunicorn of root's; run this command as {user(place.owner)}"
+                return no_answer("forbidden", text)
             return controlmessages.decode_answer(_exchange(sock, request, deadline, most_bytes), request)
     except TimeoutError:
         return no_answer("timeout", f"no answer within {timeout_s:g} s")
@@ -123,6 +128,37 @@ def _ask(place: Place, request: Request[A], deadline: float, timeout_s: float, m
         return no_answer("gone", f"no answer: {getattr(exc, 'strerror', None) or exc}")
     finally:
         os.close(folder_fd)
+
+
+def _may_know_secrets(place: Place, listener: int) -> bool:
+    """Whether a worker may get what only root can read: root's command gives that only to children of root's gunicorn.
+
+    Any user can make a socket that looks like a worker's. But nobody else's parent is a process of root's that has isowsgi's memory.
+    """
+    if os.geteuid() != 0 or place.owner == 0:
+        return True
+    try:
+        with open(f"/proc/{listener}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+        if parent != place.master or os.stat(f"/proc/{parent}").st_uid != 0:
+            return False
+        if parent == 1 and not os.path.basename(os.readlink("/proc/1/exe")).startswith("python"):
+            return False  # the parent of orphans, and systemd keeps descriptors for others
+        return any(_is_our_memory(f"/proc/{parent}/fd/{fd}") for fd in os.listdir(f"/proc/{parent}/fd"))
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _is_our_memory(path: str) -> bool:
+    try:
+        return os.readlink(path).startswith("/memfd:isowsgi-")
+    except OSError:  # closed meanwhile
+        return False
+
+
+def is_trusted(place: Place) -> bool:
+    """Whether a worker's word on where its config file lies may be taken, by whoever runs this command."""
+    return os.geteuid() != 0 or place.owner == 0 or _may_know_secrets(place, place.worker)
 
 
 def _exchange(sock: socket.socket, request: Request[Any], deadline: float, most_bytes: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 
@@ -25,7 +26,8 @@ def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]]) -> 
     """
     path = workdir.absolute(config or "isowsgi.toml")
     for told in answers:
-        if told.worker is not None and _same_file(told.worker.config, path):
+        is_named = config is None and not os.path.exists(path)  # by a pid file alone
+        if told.worker is not None and client.is_trusted(told.place) and (is_named or _same_file(told.worker.config, path)):
             path = told.worker.config
     return configuration.load(path, own_gil_error=interpreters.own_gil_error())
 
@@ -46,8 +48,9 @@ def _differences(served: ServedTable, wanted: configuration.Config) -> list[Diff
     running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
     new = summary(wanted, served.salt)
     # Mounts of files with faults stay as they are.
-    files = {mount.mount: mount.file for mount in served.mounts}
-    stays = {mount.pattern for mount in wanted.mounts if mount.fault} | {name for name, file in files.items() if file in wanted.unreadable}
+    faulty = {json.dumps(file, ensure_ascii=False) for file in wanted.faulty}
+    stays = {mount.pattern for mount in wanted.mounts if mount.fault}
+    stays |= {name for name, settings in running.mounts.items() if settings.get("file") in faulty}
     mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}
     return differences(running, Summary(tables=new.tables, mounts=mounts))
 

@@ -40,6 +40,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     try:
         places = client.find(config, pidfile)
     except client.NobodyServes as exc:
+        _fail_by_faults(config, as_json)
         asking.fail(str(exc), 1)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     try:
@@ -60,6 +61,16 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     if len(by_worker) < len(answers) or wanted.faults:
         sys.exit(1)
     sys.exit(2 if any(found for _, found in by_worker) else 0)
+
+
+def _fail_by_faults(config: str | None, as_json: bool) -> None:
+    """Show the file's faults, if it has any: who cannot read it does not know where the workers' sockets are, either."""
+    try:
+        read_as_served(config, [])
+    except configuration.ConfigError as exc:
+        _fail_by(exc, as_json)
+    except FileNotFoundError:
+        return
 
 
 def _fail_by(exc: configuration.ConfigError, as_json: bool) -> NoReturn:
@@ -93,7 +104,7 @@ def show(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
         if len(groups) > 1:
             click.echo(f"{'worker' if len(places) == 1 else 'workers'} {', '.join(str(place.worker) for place in places)}:")
         if not found:
-            click.echo("no difference: what runs is what the config file says")
+            click.echo(controlmessages.NO_DIFFERENCE)
             continue
         for each in found:
             console.print(_text(each))

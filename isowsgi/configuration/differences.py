@@ -75,6 +75,7 @@ def summary(config: Config, salt: str) -> Summary:
     """
     tables = {table: _said(getattr(config, field), salt) for field, table in _TABLES.items()}
     tables["acceptor"] = {"head_timeout": _text(config.head_timeout)}
+    tables["include"] = {"include": _text(list(config.include))} if config.include else {}
     return Summary(tables=tables, mounts={mount.pattern: _said(mount, salt) for mount in config.mounts})
 
 
@@ -105,6 +106,8 @@ def _said(table: Any, salt: str) -> Settings:
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
         elif isinstance(value, Mapping):
             said |= _of_words(field.name, value)
+        elif field.name == "file":
+            said |= {"file": _text(value)} if value is not None else {}  # a mount that moves to another file is not loaded again
         elif field.eq is not False and value != field.default and not (isinstance(table, Mount) and field.name in _OF_THE_PATTERN):
             said[field.name] = _text(value)
     return said

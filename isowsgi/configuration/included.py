@@ -39,5 +39,5 @@ def keep_faulty(new: Config, old: Config) -> Config:
     before = {mount.pattern: mount for mount in old.mounts}
     mounts = [before.get(mount.pattern, mount) if mount.fault else mount for mount in new.mounts]
     there = {mount.pattern for mount in mounts}
-    mounts += [mount for mount in old.mounts if mount.file in new.unreadable and mount.pattern not in there]
+    mounts += [mount for mount in old.mounts if mount.file in new.faulty and mount.pattern not in there]
     return attrs.evolve(new, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(mounts)))

@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
     return Config(
-        path=absolute, mounts=tuple(mounts), include=tables.include, faults=tuple(reading.faults), unreadable=tuple(reading.unreadable),
+        path=absolute, mounts=tuple(mounts), include=tables.include, faults=tuple(reading.faults), faulty=tuple(reading.faulty),
         head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status,
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ class _Inclusion:
 
     Attributes:
         faults: of all files.
-        unreadable: files that are no TOML.
+        faulty: the files that have some.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class _Inclusion:
         self._seen = seen
         self._mounts = mounts
         self.faults: list[str] = []
-        self.unreadable: list[str] = []
+        self.faulty: list[str] = []
 
     def add(self, file: str) -> None:
         """Read one file; if it has faults, its patterns get mounts that are answered 503."""
@@ -128,13 +128,14 @@ class _Inclusion:
             data = _parse(shown, file)
         except ConfigError as exc:
             self.faults += exc.faults
-            self.unreadable.append(file)
+            self.faulty.append(file)
             return
         try:
             mounts = self._read(file, data, f" in {shown}")
         except ExceptionGroup as group:
             texts = _texts(shown, data, group)
             self.faults += texts
+            self.faulty.append(file)
             mounts = [
                 included.faulty_mount(str(pattern), pattern.host, _wsgi_form(pattern.path), file, texts[0])
                 for pattern in checks.patterns_of(data.get("mounts"))

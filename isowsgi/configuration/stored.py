@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
 
 from isowsgi.configuration.values import Config
+from isowsgi.shared import scoreboard
 
 _converter = Converter(forbid_extra_keys=True)
 
@@ -29,6 +31,13 @@ def restore(facts: object) -> Config:
         NotAConfig: they are none.
     """
     try:
-        return _converter.structure(facts, Config)
+        config = _converter.structure(facts, Config)
+        patterns = [mount.pattern for mount in config.mounts]
+        if len(set(patterns)) < len(patterns) or scoreboard.faults(patterns):
+            raise NotAConfig("its mounts are too many, or two have the same pattern")
+        return attrs.evolve(config, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(config.mounts)))
+    except NotAConfig:
+        raise
     except (BaseValidationError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:
-        raise NotAConfig(f"expected a config of this release of isowsgi: {type(exc).__name__}: {exc}"[:500]) from exc
+        text = "it is none of this release; if isowsgi was upgraded, restart gunicorn"
+        raise NotAConfig(f"{text} ({type(exc).__name__}: {exc})"[:500]) from exc

@@ -126,7 +126,7 @@ class Config:
     mounts: tuple[Mount, ...]  # in the order of the file, then those of each included file
     include: tuple[str, ...] = attrs.field(default=(), eq=False)  # globs of more files, from the folder of this one
     faults: tuple[str, ...] = attrs.field(default=(), eq=False)  # of included files, as `ConfigError` has them
-    unreadable: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files of which not even the patterns are known; absolute
+    faulty: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files that have faults; absolute
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
     control: Control = Control()

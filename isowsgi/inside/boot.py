@@ -305,7 +305,7 @@ class Instance:
 
     def _reroute(self, order: messages.Reroute) -> None:
         """Take in a part of new routes; the last one puts them in place of the old ones."""
-        self._new_routes += order.routes
+        self._new_routes = [*([] if order.is_first else self._new_routes), *order.routes]
         if order.is_last:
             self._routes, self._new_routes = self._new_routes, []
             if self._service is not None:

@@ -39,7 +39,6 @@ class BootOrders:
         listeners: addresses of the listening sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.
         region: the worker's on the scoreboard.
-        status: who may see the status page.
         log_files: descriptors of gunicorn's log files by path, see `logfiles`.
         mount_logs: the same of the mounts' own.
     """
@@ -51,7 +50,6 @@ class BootOrders:
         listeners: Sequence[Any],
         report_files: bool,
         region: int = 0,
-        status: Status | None = None,
         log_files: Mapping[str, int] | None = None,
         mount_logs: Mapping[str, int] | None = None,
     ) -> None:
@@ -61,7 +59,6 @@ class BootOrders:
         self._family = _family_of(listeners)
         self._report_files = report_files
         self._region = region
-        self._status = status or Status()
         self._host_site = _host_site()
         self._packages = _packages()
         self._gunicorns_path = _gunicorns_path(cfg)
@@ -79,6 +76,7 @@ class BootOrders:
         extensions: Mapping[str, Sequence[int]] | None = None,
         is_replacement: bool = False,
         routes: Sequence[Route] | None = None,
+        status: Status | None = None,
     ) -> BootOrder:
         """Return the order for one instance, without descriptors.
 
@@ -89,6 +87,7 @@ class BootOrders:
             first_row: of its rows on the scoreboard.
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
             routes: those that decide which requests are its, see `Router.rivals`; None: it is asked for nothing but its own mounts.
+            status: who may see the status page, if this is it; None: nobody but who asks from this machine.
             is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
         """
         mount = members[0]
@@ -112,13 +111,9 @@ class BootOrders:
             log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
             hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
-            status=self._status_page(mount) if is_status(mount.app) else None,
+            status=_status_page(mount, status or Status()) if is_status(mount.app) else None,
             place=Place(region=self._region, first_row=first_row),
         )
-
-    def set_status(self, status: Status) -> None:
-        """Write orders by another `[status]` from now on."""
-        self._status = status
 
     @property
     def workers(self) -> int:
@@ -189,8 +184,9 @@ class BootOrders:
             queue_timeout_s=mount.queue_timeout,
         )
 
-    def _status_page(self, mount: Mount) -> StatusPage:
-        return StatusPage(host=mount.host, allow=list(self._status.allow), hosts=list(self._status.hosts))
+
+def _status_page(mount: Mount, status: Status) -> StatusPage:
+    return StatusPage(host=mount.host, allow=list(status.allow), hosts=list(status.hosts))
 
 
 def _app(app: App, target: str) -> messages.App:
@@ -210,14 +206,14 @@ def name_of(mount: Mount) -> str:
 def reroutes(routes: Iterable[Route]) -> Iterator[Reroute]:
     """Return the orders that tell an instance by which routes it knows from now on whose a request is, see `Router.rivals`."""
     part: list[Route] = []
-    chars = 0
+    chars, is_first = 0, True
     for route in routes:
         part.append(route)
         chars += _ROUTE_CHARS + len(route.host) + len(route.prefix)
         if chars > _MOST_ROUTE_CHARS:
-            yield Reroute(routes=part, is_last=False)
-            part, chars = [], 0
-    yield Reroute(routes=part, is_last=True)
+            yield Reroute(routes=part, is_first=is_first, is_last=False)
+            part, chars, is_first = [], 0, False
+    yield Reroute(routes=part, is_first=is_first, is_last=True)
 
 
 def own_route(mount: Mount) -> Route:

@@ -146,12 +146,17 @@ class HostedInstance(CountedInstance, abc.ABC):
         """Note that its state is unknown: it sent an invalid report, or a thread of isowsgi in it has died."""
         self._move(Event.BROKEN)
 
-    def tell(self, order: Order) -> None:
-        """Give an order; reports say what it led to. It is lost if the instance has ended, or has left a thousand orders unread."""
+    def tell(self, order: Order) -> bool:
+        """Give an order; reports say what it led to.
+
+        Returns:
+            whether it was sent: not if the instance has ended, or has left many orders unread.
+        """
         try:
             self._channel.send(messages.encode(order))
         except OSError:
-            return
+            return False
+        return True
 
     def has_ended(self) -> bool:
         return self.state in ENDS

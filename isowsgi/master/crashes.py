@@ -14,11 +14,15 @@ from typing import Any
 
 from gunicorn.workers.workertmp import WorkerTmp
 
-from isowsgi.configuration import Config
+from isowsgi.configuration import Config, checks
+from isowsgi.configuration.faults import Fault
 from isowsgi.shared.scoreboard import Scoreboard
 
 # The verdict on a mount that was being loaded when its worker died: the next worker loads it only after a trial in another process.
 SUSPECT = "suspect"
+
+# Patterns of those that are remembered.
+_MOST_SUSPECTS = 1000
 
 
 class Ledger:
@@ -64,7 +68,7 @@ class CrashReport:
         in_flight = self._board.in_flight()
         mounts = sorted({mount for mount, _ in in_flight})
         if not in_flight:
-            self._suspect(pid, [self._board.pattern_of(mount) for mount in sorted(set(self._board.loading()))])
+            self._suspect(pid, [self._name_of(mount) for mount in sorted(set(self._board.loading()))])
             return ""
         requests = "; ".join(f"{self._board.pattern_of(mount)}: {line}" for mount, line in in_flight)
         self._log.error("worker %s died while serving %s", pid, requests)
@@ -83,12 +87,21 @@ class CrashReport:
             self._log.error("%s: crashed %d workers; %s", mount.pattern, self._config.limits.crashes, _VERDICTS[mount.on_crash])
         return mount.pattern
 
+    def _name_of(self, mount: int) -> str:
+        """Return the pattern of a mount that was being loaded, also of one in a table that was only prepared: it costs a trial at most."""
+        claimed = self._board.claimed[mount] if mount < len(self._board.claimed) else ""
+        try:
+            return str(checks.pattern(claimed))
+        except Fault:
+            return self._board.pattern_of(mount)
+
     def _suspect(self, pid: object, loading: list[str]) -> None:
+        loading = [pattern for pattern in loading if pattern]
         if not loading:
             self._log.error("worker %s died with no request in flight", pid)
             return
         self._log.error("worker %s died while loading %s; it will be loaded in a trial process first", pid, ", ".join(loading))
-        self._verdicts[SUSPECT].update(loading)
+        self._verdicts[SUSPECT].update(loading[: max(_MOST_SUSPECTS - len(self._verdicts[SUSPECT]), 0)])
 
 
 _VERDICTS = {

@@ -24,6 +24,9 @@ from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Board, Scoreboard
 
+# Patterns of earlier tables that are remembered, for the crash of a worker that still served one.
+_MOST_PATTERNS = 16 * 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
@@ -43,6 +46,7 @@ class Share:
         last_applied: where a table that is applied is noted for all workers; None: nowhere, so none can be.
         base: the number of the config file's reading that the config comes from.
         serial: of the table that was applied since then; "" if none was.
+        root_logs: log files of mounts that the config file names. Those that only an applied table names are the workers' word.
     """
 
     config: configuration.Config | None
@@ -56,6 +60,7 @@ class Share:
     last_applied: LastApplied | None
     base: int
     serial: str
+    root_logs: frozenset[str]
 
 
 class Plan:
@@ -74,7 +79,8 @@ class Plan:
         self._last_applied: LastApplied | None = None
         self._base = 0  # how often the config file was read with success
         self._serial = ""  # of the table that was applied since then
-        self._patterns: set[str] = set()  # all that there ever were
+        self._root_logs: frozenset[str] = frozenset()
+        self._patterns: frozenset[str] = frozenset()  # of the config file, and of the table in force
         self._errors = memoryview(bytearray((INTERNAL_ERRORS + 1) * 8)).cast("q")  # of the master, until a worker's region takes them along
 
     def check(self, cfg: Any, log: Any) -> None:
@@ -104,11 +110,11 @@ class Plan:
     def share(self, app: Any, cfg: Any, log: Any) -> Share:
         """Return what the worker gets that is forked next."""
         containment = self.contained(log)
+        containment.call("applied table", self._take_applied, log)  # before the file: what it cannot say stays as it is
         if cfg is not self._is_for or cfg.reload:
             self._is_for = cfg  # only once for each HUP, good or bad
             self._has_reloaded, self._forks = True, 0
             containment.call("reload of settings and config file", self._reread, app, cfg, log)
-        containment.call("applied table", self._take_applied, log)
         self._forks += 1
         joins_others = self._forks > cfg.workers
         return Share(
@@ -123,6 +129,7 @@ class Plan:
             last_applied=self._last_applied,
             base=self._base,
             serial=self._serial,
+            root_logs=self._root_logs,
         )
 
     def contained(self, log: Any) -> Containment:
@@ -175,8 +182,12 @@ class Plan:
         except stored.NotAConfig as exc:
             log.error("the table that was applied is unreadable; new workers serve the one before it: %s", exc)
             return
+        if self._config is None or config.limits != self._config.limits:
+            self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._config = config
-        self._patterns.update(mount.pattern for mount in config.mounts)
+        self._patterns |= {mount.pattern for mount in config.mounts}
+        if len(self._patterns) > _MOST_PATTERNS:  # of tables that were in force before
+            self._patterns = frozenset(mount.pattern for mount in config.mounts)
 
     def _take_settings(self, cfg: Any) -> list[str]:
         """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
@@ -197,11 +208,13 @@ class Plan:
         config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
         for fault in config.faults:
             log.error(fault)
+        self._root_logs = frozenset(mount.log for mount in config.mounts if mount.log is not None)
         if self._config is not None:
             config = keep_faulty(config, self._config)
+        if config != self._config:  # else the workers that are there serve it: with --reload each fork reads the file
+            self._base, self._serial = self._base + 1, ""
         self._config, self._is_for = config, cfg
-        self._base, self._serial = self._base + 1, ""
-        self._patterns.update(mount.pattern for mount in config.mounts)
+        self._patterns = frozenset(mount.pattern for mount in config.mounts)
         self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
         warning = interpreters.own_gil_warning()

@@ -86,6 +86,8 @@ class LastApplied:
             raise Outvoted("another worker is deciding on a table; try again") from exc
         try:
             last = self.read()
+            if last is not None and last.base > table.base:
+                raise Outvoted("gunicorn has read its config file again; try again")
             now = last.serial if last is not None and last.base == table.base else ""
             if now == table.serial:
                 return  # another worker was told first

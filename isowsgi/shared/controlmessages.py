@@ -12,6 +12,9 @@ from isowsgi.shared.wire import MessageError, OpenValue
 
 VERSION = 1
 
+# What `isowsgi plan` and `apply` print where nothing is to be done.
+NO_DIFFERENCE = "no difference: what runs is what the config file says"
+
 # Answers.
 
 
@@ -114,7 +117,6 @@ class MountErrors(OpenValue):
 class MountTable(OpenValue):
     mount: str  # its pattern
     settings: dict[str, str]  # see `configuration.differences`
-    file: str | None = None  # absolute; the included file that it is from
 
 
 class ServedTable(OpenValue):
@@ -186,6 +188,7 @@ class Prepare(Request[TableOutcome]):
 
     serial: str  # the table's own name, by who applies it
     config: Any  # see `configuration.stored`
+    hold_s: float = 30.0  # how long it waits for the switch, once it is prepared here
 
 
 class Switch(Request[TableOutcome]):

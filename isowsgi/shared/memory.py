@@ -13,6 +13,9 @@ TURN_MASK = (1 << 62) - 1
 
 _TEXT_HEAD = 64
 
+# How often a reader looks again at a text that is written over meanwhile.
+_MOST_TRIES = 100
+
 
 def make_memory(name: str, size: int, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL) -> int:
     """Return the descriptor of new shared memory, all zero, that nobody can make shorter: who reads beyond its end gets SIGBUS."""
@@ -44,21 +47,22 @@ class Text:
             ValueError: it is too long.
         """
         if len(data) > self._capacity:
-            raise ValueError(f"a text of {len(data)} bytes is too long for the scoreboard; it has room for {self._capacity}")
+            raise ValueError(f"a text of {len(data)} bytes is too long for its place in shared memory, which has room for {self._capacity}")
         turn = (self._head[0] + 1) & TURN_MASK
         self._buffers[turn % 2][: len(data)] = data
         self._head[1 + turn % 2] = len(data)
         self._head[0] = turn
 
     def read(self) -> bytes:
-        """Return the newest text; b"" if there is none yet."""
-        while True:
+        """Return the newest text; b"" if there is none yet, or if somebody writes without a pause: a reader waits for nobody."""
+        for _ in range(_MOST_TRIES):
             turn = self._head[0]
             if not turn:
                 return b""
             data = bytes(self._buffers[turn % 2][: max(self._head[1 + turn % 2], 0)])
             if self._head[0] == turn:  # else the next but one may have been written over it meanwhile
                 return data
+        return b""
 
     def release(self) -> None:
         for view in (self._head, *self._buffers):

@@ -181,6 +181,7 @@ class Reroute(Value):
     """A part of the routes that decide from now on which requests are this instance's, see `Serving.routes`."""
 
     routes: list[Route]
+    is_first: bool
     is_last: bool
 
 

@@ -53,7 +53,7 @@ class Router:
         An instance keeps only these, so that a thousand mounts do not each hold a thousand patterns.
         """
         own = next(route for route in self.routes if route.mount == mount)
-        return [route for route in self.routes if route is own or _may_win(route, own)]
+        return [route for route in self.routes if route is own or may_win(route, own)]
 
     def _longest_prefix(self, prefixes: dict[str, int], path: str) -> int | None:
         candidate = path
@@ -77,7 +77,7 @@ def bare_host(host: str) -> str:
     return host.partition(":")[0].removesuffix(".")
 
 
-def _may_win(route: Route, own: Route) -> bool:
+def may_win(route: Route, own: Route) -> bool:
     """Whether some request matches both patterns and belongs to `route`."""
     below = route.prefix.startswith(own.prefix + "/")
     if route.host == own.host:

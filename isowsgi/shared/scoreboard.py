@@ -359,6 +359,7 @@ class Scoreboard:
         self._patterns: list[str] | None = None
         self._is_made_here = False  # whether the patterns are ours, and not what was read
         self._used = self._rows_used()
+        self.claimed: list[str] = []  # what the worker, or whoever had the board, called its mounts; by `learn_mounts`
         self._mount_rows: dict[int, int] = {}  # of mounts that were added later, by their numbers
         self._free_mounts: dict[str, list[int]] = {}  # numbers that no mount has any more, by pattern
         self._blocks: dict[int, tuple[int, tuple[int, ...], str]] = {}
@@ -468,7 +469,8 @@ class Scoreboard:
     def learn_mounts(self, known: Container[str]) -> None:
         """Take in the patterns of mounts that the worker added. Whoever has the board may have written any: those not known become ""."""
         self._patterns = None
-        self._patterns = [name if name in known else "" for name in self._names_of_mounts()]
+        self.claimed = self._names_of_mounts()
+        self._patterns = [name if name in known else "" for name in self.claimed]
 
     def pattern_of(self, mount: int) -> str:
         """Return the pattern of a mount, "" if it is not known."""

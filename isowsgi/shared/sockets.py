@@ -267,6 +267,12 @@ def _started_at(pid: int) -> str:
         return "0"
 
 
+def peer_pid(sock: socket.socket) -> int:
+    """Return the process that listens, or that connected, at the other end."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(pid)
+
+
 def peer_uid(sock: socket.socket) -> int:
     """Return the user on the other side of a connection, as the kernel noted it then."""
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))

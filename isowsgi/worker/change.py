@@ -61,13 +61,15 @@ class Change:
         wanted = grouped(config.mounts)
         _check(old, config, wanted, kept)
         before = {member.pattern: deployment for deployment in old.deployments for member in deployment.members}
+        self._before: list[tuple[Deployment, list[Deployment]]] = []  # those that are fresh, and whose place they take
         deployments = []
         try:
             for members in wanted:
                 deployment = kept.get(tuple(members))
                 if deployment is None:
                     deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
-                    _carry_over(deployment, [before[member.pattern] for member in members if member.pattern in before])
+                    self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
+                    _carry_over(*self._before[-1])
                     self.fresh.append(deployment)
                 deployments.append(deployment)
         except BaseException:
@@ -75,7 +77,7 @@ class Change:
             raise
         self.new = Table(config, deployments)
         for deployment in self.fresh:
-            deployment.routes = self.new.routes_of(deployment)
+            deployment.routes, deployment.status = self.new.routes_of(deployment), config.status
             deployment.is_prepared = True
         self.gone = [deployment for deployment in old.deployments if deployment not in deployments]
         self._has_begun = False
@@ -103,6 +105,15 @@ class Change:
     def is_ready(self) -> bool:
         """Whether all that is new serves, or need not be loaded yet."""
         return self._has_begun and all(map(_is_ready, self.fresh))
+
+    def catch_up(self, now: float) -> None:
+        """Stop or start what the operator has stopped or started since the change began."""
+        for deployment, before in self._before:
+            was_stopped = any(each.is_stopped for each in before)
+            if was_stopped and not deployment.is_stopped:
+                deployment.halt(now)
+            elif before and deployment.is_stopped and not was_stopped:
+                deployment.resume(now)
 
     def forget(self) -> None:
         """Give back the numbers of what is new: it will never serve."""
@@ -153,8 +164,8 @@ def _carry_over(deployment: Deployment, before: list[Deployment]) -> None:
     """Let a deployment go on where others with the same mounts ended."""
     if before:
         deployment.generation = max(each.generation for each in before)
-        deployment.reloads = max(each.reloads for each in before) + 1
-        deployment.stuck = max(each.stuck for each in before)
+        deployment.told = max(each.reloads for each in before), max(each.stuck for each in before)
+        deployment.reloads, deployment.stuck = deployment.told[0] + 1, deployment.told[1]
         deployment.is_stopped = any(each.is_stopped for each in before)
         deployment.is_quarantined = deployment.is_quarantined or any(each.is_quarantined for each in before)
 
@@ -174,9 +185,10 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
             text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(f"{deployment.name}: {text}")
         patterns = {member.pattern for member in deployment.members}
-        if deployment.mount.replace == "stop-first" and any(mount.pattern in patterns for each in wanted for mount in each):
+        is_loaded = not deployment.is_stopped or bool(deployment.slots.all())
+        if deployment.mount.replace == "stop-first" and is_loaded and any(mount.pattern in patterns for each in wanted for mount in each):
             text = 'has replace = "stop-first", so its two generations must not be loaded side by side; '
-            text += "send SIGHUP to gunicorn to apply this file"
+            text += f"run `isowsgi stop {deployment.mount.pattern}` before, and `isowsgi start` after"
             raise Unchangeable(f"{deployment.name}: {text}")
     for each in wanted:
         if each[0].isolation == MAIN and tuple(each) not in kept:

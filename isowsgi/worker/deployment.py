@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from isowsgi.configuration import Mount
+from isowsgi.configuration import Mount, Status
 from isowsgi.instances.bootorder import name_of
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.containment import Containment
@@ -130,7 +130,10 @@ class Deployment:
         self.upkeep = Upkeep(self)
         self.succession = Succession(self)
         self.quotas: dict[Instance, int] = {}  # requests after which it is replaced
-        self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets them
+        self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets these two
+        self.status = Status()  # who may see the status page, if it is that
+        self.owes_routes = False  # whether some instance could not be told the routes
+        self.told = (0, 0)  # reloads and stuck ones that the scoreboard has
         self.wanted = ""  # why it must be replaced, while a replacement is under way already, or it waits for its turn
         if self.is_faulty:
             self.reports.faulty(self.mount.fault)

@@ -95,7 +95,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._held_logs = logfiles.hold(glogging.loggers())
         self._mount_logs: dict[str, int] = {}
         if os.geteuid() == 0 and self.cfg.uid != 0 and self._share.config is not None:
-            self._mount_logs = logfiles.open_as_root({mount.log for mount in self._share.config.mounts if mount.log is not None})
+            named = {mount.log for mount in self._share.config.mounts if mount.log is not None}
+            self._mount_logs = logfiles.open_as_root(named & self._share.root_logs)
         # Not before the fork: it would keep the region's memory mapped in the master.
         self._containment = Containment(self.log, self._board.row(0).words)
         try:
@@ -249,9 +250,13 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             ("heartbeat", self.notify),
             ("parent", self._look_at_parent),
             ("supervisor", self._made().supervisor.tick),
-            ("applied table", self._made().applying.tick),
+            ("applied table", self._look_at_tables),
             ("restart", self._look_for_restart),
         ]
+
+    def _look_at_tables(self) -> None:
+        if self.alive:  # one that stops begins nothing
+            self._made().applying.tick()
 
     def _look_at_parent(self) -> None:
         if self.ppid != os.getppid():
@@ -263,7 +268,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             return
         parts = self._made()
         self.nr = parts.supervisor.requests()
-        if reason := parts.supervisor.restart_reason():
+        if reason := parts.supervisor.restart_reason() or parts.applying.restart_reason:
             self.alive = False
             self.log.warning("replacing this worker: %s", reason)
         elif parts.relay is not None and not parts.relay.is_alive():
@@ -280,6 +285,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         grace_s = max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
         deadline = time.monotonic() + grace_s
         answers_due = deadline - min(_EXIT_FUNCTIONS_S, grace_s / 2)
+        parts.watcher.is_stopping = True
         call("control socket", parts.control.close)
         call("stop", parts.acceptor.stop)
         call("stop", parts.supervisor.finish)

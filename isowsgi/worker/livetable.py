@@ -5,13 +5,13 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from isowsgi.configuration import Config, Mount
-from isowsgi.instances.bootorder import reroutes
+from isowsgi.instances.bootorder import own_route, reroutes
 from isowsgi.instances.lifecycle import ENDS
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.routing import Route
+from isowsgi.shared.routing import Route, may_win
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.change import Change
 from isowsgi.worker.deployment import Deployment
@@ -49,7 +49,7 @@ class LiveTable:
         self._on_switch = on_switch
         self.table = Table(config, [make(members) for members in grouped(config.mounts)])
         for deployment in self.table.deployments:
-            deployment.routes = self.table.routes_of(deployment)
+            deployment.routes, deployment.status = self.table.routes_of(deployment), config.status
         self._change: Change | None = None  # that is being prepared
         self._leaving: list[Deployment] = []  # that are in no table any more, and have not ended
 
@@ -66,9 +66,13 @@ class LiveTable:
         """
         assert self._change is None, "one at a time"
         change = self._change = Change(self.table, config, self._board, self._make)
-        for deployment in change.fresh:
-            self._containment.call(f"{deployment.name}: result of an earlier trial", self._recall, deployment)
-        change.begin(now)
+        try:
+            for deployment in change.fresh:
+                self._containment.call(f"{deployment.name}: result of an earlier trial", self._recall, deployment)
+            change.begin(now)
+        except BaseException:
+            self.drop(now)
+            raise
         return change
 
     def drop(self, now: float) -> None:
@@ -81,16 +85,26 @@ class LiveTable:
         """Serve the table that was prepared, from now on."""
         change, self._change = self._change, None
         assert change is not None, "it was prepared"
+        routes = set(self.table.router.routes) ^ set(change.new.router.routes)
         self.table = change.new
         for deployment in change.fresh:
             deployment.is_prepared = False
         self._containment.call("switch to another table", self._on_switch, self.table)
         for deployment in self.table.deployments:
-            if deployment not in change.fresh:
+            deployment.status = self.table.config.status
+            if deployment not in change.fresh and _is_concerned(deployment, routes):
                 self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
+        self._containment.call("what was stopped meanwhile", change.catch_up, now)
         self._let_go(change.gone, now)
 
-    def forget_gone(self) -> None:
+    def tick(self) -> None:
+        """Do what is owed; about once a second."""
+        for deployment in self.table.deployments:
+            if deployment.owes_routes:
+                _reroute(deployment, deployment.routes)
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
         """Forget deployments that have ended; what threads of theirs have left behind is kept in sight."""
         for deployment in list(self._leaving):
             if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial:
@@ -105,11 +119,15 @@ class LiveTable:
             self._containment.call(f"{deployment.name}: stop", deployment.leave, now)
 
 
+def _is_concerned(deployment: Deployment, routes: Iterable[Route]) -> bool:
+    """Whether routes that come or go may take requests from a deployment, or give it some."""
+    own = [own_route(member) for member in deployment.members]
+    return any(may_win(route, each) for route in routes for each in own)
+
+
 def _reroute(deployment: Deployment, routes: list[Route]) -> None:
     """Tell a deployment's instances which requests are theirs from now on, on connections that they keep."""
-    if routes != deployment.routes:
-        deployment.routes = routes
-        for instance in deployment.slots.all():
-            if instance.state not in ENDS:
-                for order in reroutes(routes):
-                    instance.tell(order)
+    deployment.routes, deployment.owes_routes = routes, False
+    for instance in deployment.slots.all():
+        if instance.state not in ENDS and not all(instance.tell(order) for order in reroutes(routes)):
+            deployment.owes_routes = True  # it reads nothing just now; all of it once more, later

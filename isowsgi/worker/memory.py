@@ -36,7 +36,10 @@ class MemoryWatch:
     def tick(self, now: float) -> None:
         """Over the limit, ask every instance how many objects it has; the answers decide which is replaced."""
         max_rss = self._max_rss()
-        if not max_rss or now < self._next:
+        if not max_rss:
+            self._has_asked = self._is_deciding = False
+            return
+        if now < self._next:
             return
         if rss_mib() <= max_rss:
             self._has_asked = self._is_deciding = False

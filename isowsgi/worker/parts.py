@@ -52,6 +52,7 @@ class Parts:
     acceptor: Acceptor
     commands: commands.Commands
     applying: Applying
+    watcher: FileWatcher
     control: ControlServer
     relay: Relay | None
 
@@ -102,6 +103,7 @@ def assemble(given: Given) -> Parts:
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
     carrier = commands.Commands(supervisor, applying)
+    applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log)
@@ -113,6 +115,7 @@ def assemble(given: Given) -> Parts:
         acceptor=acceptor,
         commands=carrier,
         applying=applying,
+        watcher=watcher,
         control=control,
         relay=relay,
     )
@@ -125,7 +128,6 @@ def _make_orders(given: Given) -> BootOrders:
         [listener.getsockname() for listener in given.listeners],
         report_files=given.on_files is not None,
         region=given.board.region,
-        status=given.config.status,
         log_files=logfiles.handed(glogging.loggers()),
         mount_logs=given.mount_logs,
     )

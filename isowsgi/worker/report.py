@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import isowsgi
@@ -50,13 +50,22 @@ class Reporter:
     Args:
         board: the worker's.
         mounts: all, in the order of the config file, with their deployments; those of a group have the same one.
+        all_deployments: returns also those that are in no table yet, or no more.
         orders: knows what the mounts are given.
         acceptor: of whose connections it tells.
     """
 
-    def __init__(self, board: Scoreboard, mounts: Sequence[tuple[Mount, Deployment]], orders: BootOrders, acceptor: Acceptor) -> None:
+    def __init__(
+        self,
+        board: Scoreboard,
+        mounts: Sequence[tuple[Mount, Deployment]],
+        all_deployments: Callable[[], Iterable[Deployment]],
+        orders: BootOrders,
+        acceptor: Acceptor,
+    ) -> None:
         self._board = board
         self.mounts = mounts
+        self._all = all_deployments
         self._orders = orders
         self._acceptor = acceptor
         self._started = time.time()
@@ -86,9 +95,13 @@ class Reporter:
         Args:
             now: monotonic seconds.
         """
-        for mount, deployment in self.mounts:
-            words = self._board.mount_row(mount.number).words
-            words[RELOADS], words[STUCK] = deployment.reloads, deployment.stuck
+        for deployment in self._all():
+            reloads, stuck = deployment.reloads - deployment.told[0], deployment.stuck - deployment.told[1]
+            deployment.told = deployment.reloads, deployment.stuck
+            for member in deployment.members:
+                words = self._board.mount_row(member.number).words
+                words[RELOADS] += reloads
+                words[STUCK] += stuck
         report = self._worker()
         parked = self._acceptor.parked()
         try:

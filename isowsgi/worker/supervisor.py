@@ -102,7 +102,6 @@ class Supervisor:
     def _on_switch(self, table: Table) -> None:
         """Have all who look at the table see another one."""
         assert self._acceptor is not None, "mounts were started"
-        self._workshop.orders.set_status(table.config.status)
         self._acceptor.dispatcher.set_table(table.router, table.config.head_timeout)
         if self._reporter is not None:
             self._reporter.mounts = table.mounts
@@ -111,7 +110,7 @@ class Supervisor:
         """Boot every mount that is not lazy."""
         self._workshop.start(acceptor)
         self._acceptor = acceptor
-        self._reporter = Reporter(self._board, self.table.mounts, self._workshop.orders, acceptor)
+        self._reporter = Reporter(self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()
         now, call = time.monotonic(), self._containment.call
@@ -142,7 +141,7 @@ class Supervisor:
         call = self._containment.call
         for deployment in self.live.all():
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
-        call("deployments that have ended", self.live.forget_gone)
+        call("the table", self.live.tick)
         call("queue of boots", self._workshop.boots.tick, now)
         if self._is_stopping:
             return  # what was accepted may still wait for a mount; nothing else is begun

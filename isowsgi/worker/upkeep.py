@@ -132,6 +132,9 @@ class Upkeep:
 
     def _look_for_quiet(self, now: float) -> None:
         deployment, limit_s = self._deployment, self._mount.idle_timeout
+        if deployment.is_prepared:
+            self.quiet_since = now  # nobody can ask for it yet
+            return
         if not limit_s or not deployment.is_serving() or deployment.is_replacing():
             return
         live = [instance for instance in deployment.slots.live if instance is not None]

@@ -147,6 +147,7 @@ class Workshop:
             extensions,
             is_replacement=deployment.is_serving(),
             routes=deployment.routes,
+            status=deployment.status,
         )
 
     def _make(self, order: BootOrder) -> HostedInstance:

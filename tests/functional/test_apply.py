@@ -17,8 +17,9 @@ import requests
 from isowsgi import configuration
 from isowsgi.cli import client
 from isowsgi.configuration import stored
-from isowsgi.shared import controlmessages
+from isowsgi.shared import controlmessages, sockets
 from isowsgi.shared.controlmessages import Error
+from isowsgi.shared.sockets import Place
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
 
 TELLS = """
@@ -65,22 +66,36 @@ def told(server: Server, path: str) -> list[str]:
     return answer.text.split()[:3] if answer.status_code == 200 else [str(answer.status_code)]
 
 
+def places(server: Server) -> list[Place]:
+    """Return the workers' sockets, also if the config file is broken."""
+    folder = str(server.folder / "control")
+    folder_fd = sockets.open_folder(folder)
+    try:
+        return list(sockets.places(folder, folder_fd))
+    finally:
+        os.close(folder_fd)
+
+
 def in_every_worker(server: Server, path: str, expected: list[str]) -> None:
-    """Wait until each worker answers so; connections go to any of them."""
+    """Wait until each worker answers so, or has no such mount; connections go to any of them."""
 
     def agree() -> bool:
+        if expected == ["404"]:
+            answers = client.ask(places(server), controlmessages.Table(), DEADLINE_S)
+            tables = [each.answer for each in answers if not isinstance(each.answer, Error)]
+            return len(tables) == len(server.workers()) and all(path not in {mount.mount for mount in table.mounts} for table in tables)
         pids = set()
         for _ in range(100):
-            answer = server.get(path)
-            said = answer.text.split() if answer.status_code == 200 else [str(answer.status_code)]
+            said = server.get(path).text.split()
             if said[:3] != expected:
                 return False
             pids.add(said[-1])
-            if len(pids) == len(server.workers()) or len(said) == 1:
+            if len(pids) == len(server.workers()):
                 return True
         return False
 
     eventually(agree, f"{expected} from every worker")
+    assert told(server, path) == expected
 
 
 class Users:
@@ -317,3 +332,37 @@ def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartSer
         eventually(lambda: len(server.workers()) == 2)
     site.unlink()
     in_every_worker(server, "/site", ["404"])
+
+
+def test_an_app_that_ends_its_process_at_import_costs_one_worker_once(serve: StartServer) -> None:
+    """It ended all workers; and with `watch` each one that came after them."""
+    server = serve(SITES, "--workers", "2", files={**FILES, "sites.d/.keep": "", "deadly.py": "import os\nos._exit(7)\n"}, wait_for=6)
+    workers = server.workers()
+    (server.folder / "sites.d/site.toml").write_text(SITE.replace('"tells"', '"deadly"'))
+
+    assert apply(server).returncode == 1
+    server.wait_for_log("died while loading /site; it will be loaded in a trial process first")
+    eventually(lambda: len(server.workers()) == 2)
+    assert len(set(workers) & set(server.workers())) == 1
+
+    workers = server.workers()
+    shown = apply(server)
+
+    assert shown.returncode == 1
+    assert server.workers() == workers, "the newest one tried it in another process"
+
+
+def test_a_forged_table_does_not_make_root_open_a_log(serve: StartServer, tmp_path: Path) -> None:
+    """What only workers say is not what root's file says: a later worker opens no log for it before it has given up root."""
+    server = start(serve, workers=1)
+    log = tmp_path / "forged.log"
+    edit(server, ('"/goes" = "tells"', f'"/goes" = {{ app = "tells", lazy = true, log = "{log}" }}'))
+    command = Command(server)
+    assert (command.prepare(), command.switch()) == (["prepared"], ["applied"])
+
+    [worker] = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: server.workers() not in ([], [worker]))
+    server.wait_for_log("/changes #1: serving", 2)
+
+    assert not log.exists()

@@ -116,7 +116,7 @@ class _Supervisor:
 
     def turn(self) -> None:
         """Let what was begun happen."""
-        self.live.forget_gone()
+        self.live.tick()
         for deployment in self.live.all():
             for instance in deployment.slots.all():
                 assert isinstance(instance, FakeInstance)

@@ -10,7 +10,7 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from isowsgi.worker.change import Change, Problem, Unchangeable
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.livetable import LiveTable
 
-# How long a prepared table waits for the word to switch: the command gives it as soon as all workers have answered.
-_HELD_S = 30.0
+# How long a prepared table waits for the word to switch at most; the command says how long its workers may differ.
+_MOST_HELD_S = 3600.0
 
 # How long a worker that follows others' decision waits for what is new, before it serves the table as far as it goes.
 _FOLLOW_S = 60.0
@@ -56,6 +56,8 @@ class Applying:
         self._serial = serial
         self._log = log
         self._pending: _Pending | None = None
+        self.restart_reason = ""  # why another worker should take over from this one
+        self.on_removed: Callable[[list[str]], None] = lambda patterns: None  # takes the patterns that are no more
         self._turn = -1  # of the shared text, when it was looked at last
 
     # Requests.
@@ -79,7 +81,7 @@ class Applying:
         finally:  # also if who asked hangs up
             if not is_ready and self._pending is pending and not pending.is_decided:
                 self._drop("it could not be prepared")
-        pending.deadline = time.monotonic() + _HELD_S
+        pending.deadline = time.monotonic() + min(max(request.hold_s, 0.0), _MOST_HELD_S)
         return TableOutcome(outcome="prepared", text="all that is new is loaded")
 
     def switch(self, request: Switch) -> Errand:
@@ -112,10 +114,10 @@ class Applying:
         now = time.monotonic()
         last = self._last_applied
         if last is not None and (turn := last.turn()) != self._turn:
-            self._turn = turn
             table = last.read()
             if table is not None and table.base == self._base and table.serial != self._serial:
                 self._follow(table, now)
+            self._turn = turn
         pending = self._pending
         if pending is None:
             return
@@ -126,7 +128,7 @@ class Applying:
                     self._log.error("%s: cannot be loaded in this worker, although another worker has applied the table: %s", *problem[:2])
                 self._switch(pending, now)
         elif now >= pending.deadline:
-            self._drop(f"the command to switch did not come within {_HELD_S:g} s")
+            self._drop("the command to switch did not come in time")
 
     def _follow(self, table: Applied, now: float) -> None:
         """Take up a table that another worker has decided on."""
@@ -137,7 +139,7 @@ class Applying:
             try:
                 pending = self._begin(table, now)
             except Refusal as refusal:
-                self._log.error("cannot load the table that the other workers have applied: %s", refusal)
+                self.restart_reason = f"it cannot take up the table that the other workers have applied: {refusal}"
                 return
         pending.is_decided, pending.deadline = True, now + _FOLLOW_S
 
@@ -162,12 +164,14 @@ class Applying:
             raise Refusal("unchangeable", str(exc)) from exc
         except MemoryError as exc:
             raise Refusal("unchangeable", f"{exc}; use SIGHUP") from exc
-        pending = self._pending = _Pending(table, change)
+        # As it was resolved here: later workers know nothing of what stayed as it was.
+        pending = self._pending = _Pending(table._replace(config=stored.plain(config)), change)
         return pending
 
     def _switch(self, pending: _Pending, now: float) -> None:
         self._pending, self._serial = None, pending.table.serial
         self._live.switch(now)
+        self.on_removed(pending.change.removed)
         names = {"new": pending.change.added, "changed": pending.change.changed, "gone": pending.change.removed}
         told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
         self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")

@@ -83,6 +83,12 @@ class Commands:
             if any(marks.holds(member.pattern) for member in deployment.members):
                 deployment.halt(time.monotonic())
 
+    def forget_stops(self, patterns: list[str]) -> None:
+        """Forget that mounts were stopped that are no more: others with their patterns may come."""
+        if self._marks is not None:
+            for pattern in patterns:
+                self._marks.set(pattern, False)
+
     def begin(self, request: Request[Any]) -> Errand:
         """Return the errand that a request asks for; its first step may raise Refusal."""
         return self._commands[type(request)](request)
@@ -174,8 +180,7 @@ class Commands:
     def _table(self, request: controlmessages.Table) -> Errand:
         salt = secrets.token_hex(16)
         said = differences.summary(self._supervisor.table.config, salt)
-        files = {mount.pattern: mount.file for mount in self._supervisor.table.config.mounts}
-        mounts = [MountTable(mount=pattern, settings=settings, file=files[pattern]) for pattern, settings in said.mounts.items()]
+        mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
         return ServedTable(salt=salt, tables=said.tables, mounts=mounts)
         yield  # never reached, as above
 
@@ -204,12 +209,16 @@ class Commands:
             raise Refusal(
                 "quarantined", f"{deployment.mount.pattern} crashed its worker too often and is quarantined until gunicorn reloads (SIGHUP)"
             )
+        if deployment.is_faulty:
+            raise Refusal("failed", f"its config file has a fault: {deployment.mount.fault}")
 
     def _follow(self, deployment: Deployment, generation: int) -> Errand:
         """Wait until a generation, or a later one, serves in all slots, or has failed."""
         incidents = deployment.reports.incidents
         pattern = deployment.mount.pattern
         while True:
+            if deployment.is_ending:
+                raise Refusal("outvoted", f"{pattern} was replaced by a table that was applied meanwhile")
             if deployment.is_stopped:
                 raise Refusal("stopped", f"{pattern} was stopped meanwhile")
             failure = incidents.last_boot
