@@ -6,7 +6,6 @@ import http.client
 import json
 import mmap
 import os
-import random
 import re
 import signal
 import socket
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import attrs
 
 from isowsgi import configuration
 from isowsgi.configuration import stored
-from tests.faults.inject import ALWAYS, FAILED, MASTER, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH
+from tests.faults.inject import ALWAYS, FAILED, MASTER, MET, MODE, NUMBER, OFF, ONCE, POINTS, SWITCH, WORDS
 
 ROOT = Path(__file__).parent.parent.parent
 MODES = {"once": ONCE, "always": ALWAYS}
@@ -55,6 +55,9 @@ _OF_TABLES = (
     "set_status",
     "leave",
 )
+
+# The last of what the worker's loop calls about once a second.
+_ONCE_A_SECOND = ("isowsgi.worker.gunicorn.Worker._look_for_restart", "isowsgi.worker.acceptor.Acceptor._sweep")
 
 _APP = """
 import os
@@ -138,7 +141,7 @@ class Place:
         (folder / "app.py").write_text(_APP)
         (folder / "bad.py").write_text(_BAD)
         (folder / "isowsgi.toml").write_text(_CONFIG.replace("FOLDER", str(folder / "control")))
-        (folder / SWITCH).write_bytes(bytes(mmap.PAGESIZE))
+        (folder / SWITCH).write_bytes(bytes(8 * WORDS))
         with open(folder / SWITCH, "r+b") as file:
             self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
         self._log = folder / "log"
@@ -147,7 +150,7 @@ class Place:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "ISOWSGI_FAULTS": str(folder), "ISOWSGI_CACHE_DIR": str(folder / "cache")}
         with open(self._log, "wb") as output:
             self._process = subprocess.Popen(command, cwd=folder, env=environ, stdout=output, stderr=output)
-        self._wait(lambda: self.log().count("#1: serving") == 3, "the start")
+        self._wait(lambda: self.log().count("#1: serving") == 3, "the start", 3 * _DEADLINE_S)
         self.port = int(re.findall(r"Listening at: http://127.0.0.1:(\d+)", self.log())[0])
         self.points: list[str] = json.loads((folder / POINTS).read_text())
         self.worker = self._workers()
@@ -205,6 +208,17 @@ class Place:
         problems += [f"the neighbour lost a request: {lost}" for lost in neighbour.lost]
         neighbour.lost.clear()
         return [Finding(point, mode, problem) for problem in problems], failed
+
+    def points_met(self) -> list[str]:
+        """Return the points that are come to while all kinds of work are done, but for those of a start, which are met once."""
+        for number in range(1, len(self.points) + 1):
+            self._words[MET + number] = 0
+        boots = self.log().count(": serving")
+        self._trouble("")
+        self._wait(lambda: self.log().count(": serving") >= boots + 2, "the end of two reloads")
+        late = [self._words[MET + 1 + self.points.index(point) :] for point in _ONCE_A_SECOND]
+        self._wait(lambda: all(words[0] for words in late), "what is due once a second")
+        return [point for number, point in enumerate(self.points, 1) if self._words[MET + number]]
 
     def _trouble(self, point: str) -> list[str]:
         """Do what a worker that stays can meet, and what this point is for."""
@@ -279,8 +293,8 @@ class Place:
             time.sleep(0.02)
         return True
 
-    def _wait(self, condition: Any, what: str) -> None:
-        if not self._reaches(condition):
+    def _wait(self, condition: Any, what: str, within_s: float = _DEADLINE_S) -> None:
+        if not self._reaches(condition, within_s):
             raise AssertionError(f"{what} never came: {self.log()[-5000:]}")
 
     def _ask(self, path: str, timeout_s: float = 5.0) -> object:
@@ -357,6 +371,6 @@ def _needs_restart(point: str) -> bool:
 
 
 def pairs(points: list[str], seed: int = 0, count: int | None = None) -> Iterator[tuple[str, str]]:
-    """Return points with a mode each, all or a sample."""
+    """Return points with a mode each, all or a sample, which one point more or less hardly changes."""
     every = [(point, mode) for point in points for mode in MODES]
-    yield from every if count is None else random.Random(seed).sample(every, min(count, len(every)))
+    yield from every if count is None else sorted(every, key=lambda pair: zlib.crc32(f"{seed} {pair}".encode()))[:count]

@@ -3,7 +3,7 @@
 The points are found, not listed: every method and function of the modules whose code runs on the worker's threads, every kind of report
 and order, the operations of each epoll set, and the system calls and classes of the standard library that they use; and in the master, what
 runs there. So what is new tomorrow is covered by itself. Which point fails just now stands in shared memory that the harness writes: its
-number, and how often (`ONCE`, `ALWAYS`).
+number, and how often (`ONCE`, `ALWAYS`). There each point also notes that it was come to.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from isowsgi.shared import handover, messages
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.reports import Reports
 
-# Where the points' names are written to, and the memory with words: number, mode, how often it has failed.
+# Where the points' names are written to, and the memory with words: number, mode, how often it has failed, and which points were met.
 FOLDER = os.environ.get("ISOWSGI_FAULTS", "")
 POINTS, SWITCH = "points.json", "switch"
 NUMBER, MODE, FAILED = range(3)
+MET = 3  # from here on a word for each point, by its number: whether it was come to
+WORDS = 1 << 13  # there are about a thousand points
 OFF, ONCE, ALWAYS = range(3)
 
 # Rooms and modules whose code runs on the worker's threads while it serves.
@@ -55,7 +57,7 @@ NOT_IN_MASTER = tuple(f"{MASTER}isowsgi.master.{name}" for name in _ITS_WALLS)
 
 # Modules of ours with epoll sets, and what their operations fail with.
 MAKERS_OF_SETS = tuple(
-    f"isowsgi.{name}" for name in ("worker.loop", "worker.clients", "worker.control.server", "worker.tls", "shared.handover")
+    f"isowsgi.{name}" for name in ("worker.loop", "worker.clients", "worker.control.server", "worker.tlsset", "shared.handover")
 )
 OF_SETS = {"register": errno.ENOSPC, "modify": errno.ENOMEM, "unregister": errno.ENOENT, "poll": errno.ENOMEM}
 
@@ -139,6 +141,7 @@ def _strikes(words: memoryview, label: str) -> Callable[[], bool]:
     number = len(_names)
 
     def strikes() -> bool:
+        words[MET + number] = 1
         if words[NUMBER] != number or not words[MODE]:
             return False
         if words[MODE] == ONCE:
