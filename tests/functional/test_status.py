@@ -216,6 +216,12 @@ def test_the_page_needs_nothing_of_an_apps_venv(serve: StartServer, tmp_path: Pa
     assert server.get("/-/isowsgi/live").status_code == 200
 
 
+def test_the_status_page_lives_where_auto_puts_it(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/-/isowsgi" = "isowsgi.status:application"\n', wait_for=1)
+
+    assert server.get("/-/isowsgi/live").status_code == 200
+
+
 # In a browser.
 
 

@@ -293,13 +293,13 @@ def test_on_term_idle_connections_are_closed_and_late_requests_told_to_close(ser
     assert server.stop() == 0
 
 
-@pytest.mark.alone  # an app's exit functions have 0.8 s
+@pytest.mark.alone  # an app's exit functions have 0.75 s
 def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_itself(serve: StartServer) -> None:
     """The other mounts' exit functions still have their time."""
     server = serve(
         DEFAULTS + '[mounts]\n"/slow" = "slow"\n"/exits" = { app = "exits", env = { EXIT_FILE = "exited" } }\n',
         "--graceful-timeout",
-        "1",
+        "2",
         wait_for=2,
     )
     stuck = server.ask("/slow?s=600")
