@@ -290,7 +290,7 @@ def test_an_instance_that_is_being_loaded_cannot_hold_a_request(instance: Puppet
     own_gil.close()
 
 
-@pytest.mark.parametrize(("code", "left"), [("", 0), ("import _thread, time; _thread.start_new_thread(time.sleep, (2,)); ", 1)])
+@pytest.mark.parametrize(("code", "left"), [("", 0), ("import _thread, time; _thread.start_new_thread(time.sleep, (60,)); ", 1)])
 def test_an_interpreter_whose_boot_cannot_even_begin_is_left_behind_only_with_a_thread(code: str, left: int) -> None:
     """While an app had all descriptors, each boot of its neighbours passed for one that had left a thread, and counted for max_stuck."""
     script = f"""

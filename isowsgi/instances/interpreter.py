@@ -25,8 +25,8 @@ _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py"
 
 
 # Asked of an interpreter whose boot ended in an exception of ours. Nothing is imported for it: no descriptor may have been the reason.
-# No assert, which PYTHONOPTIMIZE takes away.
-_HAS_NO_THREAD = "import _thread\nif _thread._count():\n    raise RuntimeError"
+# No assert, which PYTHONOPTIMIZE takes away. And not at once: before 3.13 a thread that was just started counts once it has had the GIL.
+_HAS_NO_THREAD = "import _thread, time\ntime.sleep(0.1)\nif _thread._count():\n    raise RuntimeError"
 
 
 def boot_source(order: BootOrder) -> str:
