@@ -175,7 +175,11 @@ class Service:
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(DEADLINE_S)
-        sock.connect(str(self.installation.socket))
+        try:
+            sock.connect(str(self.installation.socket))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def exchange(self, target: str) -> bytes:
