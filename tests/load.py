@@ -99,8 +99,9 @@ class Load:
             if sock is not None and _was_closed(sock):
                 sock.close()
                 sock = None
+            is_new = sock is None
             sock = sock or self._open()
-            if sock is not None and not self._ask(sock):
+            if sock is not None and not self._ask(sock, is_new):
                 sock.close()
                 sock = None
             if is_first:
@@ -119,7 +120,7 @@ class Load:
         self._count("connections")
         return sock
 
-    def _ask(self, sock: socket.socket) -> bool:
+    def _ask(self, sock: socket.socket, is_new: bool) -> bool:
         """Exchange one request; return whether the connection can be used again."""
         with self._lock:
             path = next(self._paths)
@@ -132,7 +133,7 @@ class Load:
                 response.begin()
                 response.read()
         except (OSError, HTTPException) as exc:
-            self.failures.append(f"{path} from {name}: {type(exc).__name__}: {exc}")
+            self.failures.append(f"{path} from {name}{', a new connection' if is_new else ''}: {type(exc).__name__}: {exc}")
             return False
         self._count("answered")
         if response.status not in self._expected:
