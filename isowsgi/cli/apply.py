@@ -11,7 +11,7 @@ import click
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
-from isowsgi.cli.answers import Told, for_people, plain
+from isowsgi.cli.answers import Told, for_people
 from isowsgi.cli.comparison import compare, read_as_served
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
@@ -99,6 +99,4 @@ def _tell(answers: Sequence[Told[Any]]) -> None:
     for told in for_people(answers):
         if isinstance(told.answer, Error) and (what := (told.answer.kind, told.answer.text)) not in seen:
             seen.add(what)
-            click.echo(f"{plain(asking.who(told))}: {told.answer.text}", err=True)
-            if told.answer.traceback:
-                click.echo(told.answer.traceback.rstrip(), err=True)
+            asking.print_error(told)

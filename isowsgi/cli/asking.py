@@ -72,6 +72,22 @@ def fail_on_bad_input(answers: Sequence[Told[Any]]) -> None:
         fail(plain(errors[0].text), 2)
 
 
+def fail_by_faults(faults: Sequence[str], as_json: bool, code: int) -> NoReturn:
+    """End with the faults of a config file."""
+    if as_json:
+        click.echo(json.dumps({"faults": list(faults)}, indent=2))
+    else:
+        click.echo("\n".join(faults), err=True)
+    sys.exit(code)
+
+
+def print_error(told: Told[Any]) -> None:
+    """Print why a worker did not do what it was asked for; of an answer that is one, see `answers.for_people`."""
+    click.echo(f"{who(told)}: {told.answer.text}", err=True)
+    if told.answer.traceback:
+        click.echo(told.answer.traceback.rstrip(), err=True)
+
+
 def fail(text: str, code: int) -> NoReturn:
     click.echo(f"isowsgi: {text}", err=True)
     sys.exit(code)

@@ -137,9 +137,7 @@ def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> No
     asking.fail_on_bad_input(answers)
     for told in answers:
         if isinstance(told.answer, Error):
-            click.echo(f"{asking.who(told)}: {told.answer.text}", err=True)
-            if told.answer.traceback:
-                click.echo(told.answer.traceback.rstrip(), err=True)
+            asking.print_error(told)
         else:
             click.echo(f"{asking.who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
     if not isinstance(request, controlmessages.Stop):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
-from isowsgi.configuration.differences import Difference, Summary, differences, summary
+from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
 from isowsgi.shared import controlmessages, interpreters, workdir
 from isowsgi.shared.controlmessages import Error, ServedTable
 from isowsgi.shared.sockets import Place
@@ -48,7 +47,7 @@ def _differences(served: ServedTable, wanted: configuration.Config) -> list[Diff
     running = Summary(tables=served.tables, mounts={mount.mount: mount.settings for mount in served.mounts})
     new = summary(wanted, served.salt)
     # Mounts of files with faults stay as they are.
-    faulty = {json.dumps(file, ensure_ascii=False) for file in wanted.faulty}
+    faulty = set(map(text_of, wanted.faulty))
     stays = {mount.pattern for mount in wanted.mounts if mount.fault}
     stays |= {name for name, settings in running.mounts.items() if settings.get("file") in faulty}
     mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from typing import NoReturn
 
 import click
 
 import isowsgi
 from isowsgi import configuration
+from isowsgi.cli import asking
 from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.plan import plan
@@ -42,7 +42,7 @@ def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: f
     """
     loaded = _load(config, wants_json)
     if loaded.faults:
-        _tell_faults(loaded.faults, wants_json)
+        asking.fail_by_faults(loaded.faults, wants_json, 2)
     known = [mount.pattern for mount in loaded.mounts]
     for pattern in patterns:
         if pattern not in known:
@@ -83,12 +83,4 @@ def _load(path: str, wants_json: bool) -> configuration.Config:
     try:
         return configuration.load(path, own_gil_error=interpreters.own_gil_error())
     except configuration.ConfigError as exc:
-        _tell_faults(exc.faults, wants_json)
-
-
-def _tell_faults(faults: tuple[str, ...], wants_json: bool) -> NoReturn:
-    if wants_json:
-        click.echo(json.dumps({"faults": list(faults)}, indent=2))
-    else:
-        click.echo("\n".join(faults), err=True)
-    sys.exit(2)
+        asking.fail_by_faults(exc.faults, wants_json, 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -46,7 +46,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     try:
         wanted = read_as_served(config, answers)
     except configuration.ConfigError as exc:
-        _fail_by(exc, as_json)
+        asking.fail_by_faults(exc.faults, as_json, 1)
     for fault in wanted.faults:
         click.echo(fault, err=True)
     by_worker = compare(answers, wanted)
@@ -68,17 +68,9 @@ def _fail_by_faults(config: str | None, as_json: bool) -> None:
     try:
         read_as_served(config, [])
     except configuration.ConfigError as exc:
-        _fail_by(exc, as_json)
+        asking.fail_by_faults(exc.faults, as_json, 1)
     except FileNotFoundError:
         return
-
-
-def _fail_by(exc: configuration.ConfigError, as_json: bool) -> NoReturn:
-    if as_json:
-        click.echo(json.dumps({"faults": list(exc.faults)}, indent=2))
-    else:
-        click.echo(str(exc), err=True)
-    sys.exit(1)
 
 
 def _plain(found: list[Difference]) -> list[dict[str, Any]]:

@@ -74,8 +74,8 @@ def summary(config: Config, salt: str) -> Summary:
         salt: of the digests; those of two summaries can be compared only if they have the same.
     """
     tables = {table: _said(getattr(config, field), salt) for field, table in _TABLES.items()}
-    tables["acceptor"] = {"head_timeout": _text(config.head_timeout)}
-    tables["include"] = {"include": _text(list(config.include))} if config.include else {}
+    tables["acceptor"] = {"head_timeout": text_of(config.head_timeout)}
+    tables["include"] = {"include": text_of(list(config.include))} if config.include else {}
     return Summary(tables=tables, mounts={mount.pattern: _said(mount, salt) for mount in config.mounts})
 
 
@@ -101,15 +101,15 @@ def _said(table: Any, salt: str) -> Settings:
     for field in attrs.fields(type(table)):
         value = getattr(table, field.name)
         if field.name == "app":
-            said["app"] = _text(f"{value.target}:{value.call}")
+            said["app"] = text_of(f"{value.target}:{value.call}")
         elif field.name == "env":
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
         elif isinstance(value, Mapping):
             said |= _of_words(field.name, value)
         elif field.name == "file":
-            said |= {"file": _text(value)} if value is not None else {}  # a mount that moves to another file is not loaded again
+            said |= {"file": text_of(value)} if value is not None else {}  # a mount that moves to another file is not loaded again
         elif field.eq is not False and value != field.default and not (isinstance(table, Mount) and field.name in _OF_THE_PATTERN):
-            said[field.name] = _text(value)
+            said[field.name] = text_of(value)
     return said
 
 
@@ -120,11 +120,12 @@ _OF_THE_PATTERN = ("pattern", "host", "prefix")
 def _of_words(name: str, values: Mapping[str, str]) -> Settings:
     """Return the settings of a policy: one if all words have the same value, as the file may write it."""
     if len(values) == len(policies.WORDS) and len(kinds := set(values.values())) == 1:
-        return {name: _text(*kinds)}
-    return {f"{name}.{word}": _text(value) for word, value in values.items()}
+        return {name: text_of(*kinds)}
+    return {f"{name}.{word}": text_of(value) for word, value in values.items()}
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a value as a summary has it."""
     # What JSON writes of strings, numbers, switches and lists of them is TOML too.
     return json.dumps(value, ensure_ascii=False)
 

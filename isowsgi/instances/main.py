@@ -6,11 +6,11 @@ all mounts that ask for it. It shares modules, GIL and exit functions with the w
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.scoreboard import Scoreboard
 
@@ -32,7 +32,7 @@ class MainInstance(InterpreterInstance):
 
         try:
             boot.run(self._order, self._log)
-        except Exception:
-            self._report_failure(traceback.format_exc(), threads_left=1)
+        except Exception as exc:
+            self._report_failure(traceback_of(exc), threads_left=1)
         if self._disposal.get():
             self._owned.close()

@@ -12,7 +12,7 @@ from isowsgi.shared.wire import MessageError, OpenValue
 
 VERSION = 1
 
-# What `isowsgi plan` and `apply` print where nothing is to be done.
+# What `isowsgi plan` and `apply` print where there is nothing to do.
 NO_DIFFERENCE = "no difference: what runs is what the config file says"
 
 # Answers.

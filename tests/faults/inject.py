@@ -110,7 +110,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     os.rename(temporary, os.path.join(FOLDER, POINTS))
 
 
-# Of all points so far, in the order of their numbers; a worker goes on where the master ended. gunicorn reads this file again at each HUP.
+# Of all points so far, in the order of their numbers; a worker continues where the master ended. gunicorn reads this file at each HUP.
 _names: list[str] = vars(sys).setdefault("isowsgi_points", [])
 
 
