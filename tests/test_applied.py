@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from isowsgi import configuration
 from isowsgi.configuration import stored
-from isowsgi.shared.applied import MAX_BYTES, Applied, LastApplied, Outvoted
+from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
+from isowsgi.shared.controlmessages import Answer, Prepare, Switch, TableOutcome
+from isowsgi.worker.control.applying import Applying
+from isowsgi.worker.control.server import Errand
 
 
 def table(serial: str, base: int = 1, config: Any = None) -> Applied:
@@ -58,6 +68,65 @@ def test_a_table_that_is_too_long_changes_nothing() -> None:
     assert last.read() == table("a")
 
 
+def decided_in_the_end(last: LastApplied, wanted: Applied) -> None:
+    while True:
+        try:
+            return last.decide(wanted, before="")
+        except Deciding:
+            time.sleep(0.001)
+
+
+@contextlib.contextmanager
+def another_is_deciding(last: LastApplied) -> Iterator[None]:
+    """Hold the place of a worker that decides, as another process."""
+    code = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, 0); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(last._fd)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[last._fd]) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        holder.stdout.readline()
+        yield
+        holder.stdin.close()
+
+
+def test_who_comes_while_another_decides_asks_again_and_the_same_decision_is_its_own() -> None:
+    last = LastApplied()
+    with another_is_deciding(last), pytest.raises(Deciding):
+        last.decide(table("a"), before="")
+
+    last.decide(table("a"), before="")
+
+    assert last.read() == table("a")
+
+
+def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment_later(tmp_path: Any) -> None:
+    """All workers are told at once; one that found another deciding answered an error, although the table was applied."""
+    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
+    config = configuration.load(tmp_path / "isowsgi.toml")
+    switched: list[float] = []
+    change = SimpleNamespace(is_ready=lambda: True, added=[], changed=[], removed=[], new=SimpleNamespace(mounts=[]))
+    live: Any = SimpleNamespace(table=SimpleNamespace(config=config), prepare=lambda config, now: change, switch=switched.append)
+    last = LastApplied()
+    applying = Applying(live, last, base=1, serial="", log=logging.getLogger("test"))
+    [*_, prepared] = steps(applying.prepare(Prepare(serial="a", config=stored.plain(config), hold_s=60.0)))
+    assert isinstance(prepared, TableOutcome)
+
+    switch = applying.switch(Switch(serial="a"))
+    with another_is_deciding(last):
+        assert next(switch) is None
+        assert next(switch) is None
+        assert switched == []
+
+    [*_, answer] = steps(switch)
+    assert isinstance(answer, TableOutcome)
+    assert answer.outcome == "applied"
+    assert len(switched) == 1
+
+
+def steps(errand: Errand) -> Iterator[Answer | None]:
+    answer = yield from errand
+    yield answer
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # each child does one thing and ends
 def test_of_many_processes_one_decides() -> None:
     last = LastApplied()
@@ -68,7 +137,7 @@ def test_of_many_processes_one_decides() -> None:
         if pid == 0:
             os.read(start, 1)
             try:
-                last.decide(table(str(number)), before="")
+                decided_in_the_end(last, table(str(number)))
             except Outvoted:
                 os._exit(1)
             except BaseException:

@@ -39,6 +39,10 @@ class Outvoted(Exception):
     """Another table was decided on meanwhile."""
 
 
+class Deciding(Exception):
+    """Another worker is deciding at this moment, perhaps on the same table: to be tried again."""
+
+
 class LastApplied:
     """The shared text. Forked with the process that made it."""
 
@@ -74,7 +78,8 @@ class LastApplied:
             before: the serial of the decision that this one follows; "" if none was in force for this base.
 
         Raises:
-            Outvoted: it is not, or another worker decides just now.
+            Outvoted: it is not.
+            Deciding: nothing is known yet.
             ValueError: the table is too long.
         """
         data = json.dumps(table._asdict()).encode("ascii")
@@ -83,7 +88,7 @@ class LastApplied:
                 self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DECIDE_BYTE
             )  # of the process: the kernel takes it back from one that dies
         except OSError as exc:
-            raise Outvoted("another worker is deciding on a table; try again") from exc
+            raise Deciding from exc
         try:
             last = self.read()
             if last is not None and last.base > table.base:

@@ -16,7 +16,7 @@ from typing import Any
 
 from isowsgi.configuration import stored
 from isowsgi.configuration.included import keep_faulty
-from isowsgi.shared.applied import Applied, LastApplied, Outvoted
+from isowsgi.shared.applied import Applied, Deciding, LastApplied, Outvoted
 from isowsgi.shared.controlmessages import Drop, Prepare, Refusal, Switch, TableOutcome
 from isowsgi.worker.change import Change, Problem, Unchangeable
 from isowsgi.worker.control.server import Errand
@@ -85,21 +85,22 @@ class Applying:
         return TableOutcome(outcome="prepared", text="all that is new is loaded")
 
     def switch(self, request: Switch) -> Errand:
-        if self._serial == request.serial:
-            return TableOutcome(outcome="applied", text="serves the new table")  # another worker was told first
-        pending = self._pending
-        if pending is None or pending.table.serial != request.serial or not pending.change.is_ready():
-            raise Refusal("not-prepared", "this worker has not prepared the table, or has dropped it meanwhile")
-        assert self._last_applied is not None, "else nothing is prepared"
-        try:
-            self._last_applied.decide(pending.table, self._serial)
-        except Outvoted as exc:
-            raise Refusal("outvoted", str(exc)) from exc
-        except ValueError as exc:
-            raise Refusal("unchangeable", f"the table is too long: {exc}") from exc
-        self._switch(pending, time.monotonic())
+        while self._serial != request.serial:  # else another worker was told first
+            pending = self._pending
+            if pending is None or pending.table.serial != request.serial or not pending.change.is_ready():
+                raise Refusal("not-prepared", "this worker has not prepared the table, or has dropped it meanwhile")
+            assert self._last_applied is not None, "else nothing is prepared"
+            try:
+                self._last_applied.decide(pending.table, self._serial)
+            except Deciding:
+                yield
+                continue
+            except Outvoted as exc:
+                raise Refusal("outvoted", str(exc)) from exc
+            except ValueError as exc:
+                raise Refusal("unchangeable", f"the table is too long: {exc}") from exc
+            self._switch(pending, time.monotonic())
         return TableOutcome(outcome="applied", text="serves the new table")
-        yield  # never reached: makes this function a generator, as the others are
 
     def drop(self, request: Drop) -> Errand:
         if self._pending is not None and self._pending.table.serial == request.serial and not self._pending.is_decided:
