@@ -82,7 +82,8 @@ def another_is_deciding(last: LastApplied) -> Iterator[None]:
     code = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, 0); print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(last._fd)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[last._fd]) as holder:
-        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdin is not None
         holder.stdout.readline()
         yield
         holder.stdin.close()
@@ -103,7 +104,7 @@ def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment
     (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
     config = configuration.load(tmp_path / "isowsgi.toml")
     switched: list[float] = []
-    change = SimpleNamespace(is_ready=lambda: True, added=[], changed=[], removed=[], new=SimpleNamespace(mounts=[]))
+    change = SimpleNamespace(is_ready=lambda: True, added=[], changed=[], removed=[], new=SimpleNamespace(mounts=[], config=config))
     live: Any = SimpleNamespace(table=SimpleNamespace(config=config), prepare=lambda config, now: change, switch=switched.append)
     last = LastApplied()
     applying = Applying(live, last, base=1, serial="", log=logging.getLogger("test"))

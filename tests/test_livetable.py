@@ -128,7 +128,7 @@ def test_one_app_that_cannot_be_loaded_leaves_all_as_it_was() -> None:
     says(change.fresh[2], made[2], Failed(error="E: x", traceback="Traceback"))
 
     [problem] = change.problems()
-    assert (problem.pattern, problem.error, problem.traceback) == ("/new", "/ #1: E: x", "Traceback")
+    assert problem == (["/new"], "/ #1: E: x", "Traceback")
     assert not change.is_ready()
     site.live.drop(NOW)
 
@@ -142,13 +142,38 @@ def test_one_app_that_cannot_be_loaded_leaves_all_as_it_was() -> None:
     assert site.live.all() == table.deployments
 
 
+def test_what_cannot_be_loaded_stays_as_it_was_and_the_rest_is_changed() -> None:
+    site = Site(mount("/a"), mount("/b", group="g"), mount("/c", group="g"), mount("/gone"))
+    group = site.of("/b")
+    new = config(mount("/a", threads=2), mount("/b", threads=2, group="g"), mount("/new"), mount("/c", threads=2))
+    change = site.live.prepare(new, NOW)
+    dropped = site.around.made[3:][1]
+    says(change.fresh[1], dropped, Failed(error="E: x", traceback="Traceback"))
+    [problem] = change.problems()
+    assert problem.patterns == ["/b"]
+
+    site.live.narrow(problem.patterns, NOW)
+    assert change.problems() == []
+    site.all_load()
+    assert change.is_ready()
+    site.live.switch(NOW)
+    site.all_end()
+
+    assert site.of("/b") is site.of("/c") is group, "who shares an instance stays with it"
+    assert [each.pattern for each, _ in site.live.table.mounts] == ["/a", "/b", "/new", "/c"]
+    assert [mount.threads for mount in site.live.table.config.mounts] == [2, None, None, None]
+    assert site.live.all() == site.live.table.deployments
+    site.apply(*new.mounts)
+    assert len({each.number for each, _ in site.live.table.mounts}) == 4
+
+
 def test_a_boot_that_takes_too_long_is_a_problem() -> None:
     site = Site(mount("/a"))
     change = site.live.prepare(config(mount("/a"), mount("/b", boot_timeout=5.0)), NOW)
 
     change.fresh[0].upkeep.tick(NOW + 6)
 
-    assert [problem.pattern for problem in change.problems()] == ["/b"]
+    assert [problem.patterns for problem in change.problems()] == [["/b"]]
 
 
 def test_a_mount_that_is_lazy_or_stopped_needs_no_load() -> None:

@@ -11,12 +11,12 @@ import click
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
-from isowsgi.cli.answers import Told, for_people
+from isowsgi.cli.answers import Told, for_people, plain
 from isowsgi.cli.comparison import compare, read_as_served
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error
+from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, TableOutcome
 from isowsgi.shared.sockets import Place
 
 # Answers to the switch after which a worker may have switched all the same.
@@ -26,12 +26,16 @@ _UNKNOWN = ("timeout", "gone", "malformed", "mistake")
 @click.command(short_help="Apply the changed config file.")
 @asking.where
 @asking.master
+@click.option("--keep-going", is_flag=True, help="Apply what can be loaded; leave the other mounts as they are.")
 @asking.timeout
-def apply(config: str | None, pidfile: str | None, master: int | None, timeout: float) -> None:
+def apply(config: str | None, pidfile: str | None, master: int | None, keep_going: bool, timeout: float) -> None:
     """Apply what differs in the config file in all workers, while everything else keeps serving.
 
     Every worker first loads what is new; then all workers switch to the new table. If anything cannot be loaded, nothing
     changes, the reason is shown, and the exit code is 1.
+
+    With --keep-going, a mount that some worker cannot load stays as it was in all of them, and the rest is applied; the exit
+    code is 1 then too.
     """
     try:
         places = client.find(config, pidfile, master)
@@ -49,21 +53,21 @@ def apply(config: str | None, pidfile: str | None, master: int | None, timeout: 
     show(by_worker)
     if not any(found for _, found in by_worker):
         sys.exit(1 if wanted.faults else 0)
-    serial = secrets.token_hex(8)
+    # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
+    places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
+    request = Prepare(
+        serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
+    )
     try:
-        # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
-        places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
-        prepare = controlmessages.Prepare(serial=serial, config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S)
-        prepared = client.ask(places[:1], prepare, timeout)
-        if not isinstance(prepared[0].answer, Error):
-            prepared += client.ask(places[1:], prepare, timeout)
-        if any(isinstance(told.answer, Error) for told in prepared):
-            _tell(prepared)
-            asking.fail("nothing was changed: not every worker could load what is new", 1)
+        stays = _prepare(places, request, timeout)
+        if all(each.name in stays for _, found in by_worker for each in found):
+            asking.fail("nothing was changed: nothing that is new can be loaded", 1)
     except BaseException:  # Ctrl-C too
-        client.ask(places, controlmessages.Drop(serial=serial), asking.TIMEOUT_S)
+        client.ask(places, controlmessages.Drop(serial=request.serial), asking.TIMEOUT_S)
         raise
-    _switch(places, serial)
+    _switch(places, request.serial, stays)
+    if stays:
+        asking.fail(f"as before, in all workers: {', '.join(map(plain, stays))}", 1)
     if wanted.faults:
         asking.fail("mounts of included files with faults stay as they were", 1)
 
@@ -78,9 +82,26 @@ def _read(config: str | None, answers: Sequence[Told[Any]]) -> configuration.Con
         asking.fail("the working directory was deleted; give the config file's absolute path with --config", 2)
 
 
-def _switch(places: Sequence[Place], serial: str) -> None:
+def _prepare(places: Sequence[Place], request: Prepare, timeout_s: float) -> list[str]:
+    """Have all workers load what is new; return what has to stay as it is, because some worker could not load it."""
+    prepared = client.ask(places[:1], request, timeout_s)
+    stays = _stays(prepared)
+    if not isinstance(prepared[0].answer, Error):
+        prepared += client.ask(places[1:], request.replace(without=stays), timeout_s)
+    _tell_not_loaded(prepared)
+    if any(isinstance(told.answer, Error) for told in prepared):
+        _tell(prepared)
+        asking.fail("nothing was changed: not every worker could load what is new", 1)
+    return _stays(prepared)
+
+
+def _stays(prepared: Sequence[Told[TableOutcome]]) -> list[str]:
+    return sorted({name for told in prepared if not isinstance(told.answer, Error) for name in told.answer.stays})
+
+
+def _switch(places: Sequence[Place], serial: str, stays: list[str]) -> None:
     """Have all workers serve the new table; the first that does decides for all."""
-    told = client.ask(places, controlmessages.Switch(serial=serial), asking.TIMEOUT_S)
+    told = client.ask(places, controlmessages.Switch(serial=serial, without=stays), asking.TIMEOUT_S)
     _tell(told)
     switched = sum(not isinstance(each.answer, Error) for each in told)
     if not switched:
@@ -100,3 +121,12 @@ def _tell(answers: Sequence[Told[Any]]) -> None:
         if isinstance(told.answer, Error) and (what := (told.answer.kind, told.answer.text)) not in seen:
             seen.add(what)
             asking.print_error(told)
+
+
+def _tell_not_loaded(prepared: Sequence[Told[TableOutcome]]) -> None:
+    seen: list[NotLoaded] = []
+    for told in for_people(prepared):
+        for failed in [] if isinstance(told.answer, Error) else told.answer.failed:
+            if failed not in seen:
+                seen.append(failed)
+                asking.print_error(Told(told.place, told.worker, Error(kind="failed", text=failed.text, traceback=failed.traceback)))

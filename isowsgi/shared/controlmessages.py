@@ -127,11 +127,20 @@ class ServedTable(OpenValue):
     mounts: list[MountTable]
 
 
+class NotLoaded(OpenValue):
+    """Why something of a table that is prepared stays as it is."""
+
+    text: str
+    traceback: str
+
+
 class TableOutcome(OpenValue):
     """What became of a table that an operator applies."""
 
     outcome: str  # "prepared", "applied", "dropped"
     text: str  # the same for people
+    failed: list[NotLoaded] = []  # with `Prepare.keep_going`
+    stays: list[str] = []  # what stays as it is for it, and can be `Prepare.without`
 
 
 Answer = WorkerStatus | Outcome | MountStacks | MountErrors | ServedTable | TableOutcome
@@ -189,12 +198,15 @@ class Prepare(Request[TableOutcome]):
     serial: str  # the table's own name, by who applies it
     config: Any  # see `configuration.stored`
     hold_s: float = 30.0  # how long it waits for the switch, once it is prepared here
+    keep_going: bool = False  # whether what can be loaded is prepared, if something cannot
+    without: list[str] = []  # names of what stays as it is, see `configuration.partial`
 
 
 class Switch(Request[TableOutcome]):
     """Serve the table that was prepared."""
 
     serial: str
+    without: list[str] = []  # names of what stays as it is: it could not be loaded in some worker
 
 
 class Drop(Request[TableOutcome]):

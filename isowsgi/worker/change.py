@@ -9,12 +9,12 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import attrs
 
-from isowsgi.configuration import Config, Mount
+from isowsgi.configuration import Config, Mount, partial
 from isowsgi.instances.bootorder import is_status
 from isowsgi.shared.interpreters import MAIN
 from isowsgi.shared.scoreboard import Scoreboard
@@ -23,13 +23,21 @@ from isowsgi.worker.table import Table, grouped
 
 
 class Unchangeable(Exception):
-    """A config cannot be taken up by a worker that serves another one; the text says why, and what to do."""
+    """A config cannot be taken up by a worker that serves another one; the text says why, and what to do.
+
+    Args:
+        names: of what would have to stay as it is; see `partial.staying`.
+    """
+
+    def __init__(self, names: Iterable[str], text: str) -> None:
+        super().__init__(text)
+        self.names = list(names)
 
 
 class Problem(NamedTuple):
     """Why a new deployment does not serve."""
 
-    pattern: str
+    patterns: list[str]
     error: str  # one line
     traceback: str
 
@@ -54,6 +62,7 @@ class Change:
     """
 
     def __init__(self, old: Table, config: Config, board: Scoreboard, make: Callable[[Sequence[Mount]], Deployment]) -> None:
+        self._old = old
         self._board = board
         self.fresh: list[Deployment] = []
         self._numbers: list[int] = []  # of new mounts
@@ -62,7 +71,7 @@ class Change:
         _check(old, config, wanted, kept)
         before = {member.pattern: deployment for deployment in old.deployments for member in deployment.members}
         self._before: list[tuple[Deployment, list[Deployment]]] = []  # those that are fresh, and whose place they take
-        deployments = []
+        self._placed: list[tuple[Sequence[Mount], Deployment]] = []
         try:
             for members in wanted:
                 deployment = kept.get(tuple(members))
@@ -71,16 +80,20 @@ class Change:
                     self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
                     _carry_over(*self._before[-1])
                     self.fresh.append(deployment)
-                deployments.append(deployment)
+                self._placed.append((deployment.members, deployment))
         except BaseException:
             self.forget()
             raise
-        self.new = Table(config, deployments)
+        self._lead_to(config)
+        for deployment in self.fresh:
+            deployment.is_prepared = True
+        self._has_begun = False
+
+    def _lead_to(self, config: Config) -> None:
+        self.new = Table(config, self._placed)
         for deployment in self.fresh:
             deployment.routes, deployment.status = self.new.routes_of(deployment), config.status
-            deployment.is_prepared = True
-        self.gone = [deployment for deployment in old.deployments if deployment not in deployments]
-        self._has_begun = False
+        self.gone = [deployment for deployment in self._old.deployments if deployment not in self.new.deployments]
 
     def begin(self, now: float) -> None:
         """Load what is new and not lazy."""
@@ -88,6 +101,27 @@ class Change:
         for deployment in self.fresh:
             if not deployment.mount.lazy:
                 deployment.start(now)  # without effect on one that the operator has stopped
+
+    def narrow(self, names: Iterable[str]) -> list[Deployment]:
+        """Let some mounts stay as they are, with all that share an instance with them; the rest is changed.
+
+        Args:
+            names: see `partial.staying`.
+
+        Returns:
+            deployments that are not wanted any more.
+        """
+        stay = partial.staying(self.new.config, self._old.config, names)
+        config = partial.leave_out(self.new.config, self._old.config, stay)
+        stays = {_key(deployment.members): deployment for deployment in self._old.deployments if _is_any(deployment.members, stay)}
+        comes = {_key(members): (members, deployment) for members, deployment in self._placed if not _is_any(members, stay)}
+        dropped = [deployment for deployment in self.fresh if _is_any(deployment.members, stay)]
+        self.fresh = [deployment for deployment in self.fresh if deployment not in dropped]
+        self._before = [each for each in self._before if each[0] in self.fresh]
+        keys = map(_key, grouped(config.mounts))
+        self._placed = [(stays[key].members, stays[key]) if key in stays else comes[key] for key in keys]
+        self._lead_to(config)
+        return dropped
 
     def problems(self) -> list[Problem]:
         """Return what could not be loaded so far."""
@@ -97,9 +131,9 @@ class Change:
                 continue  # nothing more is wanted of it
             incident = deployment.reports.incidents.last_boot
             if incident is not None:
-                found.append(Problem(deployment.name, f"{incident.tag}: {incident.error}", incident.details))
+                found.append(Problem(_patterns([deployment]), f"{incident.tag}: {incident.error}", incident.details))
             elif deployment.backoff.retry_at is not None:
-                found.append(Problem(deployment.name, f"{deployment.name}: was not loaded in time; see the error log", ""))
+                found.append(Problem(_patterns([deployment]), f"{deployment.name}: was not loaded in time; see the error log", ""))
         return found
 
     def is_ready(self) -> bool:
@@ -147,6 +181,15 @@ def _stays(deployment: Deployment, old: Config, new: Config) -> bool:
     return old.status == new.status or not any(is_status(member.app) for member in deployment.members)
 
 
+def _key(members: Sequence[Mount]) -> tuple[str, ...]:
+    """Return what tells those that share an instance from others in the same config."""
+    return tuple(member.pattern for member in members)
+
+
+def _is_any(members: Sequence[Mount], patterns: frozenset[str]) -> bool:
+    return any(member.pattern in patterns for member in members)
+
+
 def _patterns(deployments: Sequence[Deployment], without: Sequence[Deployment] = ()) -> list[str]:
     others = {member.pattern for deployment in without for member in deployment.members}
     return [member.pattern for deployment in deployments for member in deployment.members if member.pattern not in others]
@@ -177,21 +220,21 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
         Unchangeable: that is among it.
     """
     if old.config.control != config.control:
-        raise Unchangeable("[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file")
+        text = "[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file"
+        raise Unchangeable([partial.CONTROL], text)
     members = {tuple(each) for each in wanted}
     gone = [deployment for deployment in old.deployments if kept.get(deployment.members) is None or deployment.members not in members]
     for deployment in gone:
         if deployment.siting.isolation == MAIN:
             text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
-            raise Unchangeable(f"{deployment.name}: {text}")
+            raise Unchangeable(_patterns([deployment]), f"{deployment.name}: {text}")
         patterns = {member.pattern for member in deployment.members}
         is_loaded = not deployment.is_stopped or bool(deployment.slots.all())
         if deployment.mount.replace == "stop-first" and is_loaded and any(mount.pattern in patterns for each in wanted for mount in each):
             text = 'has replace = "stop-first", so its two generations must not be loaded side by side; '
             text += f"run `isowsgi stop {deployment.mount.pattern}` before, and `isowsgi start` after"
-            raise Unchangeable(f"{deployment.name}: {text}")
+            raise Unchangeable(patterns, f"{deployment.name}: {text}")
     for each in wanted:
         if each[0].isolation == MAIN and tuple(each) not in kept:
-            raise Unchangeable(
-                f"{each[0].pattern}: only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
-            )
+            text = "only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
+            raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")

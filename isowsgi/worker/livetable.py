@@ -47,7 +47,7 @@ class LiveTable:
         self._make = make
         self._recall = recall
         self._on_switch = on_switch
-        self.table = Table(config, [make(members) for members in grouped(config.mounts)])
+        self.table = Table(config, [(members, make(members)) for members in grouped(config.mounts)])
         for deployment in self.table.deployments:
             deployment.routes, deployment.status = self.table.routes_of(deployment), config.status
         self._change: Change | None = None  # that is being prepared
@@ -74,6 +74,11 @@ class LiveTable:
             self.drop(now)
             raise
         return change
+
+    def narrow(self, names: Iterable[str], now: float) -> None:
+        """Let mounts of the change that is being prepared stay as they are, see `Change.narrow`."""
+        assert self._change is not None, "it is prepared"
+        self._let_go(self._change.narrow(names), now)
 
     def drop(self, now: float) -> None:
         """Give up the change that is being prepared."""

@@ -15,17 +15,18 @@ class Table:
 
     Args:
         config: what it was made for.
-        deployments: for the mounts of the config, in its order; each knows the numbers that its mounts have in this worker.
+        placed: the mounts of the config, in its order, those of a group together, each with the number that it has in this worker; and
+            the deployment that serves them.
 
     Attributes:
         mounts: in the config's order, each with its deployment; those of a group have the same one.
         router: by the mounts' numbers.
     """
 
-    def __init__(self, config: Config, deployments: Sequence[Deployment]) -> None:
+    def __init__(self, config: Config, placed: Sequence[tuple[Sequence[Mount], Deployment]]) -> None:
         self.config = config
-        self.deployments = list(deployments)
-        by_pattern = {member.pattern: (member, deployment) for deployment in deployments for member in deployment.members}
+        self.deployments = [deployment for _, deployment in placed]
+        by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
         self.router = Router(own_route(mount) for mount, _ in self.mounts)
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}

@@ -50,6 +50,7 @@ _OF_TABLES = (
     "pplied",
     "stored",
     "Reroute",
+    "partial",
     "add_mount",
     "free_mount",
     "set_status",
@@ -325,15 +326,19 @@ class Place:
                     continue
 
     def _applies(self) -> bool:
-        """Have another table applied: a mount comes or goes, and one has other settings. Return whether it is served."""
+        """Have another table applied: a mount comes or goes, one has other settings, one cannot be loaded. Return whether it is served."""
         self._is_there = not self._is_there
         config = configuration.load(self._folder / "isowsgi.toml")
         good, bad, child = config.mounts
         comes = [attrs.evolve(good, pattern="/good/comes", prefix="/good/comes")] if self._is_there else []
+        if self._is_there:
+            never = attrs.evolve(good.app, target="nothing_such")
+            comes.append(attrs.evolve(good, pattern="/good/never", prefix="/good/never", app=never))
         child = attrs.evolve(child, threads=3 if self._is_there else 2)
         table = stored.plain(attrs.evolve(config, mounts=(good, bad, child, *comes)))
         serial = f"{time.monotonic_ns()}"
-        if self._answered({"do": "prepare", "serial": serial, "config": table}) and self._answered({"do": "switch", "serial": serial}):
+        prepare = {"do": "prepare", "serial": serial, "config": table, "keep_going": True}
+        if self._answered(prepare) and self._answered({"do": "switch", "serial": serial, "without": ["/good/never"]}):
             return True
         self._answered({"do": "drop", "serial": serial})
         return False

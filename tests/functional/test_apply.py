@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ def application(environ, start_response):
     said = (environ["isowsgi.mount"], environ["isowsgi.generation"], os.environ.get("KEY"), environ["wsgi.url_scheme"] and os.getpid())
     return [" ".join(map(str, said)).encode()]
 """
-FILES = {"tells.py": TELLS, "broken.py": "raise RuntimeError('broken on purpose')\n"}
+ONCE = (
+    TELLS
+    + """
+os.close(os.open(os.path.join(os.path.dirname(__file__), "was-loaded"), os.O_CREAT | os.O_EXCL))  # fails in all workers but the first
+"""
+)
+FILES = {"tells.py": TELLS, "broken.py": "raise RuntimeError('broken on purpose')\n", "once.py": ONCE}
 CONFIG = """
 [control]
 folder = "control"
@@ -53,9 +60,9 @@ def edit(server: Server, *changes: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def apply(server: Server) -> subprocess.CompletedProcess[str]:
+def apply(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "isowsgi", "apply"],
+        [sys.executable, "-m", "isowsgi", "apply", *options],
         cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
 
@@ -168,6 +175,51 @@ def test_one_app_that_cannot_be_loaded_changes_nothing(serve: StartServer) -> No
     assert "answers 503" not in server.log()
 
 
+def test_to_keep_going_takes_what_can_be_loaded_in_all_workers_and_leaves_the_rest_as_it_was(serve: StartServer) -> None:
+    server = start(serve)
+    edit(server, ('"/goes" = "tells"', '"/goes" = "broken"\n"/once" = "once"\n"/new" = "tells"'), ('"old"', '"new"'))
+    expected = {
+        "/goes": ["/goes", "1", "None"], "/changes": ["/changes", "2", "new"], "/once": ["404"], "/new": ["/new", "1", "None"],
+        "/stays": ["/stays", "1", "None"],
+    }  # fmt: skip
+
+    shown = apply(server, "--keep-going")
+
+    assert shown.returncode == 1
+    assert "/goes #2: RuntimeError: broken on purpose" in shown.stderr
+    assert shown.stderr.count("Traceback (most recent call last):") == 2
+    assert "/once #1: FileExistsError" in shown.stderr, "it could be loaded in one of them"
+    assert shown.stderr.endswith("isowsgi: as before, in all workers: /goes, /once\n")
+    assert shown.stdout.endswith("applied in 2 of 2 workers\n")
+    for path, said in expected.items():
+        in_every_worker(server, path, said)
+
+    (server.folder / "was-loaded").unlink()
+    os.kill(server.workers()[0], signal.SIGKILL)
+    server.wait_for_log("/changes #1: serving", 3)
+    for path in ("/goes", "/once", "/new"):
+        in_every_worker(server, path, expected[path])
+
+    shown = apply(server, "--keep-going")
+    assert shown.returncode == 1
+    assert "1 new, 1 changed\n" in shown.stdout, "what failed is tried again"
+    assert shown.stderr.endswith("isowsgi: nothing was changed: nothing that is new can be loaded\n")
+
+
+def test_a_worker_that_does_without_something_else_than_who_decided_takes_up_the_decision(serve: StartServer) -> None:
+    """As if another program told each worker something else: one table serves in the end, in all of them."""
+    server = start(serve)
+    edit(server, ('"/goes" = "tells"', '"/new" = "tells"'), ('"old"', '"new"'))
+    command = Command(server)
+    assert command.prepare() == ["prepared", "prepared"]
+
+    assert command.switch(command.places[:1], without=["/new"]) == ["applied"]
+    command.switch(command.places[1:])
+
+    in_every_worker(server, "/new", ["404"])
+    in_every_worker(server, "/changes", ["/changes", "2", "new"])
+
+
 def test_a_worker_that_begins_later_serves_what_was_applied_even_if_the_file_is_broken_since(serve: StartServer) -> None:
     server = start(serve)
     edit(server, ('"old"', '"new"'), ('"/goes" = "tells"\n', ""))
@@ -208,8 +260,8 @@ class Command:
     def prepare(self, places: list[Any] | None = None) -> list[str]:
         return self._ask(controlmessages.Prepare(serial=self.serial, config=self._config), places)
 
-    def switch(self, places: list[Any] | None = None) -> list[str]:
-        return self._ask(controlmessages.Switch(serial=self.serial), places)
+    def switch(self, places: list[Any] | None = None, without: Sequence[str] = ()) -> list[str]:
+        return self._ask(controlmessages.Switch(serial=self.serial, without=list(without)), places)
 
     def drop(self) -> list[str]:
         return self._ask(controlmessages.Drop(serial=self.serial), None)

@@ -10,14 +10,14 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from isowsgi.configuration import stored
+from isowsgi.configuration import partial, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.shared.applied import Applied, Deciding, LastApplied, Outvoted
-from isowsgi.shared.controlmessages import Drop, Prepare, Refusal, Switch, TableOutcome
+from isowsgi.shared.controlmessages import Drop, NotLoaded, Prepare, Refusal, Switch, TableOutcome
 from isowsgi.worker.change import Change, Problem, Unchangeable
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.livetable import LiveTable
@@ -37,6 +37,8 @@ class _Pending:
     change: Change
     deadline: float = float("inf")
     is_decided: bool = False  # by another worker
+    failed: list[NotLoaded] = field(default_factory=list)  # what is not in it for that
+    stays: set[str] = field(default_factory=set)
 
 
 class Applying:
@@ -68,12 +70,16 @@ class Applying:
             raise Refusal("unchangeable", "the workers share no memory, see the error log; use SIGHUP")
         if self._pending is not None:
             raise Refusal("busy", "another table is being applied; try again")
-        pending = self._begin(Applied(self._base, request.serial, request.config), time.monotonic())
+        table = Applied(self._base, request.serial, request.config)
+        pending = self._begin(table, time.monotonic(), request.keep_going, request.without)
         is_ready = False
         try:
             while not pending.change.is_ready():
                 if problems := pending.change.problems():
-                    raise _failed(problems)
+                    if not request.keep_going:
+                        raise _failed(problems)
+                    self._do_without(pending, problems)
+                    continue
                 yield
                 if self._pending is not pending:
                     raise Refusal("outvoted", "another table was applied meanwhile; try again")
@@ -82,13 +88,18 @@ class Applying:
             if not is_ready and self._pending is pending and not pending.is_decided:
                 self._drop("it could not be prepared")
         pending.deadline = time.monotonic() + min(max(request.hold_s, 0.0), _MOST_HELD_S)
-        return TableOutcome(outcome="prepared", text="all that is new is loaded")
+        text = "what can be loaded of what is new is loaded" if pending.failed else "all that is new is loaded"
+        return TableOutcome(outcome="prepared", text=text, failed=pending.failed, stays=sorted(pending.stays))
 
     def switch(self, request: Switch) -> Errand:
         while self._serial != request.serial:  # else another worker was told first
             pending = self._pending
-            if pending is None or pending.table.serial != request.serial or not pending.change.is_ready():
+            if pending is None or pending.table.serial != request.serial:
                 raise Refusal("not-prepared", "this worker has not prepared the table, or has dropped it meanwhile")
+            if not pending.is_decided:
+                self._narrow(pending, request.without)
+            if not pending.change.is_ready():
+                raise Refusal("not-prepared", "not all that is new in the table is loaded in this worker")
             assert self._last_applied is not None, "else nothing is prepared"
             try:
                 self._last_applied.decide(pending.table, self._serial)
@@ -99,6 +110,10 @@ class Applying:
                 raise Refusal("outvoted", str(exc)) from exc
             except ValueError as exc:
                 raise Refusal("unchangeable", f"the table is too long: {exc}") from exc
+            decided = self._last_applied.read()
+            if decided is not None and not _is_same(decided, pending):
+                self._follow(decided, time.monotonic())  # who decided was told to do without something else
+                continue
             self._switch(pending, time.monotonic())
         return TableOutcome(outcome="applied", text="serves the new table")
 
@@ -126,7 +141,8 @@ class Applying:
             problems = pending.change.problems()
             if pending.change.is_ready() or problems or now >= pending.deadline:
                 for problem in problems:
-                    self._log.error("%s: cannot be loaded in this worker, although another worker has applied the table: %s", *problem[:2])
+                    text = "%s: cannot be loaded in this worker, although another worker has applied the table: %s"
+                    self._log.error(text, ", ".join(problem.patterns), problem.error)
                 self._switch(pending, now)
         elif now >= pending.deadline:
             self._drop("the command to switch did not come in time")
@@ -134,7 +150,7 @@ class Applying:
     def _follow(self, table: Applied, now: float) -> None:
         """Take up a table that another worker has decided on."""
         pending = self._pending
-        if pending is None or pending.table.serial != table.serial:
+        if pending is None or not _is_same(table, pending):
             if pending is not None:
                 self._drop("another table was applied")
             try:
@@ -146,8 +162,12 @@ class Applying:
 
     # Inner workings.
 
-    def _begin(self, table: Applied, now: float) -> _Pending:
+    def _begin(self, table: Applied, now: float, keep_going: bool = False, without: Iterable[str] = ()) -> _Pending:
         """Prepare a table.
+
+        Args:
+            keep_going: whether what only a new worker can take up stays as it is.
+            without: names of what stays as it is.
 
         Raises:
             Refusal: it is none, or not for a running worker.
@@ -159,15 +179,43 @@ class Applying:
         config = keep_faulty(config, self._live.table.config)
         if config.path != self._live.table.config.path:
             raise Refusal("unchangeable", f"this worker serves {self._live.table.config.path}, not {config.path}")
+        before = self._live.table.config
+        failed: list[NotLoaded] = []
+        stay = partial.staying(config, before, without)
+        while True:
+            try:
+                change = self._live.prepare(partial.leave_out(config, before, stay), now)
+                break
+            except Unchangeable as exc:
+                more = partial.staying(config, before, {*stay, *exc.names})
+                if not keep_going or more == stay:
+                    raise Refusal("unchangeable", str(exc)) from exc
+                failed.append(NotLoaded(text=str(exc), traceback=""))
+                stay = more
+            except MemoryError as exc:
+                raise Refusal("unchangeable", f"{exc}; use SIGHUP") from exc
         try:
-            change = self._live.prepare(config, now)
-        except Unchangeable as exc:
-            raise Refusal("unchangeable", str(exc)) from exc
-        except MemoryError as exc:
-            raise Refusal("unchangeable", f"{exc}; use SIGHUP") from exc
-        # As it was resolved here: later workers know nothing of what stayed as it was.
-        pending = self._pending = _Pending(table._replace(config=stored.plain(config)), change)
+            # As it was resolved here: later workers know nothing of what stayed as it was.
+            table = table._replace(config=stored.plain(change.new.config))
+            pending = self._pending = _Pending(table, change, failed=failed, stays=set(stay))
+        except BaseException:
+            self._live.drop(now)
+            raise
         return pending
+
+    def _do_without(self, pending: _Pending, problems: Sequence[Problem]) -> None:
+        """Let what cannot be loaded stay as it is."""
+        pending.failed += [NotLoaded(text=problem.error, traceback=problem.traceback) for problem in problems]
+        self._narrow(pending, [pattern for problem in problems for pattern in problem.patterns])
+
+    def _narrow(self, pending: _Pending, names: Sequence[str]) -> None:
+        """Let some of what is prepared stay as it is."""
+        stay = partial.staying(pending.change.new.config, self._live.table.config, names)
+        if stay <= pending.stays:
+            return
+        self._live.narrow(stay, time.monotonic())
+        pending.stays |= stay
+        pending.table = pending.table._replace(config=stored.plain(pending.change.new.config))
 
     def _switch(self, pending: _Pending, now: float) -> None:
         self._pending, self._serial = None, pending.table.serial
@@ -181,6 +229,16 @@ class Applying:
         self._pending = None
         self._live.drop(time.monotonic())
         self._log.info("dropped the table that was prepared: %s; keeping the current mounts", why)
+
+
+def _is_same(table: Applied, pending: _Pending) -> bool:
+    """Whether a table that was decided on is the one that is prepared: what it does without may differ."""
+    if table.serial != pending.table.serial:
+        return False
+    try:
+        return stored.restore(table.config) == pending.change.new.config
+    except stored.NotAConfig:
+        return False
 
 
 def _failed(problems: Sequence[Problem]) -> Refusal:

@@ -81,7 +81,8 @@ class FileWatcher:
     def _apply(self, config: Config) -> None:
         with contextlib.ExitStack() as undo:
             output = undo.enter_context(open(os.memfd_create("isowsgi-apply"), "w+b"))
-            command = [sys.executable, "-m", "isowsgi", "apply", "--config", config.path, "--master", str(os.getppid())]
+            command = [sys.executable, "-m", "isowsgi", "apply", "--keep-going", "--config", config.path]
+            command += ["--master", str(os.getppid())]
             process = subprocess.Popen(command, cwd=workdir.for_child(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             undo.pop_all()
         self._command = process, output

@@ -1,0 +1,47 @@
+"""A config that is taken up in part: some of its mounts stay as they are in the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from isowsgi.configuration.values import Config
+
+# What stands for the table among the names of what stays, as `differences.Difference` has it.
+CONTROL = "[control]"
+
+
+def staying(new: Config, old: Config, names: Iterable[str]) -> frozenset[str]:
+    """Return what stays if some names do: mounts that share an instance, in either config, stay together.
+
+    Args:
+        names: patterns, and `CONTROL`; those that are in neither config are ignored.
+    """
+    groups: dict[tuple[str, str], set[str]] = {}
+    for mount in (*new.mounts, *old.mounts):
+        key = ("mount", mount.pattern) if mount.group is None else ("group", mount.group)
+        groups.setdefault(key, set()).add(mount.pattern)
+    stay = set(names) & {CONTROL, *(pattern for patterns in groups.values() for pattern in patterns)}
+    before = -1
+    while before < len(stay):  # a mount may have moved from one group to another
+        before = len(stay)
+        for patterns in groups.values():
+            if not patterns.isdisjoint(stay):
+                stay |= patterns
+    return frozenset(stay)
+
+
+def leave_out(new: Config, old: Config, stay: frozenset[str]) -> Config:
+    """Return a config in which what stays is as it was: a mount that was not there before is not there.
+
+    Args:
+        stay: see `staying`.
+    """
+    before = {mount.pattern: mount for mount in old.mounts}
+    mounts = [before.get(mount.pattern) if mount.pattern in stay else mount for mount in new.mounts]
+    there = {mount.pattern for mount in new.mounts}
+    mounts += [mount for mount in old.mounts if mount.pattern in stay and mount.pattern not in there]
+    kept = [mount for mount in mounts if mount is not None]
+    control = old.control if CONTROL in stay else new.control
+    return attrs.evolve(new, control=control, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(kept)))
