@@ -64,12 +64,16 @@ def exit_code(answers: Sequence[Told[Any]]) -> int:
     return 1 if any(isinstance(told.answer, Error) for told in answers) else 0
 
 
+def is_bad_input(answers: Sequence[Told[Any]]) -> bool:
+    """Whether all workers refuse what was asked for in the same way."""
+    kinds = {told.answer.kind if isinstance(told.answer, Error) else None for told in answers}
+    return len(kinds) == 1 and kinds <= {*_BAD_INPUT}
+
+
 def fail_on_bad_input(answers: Sequence[Told[Any]]) -> None:
     """End with one line if all workers refuse what was asked for in the same way."""
-    errors = [told.answer for told in answers if isinstance(told.answer, Error)]
-    kinds = {error.kind for error in errors}
-    if len(errors) == len(answers) and len(kinds) == 1 and kinds <= {*_BAD_INPUT}:
-        fail(plain(errors[0].text), 2)
+    if is_bad_input(answers):
+        fail(plain(answers[0].answer.text), 2)
 
 
 def fail_by_faults(faults: Sequence[str], as_json: bool, code: int) -> NoReturn:

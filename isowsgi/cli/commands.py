@@ -134,13 +134,16 @@ COMMANDS = (status, reload, stop, start, stacks, errors)
 def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> None:
     """Ask all workers to do something, and print each worker's result."""
     answers = for_people(client.ask(workers, request, timeout_s))
+    may_hint = not isinstance(request, controlmessages.Stop)
+    if may_hint and asking.is_bad_input(answers):  # a mount that is only in the file, perhaps
+        _hint(click.get_current_context().params["config"], workers)
     asking.fail_on_bad_input(answers)
     for told in answers:
         if isinstance(told.answer, Error):
             asking.print_error(told)
         else:
             click.echo(f"{asking.who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
-    if not isinstance(request, controlmessages.Stop):
+    if may_hint:
         _hint(click.get_current_context().params["config"], workers)
     sys.exit(asking.exit_code(answers))
 

@@ -109,5 +109,10 @@ def test_other_commands_say_that_the_file_was_not_applied(server: Server, comman
         "isowsgi: /memo: is in the config file, and not applied yet: isowsgi apply\n"
         "isowsgi: /shop: has other settings in the config file, not applied yet: isowsgi plan\n"
     )
+    if command != ["status"]:
+        shown = run(server, changes, command[0], "/memo")
+        assert shown.returncode == 2
+        assert "isowsgi: /memo: is in the config file, and not applied yet: isowsgi apply\n" in shown.stderr
+        assert "no mount '/memo'" in shown.stderr
     assert run(server, {}, *command).stderr == ""
     assert run(server, {"threads": "thread"}, *command).stderr == "isowsgi: the config file has faults: isowsgi plan\n"
