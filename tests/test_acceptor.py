@@ -25,6 +25,7 @@ from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker import clients as clients_module
+from isowsgi.worker import listeners as listeners_module
 from isowsgi.worker import shares as shares_module
 from isowsgi.worker.acceptor import Acceptor, Statistics
 from isowsgi.worker.dispatcher import NotServing
@@ -754,6 +755,25 @@ def test_without_descriptors_the_queue_is_left_alone_for_a_while_and_then_tried_
         assert "cannot accept a connection: Too many open files" in place.log.errors[0]
 
         place.take().close()
+
+
+def test_a_worker_whose_mounts_need_all_but_the_reserve_takes_a_few_connections(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, fast_sweeps: None
+) -> None:
+    """It paused after the first one, and for ever: no connection's close gives back what the mounts have."""
+    monkeypatch.setattr(listeners_module, "reserve_of", lambda limit: limit)
+    place = make_place()
+    clients = [place.connect(A) for _ in range(listeners_module._LEAST_OPEN + 3)]
+    held = [place.take() for _ in range(listeners_module._LEAST_OPEN)]
+    place.turn_until_quiet()
+    assert place.seen.accepted == len(held)
+
+    for _ in range(3):
+        held.pop().close()
+        place.board.row(1).words[CLOSED] += 1
+        held.append(place.take())
+    for sock in [*held, *clients]:
+        sock.close()
 
 
 def test_a_listener_that_cannot_be_registered_again_is_tried_at_the_next_look(

@@ -1,7 +1,8 @@
 """The listening sockets: when to accept, and when there is no room.
 
 There is room while the worker has fewer connections than it may, and while descriptors are left for everything else: the loop's own work,
-replacements, the apps' files. The kernel gives the lowest free number, so a connection with a high one shows that few are left.
+replacements, the apps' files. The kernel gives the lowest free number, so a connection with a high one shows that few are left. A few
+connections are taken even then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _LAST_BATCH = 4096
 _RESERVE_SHARE = 8
 _RESERVE_LEAST = 32
 _RESERVE_MOST = 512
+
+# Connections that are taken even where the mounts alone need all but the reserve: no connection's close makes room there, and to take none
+# would be an outage without an end. As many as a browser opens to one host, and two for a probe and a proxy.
+_LEAST_OPEN = 8
 
 # How often it is logged that there are too few: where that is so, it is so for each connection.
 _SAY_S = 60.0
@@ -167,7 +172,7 @@ class Listeners:
             self._row.count_accepted()
             # Before it is handed over: the answers to all of them say `Connection: close` from the last one there is room for on.
             if not self._is_stopping:
-                if sock.fileno() >= self._first_reserved:
+                if sock.fileno() >= self._first_reserved and not self._has_few():
                     self._pause("nearly all of the worker's file descriptors are in use")
                 elif self._at_most_open() >= self._max_connections:
                     self._set_accepting(self._has_room())
@@ -185,7 +190,7 @@ class Listeners:
             )
 
     def _has_room(self) -> bool:
-        if self._is_short and not self._has_descriptors():
+        if self._is_short and not self._has_descriptors() and not self._has_few():
             return False
         self._is_short = False
         if self.open_connections() < self._max_connections:
@@ -194,6 +199,9 @@ class Listeners:
         # In this order: an instance that closes a connection now either sees the flag and tells, or is counted here.
         self._row.set_at_capacity(True)
         return self.open_connections() < self._max_connections
+
+    def _has_few(self) -> bool:
+        return self._at_most_open() < _LEAST_OPEN or self.open_connections() < _LEAST_OPEN
 
     def _has_descriptors(self) -> bool:
         try:
