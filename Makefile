@@ -73,7 +73,7 @@ patch-fuzz: ## patch all of the standard library that serving touches, inside an
 faults: ## make each function of a worker fail in turn, on a real server; some minutes (ARGS="--only acceptor")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.faults $(ARGS)
 
-conformance: ## compare with gunicorn's own worker, requests cut at every byte; some minutes (ARGS=whole: without that)
+conformance: ## compare with gunicorn's own worker, requests cut at every byte; two minutes (ARGS=whole: without that; ARGS=everywhere: at each place)
 	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)
 
 bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)

@@ -1,6 +1,7 @@
 """Two real servers side by side: the same bytes, cut in the same way, to gunicorn's gthread worker and to isowsgi.
 
-    python tests/conformance.py           # each request cut in two at every byte, too; takes minutes
+    python tests/conformance.py           # whole, byte by byte, and cut in two at every byte, each cut at one of the four places in turn
+    python tests/conformance.py everywhere    # each cut at each of the four places; takes five minutes
     python tests/conformance.py whole     # whole, and byte by byte
     ISOWSGI_ISOLATION=process python tests/conformance.py whole    # with isowsgi's apps in a process, or in main
 
@@ -454,6 +455,12 @@ def sendings_for(place: str, requests: Mapping[str, bytes], cuts: str) -> list[S
     return sorted(sendings, key=lambda sending: len(sending.pieces))
 
 
+def share_of(sendings: Iterable[Sending], number: int, count: int) -> list[Sending]:
+    """Return those of requests cut in two that one of `count` places gets; all places together cut each byte off from the one before."""
+    assert len(PREFIX) % count == 0, "a byte behind a prefix is counted as without"
+    return [sending for sending in sendings if len(sending.pieces[0]) % count == number]
+
+
 class Comparison:
     """Sends requests to both servers, and gathers what differs and should not, and what should differ and does not.
 
@@ -471,9 +478,17 @@ class Comparison:
         self._words: dict[str, set[bytes]] = defaultdict(set)
         self._our_words: list[tuple[str, str, set[bytes]]] = []
 
-    def run(self, cuts: str, places: Iterable[str] = PLACES) -> None:
-        for place in places:
-            sendings = [sending for sending in sendings_for(place, self._requests, cuts) if self._listed.covers(sending)]
+    def run(self, cuts: str, places: Sequence[str] = PLACES, *, in_turn: bool = False) -> None:
+        """Send all requests.
+
+        Args:
+            in_turn: whether each cut of a request in two is made at one of the places only, the next cut at the next place.
+        """
+        for number, place in enumerate(places):
+            sendings = sendings_for(place, self._requests, cuts)
+            if in_turn:
+                sendings = share_of(sendings, number, len(places))
+            sendings = [sending for sending in sendings if self._listed.covers(sending)]
             for sending, ours, theirs in self._pair.compare(place, sendings):
                 self.connections += 2
                 if not self._listed.judge(sending.name, ours, theirs):
@@ -513,6 +528,7 @@ def _lines(outcome: Outcome) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     cuts = ["whole, byte by byte"] if arguments[:1] == ["whole"] else ["whole, byte by byte", "in two"]
+    is_in_turn = arguments[:1] != ["everywhere"]
     requests = corpus()
     connections = faults = 0
     began = time.monotonic()
@@ -521,7 +537,7 @@ def main(arguments: list[str]) -> int:
             comparison = Comparison(pair, settings, requests)
             if settings == "default":
                 for cut in cuts:
-                    comparison.run(cut)
+                    comparison.run(cut, in_turn=is_in_turn and cut == "in two")
                 comparison.compare_words()
             else:
                 comparison.run("whole")

@@ -2,7 +2,7 @@
 
 Both servers are real; see `tests.conformance`. Here a part of the requests is sent whole and byte by byte, over TCP to a root mount and
 over a Unix socket to a prefix mount. `make conformance` has all of them and the other two places, and cuts each request in two at every
-byte besides.
+byte besides, each cut at one of the places.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import conformance
+from tests.apps.shows import PREFIX
 from tests.conformance import (
     REQUESTS,
     SETTINGS,
@@ -119,6 +120,20 @@ def test_a_request_is_cut_at_every_byte_but_within_long_runs_of_one() -> None:
     for data in CORPUS.values():
         for sending in (byte_by_byte("a", data, 200), *list(cut_in_two("a", data))[:1]):
             assert b"".join(sending.pieces) == data
+
+
+def test_all_places_together_cut_each_request_at_every_byte() -> None:
+    prefix = f"{PREFIX}/".encode()
+    plain = {name: data for name, data in CORPUS.items() if prefix not in data}
+    cuts: set[tuple[str, int]] = set()
+    for number, place in enumerate(conformance.PLACES):
+        for sending in conformance.share_of(conformance.sendings_for(place, plain, "in two"), number, len(conformance.PLACES)):
+            before = sending.pieces[0].replace(prefix, b"/")
+            if plain[sending.name].startswith(before):  # else it is cut within the prefix
+                cuts.add((sending.name, len(before)))
+
+    missing = {(name, len(sending.pieces[0])) for name, data in plain.items() for sending in cut_in_two(name, data)} - cuts
+    assert not missing
 
 
 @pytest.mark.parametrize(
