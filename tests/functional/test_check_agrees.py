@@ -33,9 +33,9 @@ KINDS = {
 }
 if VERSION >= (3, 14):
     KINDS["once"] = ("import _curses", PROCESS)
-# Each has trials of its own, twice. The sample begins with the last one: those that get a process, and the newest, are always in it. The
-# other kinds are in whole runs only; test_decision and test_check have their like, without a worker.
-KINDS = {kind: KINDS[kind] for kind in sample([*KINDS][::-1], 2)}
+# Each has trials of its own, twice, which take 3 s of CPU time. The sample begins with the last one, the newest: one that gets a process,
+# and one that gets a shared GIL. The other kinds are in whole runs only; test_decision and test_check have their like, without a worker.
+KINDS = {kind: KINDS[kind] for kind in sample([*KINDS][::-1], 3)}
 EXTENSIONS = ("xxlimited", "xxlimited_35", REFUSES_OWN_GIL, "_curses")
 
 

@@ -65,6 +65,24 @@ def test_what_an_app_sets_neither_the_neighbour_nor_the_process_sees(server: Ser
     run(server, "/a", "import os; os.environ['COLOUR'] = 'red'")
 
 
+def test_two_djangos_with_settings_of_their_own_and_sqlite(server: Server) -> None:
+    source = """
+        import os
+        import django, django.conf
+        memory = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}
+        django.conf.settings.configure(DATABASES={'default': memory}, SECRET_KEY=os.environ['COLOUR'])
+        django.setup()
+        from django.core.wsgi import get_wsgi_application
+        from django.db import connection
+        get_wsgi_application()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 'a ' || %s", [django.conf.settings.SECRET_KEY])
+            answer = cursor.fetchone()
+        """
+    assert run(server, "/a", source) == ["a red"]
+    assert run(server, "/b", source) == ["a blue"]
+
+
 def test_os_environb_is_the_same_environment(server: Server) -> None:
     source = """
         import os
