@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz faults race bench soak neighbours packages lint clean
+.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz faults race bench soak applies neighbours packages lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -81,6 +81,9 @@ bench: ## measure isowsgi beside other servers and write docs/explanation/benchm
 
 soak: ## load, reloads, kills and hostile apps for MINUTES (30), then an account of every request (ARGS="--seed 1", PYTHON=the newest found)
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/soak$$version -e . && exec .venv/soak$$version/bin/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
+
+applies: ## add, change, rename and remove one of 200 mounts by `isowsgi apply` under load, 20 times each (ARGS="--flat 1000": one mount a thousand times)
+	@$(call venv,py$$version,test) && exec $$bin/python -m soak.applies $(ARGS)
 
 neighbours: ## use each standard module in an interpreter after another one has ended (PYTHON=the newest found, ARGS="zoneinfo")
 	@$(pick) && "$$python" -m tests.neighbours $(ARGS)

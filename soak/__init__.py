@@ -12,4 +12,7 @@ logwatch.py  lines of gunicorn's log that should not be there
 verdict.py   which failures a kill explains, and whether memory is flat (pure)
 report.py    the report (pure); plot.py draws its plot, with matplotlib from a venv of its own
 __main__.py  the command line
+
+farm.py      another gunicorn, with as many mounts as wanted, whose table changes while it serves
+applies.py   `make applies`: changes it by `isowsgi apply`, and judges what that does to the others
 """

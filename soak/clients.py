@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,7 +70,8 @@ class Account:
         self.tell = tell
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._quick_s: list[float] = []
+        self._quick_s: defaultdict[str, list[float]] = defaultdict(list)  # by phase
+        self.phase = ""
         self._stalls: list[tuple[float, float]] = []  # end and length
 
     def note_stall(self, until: float, seconds: float) -> None:
@@ -91,19 +92,28 @@ class Account:
         with self._lock:
             self._counts[what] += number
 
-    def note_quick(self, seconds: float) -> None:
-        """Note how long a small request took that was sent in one piece."""
+    def note_quick(self, seconds: float, phase: str) -> None:
+        """Note how long a small request took that was sent in one piece, and in which phase it was sent."""
         with self._lock:
-            self._quick_s.append(seconds)
+            self._quick_s[phase].append(seconds)
 
     def counts(self) -> dict[str, int]:
         with self._lock:
             return dict(self._counts)
 
     def latencies(self) -> dict[str, float]:
+        """Return what small requests took, in all phases together."""
         with self._lock:
-            found = sorted(self._quick_s)
-        return {name: round(found[int((len(found) - 1) * share)] * 1000, 2) for name, share in _SHARES.items()} if found else {}
+            return _quantiles(list(itertools.chain.from_iterable(self._quick_s.values())))
+
+    def latencies_by_phase(self) -> dict[str, dict[str, float]]:
+        with self._lock:
+            return {phase: {"count": len(found), **_quantiles(found)} for phase, found in self._quick_s.items()}
+
+
+def _quantiles(seconds: list[float]) -> dict[str, float]:
+    found = sorted(seconds)
+    return {name: round(found[int((len(found) - 1) * share)] * 1000, 2) for name, share in _SHARES.items()} if found else {}
 
 
 _SHARES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999, "max_ms": 1.0}
@@ -401,9 +411,9 @@ class KeepsAlive(Client):
     kind = "keep-alive"
 
     def turn(self) -> None:
-        began = time.monotonic()
+        began, phase = time.monotonic(), self._account.phase
         if self.ask(self.small()):
-            self._account.note_quick(time.monotonic() - began)
+            self._account.note_quick(time.monotonic() - began, phase)
         if self._random.random() < 0.01:
             self._shared.stop.wait(self._random.uniform(1.0, 8.0))
 
@@ -630,5 +640,18 @@ CROWD: Sequence[tuple[type[Client], int, float]] = (
 
 def crowd(shared: Shared, seed: int) -> list[Client]:
     """Return all clients of a load."""
+    return _clients(shared, seed, CROWD)
+
+
+# Small requests only, some 160 a second: what else happens must show in how long they take.
+LIGHT: Sequence[tuple[type[Client], int, float]] = ((KeepsAlive, 6, 0.05), (Closes, 1, 0.05), (Pipelines, 1, 0.25))
+
+
+def light(shared: Shared, seed: int) -> list[Client]:
+    """Return the clients of a light load."""
+    return _clients(shared, seed, LIGHT)
+
+
+def _clients(shared: Shared, seed: int, kinds: Sequence[tuple[type[Client], int, float]]) -> list[Client]:
     seeds = itertools.count(seed * 1000)
-    return [kind(shared, pause_s, next(seeds)) for kind, count, pause_s in CROWD for _ in range(count)]
+    return [kind(shared, pause_s, next(seeds)) for kind, count, pause_s in kinds for _ in range(count)]

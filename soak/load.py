@@ -1,13 +1,15 @@
 """The load in a process of its own, so that its work and its pauses are not those of the process that measures.
 
-    python -m soak.load PORT SEED
+    python -m soak.load PORT SEED [MOUNT ...]
 
-Both sides speak JSON, a line each. In: `{"arrived": [mount, worker, generation, at]}` and `{"stop": true}`; the end of the input ends the
-process at once. Out: once a second the counts, each thing that is no ordinary answer, and at last "end".
+With mounts, it is a light load on these; without, the soak's. Both sides speak JSON, a line each. In:
+`{"arrived": [mount, worker, generation, at]}`, `{"phase": "quiet"}`, by which times are told apart, and `{"stop": true}`; the end of
+the input ends the process at once. Out: once a second the counts, each thing that is no ordinary answer, and at last "end".
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soak.clients import Account, Arrivals, Shared, crowd
+from soak.clients import Account, Arrivals, Shared, crowd, light
 from soak.site import LAZY, MOUNTS, PROCESSES
 
 ROOT = Path(__file__).parent.parent
@@ -35,13 +37,14 @@ class Load:
 
     Args:
         on_event: takes what it says, on a thread of its own.
+        mounts: to put a light load on; none: it is the soak's load.
     """
 
-    def __init__(self, port: int, seed: int, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, port: int, seed: int, on_event: Callable[[dict[str, Any]], None], mounts: Sequence[str] = ()) -> None:
         self._on_event = on_event
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "soak.load", str(port), str(seed)],
+            [sys.executable, "-m", "soak.load", str(port), str(seed), *mounts],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -65,6 +68,9 @@ class Load:
     def tell_arrival(self, mount: str, worker: int, generation: int, at: float) -> None:
         self._say({"arrived": [mount, worker, generation, at]})
 
+    def begin_phase(self, name: str) -> None:
+        self._say({"phase": name})
+
     def stop(self) -> bool:
         """Let every client end its request; False if the process did not end well."""
         self._say({"stop": True})
@@ -79,12 +85,17 @@ class Load:
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._process.wait()
+        self._reader.join()
+        with self._lock:
+            self._output.close()
+            with contextlib.suppress(OSError):  # what was not read any more
+                self._input.close()
 
     def _say(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             try:
                 self._input.write(json.dumps(message) + "\n")
-            except OSError:  # it ended; whoever waits for it will see
+            except (OSError, ValueError):  # it ended; whoever waits for it will see
                 return
 
     def _read(self) -> None:
@@ -96,7 +107,8 @@ class Load:
 
 
 def main(arguments: Sequence[str]) -> int:
-    port, seed = map(int, arguments)
+    port, seed = map(int, arguments[:2])
+    mounts = arguments[2:]
     output = threading.Lock()
 
     def tell(event: Mapping[str, Any]) -> None:
@@ -106,15 +118,15 @@ def main(arguments: Sequence[str]) -> int:
     account, arrivals, stop = Account(tell), Arrivals(), threading.Event()
     shared = Shared(
         address=("127.0.0.1", port),
-        mounts=MOUNTS,
-        processes=[mount for mounts in PROCESSES.values() for mount in mounts],
+        mounts=mounts or MOUNTS,
+        processes=[mount for each in PROCESSES.values() for mount in each],
         lazy=LAZY,
         account=account,
         arrivals=arrivals,
         stop=stop,
     )
-    threads = [threading.Thread(target=client.run) for client in crowd(shared, seed)]
-    threading.Thread(target=_listen, args=(arrivals, stop), daemon=True).start()
+    threads = [threading.Thread(target=client.run) for client in (light if mounts else crowd)(shared, seed)]
+    threading.Thread(target=_listen, args=(account, arrivals, stop), daemon=True).start()
     threading.Thread(target=_watch_for_stalls, args=(account,), daemon=True).start()
     for thread in threads:
         thread.start()
@@ -128,17 +140,20 @@ def main(arguments: Sequence[str]) -> int:
             "at": time.monotonic(),
             "counts": account.counts(),
             "small": account.latencies(),
+            "phases": account.latencies_by_phase(),
             "stall_s": account.longest_stall_s(),
         }
     )
     return 0
 
 
-def _listen(arrivals: Arrivals, stop: threading.Event) -> None:
+def _listen(account: Account, arrivals: Arrivals, stop: threading.Event) -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if "arrived" in message:
             arrivals.add(*message["arrived"])
+        if "phase" in message:
+            account.phase = message["phase"]
         if "stop" in message:
             stop.set()
             return

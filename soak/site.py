@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from isowsgi.shared import interpreters
 from soak.apps import hostile
@@ -97,8 +98,8 @@ threads = 3
 
 # The kernel ends gunicorn when whoever started it is gone, whatever ended that.
 _LAUNCH = (
-    "import ctypes, os, resource, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0); "
-    f"resource.setrlimit(resource.RLIMIT_NOFILE, ({_DESCRIPTORS}, {_DESCRIPTORS})); os.execv(sys.argv[1], sys.argv[1:])"
+    "import ctypes, os, resource, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0); number = int(sys.argv[1]); "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (number, number)); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
 _START_S = 120.0
@@ -122,37 +123,37 @@ class Process:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / os.sysconf("SC_CLK_TCK")
 
 
-class Site:
+class Gunicorn:
     """A running gunicorn in a folder of its own; ended, with all its processes, when the block is left.
 
     Attributes:
         port: on the loopback.
         master: its process id.
         log: gunicorn's error log.
-        hostile: the hostile apps' mounts by isolation, in the order of the file.
 
     Args:
-        seed: of the hostile apps' order and isolations; None: there are none.
+        config: the text of the config file.
+        serving: how many instances are awake once it is up, in all workers together.
+        descriptors: that each process may have open.
     """
 
-    def __init__(self, folder: Path, flask: Path, django: Path, seed: int | None = None) -> None:
+    def __init__(self, folder: Path, config: str, workers: int, serving: int, descriptors: int = _DESCRIPTORS) -> None:
         self.folder = folder
         self.config = folder / "isowsgi.toml"
         self.log = folder / "error.log"
         self.port = 0
-        best = "shared-gil" if interpreters.own_gil_error() else "own-gil"
-        self.hostile = {} if seed is None else draw_hostile(random.Random(seed), best)
-        text = _CONFIG.format(apps=APPS, threads=THREADS, best=best, flask=flask, django=django)
-        for pattern, isolation in self.hostile.items():
-            text += _HOSTILE_MOUNT.format(pattern=pattern, trick=pattern.rpartition("/")[2], isolation=isolation)
-        self.config.write_text(text)
+        self._workers = workers
+        self._serving = serving
+        self._descriptors = descriptors
+        self.config.write_text(config)
         (folder / "control").mkdir(mode=0o700)
 
-    def __enter__(self) -> Site:
-        command = [sys.executable, "-c", _LAUNCH, sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket"]
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-c", _LAUNCH, str(self._descriptors)]
+        command += [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket"]
         command += [
             "--workers",
-            str(WORKERS),
+            str(self._workers),
             "--bind",
             "127.0.0.1:0",
             "--keep-alive",
@@ -236,10 +237,9 @@ class Site:
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + _START_S
-        awake = len(RELOADS) + 1 - len(LAZY)
         while True:
             log = self.log.read_text(errors="replace") if self.log.exists() else ""
-            if len(re.findall(r"#1: serving", log)) == WORKERS * awake:
+            if len(re.findall(r"#\d+: serving", log)) >= self._serving:
                 break
             if not self.is_running() or time.monotonic() > deadline:
                 raise Failed(f"gunicorn did not come up: {' / '.join((log + self.text()).splitlines()[-5:])}")
@@ -247,6 +247,26 @@ class Site:
         found = re.search(r"Listening at: http://[\d.]+:(\d+)", log)
         assert found is not None, "it is logged before the first worker is started"
         self.port = int(found[1])
+
+
+class Site(Gunicorn):
+    """The one that is soaked.
+
+    Attributes:
+        hostile: the hostile apps' mounts by isolation, in the order of the file.
+
+    Args:
+        flask, django: venvs with these.
+        seed: of the hostile apps' order and isolations; None: there are none.
+    """
+
+    def __init__(self, folder: Path, flask: Path, django: Path, seed: int | None = None) -> None:
+        best = "shared-gil" if interpreters.own_gil_error() else "own-gil"
+        self.hostile = {} if seed is None else draw_hostile(random.Random(seed), best)
+        text = _CONFIG.format(apps=APPS, threads=THREADS, best=best, flask=flask, django=django)
+        for pattern, isolation in self.hostile.items():
+            text += _HOSTILE_MOUNT.format(pattern=pattern, trick=pattern.rpartition("/")[2], isolation=isolation)
+        super().__init__(folder, text, WORKERS, WORKERS * (len(RELOADS) + 1 - len(LAZY)))
 
 
 def draw_hostile(chance: random.Random, best: str) -> dict[str, str]:

@@ -358,7 +358,7 @@ class Scoreboard:
         self._report = Text(self._memory, _REPORT_OFFSET, _REPORT_BYTES)
         self._patterns: list[str] | None = None
         self._is_made_here = False  # whether the patterns are ours, and not what was read
-        self._used = self._rows_used()
+        self._used = self.rows_used()
         self.claimed: list[str] = []  # what the worker, or whoever had the board, called its mounts; by `learn_mounts`
         self._mount_rows: dict[int, int] = {}  # of mounts that were added later, by their numbers
         self._free_mounts: dict[str, list[int]] = {}  # numbers that no mount has any more, by pattern
@@ -491,12 +491,12 @@ class Scoreboard:
 
         What child processes serve is not among it.
         """
-        rows = (self.row(number) for number in range(1, self._rows_used()))
+        rows = (self.row(number) for number in range(1, self.rows_used()))
         return [(mount, row.line()) for row in rows if row.words[BUSY] and (mount := self._mount_here(row.words)) is not None]
 
     def loading(self) -> list[int]:
         """Return the mounts whose apps are being loaded in this process, or were when it died; from any process."""
-        rows = (self.row(number).words for number in range(1, self._rows_used()))
+        rows = (self.row(number).words for number in range(1, self.rows_used()))
         return [mount for words in rows if words[LOADING] and (mount := self._mount_here(words)) is not None]
 
     def total(self, word: int, first: int = 1, rows: int | None = None, every: int = 1) -> int:
@@ -508,7 +508,7 @@ class Scoreboard:
         """Return the counters of each mount and isolation, and the acceptor's."""
         sums: dict[tuple[int, int], list[list[int]]] = {}
         words = self._words
-        for start in range(0, self._rows_used() * _ROW_WORDS, _ROW_WORDS):
+        for start in range(0, self.rows_used() * _ROW_WORDS, _ROW_WORDS):
             key = (words[start + MOUNT], words[start + ISOLATION]) if start else (0, 0)
             row = [words[start + REQUESTS] if start else 0, *words[start + _FIRST_COUNTER : start + _END_COUNTERS]]
             sums.setdefault(key, []).append(row)
@@ -525,7 +525,7 @@ class Scoreboard:
             self._patterns = None  # the region may have become another worker's
         busy, errors = [], []
         queued: dict[str, int] = {}
-        for number in range(1, self._rows_used()):
+        for number in range(1, self.rows_used()):
             row = self.row(number)
             words, pattern = row.words, self._pattern(row.words[MOUNT])
             if words[BUSY]:
@@ -546,7 +546,8 @@ class Scoreboard:
         except BufferError:  # a row is still held; the mapping is freed with it
             pass
 
-    def _rows_used(self) -> int:
+    def rows_used(self) -> int:
+        """Return how many rows were ever allotted."""
         return min(max(self._words[ROWS_USED], 1), ROWS)
 
     def _mount_here(self, words: memoryview) -> int | None:

@@ -12,6 +12,7 @@ Every answer says which mount, generation and worker it comes from, and for whic
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import time
@@ -23,6 +24,12 @@ _BLOCK = hashlib.shake_128(b"soak").digest(1_000_003)
 
 # Bytes at a time, of a body that is written or read.
 PIECE = 64 * 1024
+
+try:
+    _interpreters: Any = importlib.import_module("_interpreters")
+except ImportError:  # before 3.13
+    _interpreters = None
+_INTERPRETER = str(_interpreters.get_current()[0]) if _interpreters else "unknown"
 
 _BORN_NS = time.monotonic_ns()  # of this copy of the module, so of this instance
 
@@ -56,8 +63,14 @@ def identity(mount: str, environ: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Soak-Generation", str(environ["isowsgi.generation"])),
         ("Soak-Worker", str(worker)),
         ("Soak-Born", str(_BORN_NS)),
+        ("Soak-Interpreter", _INTERPRETER),
         ("Soak-Token", environ.get("HTTP_SOAK_TOKEN", "")),
     ]
+
+
+def interpreters() -> int:
+    """Return how many interpreters this process has; 0 where that cannot be told."""
+    return len(_interpreters.list_all()) if _interpreters else 0
 
 
 def small(mount: str, token: str) -> bytes:

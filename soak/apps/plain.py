@@ -17,6 +17,9 @@ def create(mount: str) -> Callable[..., Iterable[bytes]]:
         what = environ["PATH_INFO"]
         if what == "/small":
             body = content.small(mount, environ["HTTP_SOAK_TOKEN"])
+        elif what == "/interpreters":
+            body = b""
+            fields.append(("Soak-Interpreters", str(content.interpreters())))
         elif what == "/take":
             body = content.digest(read)
         elif what == "/give":
