@@ -24,7 +24,8 @@ from types import SimpleNamespace
 from unittest.mock import sentinel
 
 from isowsgi.inside.deadlines import Job
-from isowsgi.shared.scoreboard import ANSWERED, BY_APP, RESPONSES, Scoreboard
+from isowsgi.shared.rows import ANSWERED, BY_APP, RESPONSES
+from isowsgi.shared.scoreboard import Scoreboard
 
 LIMIT_NS = 1000
 LIMIT_SHARE = 0.95

@@ -15,8 +15,9 @@ from typing import Any
 
 from isowsgi.cli import client
 from isowsgi.shared import controlmessages, interpreters
+from isowsgi.shared.board import Board
 from isowsgi.shared.controlmessages import Error, MountStatus
-from isowsgi.shared.scoreboard import Board, Scoreboard
+from isowsgi.shared.scoreboard import Scoreboard
 from soak.site import APPS, ROOT, Failed, Gunicorn
 from soak.wire import Broken, Connection
 

@@ -22,7 +22,8 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_RETURN, Port
 from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED, Scoreboard
+from isowsgi.shared.rows import AT_CAPACITY, CLOSED
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker import clients as clients_module
 from isowsgi.worker import listeners as listeners_module

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import pytest
 
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Scoreboard
+from isowsgi.shared.rows import INTERNAL_ERRORS
+from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import ROOT
 
 

@@ -16,7 +16,7 @@ from isowsgi.inside.telling import MAX_TRACEBACK_CHARS
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Drain, Failed, Measure, Measured, Order, Stop
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS
+from isowsgi.shared.rows import INTERNAL_ERRORS
 from tests.conftest import DEADLINE_S, eventually
 from tests.fakes import Crew, Gate
 

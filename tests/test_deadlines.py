@@ -17,7 +17,8 @@ from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, 
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.judgement import Question
-from isowsgi.shared.scoreboard import ANSWERED, BY_WATCHER, INTERNAL_ERRORS, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.rows import ANSWERED, BY_WATCHER, INTERNAL_ERRORS, RESPONSES, TIMEOUTS
+from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
 

@@ -15,7 +15,7 @@ from isowsgi.inside import ending
 from isowsgi.inside.ending import Ending
 from isowsgi.shared import judgement
 from isowsgi.shared.judgement import Question
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, BY_APP, BY_WATCHER, JUDGED, REQUESTS
+from isowsgi.shared.rows import ANSWERED, BUSY, BY_APP, BY_WATCHER, JUDGED, REQUESTS
 from tests.conftest import DEADLINE_S, WHOLE
 
 # How often at most one party gets in before another that could go on, besides where one waits or ends. Three showed mistakes that two did

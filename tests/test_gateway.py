@@ -10,7 +10,7 @@ import pytest
 
 from isowsgi.inside import forks
 from isowsgi.inside.wsgi import Gateway
-from isowsgi.shared.scoreboard import EXCEPTIONS
+from isowsgi.shared.rows import EXCEPTIONS
 from tests import test_serve
 from tests.test_serve import CFG, REQUEST, Place
 

@@ -12,7 +12,8 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers import base
 
 from isowsgi.master.plan import Plan
-from isowsgi.shared.scoreboard import Board, Scoreboard
+from isowsgi.shared.board import Board
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import gunicorn
 from isowsgi.worker.gunicorn import Worker
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, dup_of, key_of, number_of
-from isowsgi.shared.scoreboard import CLOSED, Scoreboard
+from isowsgi.shared.rows import CLOSED
+from isowsgi.shared.scoreboard import Scoreboard
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from isowsgi.instances.lifecycle import State
 from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Closed, Failed, Ready, Report
-from isowsgi.shared.scoreboard import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, BY_WATCHER, PROGRESS_AT, RESPONSES, TIMEOUTS, Scoreboard
+from isowsgi.shared.rows import ANSWERED, BEAT, BUSY, BUSY_SINCE, BY_APP, BY_WATCHER, PROGRESS_AT, RESPONSES, TIMEOUTS
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import any_order

@@ -12,7 +12,7 @@ from isowsgi.configuration import App, Config, Control, Mount, Status
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Closed, Failed, Ready, Reroute
 from isowsgi.shared.routing import Route
-from isowsgi.shared.scoreboard import RELOADS
+from isowsgi.shared.rows import RELOADS
 from isowsgi.worker.change import Unchangeable
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing

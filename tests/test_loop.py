@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS
+from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.worker import loop as loop_module
 from isowsgi.worker.loop import Loop
 

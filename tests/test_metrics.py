@@ -12,7 +12,9 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from isowsgi.shared.scoreboard import BYTES_OUT, REQUESTS, RESPONSES, Board, Scoreboard
+from isowsgi.shared.board import Board
+from isowsgi.shared.rows import BYTES_OUT, REQUESTS, RESPONSES
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.status import metrics
 from tests.conftest import ROOT
 from tests.test_snapshot import instance, mount, worker

@@ -18,7 +18,8 @@ from isowsgi.instances.process import ProcessInstance
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Exited
-from isowsgi.shared.scoreboard import BUSY, Scoreboard
+from isowsgi.shared.rows import BUSY
+from isowsgi.shared.scoreboard import Scoreboard
 from tests.orders import any_order
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from isowsgi.configuration import App, Mount
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stuck
-from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS
+from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.report import Reporter

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.shared.safelog import SafeLog
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS
 
 
 class Raises:

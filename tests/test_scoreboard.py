@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isowsgi.shared.scoreboard import (
+from isowsgi.shared.board import Board
+from isowsgi.shared.rows import (
     AT_CAPACITY,
     BUCKET_LIMITS_S,
     BUSY,
@@ -24,9 +25,8 @@ from isowsgi.shared.scoreboard import (
     REQUESTS,
     RESPONSES,
     ROWS,
-    Board,
-    Scoreboard,
 )
+from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import ROOT, examples
 
 
@@ -247,7 +247,7 @@ def test_a_reader_sees_no_count_twice_and_none_missing_while_workers_come_and_go
     """The master moves counters from a region to the retired ones while others read."""
     code = f"""if True:
         import sys
-        from isowsgi.shared.scoreboard import Board
+        from isowsgi.shared.board import Board
         board, seen = Board({whole.fd}), []
         while True:
             totals = board.read().totals

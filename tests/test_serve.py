@@ -21,7 +21,8 @@ from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED,
 from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import BUSY, CLOSED, INTERNAL_ERRORS, STOPPING, Scoreboard
+from isowsgi.shared.rows import BUSY, CLOSED, INTERNAL_ERRORS, STOPPING
+from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import DEADLINE_S
 from tests.orders import any_order
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from isowsgi.shared.scoreboard import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, Board, Scoreboard
+from isowsgi.shared.board import Board
+from isowsgi.shared.rows import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.status.snapshot import patterns, snapshot, unready
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from isowsgi.shared.scoreboard import Board, Scoreboard
+from isowsgi.shared.board import Board
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.status.access import Access
 from isowsgi.status.app import StatusPage, application
 from tests.test_metrics import WORKER

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from isowsgi.inside.wsgi import Connection
-from isowsgi.shared.scoreboard import RESPONSES
+from isowsgi.shared.rows import RESPONSES
 from tests.test_serve import REQUEST, Place
 
 UPGRADE = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")

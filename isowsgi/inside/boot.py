@@ -42,7 +42,7 @@ from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess, blocking
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.rows import Region
 
 _app_sys = theirs("sys")  # the app's, see `private`
 
@@ -127,7 +127,7 @@ class Instance:
         self._end_lines = end_lines
         assert order.fds is not None, "the maker of the instance gives it descriptors"
         self._fds = order.fds
-        self._board = Scoreboard(self._fds.board, order.place.region)
+        self._board = Region(self._fds.board, order.place.region)
         self._control_rows = self._board.control_rows(order.place.first_row, [member.mount for member in order.members])
         self._control_row = self._board.row(order.place.first_row)  # the first of them, for what is no mount's own
         self._containment = Containment(log, self._control_row.words)

@@ -30,7 +30,7 @@ from isowsgi.inside.ending import Ending
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.scoreboard import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
+from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isowsgi.shared.judgement import is_cut
-from isowsgi.shared.scoreboard import ANSWERED, BY_APP, BY_WATCHER, JUDGED
+from isowsgi.shared.rows import ANSWERED, BY_APP, BY_WATCHER, JUDGED
 
 # How long a thread sleeps at a time until the watcher has done what it is at: sending a few bytes and raising an exception takes
 # microseconds, but for the first time, which imports ctypes.

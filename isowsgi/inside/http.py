@@ -16,7 +16,7 @@ from gunicorn.http.wsgi import _make_early_hints_callback
 from gunicorn.util import has_fileno
 
 from isowsgi.inside.fields import BLOCKS, STATUSES, check_block, check_status
-from isowsgi.shared.scoreboard import RESPONSES
+from isowsgi.shared.rows import RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024

@@ -13,7 +13,7 @@ from isowsgi.inside import environment
 from isowsgi.inside.private import theirs
 from isowsgi.inside.wsgi import Application, Gateway
 from isowsgi.shared.messages import App, BootOrder, Member
-from isowsgi.shared.scoreboard import Row
+from isowsgi.shared.rows import Row
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:

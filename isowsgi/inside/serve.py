@@ -30,7 +30,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, Exchange
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.peek import Peeker, Refused, peek
-from isowsgi.shared.scoreboard import AT_CAPACITY, STOPPING, Row, Scoreboard
+from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
@@ -58,7 +58,7 @@ class Service:
         gateways: Mapping[int, Gateway],
         log: Any,
         peeker: Peeker,
-        board: Scoreboard,
+        board: Region,
         exchange: Exchange,
         containment: Containment,
     ) -> None:

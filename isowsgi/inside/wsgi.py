@@ -26,7 +26,7 @@ from isowsgi.shared import answers
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.peek import Look
 from isowsgi.shared.progress import delivered
-from isowsgi.shared.scoreboard import EXCEPTIONS, RESPONSES, Row
+from isowsgi.shared.rows import EXCEPTIONS, RESPONSES, Row
 
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
 # gthread's DEFAULT_WORKER_DATA_TIMEOUT.

@@ -7,7 +7,8 @@ import socket
 from isowsgi.instances.judge import Judge
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.scoreboard import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row, Scoreboard
+from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row
+from isowsgi.shared.scoreboard import Scoreboard
 
 
 class CountedInstance:

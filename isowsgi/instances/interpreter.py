@@ -19,7 +19,8 @@ from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors
-from isowsgi.shared.scoreboard import BUSY, Scoreboard
+from isowsgi.shared.rows import BUSY
+from isowsgi.shared.scoreboard import Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
 

@@ -8,16 +8,7 @@ from collections.abc import Callable, Sequence
 from isowsgi.shared import answers, interpreters
 from isowsgi.shared.judgement import Question, was_cut, was_timed_out_inside
 from isowsgi.shared.progress import delivered
-from isowsgi.shared.scoreboard import (
-    BEAT,
-    BUSY,
-    BUSY_SINCE,
-    PROGRESS_AT,
-    REQUESTS,
-    RESPONSES,
-    TIMEOUTS,
-    Row,
-)
+from isowsgi.shared.rows import BEAT, BUSY, BUSY_SINCE, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000

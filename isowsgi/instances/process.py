@@ -25,7 +25,8 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, blocking, dup_of, key_of, number_of
 from isowsgi.shared.judgement import has_status
 from isowsgi.shared.messages import BootOrder, Descriptors
-from isowsgi.shared.scoreboard import BUSY, RESPONSES, Row, Scoreboard
+from isowsgi.shared.rows import BUSY, RESPONSES, Row
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 
 # What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.

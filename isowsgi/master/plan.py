@@ -21,8 +21,10 @@ from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
 from isowsgi.shared import interpreters
 from isowsgi.shared.applied import LastApplied
+from isowsgi.shared.board import Board
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS, Board, Scoreboard
+from isowsgi.shared.rows import INTERNAL_ERRORS
+from isowsgi.shared.scoreboard import Scoreboard
 
 # Patterns of earlier tables that are remembered, for the crash of a worker that still served one.
 _MOST_PATTERNS = 16 * 1024

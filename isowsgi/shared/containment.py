@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS
+from isowsgi.shared.rows import INTERNAL_ERRORS
 
 # How often the traceback of one mistake is logged: one that happens for each event of a loop would fill the disk.
 _PAUSE_S = 60.0

@@ -26,7 +26,7 @@ from _socket import getdefaulttimeout as _default_timeout  # bound here, whateve
 from collections.abc import Callable
 from typing import Protocol
 
-from isowsgi.shared.scoreboard import AT_CAPACITY, CLOSED
+from isowsgi.shared.rows import AT_CAPACITY, CLOSED
 
 _epoll = select.epoll  # bound here: eventlet takes it away while the app is loaded, and this is needed afterwards
 

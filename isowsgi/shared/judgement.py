@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 
-from isowsgi.shared.scoreboard import ANSWERED, BUSY, BY_WATCHER, JUDGED, REQUESTS
+from isowsgi.shared.rows import ANSWERED, BUSY, BY_WATCHER, JUDGED, REQUESTS
 
 # What the judge says of a request: the lowest bits of JUDGED, below the request's number.
 _ASKED, _SPARED, _CUT = 1, 2, 3

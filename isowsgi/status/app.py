@@ -19,7 +19,7 @@ from werkzeug.exceptions import Forbidden, HTTPException, NotFound
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from isowsgi.shared.scoreboard import Board, Reading
+from isowsgi.shared.board import Board, Reading
 from isowsgi.status import metrics
 from isowsgi.status.access import Access
 from isowsgi.status.snapshot import patterns, snapshot, unready

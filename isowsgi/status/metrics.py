@@ -14,8 +14,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from isowsgi.shared import scoreboard
-from isowsgi.shared.scoreboard import BUCKET_LIMITS_S, ZERO, Board, Counters, Reading
+from isowsgi.shared import rows
+from isowsgi.shared.board import Board, Reading
+from isowsgi.shared.rows import BUCKET_LIMITS_S
+from isowsgi.shared.scoreboard import ZERO, Counters
 from isowsgi.status.snapshot import mounts_of, patterns, responses, unready, wholes
 
 _MOUNT = ("mount",)
@@ -33,24 +35,24 @@ class _Family(NamedTuple):
 
 # By mount and isolation: what threads count.
 _BY_BOTH = (
-    _Family("isowsgi_requests_total", "Requests that were handed to the app.", scoreboard.REQUESTS),
-    _Family("isowsgi_request_body_bytes_total", "Bytes of requests' bodies that were read, chunk framing included.", scoreboard.BYTES_IN),
-    _Family("isowsgi_response_body_bytes_total", "Bytes of responses' bodies that were sent.", scoreboard.BYTES_OUT),
-    _Family("isowsgi_cpu_seconds_total", "CPU time of the threads that serve a mount.", scoreboard.CPU_NS, 1e9),
-    _Family("isowsgi_exceptions_total", "Exceptions that the app raised while serving a request.", scoreboard.EXCEPTIONS),
+    _Family("isowsgi_requests_total", "Requests that were handed to the app.", rows.REQUESTS),
+    _Family("isowsgi_request_body_bytes_total", "Bytes of requests' bodies that were read, chunk framing included.", rows.BYTES_IN),
+    _Family("isowsgi_response_body_bytes_total", "Bytes of responses' bodies that were sent.", rows.BYTES_OUT),
+    _Family("isowsgi_cpu_seconds_total", "CPU time of the threads that serve a mount.", rows.CPU_NS, 1e9),
+    _Family("isowsgi_exceptions_total", "Exceptions that the app raised while serving a request.", rows.EXCEPTIONS),
 )
 
 # By mount: what more than one part of a worker counts, or the main interpreter alone.
 _BY_MOUNT = (
-    _Family("isowsgi_request_timeouts_total", "Requests that timed out because they made no progress.", scoreboard.TIMEOUTS),
+    _Family("isowsgi_request_timeouts_total", "Requests that timed out because they made no progress.", rows.TIMEOUTS),
     _Family("isowsgi_requests_turned_away_total", "Requests answered 503 because the queue was full or they waited in it too long.",
-            scoreboard.TURNED_AWAY),
-    _Family("isowsgi_reloads_total", "Replacements of a serving generation that were started.", scoreboard.RELOADS),
-    _Family("isowsgi_stuck_instances_total", "Instances left behind with a thread that did not end.", scoreboard.STUCK),
-    _Family("isowsgi_boots_total", "Instances that loaded their app.", scoreboard.BOOTS),
-    _Family("isowsgi_boot_seconds_total", "Total time that these instances took to load their app.", scoreboard.BOOT_NS, 1e9),
-    _Family("isowsgi_boot_failures_total", "Instances that could not load their app.", scoreboard.BOOT_FAILURES),
-    _Family("isowsgi_crashes_total", "Crashes of a worker that are attributed to the mount.", scoreboard.CRASHES),
+            rows.TURNED_AWAY),
+    _Family("isowsgi_reloads_total", "Replacements of a serving generation that were started.", rows.RELOADS),
+    _Family("isowsgi_stuck_instances_total", "Instances left behind with a thread that did not end.", rows.STUCK),
+    _Family("isowsgi_boots_total", "Instances that loaded their app.", rows.BOOTS),
+    _Family("isowsgi_boot_seconds_total", "Total time that these instances took to load their app.", rows.BOOT_NS, 1e9),
+    _Family("isowsgi_boot_failures_total", "Instances that could not load their app.", rows.BOOT_FAILURES),
+    _Family("isowsgi_crashes_total", "Crashes of a worker that are attributed to the mount.", rows.CRASHES),
 )  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def _durations(served: dict[tuple[str, str], Counters]) -> Metric:
         for limit, count in zip((*map(str, BUCKET_LIMITS_S), "+Inf"), counters.buckets(), strict=True):
             so_far += count
             buckets.append((limit, so_far))
-        metric.add_metric(key, buckets, counters.get(scoreboard.BUSY_NS) / 1e9)
+        metric.add_metric(key, buckets, counters.get(rows.BUSY_NS) / 1e9)
     return metric
 
 
@@ -179,13 +181,13 @@ def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> I
 def _workers(reading: Reading) -> Iterator[Metric]:
     acceptor = reading.totals.get(("", ""), ZERO)
     text = "Connections that were accepted."
-    yield CounterMetricFamily("isowsgi_connections_accepted_total", text, value=acceptor.get(scoreboard.ACCEPTED))
+    yield CounterMetricFamily("isowsgi_connections_accepted_total", text, value=acceptor.get(rows.ACCEPTED))
     text = "TLS handshakes that succeeded."
-    yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(scoreboard.HANDSHAKES))
+    yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(rows.HANDSHAKES))
     text = "TLS handshakes that failed, including plain HTTP requests on a TLS port."
-    yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(scoreboard.HANDSHAKE_FAILURES))
+    yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(rows.HANDSHAKE_FAILURES))
     text = "Internal errors of isowsgi that were contained; each is in the log with its traceback."
-    mistakes = sum(counters.get(scoreboard.INTERNAL_ERRORS) for counters in reading.totals.values())
+    mistakes = sum(counters.get(rows.INTERNAL_ERRORS) for counters in reading.totals.values())
     yield CounterMetricFamily("isowsgi_internal_errors_total", text, value=mistakes)
     refused = CounterMetricFamily(
         "isowsgi_refusals_total", "Requests that were answered before their mount was known: no such mount, or a bad or slow head.",
@@ -194,7 +196,7 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     for code, count in responses(acceptor).items():
         refused.add_metric((code,), count)
     yield refused
-    yield CounterMetricFamily("isowsgi_worker_crashes_total", "Workers that died unexpectedly.", value=acceptor.get(scoreboard.CRASHES))
+    yield CounterMetricFamily("isowsgi_worker_crashes_total", "Workers that died unexpectedly.", value=acceptor.get(rows.CRASHES))
 
     reports = [(str(region.number), region.report) for region in reading.regions if region.report]
     yield GaugeMetricFamily("isowsgi_workers", "Workers that are running.", value=len(reading.regions))

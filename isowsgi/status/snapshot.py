@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from isowsgi.shared import scoreboard
-from isowsgi.shared.scoreboard import BUCKET_LIMITS_S, RESPONSES, ZERO, Busy, Counters, Reading, RegionReading
+from isowsgi.shared import rows
+from isowsgi.shared.board import Reading
+from isowsgi.shared.rows import BUCKET_LIMITS_S, RESPONSES
+from isowsgi.shared.scoreboard import ZERO, Busy, Counters, RegionReading
 
 # The worst first: what a mount is, if it is not the same in all workers.
 STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "reloading", "serving", "asleep")
@@ -22,18 +24,18 @@ _READY = ("serving", "reloading", "asleep")
 
 # Names of the counters in a snapshot.
 _COUNTERS = {
-    "bytes_in": scoreboard.BYTES_IN,
-    "bytes_out": scoreboard.BYTES_OUT,
-    "exceptions": scoreboard.EXCEPTIONS,
-    "timeouts": scoreboard.TIMEOUTS,
-    "turned_away": scoreboard.TURNED_AWAY,
-    "reloads": scoreboard.RELOADS,
-    "stuck": scoreboard.STUCK,
-    "boots": scoreboard.BOOTS,
-    "boot_failures": scoreboard.BOOT_FAILURES,
-    "crashes": scoreboard.CRASHES,
+    "bytes_in": rows.BYTES_IN,
+    "bytes_out": rows.BYTES_OUT,
+    "exceptions": rows.EXCEPTIONS,
+    "timeouts": rows.TIMEOUTS,
+    "turned_away": rows.TURNED_AWAY,
+    "reloads": rows.RELOADS,
+    "stuck": rows.STUCK,
+    "boots": rows.BOOTS,
+    "boot_failures": rows.BOOT_FAILURES,
+    "crashes": rows.CRASHES,
 }
-_SECONDS = {"busy_s": scoreboard.BUSY_NS, "cpu_s": scoreboard.CPU_NS, "boot_s": scoreboard.BOOT_NS}
+_SECONDS = {"busy_s": rows.BUSY_NS, "cpu_s": rows.CPU_NS, "boot_s": rows.BOOT_NS}
 
 _Said = tuple[RegionReading, dict[str, Any]]  # a worker, and what it says of a mount
 _Request = tuple[RegionReading, Busy]
@@ -109,11 +111,11 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
         "answered_by": os.getpid(),
         "workers": [_worker(region) for region in reading.regions],
         "acceptor": {
-            "accepted": acceptor.get(scoreboard.ACCEPTED),
-            "tls_handshakes": acceptor.get(scoreboard.HANDSHAKES),
-            "tls_handshake_failures": acceptor.get(scoreboard.HANDSHAKE_FAILURES),
+            "accepted": acceptor.get(rows.ACCEPTED),
+            "tls_handshakes": acceptor.get(rows.HANDSHAKES),
+            "tls_handshake_failures": acceptor.get(rows.HANDSHAKE_FAILURES),
             "responses": responses(acceptor),
-            "worker_crashes": acceptor.get(scoreboard.CRASHES),
+            "worker_crashes": acceptor.get(rows.CRASHES),
         },
         "mounts": [
             _mount(pattern, said[pattern], busy[pattern], errors[pattern], counted.get(pattern, ZERO), now_ms)

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from isowsgi.shared import answers
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker, peek
-from isowsgi.shared.scoreboard import CLOSED, Scoreboard
+from isowsgi.shared.rows import CLOSED
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.clients import Client, Clients, Phase
 from isowsgi.worker.dispatcher import Dispatcher, Instance, NotServing
 from isowsgi.worker.listeners import Listeners

@@ -24,10 +24,11 @@ from isowsgi.master.appmodule import not_called
 from isowsgi.master.crashes import WatchedTmp
 from isowsgi.master.plan import Plan
 from isowsgi.shared import logfiles
+from isowsgi.shared.board import Board
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorpage import PageSocket
+from isowsgi.shared.rows import FAILED_STARTS
 from isowsgi.shared.safelog import SafeLog
-from isowsgi.shared.scoreboard import FAILED_STARTS, Board
 from isowsgi.worker import startup
 from isowsgi.worker.parts import Given, Parts, assemble, open_control
 

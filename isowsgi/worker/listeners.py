@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from isowsgi.shared.handover import blocking
-from isowsgi.shared.scoreboard import AcceptorRow
+from isowsgi.shared.rows import AcceptorRow
 from isowsgi.worker.loop import Loop
 
 # Connections accepted in a row before others are looked at; when the worker stops: more than any queue holds at its default limit.

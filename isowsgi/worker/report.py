@@ -18,7 +18,8 @@ from isowsgi.configuration import Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
-from isowsgi.shared.scoreboard import RELOADS, STUCK, Scoreboard
+from isowsgi.shared.rows import RELOADS, STUCK
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memory import rss_bytes

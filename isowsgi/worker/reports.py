@@ -14,7 +14,7 @@ from isowsgi.shared import messages, refusals
 from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
-from isowsgi.shared.scoreboard import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
+from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
 from isowsgi.worker.incidents import Incidents, incident
 from isowsgi.worker.slots import Instance
 

@@ -15,7 +15,8 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Stacks
-from isowsgi.shared.scoreboard import REQUESTS, Scoreboard
+from isowsgi.shared.rows import REQUESTS
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing

@@ -24,7 +24,7 @@ from typing import Any
 
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
-from isowsgi.shared.scoreboard import AcceptorRow
+from isowsgi.shared.rows import AcceptorRow
 from isowsgi.worker.acceptor import STOP_IDLE_S, YIELD_SHARE
 from isowsgi.worker.tlspump import Pump, Result, Results
 from isowsgi.worker.tlssession import Phase, Session

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
-from isowsgi.shared.scoreboard import AcceptorRow
+from isowsgi.shared.rows import AcceptorRow
 from isowsgi.worker.clients import LINGER_MAX_BYTES, LINGER_S
 from isowsgi.worker.tlsfacts import facts_of
 from isowsgi.worker.tlssession import READ_BYTES, Phase, Session

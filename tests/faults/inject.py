@@ -40,6 +40,7 @@ OFF, ONCE, ALWAYS = range(3)
 PACKAGES = ("isowsgi.worker", "isowsgi.instances")
 MODULES = (
     "isowsgi.shared.scoreboard",
+    "isowsgi.shared.rows",
     "isowsgi.shared.handover",
     "isowsgi.shared.peek",
     "isowsgi.shared.origins",
@@ -48,7 +49,13 @@ MODULES = (
 
 # What runs in the master once it serves, and how its points are called.
 MASTER = "master: "
-MASTER_MODULES = ("isowsgi.shared.scoreboard", "isowsgi.configuration.gunicorn_settings", "isowsgi.configuration.read")
+MASTER_MODULES = (
+    "isowsgi.shared.board",
+    "isowsgi.shared.scoreboard",
+    "isowsgi.shared.rows",
+    "isowsgi.configuration.gunicorn_settings",
+    "isowsgi.configuration.read",
+)
 
 # The check at gunicorn's first start refuses what is wrong, and the master's own objects are there before anything is served. The others
 # are what contains the rest.
@@ -67,7 +74,6 @@ NOT = (
     *(f"isowsgi.worker.gunicorn.Worker.{name}" for name in _LIFE),
     "isowsgi.worker.loop.Loop.turn",
     "isowsgi.worker.parts.",
-    "isowsgi.shared.scoreboard.Board.",
 )
 
 # The standard library's: owner, name and what it fails with.

@@ -25,7 +25,7 @@ def test_points_are_found_in_every_part_of_the_worker(place: Place) -> None:
         assert any(f"isowsgi.{part}" in point for point in place.points), part
     assert {"socket.accept", "os.eventfd", "Thread.start", "Popen.__init__"} <= set(place.points)
     assert {"epoll register of isowsgi.worker.loop", "report Ready out of place", "order BootOrder garbled"} <= set(place.points)
-    assert any(point.startswith("master: isowsgi.shared.scoreboard.") for point in place.points)
+    assert any(point.startswith("master: isowsgi.shared.board.") for point in place.points)
 
 
 def test_whatever_fails_the_neighbour_loses_nothing_and_the_worker_stays(place: Place) -> None:

@@ -25,7 +25,7 @@ from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
-from isowsgi.shared.scoreboard import INTERNAL_ERRORS
+from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.worker.control import commands
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
