@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from isowsgi.inside.admission import Admission
+from isowsgi.shared.messages import Limits
 
 
 class FakeService:
@@ -34,7 +35,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_connection_that_was_served_meanwhile_waits_anew(now: list[float]) -> None:
     """Time was kept by descriptor: on a busy mount, quick clients were answered 503 who had hardly waited."""
     service: Any = FakeService()
-    judge = Admission(None, service, limit=10, timeout_s=2)  # type: ignore[arg-type] # the runner only calls it
+    judge = Admission(None, service, Limits(**{**dict.fromkeys(Limits.fields, 0), "queue": 10, "queue_timeout_s": 2.0}))  # type: ignore[arg-type] # the runner only calls it
     judge._judge(deque([7, 8]))
 
     now[0] += 1.5

@@ -104,7 +104,9 @@ def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment
     (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
     config = configuration.load(tmp_path / "isowsgi.toml")
     switched: list[float] = []
-    change = SimpleNamespace(is_ready=lambda: True, added=[], changed=[], removed=[], new=SimpleNamespace(mounts=[], config=config))
+    change = SimpleNamespace(
+        is_ready=lambda: True, added=[], changed=[], removed=[], adjusted=[], new=SimpleNamespace(mounts=[], config=config)
+    )
     live: Any = SimpleNamespace(table=SimpleNamespace(config=config), prepare=lambda config, now: change, switch=switched.append)
     last = LastApplied()
     applying = Applying(live, last, base=1, serial="", log=logging.getLogger("test"))

@@ -17,6 +17,7 @@ from isowsgi.inside.deadlines import ClientWait, Job, Patience, RequestTimeout, 
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.judgement import Question
+from isowsgi.shared.messages import Limits
 from isowsgi.shared.rows import ANSWERED, BY_WATCHER, INTERNAL_ERRORS, RESPONSES, TIMEOUTS
 from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
@@ -102,7 +103,7 @@ def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
             is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
-        watcher = Watcher([job], 1, log, pytest.fail, Stacks(True, frames_are_own=False), rows, PATIENCE, Containment(log, rows[0].words))
+        watcher = Watcher([job], LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
         if is_cut_already:
             Question(job.row.words, 1).decide(True)
@@ -123,7 +124,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     reader = SimpleNamespace(taken=0, is_waiting=False)
     bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0))
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
-    watcher = Watcher(jobs, 1, log, pytest.fail, Stacks(True, frames_are_own=False), rows, PATIENCE, Containment(log, rows[0].words))
+    watcher = Watcher(jobs, LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
 
@@ -137,6 +138,9 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
 
 # Clients.
 
+LIMITS = Limits(
+    request_timeout_s=1.0, body_timeout_s=10.0, send_timeout_s=20.0, min_rate=100, slow_request_s=0.0, queue=0, queue_timeout_s=0.0
+)
 PATIENCE = Patience(body_s=10, send_s=20, min_rate=100)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from isowsgi import configuration
 from isowsgi.configuration import differences
+from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting, Summary, summary
 
 SALT = "salt"
@@ -31,11 +32,12 @@ def test_each_mount_and_table_that_differs_is_told_with_what_it_was_and_will_be(
     new = '[acceptor]\nhead_timeout = 5\n[mounts]\n"/s" = "r"\n"/" = "a"\n"/b" = { app = "b:app", lazy = true }\n"/c" = "c"\n'
 
     assert between(tmp_path, old, new) == [
-        Difference(sign="~", name="[worker]", settings=(Setting(name="max_rss", old="500", new=None),)),
-        Difference(sign="~", name="[acceptor]", settings=(Setting(name="head_timeout", old="20.0", new="5.0"),)),
+        Difference(sign="~", name="[worker]", settings=(Setting(name="max_rss", old="500", new=None),), cost=Cost.IN_PLACE),
+        Difference(sign="~", name="[acceptor]", settings=(Setting(name="head_timeout", old="20.0", new="5.0"),), cost=Cost.IN_PLACE),
         Difference(
             sign="+",
             name="/s",
+            cost=Cost.LOAD,
             settings=(
                 Setting(name="app", old=None, new='"r:application"'),
                 Setting(name="pythonpath", old=None, new=f'["{tmp_path}"]'),
@@ -44,13 +46,14 @@ def test_each_mount_and_table_that_differs_is_told_with_what_it_was_and_will_be(
         Difference(
             sign="~",
             name="/b",
+            cost=Cost.LOAD_LATER,
             settings=(
                 Setting(name="app", old='"b:application"', new='"b:app"'),
                 Setting(name="lazy", old=None, new="true"),
                 Setting(name="threads", old="2", new=None),
             ),
         ),
-        Difference(sign="-", name="/r"),
+        Difference(sign="-", name="/r", cost=Cost.END),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -179,7 +180,7 @@ def test_a_boot_that_takes_too_long_is_a_problem() -> None:
 def test_a_mount_that_is_lazy_or_stopped_needs_no_load() -> None:
     site = Site(mount("/a"), mount("/b"))
     site.of("/b").halt(NOW)
-    change = site.live.prepare(config(mount("/a", lazy=True), mount("/b", threads=3)), NOW)
+    change = site.live.prepare(config(mount("/a", lazy=True, threads=3), mount("/b", threads=3)), NOW)
 
     assert change.is_ready()
     site.live.switch(NOW)
@@ -273,6 +274,66 @@ def test_what_only_a_new_worker_can_do_is_refused_before_anything_is_loaded(befo
     assert len(site.around.made) == made
     site.apply(before, mount("/b", threads=2))
     assert site.of("/b").mount.threads == 2
+
+
+def told_by(monkeypatch: pytest.MonkeyPatch, works: list[bool]) -> list[Any]:
+    """Return what instances will be told; works[0] says whether they take it."""
+    told: list[Any] = []
+
+    def tell(instance: FakeInstance, order: Any) -> bool:
+        told.append(order)
+        return works[0]
+
+    monkeypatch.setattr(FakeInstance, "tell", tell)
+    return told
+
+
+def test_settings_that_need_no_new_app_are_taken_up_by_the_one_that_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = Site(mount("/a"), mount("/b", max_requests=5))
+    a, b = site.of("/a"), site.of("/b")
+    serving = [serves(a), serves(b)]
+    touched = tmp_path / "touched"
+    touched.touch()
+    told = told_by(monkeypatch, works := [True])
+
+    change = site.live.prepare(config(mount("/a", queue=7), mount("/b", max_requests=9, touch=str(touched), max_age=60.0)), NOW)
+
+    assert (change.fresh, change.is_ready()) == ([], True)
+    assert (a.mount.queue, b.mount.max_requests, told) == (100, 5, []), "not before the switch"
+    site.live.switch(NOW)
+    b.upkeep.tick(NOW)
+
+    assert [serves(site.of(each)) for each in ("/a", "/b")] == serving
+    assert [each.number for each, _ in site.live.table.mounts] == [0, 1]
+    assert [(order.queue, order.request_timeout_s) for order in told] == [(7, 60.0)], "what the worker does needs no order"
+    assert list(b.quotas.values()) == [9]
+    assert b.generation == 1, "a file that is watched from now on was not touched yet"
+
+    works[0] = False
+    site.apply(mount("/a"), mount("/b"))
+    assert (list(b.quotas), b.generation, a.owes_limits) == ([], 1, True)
+    works[0] = True
+    site.live.tick()
+    site.live.tick()
+    assert [order.queue for order in told] == [7, 100, 100, 100], "told until it was taken"
+    assert not a.owes_limits
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (mount("/a", lazy=True), mount("/a")),
+        (mount("/a", request_timeout=0.0), mount("/a")),
+        (mount("/a"), mount("/a", queue=1, threads=2)),
+    ],
+)
+def test_what_a_loaded_app_may_not_be_able_to_take_up_loads_a_new_generation(before: Mount, after: Mount) -> None:
+    site = Site(before)
+
+    change = site.live.prepare(config(after), NOW)
+
+    assert [each.name for each in change.fresh] == ["/a"]
+    assert change.adjusted == []
 
 
 def test_a_full_scoreboard_refuses_the_change_and_gives_back_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
 from isowsgi.cli.comparison import compare, read_as_served
+from isowsgi.configuration import costs
 from isowsgi.configuration.differences import Difference, Setting
 from isowsgi.shared import controlmessages
 from isowsgi.shared.sockets import Place
@@ -33,7 +34,8 @@ _STYLES = {"+": "green", "-": "red", "~": "yellow"}
 def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
     """Show how the config file on disk differs from the one that runs; nothing is changed.
 
-    + is a new mount, - one that is gone, ~ one with other settings. Values of env are compared, but not shown.
+    + is a new mount, - one that is gone, ~ one with other settings; each with what applying it costs. Values of env are
+    compared, but not shown.
 
     Exit code: 0 no difference, 2 a difference, 1 the config file has faults, or no answer from a worker.
     """
@@ -76,7 +78,7 @@ def _fail_by_faults(config: str | None, as_json: bool) -> None:
 def _plain(found: list[Difference]) -> list[dict[str, Any]]:
     """Return differences for JSON, without the digests that stand for secrets."""
     shown = [attrs.evolve(each, settings=tuple(map(_masked, each.settings))) for each in found]
-    return [attrs.asdict(each) for each in shown]
+    return [{**attrs.asdict(each), "cost": each.cost.value} for each in shown]
 
 
 def _masked(setting: Setting) -> Setting:
@@ -113,6 +115,7 @@ def _text(difference: Difference) -> Text:
     from rich.text import Text
 
     text = Text(f"{difference.sign} {plain(difference.name)}", style=_STYLES[difference.sign])
+    text.append(f"  {plain(costs.text_of(difference.cost, difference.sign, difference.name, difference.group))}", style="dim")
     width = max((len(setting.name) for setting in difference.settings), default=0)
     for setting in map(_masked, difference.settings):
         text.append(f"\n    {plain(setting.name).ljust(width)}  {_change(difference.sign, setting)}", style="default")

@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 
+from isowsgi.configuration import costs
+from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.values import Config, Mount
 from isowsgi.shared import policies
 
@@ -60,11 +62,15 @@ class Difference:
         sign: "+" it is new, "-" it is gone, "~" some of its settings differ.
         name: a mount's pattern, or a table as the file writes it ("[worker]").
         settings: by name; for a new mount what it says, for one that is gone nothing.
+        cost: what taking it up does.
+        group: of the mount, if it has one.
     """
 
     sign: str
     name: str
     settings: tuple[Setting, ...] = ()
+    cost: Cost
+    group: str | None = None
 
 
 def summary(config: Config, salt: str) -> Summary:
@@ -81,11 +87,20 @@ def summary(config: Config, salt: str) -> Summary:
 
 def differences(old: Summary, new: Summary) -> list[Difference]:
     """Return what must change for the one to become the other: tables, then mounts in the new one's order, then those that are gone."""
-    found = [Difference(sign="~", name=f"[{name}]", settings=_changed(old.tables.get(name, {}), said)) for name, said in new.tables.items()]
+    found = [
+        Difference(sign="~", name=f"[{name}]", settings=_changed(old.tables.get(name, {}), said), cost=costs.of_table(name, new))
+        for name, said in new.tables.items()
+    ]
+    of_mounts = costs.of_mounts(old, new)
     for pattern, said in new.mounts.items():
         before = old.mounts.get(pattern)
-        found.append(Difference(sign="+" if before is None else "~", name=pattern, settings=_changed(before or {}, said)))
-    gone = [Difference(sign="-", name=pattern) for pattern in old.mounts if pattern not in new.mounts]
+        facts: dict[str, Any] = {"cost": of_mounts[pattern], "group": said.get("group")}
+        found.append(Difference(sign="+" if before is None else "~", name=pattern, settings=_changed(before or {}, said), **facts))
+    gone = [
+        Difference(sign="-", name=pattern, cost=of_mounts[pattern], group=said.get("group"))
+        for pattern, said in old.mounts.items()
+        if pattern not in new.mounts
+    ]
     return [each for each in found if each.settings or each.sign == "+"] + gone
 
 

@@ -13,25 +13,27 @@ from collections import deque
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.wsgi import Connection
+from isowsgi.shared.messages import Limits
 
 
 class Admission:
     """Judges those who wait; on the control thread.
 
     Args:
-        limit: requests that may wait.
-        timeout_s: how long each may; 0 is for ever.
+        limits: how many requests may wait, and for how long.
     """
 
-    def __init__(self, runner: Runner[Connection], service: Service, limit: int, timeout_s: float) -> None:
+    def __init__(self, runner: Runner[Connection], service: Service, limits: Limits) -> None:
         self._runner = runner
         self._service = service
-        self._limit = limit
-        self._timeout_s = timeout_s
+        self.set_limits(limits)
         # What was served last when a waiting connection was first seen, and when that was: one that was served since starts to wait from
         # zero.
         self._since: dict[int, tuple[tuple[Connection, object], float]] = {}
         self.waiting = 0  # how many did, when last looked at
+
+    def set_limits(self, limits: Limits) -> None:
+        self._limit, self._timeout_s = limits.queue, limits.queue_timeout_s
 
     def look(self, give_back: bool) -> None:
         """Turn away what is too much, if all threads are busy.

@@ -24,7 +24,7 @@ from isowsgi.inside import closing, environment, extensions, forks, leftovers, l
 from isowsgi.inside.admission import Admission
 from isowsgi.inside.control import Control
 from isowsgi.inside.crew import AppThread, Gate
-from isowsgi.inside.deadlines import Patience, RequestTimeout, Watcher
+from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch
 from isowsgi.inside.loading import Loader
@@ -138,6 +138,7 @@ class Instance:
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._routes = order.serving.routes
+        self._limits = order.serving.limits
         self._new_routes: list[Route] = []  # as far as they have come
         self._shut_at = math.inf  # monotonic seconds when connections that apps have taken over are closed
         self._told = Teller(
@@ -156,7 +157,7 @@ class Instance:
         # Whether the process lives on without this instance: assumed until an order says otherwise. An instance that fails to boot gets no
         # order.
         self._must_free = order.isolation != "process"
-        if order.serving.request_timeout_s:
+        if order.serving.limits.request_timeout_s:
             load_ctypes()  # before the app is loaded, see `private`
 
     def _make_control(self) -> Control:
@@ -171,6 +172,7 @@ class Instance:
                 messages.Stop: self._on_stop,
                 messages.Reopen: lambda order: self._log.reopen_files(),
                 messages.Reroute: self._reroute,
+                messages.Limits: self._limit,
                 messages.TellStacks: lambda order: self._told.stacks(order.ask, self._jobs_in_flight()),
                 messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
             },
@@ -275,21 +277,19 @@ class Instance:
             self._told.broken(exc)
 
     def _make_service(self) -> Service:
-        order, serving = self._order, self._order.serving
+        order, limits = self._order, self._limits
         gateways = self._loader.gateways()
         routes = self._routes
         service = Service(order, gateways, self._log, self._make_peeker(routes), self._board, self._make_exchange(), self._containment)
-        self._admission = Admission(self._runner, service, serving.queue, serving.queue_timeout_s)
+        self._admission = Admission(self._runner, service, limits)
         self._watcher = Watcher(
             service.jobs,
-            serving.request_timeout_s,
+            limits,
             self._log,
             self._told.stuck,
             self._stacks,
             self._control_rows,
-            Patience(serving.body_timeout_s, serving.send_timeout_s, serving.min_rate),
             self._containment,
-            slow_s=serving.slow_request_s,
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
@@ -298,6 +298,8 @@ class Instance:
         service.last = service.last or self._is_last
         if self._routes is not routes:
             service.peeker = self._make_peeker(self._routes)
+        if self._limits is not limits:
+            self._limit(self._limits)
         return service
 
     def _make_peeker(self, routes: Iterable[Route]) -> Peeker:
@@ -310,6 +312,14 @@ class Instance:
             self._routes, self._new_routes = self._new_routes, []
             if self._service is not None:
                 self._service.peeker = self._make_peeker(self._routes)
+
+    def _limit(self, limits: messages.Limits) -> None:
+        """Have other limits count; those on a client's single calls for connections from now on."""
+        self._limits = limits
+        if self._service is not None and self._watcher is not None and self._admission is not None:
+            self._watcher.set_limits(limits)
+            self._admission.set_limits(limits)
+            self._service.set_limits(limits)
 
     def _make_exchange(self) -> Exchange:
         fds = self._fds

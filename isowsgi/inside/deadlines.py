@@ -30,6 +30,7 @@ from isowsgi.inside.ending import Ending
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.messages import Limits
 from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
@@ -203,37 +204,36 @@ class Watcher:
     """Looks after the jobs of an instance, on its control thread.
 
     Args:
-        timeout_s: how long a request may go without progress; 0 is for ever.
+        limits: how long a request may go without progress, how long it may last before its stack is logged, once, and how long clients are
+            waited for.
         log: the instance's log.
         report_stuck: takes the stack of a thread that did not end.
         stacks: of this interpreter's threads.
         rows: the control thread's, by the mount's number.
-        patience: with clients.
         containment: the instance's.
-        slow_s: how long a request may last before its stack is logged, once; 0 is for ever.
     """
 
     def __init__(
         self,
         jobs: list[Job],
-        timeout_s: float,
+        limits: Limits,
         log: Any,
         report_stuck: Callable[[str], None],
         stacks: Stacks,
         rows: Mapping[int, Row],
-        patience: Patience,
         containment: Containment,
-        slow_s: float = 0.0,
     ) -> None:
         self._jobs = jobs
-        self._timeout_s = timeout_s
+        self.set_limits(limits)
         self._log = log
         self._report_stuck = report_stuck
         self._stacks = stacks
-        self._slow_s = slow_s
-        self._patience = patience
         self._containment = containment
         self._rows = rows
+
+    def set_limits(self, limits: Limits) -> None:
+        self._timeout_s, self._slow_s = limits.request_timeout_s, limits.slow_request_s
+        self._patience = Patience(limits.body_timeout_s, limits.send_timeout_s, limits.min_rate)
 
     def is_anyone_busy(self) -> bool:
         return any(job.connection is not None for job in self._jobs)

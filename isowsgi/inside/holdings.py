@@ -19,7 +19,7 @@ from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Gateway
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Exchange, key_of
-from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.origins import Origins
 
 # The event of bytes that have come, and nothing else.
@@ -55,8 +55,7 @@ class Holdings:
         serving, fds = order.serving, order.fds
         assert fds is not None, "the maker of the instance gives it descriptors"
         self._keepalive_s = serving.keepalive_s
-        self._receive_limit = _timeval(serving.body_timeout_s)
-        self._send_limit = _timeval(_SEND_MARGIN * serving.send_timeout_s)
+        self.set_limits(serving.limits)
         self._listeners = [tuple(address) for address in serving.listeners]
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._family = serving.family if fds.origins < 0 else 0  # behind the relay for TLS a connection has another one; 0: ask the kernel
@@ -68,6 +67,11 @@ class Holdings:
         self._closed_row = closed_row
         self.connections: dict[int, Connection] = {}  # by their descriptors
         self.next_sweep = 0.0  # monotonic seconds when `close_expired` is due
+
+    def set_limits(self, limits: Limits) -> None:
+        """Have other limits count for single calls on the connections that come from now on."""
+        self._receive_limit = _timeval(limits.body_timeout_s)
+        self._send_limit = _timeval(_SEND_MARGIN * limits.send_timeout_s)
 
     def take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""

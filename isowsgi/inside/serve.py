@@ -28,7 +28,7 @@ from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, Exchange
-from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.peek import Peeker, Refused, peek
 from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 
@@ -92,6 +92,9 @@ class Service:
         """Say which of the instance's threads the caller is; it alone writes that row of the scoreboard."""
         job = self._own.job = self.jobs[number]
         job.enter()
+
+    def set_limits(self, limits: Limits) -> None:
+        self._holdings.set_limits(limits)
 
     def open_connections(self) -> int:
         return len(self._connections)

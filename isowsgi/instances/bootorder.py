@@ -16,7 +16,7 @@ from isowsgi.configuration import HOOKS, App, Mount, Status
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
 from isowsgi.shared.interpreters import MAIN, PROCESS
-from isowsgi.shared.messages import BootOrder, Environment, Host, Loading, Member, Place, Reroute, Serving, StatusPage
+from isowsgi.shared.messages import BootOrder, Environment, Host, Limits, Loading, Member, Place, Reroute, Serving, StatusPage
 from isowsgi.shared.routing import Route
 
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
@@ -175,14 +175,21 @@ class BootOrders:
             arm_returns=ARM_RETURN,
             keepalive_s=self._cfg.keepalive,
             drain_s=float(self._cfg.graceful_timeout),
-            request_timeout_s=mount.request_timeout,
-            body_timeout_s=mount.body_timeout,
-            send_timeout_s=mount.send_timeout,
-            min_rate=mount.min_rate,
-            slow_request_s=mount.slow_request,
-            queue=mount.queue,
-            queue_timeout_s=mount.queue_timeout,
+            limits=limits_of(mount),
         )
+
+
+def limits_of(mount: Mount) -> Limits:
+    """Return the limits of a mount's instances."""
+    return Limits(
+        request_timeout_s=mount.request_timeout,
+        body_timeout_s=mount.body_timeout,
+        send_timeout_s=mount.send_timeout,
+        min_rate=mount.min_rate,
+        slow_request_s=mount.slow_request,
+        queue=mount.queue,
+        queue_timeout_s=mount.queue_timeout,
+    )
 
 
 def _status_page(mount: Mount, status: Status) -> StatusPage:

@@ -69,6 +69,18 @@ class Loading(Value):
     report_files: bool  # whether the files' names are
 
 
+class Limits(Value):
+    """What a request may take; part of the boot order, and an order: those of a running instance are others from then on."""
+
+    request_timeout_s: float
+    body_timeout_s: float
+    send_timeout_s: float
+    min_rate: int
+    slow_request_s: float
+    queue: int
+    queue_timeout_s: float
+
+
 class Serving(Value):
     """How requests are served."""
 
@@ -80,13 +92,7 @@ class Serving(Value):
     arm_returns: int  # flags, see `handover`
     keepalive_s: float
     drain_s: float
-    request_timeout_s: float
-    body_timeout_s: float
-    send_timeout_s: float
-    min_rate: int
-    slow_request_s: float
-    queue: int
-    queue_timeout_s: float
+    limits: Limits
 
 
 class StatusPage(Value):
@@ -185,7 +191,7 @@ class Reroute(Value):
     is_last: bool
 
 
-Order = Drain | Last | Stop | Reopen | TellStacks | Measure | Reroute
+Order = Drain | Last | Stop | Reopen | TellStacks | Measure | Reroute | Limits
 
 # Reports: from an instance to the worker.
 
@@ -288,7 +294,7 @@ Report = (
     Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Measured | Closed | Exited
 )  # fmt: skip
 
-_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure, Reroute)}
+_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure, Reroute, Limits)}
 _REPORTS: dict[str, type[Report]] = {
     kind.__name__: kind
     for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Measured, Closed, Exited)

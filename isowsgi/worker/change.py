@@ -1,8 +1,8 @@
 """A change of the table while it serves: what is new is loaded beside it, then all of it is taken up at once, or nothing is.
 
-A mount whose settings differ gets a deployment of its own, which nobody can reach until the switch. So a change is what is added and
-what is gone, and both are deployments. Those that did not change pass from one table to the next as they are: with their instances,
-generations, connections and counters.
+A mount whose app must be loaded for its new settings gets a deployment of its own, which nobody can reach until the switch. So a change is
+what is added and what is gone, and both are deployments. The others pass from one table to the next as they are: with their instances,
+generations, connections and counters. If their settings differ, they are told so at the switch; `configuration.costs` says which can.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import attrs
 
-from isowsgi.configuration import Config, Mount, partial
+from isowsgi.configuration import Config, Mount, costs, partial
 from isowsgi.instances.bootorder import is_status
 from isowsgi.shared.interpreters import MAIN
 from isowsgi.shared.scoreboard import Scoreboard
@@ -55,6 +55,7 @@ class Change:
         new: the table that it leads to.
         fresh: deployments that are only in the new one.
         gone: those that are only in the old one.
+        adjusted: those that go on with other settings, and these.
 
     Raises:
         Unchangeable: not from this table.
@@ -66,21 +67,26 @@ class Change:
         self._board = board
         self.fresh: list[Deployment] = []
         self._numbers: list[int] = []  # of new mounts
-        kept = {deployment.members: deployment for deployment in old.deployments if _stays(deployment, old.config, config)}
         wanted = grouped(config.mounts)
+        homes = {_key(deployment.members): deployment for deployment in old.deployments}
+        kept = {key: homes[key] for each in wanted if (key := _key(each)) in homes and _stays(homes[key], each, old.config, config)}
         _check(old, config, wanted, kept)
         before = {member.pattern: deployment for deployment in old.deployments for member in deployment.members}
         self._before: list[tuple[Deployment, list[Deployment]]] = []  # those that are fresh, and whose place they take
         self._placed: list[tuple[Sequence[Mount], Deployment]] = []
         try:
             for members in wanted:
-                deployment = kept.get(tuple(members))
-                if deployment is None:
+                deployment = kept.get(_key(members))
+                if deployment is not None:
+                    numbers = [member.number for member in deployment.members]
+                    numbered = [attrs.evolve(member, number=number) for member, number in zip(members, numbers, strict=True)]
+                    self._placed.append((numbered, deployment))
+                else:
                     deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
                     self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
                     _carry_over(*self._before[-1])
                     self.fresh.append(deployment)
-                self._placed.append((deployment.members, deployment))
+                    self._placed.append((deployment.members, deployment))
         except BaseException:
             self.forget()
             raise
@@ -94,6 +100,7 @@ class Change:
         for deployment in self.fresh:
             deployment.routes, deployment.status = self.new.routes_of(deployment), config.status
         self.gone = [deployment for deployment in self._old.deployments if deployment not in self.new.deployments]
+        self.adjusted = [(members, deployment) for members, deployment in self._placed if tuple(members) != deployment.members]
 
     def begin(self, now: float) -> None:
         """Load what is new and not lazy."""
@@ -176,9 +183,11 @@ class Change:
         return number
 
 
-def _stays(deployment: Deployment, old: Config, new: Config) -> bool:
-    """Whether a deployment can be in both tables, if its mounts are; the status page is told who may see it when it is loaded."""
-    return old.status == new.status or not any(is_status(member.app) for member in deployment.members)
+def _stays(deployment: Deployment, members: Sequence[Mount], old: Config, new: Config) -> bool:
+    """Whether a deployment can be in both tables; the status page is told who may see it when it is loaded."""
+    if old.status != new.status and any(is_status(member.app) for member in members):
+        return False
+    return all(costs.is_in_place(before, after) for before, after in zip(deployment.members, members, strict=True))
 
 
 def _key(members: Sequence[Mount]) -> tuple[str, ...]:
@@ -213,7 +222,7 @@ def _carry_over(deployment: Deployment, before: list[Deployment]) -> None:
         deployment.is_quarantined = deployment.is_quarantined or any(each.is_quarantined for each in before)
 
 
-def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tuple[Mount, ...], Deployment]) -> None:
+def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tuple[str, ...], Deployment]) -> None:
     """Refuse what only a new worker can do.
 
     Raises:
@@ -222,8 +231,7 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
     if old.config.control != config.control:
         text = "[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file"
         raise Unchangeable([partial.CONTROL], text)
-    members = {tuple(each) for each in wanted}
-    gone = [deployment for deployment in old.deployments if kept.get(deployment.members) is None or deployment.members not in members]
+    gone = [deployment for deployment in old.deployments if _key(deployment.members) not in kept]
     for deployment in gone:
         if deployment.siting.isolation == MAIN:
             text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
@@ -235,6 +243,6 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
             text += f"run `isowsgi stop {deployment.mount.pattern}` before, and `isowsgi start` after"
             raise Unchangeable(patterns, f"{deployment.name}: {text}")
     for each in wanted:
-        if each[0].isolation == MAIN and tuple(each) not in kept:
+        if each[0].isolation == MAIN and _key(each) not in kept:
             text = "only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")

@@ -10,7 +10,6 @@ acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -133,6 +132,7 @@ class Deployment:
         self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets these two
         self.status = Status()  # who may see the status page, if it is that
         self.owes_routes = False  # whether some instance could not be told the routes
+        self.owes_limits = False  # or its limits, see `adjusting`
         self.told = (0, 0)  # reloads and stuck ones that the scoreboard has
         self.wanted = ""  # why it must be replaced, while a replacement is under way already, or it waits for its turn
         if self.is_faulty:
@@ -339,8 +339,7 @@ class Deployment:
             return  # its boot timed out before it was up, and it was told to end then
         self.backoff.succeeded()
         self.siting.trials = 0
-        if self.mount.max_requests:
-            self.quotas[instance] = self.mount.max_requests + random.randint(0, self.mount.max_requests_jitter)
+        self.upkeep.set_quota(instance)
         self.slots.began[instance] = now
         before = self.slots.install(instance)
         if before is not None:

@@ -13,6 +13,7 @@ from isowsgi.instances.lifecycle import ENDS
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.routing import Route, may_win
 from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.worker import adjusting
 from isowsgi.worker.change import Change
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.table import Table, grouped
@@ -99,6 +100,8 @@ class LiveTable:
             deployment.status = self.table.config.status
             if deployment not in change.fresh and _is_concerned(deployment, routes):
                 self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
+        for members, deployment in change.adjusted:
+            self._containment.call(f"{deployment.name}: its settings", adjusting.adjust, deployment, members)
         self._containment.call("what was stopped meanwhile", change.catch_up, now)
         self._let_go(change.gone, now)
 
@@ -107,6 +110,7 @@ class LiveTable:
         for deployment in self.table.deployments:
             if deployment.owes_routes:
                 _reroute(deployment, deployment.routes)
+            adjusting.pay(deployment)
         self._forget_gone()
 
     def _forget_gone(self) -> None:

@@ -6,8 +6,10 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
+from isowsgi.configuration import Mount
 from isowsgi.instances.lifecycle import State
 from isowsgi.worker.slots import Instance
 
@@ -29,14 +31,27 @@ class Upkeep:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._mount = deployment.mount
         self._log = deployment.log
-        self._touched = _changed_at(self._mount.touch)
+        self._touched = _changed_at(deployment.mount.touch)
         self._requests = 0
         self.quiet_since = 0.0
         self.owes_release = False
         self._was_overdue = False
         self._held_back: float | None = None  # the try of which the log says that it is not made
+
+    @property
+    def _mount(self) -> Mount:
+        return self._deployment.mount
+
+    def note_touched(self) -> None:
+        """Take the file whose change replaces the mount's instances for unchanged from now on: it is another file."""
+        self._touched = _changed_at(self._mount.touch)
+
+    def set_quota(self, instance: Instance) -> None:
+        """Decide after how many requests an instance is replaced."""
+        self._deployment.quotas.pop(instance, None)
+        if self._mount.max_requests:
+            self._deployment.quotas[instance] = self._mount.max_requests + random.randint(0, self._mount.max_requests_jitter)
 
     def tick(self, now: float) -> None:
         """Do what is due."""

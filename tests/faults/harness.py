@@ -50,6 +50,9 @@ _OF_TABLES = (
     "pplied",
     "stored",
     "Reroute",
+    "imit",
+    "adjust",
+    "costs",
     "partial",
     "add_mount",
     "free_mount",
@@ -335,6 +338,7 @@ class Place:
             never = attrs.evolve(good.app, target="nothing_such")
             comes.append(attrs.evolve(good, pattern="/good/never", prefix="/good/never", app=never))
         child = attrs.evolve(child, threads=3 if self._is_there else 2)
+        bad = attrs.evolve(bad, queue=99 if self._is_there else 100)
         table = stored.plain(attrs.evolve(config, mounts=(good, bad, child, *comes)))
         serial = f"{time.monotonic_ns()}"
         prepare = {"do": "prepare", "serial": serial, "config": table, "keep_going": True}

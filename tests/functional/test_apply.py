@@ -25,7 +25,10 @@ from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
 
 TELLS = """
 import os
+import time
 def application(environ, start_response):
+    while environ["PATH_INFO"] == "/hangs":
+        time.sleep(0.01)
     start_response("200 OK", [("Content-Type", "text/plain")])
     said = (environ["isowsgi.mount"], environ["isowsgi.generation"], os.environ.get("KEY"), environ["wsgi.url_scheme"] and os.getpid())
     return [" ".join(map(str, said)).encode()]
@@ -204,6 +207,31 @@ def test_to_keep_going_takes_what_can_be_loaded_in_all_workers_and_leaves_the_re
     assert shown.returncode == 1
     assert "1 new, 1 changed\n" in shown.stdout, "what failed is tried again"
     assert shown.stderr.endswith("isowsgi: nothing was changed: nothing that is new can be loaded\n")
+
+
+def test_settings_that_need_no_new_app_keep_generation_connections_and_counters(serve: StartServer) -> None:
+    server = serve(CONFIG + '"/child" = { app = "tells", isolation = "process" }\n', files=FILES, wait_for=4)
+    before = (server.get("/changes").text, server.get("/child").text)
+    log = server.log()
+    with requests.Session() as kept:
+        assert kept.get(f"{server.url}/stays").ok
+        limits = "request_timeout = 0.3, queue = 7"
+        edit(
+            server,
+            ('"/stays" = "tells"', '"/stays" = { app = "tells", max_age = 3600 }'),
+            ('env = { KEY = "old" }', f'env = {{ KEY = "old" }}, {limits}'),
+            ('isolation = "process"', f'isolation = "process", {limits}'),
+        )
+
+        shown = apply(server)
+
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.startswith("~ /stays  in place\n    max_age  (default) -> 3600.0\n")
+        assert [server.get(path).status_code for path in ("/changes/hangs", "/child/hangs")] == [504, 504], "the new limit counts"
+        assert (server.get("/changes").text, server.get("/child").text) == before
+        assert kept.get(f"{server.url}/stays").ok
+    server.wait_for_log("table applied, 4 mounts: in place: /stays, /changes, /child")
+    assert server.log().count(": serving") == log.count(": serving")
 
 
 def test_a_worker_that_does_without_something_else_than_who_decided_takes_up_the_decision(serve: StartServer) -> None:

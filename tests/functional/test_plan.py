@@ -61,13 +61,13 @@ def test_what_differs_is_told_once_for_all_workers_and_secrets_are_not(server: S
 
     assert (shown.returncode, shown.stderr) == (2, "")
     assert shown.stdout == (
-        "+ /new\n"
+        "+ /new  loads it\n"
         '    app         "hello:application"\n'
         f'    pythonpath  ["{ROOT}/tests/apps"]\n'
-        "~ /shop\n"
+        "~ /shop  loads a new generation\n"
         "    env.KEY  changed\n"
         "    threads  2 -> 5\n"
-        "- /\n"
+        "- /  ends when its requests are answered\n"
         "1 new, 1 changed, 1 gone\n"
         "To apply: isowsgi apply\n"
     )
@@ -79,7 +79,8 @@ def test_a_script_gets_json_without_secrets(server: Server) -> None:
     assert shown.returncode == 2
     workers = json.loads(shown.stdout)["workers"]
     setting = {"name": "env.KEY", "old": "(not shown)", "new": "(not shown)"}
-    assert workers == [{"pid": pid, "differences": [{"sign": "~", "name": "/shop", "settings": [setting]}]} for pid in server.workers()]
+    difference = {"sign": "~", "name": "/shop", "settings": [setting], "cost": "load", "group": None}
+    assert workers == [{"pid": pid, "differences": [difference]} for pid in server.workers()]
 
 
 def test_faults_of_the_file_are_told_and_nothing_is_compared(server: Server) -> None:

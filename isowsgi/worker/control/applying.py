@@ -222,6 +222,7 @@ class Applying:
         self._live.switch(now)
         self.on_removed(pending.change.removed)
         names = {"new": pending.change.added, "changed": pending.change.changed, "gone": pending.change.removed}
+        names["in place"] = [member.pattern for members, _ in pending.change.adjusted for member in members]
         told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
         self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")
 

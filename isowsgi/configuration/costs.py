@@ -1,0 +1,115 @@
+"""What a change of the config costs: whether an app is loaded for it, goes on with other settings, or only a new worker can serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import attrs
+
+from isowsgi.configuration.values import Mount
+
+if TYPE_CHECKING:
+    from isowsgi.configuration.differences import Settings, Summary
+
+# Settings of a mount that only the worker obeys; `warmup` and `boot_timeout` from the next load on.
+_OF_THE_WORKER = frozenset({
+    "boot_timeout", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "replace", "touch", "warmup",
+})  # fmt: skip
+
+# Settings that the instances are told, by `messages.Limits`.
+_OF_INSTANCES = frozenset({"body_timeout", "min_rate", "queue", "queue_timeout", "request_timeout", "send_timeout", "slow_request"})
+
+# All that a mount takes up while its app goes on. Not `threads`: an instance has its rows on the scoreboard for life, and the app was told
+# whether it has several. Not `log`: its file is opened with the instance.
+IN_PLACE = _OF_THE_WORKER | _OF_INSTANCES
+
+
+class Cost(Enum):
+    """What taking up a difference does."""
+
+    LOAD = "load"  # an app, or a new generation of it
+    LOAD_LATER = "load later"  # at the first request
+    IN_PLACE = "in place"
+    END = "end"
+    SIGHUP = "sighup"
+    STOP = "stop"  # it must be stopped by the operator before
+
+
+def is_in_place(old: Mount, new: Mount) -> bool:
+    """Whether a mount can go on with other settings."""
+    if (old.lazy and not new.lazy) or (not old.request_timeout and new.request_timeout):
+        return False  # it may have to be loaded; what interrupts requests is there only if it was asked for when the app was loaded
+    return attrs.evolve(old, **{name: getattr(new, name) for name in IN_PLACE}) == new
+
+
+def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
+    """Return by pattern what becomes of the mounts of two configs, those that do not differ included."""
+    befores, afters = _groups(old.mounts), _groups(new.mounts)
+    costs: dict[str, Cost] = {}
+    for group in afters:
+        cost = Cost.IN_PLACE if group in befores and all(_goes_on(old.mounts[each], new.mounts[each]) for each in group) else Cost.LOAD
+        settings = new.mounts[group[0]]
+        replaced = [old.mounts[each] for each in group if each in old.mounts]
+        if cost is Cost.LOAD and any(each.get("isolation") == '"main"' for each in [*replaced, settings]):
+            cost = Cost.SIGHUP
+        elif cost is Cost.LOAD and any(each.get("replace") == '"stop-first"' for each in replaced):
+            cost = Cost.STOP
+        elif cost is Cost.LOAD and settings.get("lazy") == "true":
+            cost = Cost.LOAD_LATER
+        costs |= dict.fromkeys(group, cost)
+    for group in befores:
+        gone = [each for each in group if each not in costs]
+        left = [costs[each] for each in group if each in new.mounts and new.mounts[each].get("group") == old.mounts[each].get("group")]
+        is_main = old.mounts[group[0]].get("isolation") == '"main"'
+        costs |= dict.fromkeys(gone, Cost.SIGHUP if is_main else left[0] if left else Cost.END)
+    return costs
+
+
+def of_table(name: str, new: Summary) -> Cost:
+    """Return what it costs that a table differs."""
+    if name == "control":
+        return Cost.SIGHUP
+    has_page = any(settings.get("app", "").startswith('"isowsgi.status:') for settings in new.mounts.values())
+    return Cost.LOAD if name == "status" and has_page else Cost.IN_PLACE
+
+
+def _groups(mounts: Mapping[str, Settings]) -> list[tuple[str, ...]]:
+    """Return the patterns of those that share an instance, for each instance."""
+    groups: dict[str, list[str]] = {}
+    for pattern, settings in mounts.items():
+        groups.setdefault(settings.get("group", pattern), []).append(pattern)  # a group's name is written in quotes here
+    return list(map(tuple, groups.values()))
+
+
+def _goes_on(old: Settings, new: Settings) -> bool:
+    """Whether a mount can go on; as `is_in_place`, from what is told of settings: those with their default are left out."""
+    changed = {name for name in {*old, *new} - {"file"} if old.get(name) != new.get(name)}
+    if ("lazy" in changed and "lazy" not in new) or ("request_timeout" in changed and old.get("request_timeout") == "0.0"):
+        return False
+    return changed <= IN_PLACE
+
+
+def text_of(cost: Cost, sign: str, name: str, group: str | None) -> str:
+    """Say for people what a difference costs.
+
+    Args:
+        sign, name: see `differences.Difference`.
+        group: of the mount, if it has one.
+    """
+    if cost is Cost.LOAD and name == "[status]":
+        return "loads a new generation of the status page"
+    if cost is Cost.LOAD:
+        return "loads it" if sign == "+" and group is None else "loads a new generation" + (f" of group {group}" if group else "")
+    if cost is Cost.STOP:
+        return f"needs `isowsgi stop {name}` before, and `isowsgi start {name}` after"
+    return _TEXTS[cost]
+
+
+_TEXTS = {
+    Cost.LOAD_LATER: "loaded at its first request",
+    Cost.IN_PLACE: "in place",
+    Cost.END: "ends when its requests are answered",
+    Cost.SIGHUP: "needs SIGHUP to gunicorn",
+}
