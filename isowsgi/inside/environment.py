@@ -19,7 +19,6 @@ _thread = theirs("_thread")
 os = theirs("os")
 signal = theirs("signal")
 site = theirs("site")
-subprocess = theirs("subprocess")
 sys = theirs("sys")
 threading = theirs("threading")
 
@@ -86,7 +85,8 @@ def set_environ(values: Mapping[str, str]) -> None:
         return start_process(args, executables, close_fds, pass_fds, cwd, env, *rest)
 
     _posixsubprocess.fork_exec = fork_exec
-    subprocess._fork_exec = fork_exec
+    if "subprocess" in sys.modules:  # else it takes this one when it is imported; that costs a mount 0.3 MiB, so it is left to the app
+        sys.modules["subprocess"]._fork_exec = fork_exec
 
     def with_own_environ(spawn: Callable[..., int]) -> Callable[..., int]:
         # As above: subprocess comes this way from 3.13 on for an executable with a folder, and so for shell=True.
@@ -155,7 +155,7 @@ def _codecs_of(environ: Any) -> tuple[Any, ...]:
 
 def _system(command: Any) -> int:
     """`os.system` with this interpreter's environment; C's passes on the process'."""
-    code: int = subprocess.call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
+    code: int = theirs("subprocess").call(command, shell=True, close_fds=False)  # C's passes on every inheritable descriptor
     return -code if code < 0 else code << 8
 
 

@@ -39,7 +39,15 @@ _OWN_FUNCTIONS = frozenset(("re",))
 
 # What gunicorn's modules import and nothing that serves calls: loaded when one of its names is used. In an app that has no use for
 # them either, they would take 1.5 MiB.
-_SELDOM_USED = frozenset(("email.utils", "importlib.metadata", "inspect", "random", "ssl"))
+_SELDOM_USED = frozenset(("email.utils", "html", "importlib.metadata", "inspect", "random", "ssl"))
+
+# Of gunicorn's class of workers an instance uses one function, its map from exceptions to answers. What the class itself would use stays
+# out: with `tempfile`, `platform` and what else it imports, each mount took 1.5 MiB more.
+_OF_WORKERS = {
+    "gunicorn.reloader": ("reloader_engines",),
+    "gunicorn.workers.workertmp": ("WorkerTmp",),
+    "random": ("randint",),
+}
 
 
 class Table:
@@ -74,9 +82,9 @@ class Table:
 
     def _make(self, name: str, parent: str) -> ModuleType:
         top = name.partition(".")[0]
-        if top in self._folders or top in OWN:
+        if name not in _OF_WORKERS and (top in self._folders or top in OWN):
             return self._execute(name, parent)
-        module = _on_demand(name) if name in _SELDOM_USED else _snapshot(importlib.import_module(name))
+        module = _on_demand(name) if name in _SELDOM_USED or name in _OF_WORKERS else _snapshot(importlib.import_module(name))
         self.modules[name] = module
         return module
 
@@ -202,4 +210,32 @@ def _snapshot(module: ModuleType, changed: Mapping[str, Any] | None = None) -> M
 def _on_demand(name: str) -> ModuleType:
     module = ModuleType(name)
     vars(module)["__getattr__"] = lambda attribute: getattr(importlib.import_module(name), attribute)
+    vars(module).update(dict.fromkeys(_OF_WORKERS.get(name, ())))
+    if name == "ssl":
+        vars(module)["SSLError"] = _SSLError
+    elif name == "html":
+        vars(module)["escape"] = _escape  # the rest is a table of 2,231 names
     return module
+
+
+class _OfSSL(type):
+    """Takes an exception for one of `ssl` without importing that, which takes 0.8 MiB: before the app has, there is none."""
+
+    def __instancecheck__(
+        cls, error: object, modules: Any = sys.modules, vars: Any = vars, isinstance: Any = isinstance, type: Any = type
+    ) -> bool:
+        # By what is bound here: an app may change `sys` and `builtins`.
+        module = modules.get("_ssl")
+        found = vars(module).get("SSLError") if module is not None else None
+        return found is not None and isinstance(found, type) and isinstance(error, found)
+
+
+class _SSLError(Exception, metaclass=_OfSSL):
+    """What gunicorn's map from exceptions to answers compares with."""
+
+
+def _escape(text: str) -> str:
+    """Return text for HTML, as `html.escape` does."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;")):
+        text = text.replace(character, entity)
+    return text
