@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +14,12 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.comparison import compare, read_as_served
+from isowsgi.cli.comparison import Compared, compare, read_as_served, with_conf_file
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
+from isowsgi.configuration.costs import Cost
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, TableOutcome
+from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, ServedTable, TableOutcome
 from isowsgi.shared.sockets import Place
 
 # Answers to the switch after which a worker may have switched all the same.
@@ -27,8 +30,9 @@ _UNKNOWN = ("timeout", "gone", "malformed", "mistake")
 @asking.where
 @asking.master
 @click.option("--keep-going", is_flag=True, help="Apply what can be loaded; leave the other mounts as they are.")
+@click.option("--or-reload", is_flag=True, help="Send SIGHUP to gunicorn instead if something differs that only SIGHUP can apply.")
 @asking.timeout
-def apply(config: str | None, pidfile: str | None, master: int | None, keep_going: bool, timeout: float) -> None:
+def apply(config: str | None, pidfile: str | None, master: int | None, keep_going: bool, or_reload: bool, timeout: float) -> None:
     """Apply what differs in the config file in all workers, while everything else keeps serving.
 
     Every worker first loads what is new; then all workers switch to the new table. If anything cannot be loaded, nothing
@@ -36,11 +40,18 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
 
     With --keep-going, a mount that some worker cannot load stays as it was in all of them, and the rest is applied; the exit
     code is 1 then too.
+
+    With --or-reload, SIGHUP is sent instead if the file has no faults and what differs includes what only SIGHUP can apply:
+    gunicorn's own settings file, [control], an app in the main interpreter. SIGHUP loads every app again.
     """
     try:
         places = client.find(config, pidfile, master)
     except client.NobodyServes as exc:
-        _read(config, [])  # ends with its faults, if it has any
+        wanted = _read(config, [])  # ends with its faults, if it has any
+        if or_reload and master is not None:
+            click.echo(f"isowsgi: {exc}", err=True)
+            _send_sighup(master)
+            sys.exit(1 if wanted.faults else 0)
         asking.fail(str(exc), 2)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     if any(isinstance(told.answer, Error) for told in answers):
@@ -50,16 +61,45 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
     for fault in wanted.faults:
         click.echo(fault, err=True)
     by_worker = compare(answers, wanted)
-    show(by_worker)
+    everything = with_conf_file(answers, by_worker)
+    show(everything)
+    if or_reload and any(each.cost is Cost.SIGHUP for _, found in everything for each in found):
+        _reload(places)
+        sys.exit(1 if wanted.faults else 0)
+    if everything != by_worker:
+        click.echo("gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload", err=True)
     if not any(found for _, found in by_worker):
         sys.exit(1 if wanted.faults else 0)
-    # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
-    places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
     request = Prepare(
         serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
     )
+    _carry_out(answers, request, timeout, by_worker)
+    if wanted.faults:
+        asking.fail("mounts of included files with faults stay as they were", 1)
+
+
+def _reload(places: Sequence[Place]) -> None:
+    """Have each gunicorn read its settings and the config file again."""
+    for pid, place in {place.master: place for place in places}.items():
+        if not client.may_signal(place):
+            asking.fail(f"nothing was changed: process {pid} is no gunicorn of {client.user(place.owner)}'s", 1)
+        _send_sighup(pid)
+
+
+def _send_sighup(pid: int) -> None:
     try:
-        stays = _prepare(places, request, timeout)
+        os.kill(pid, signal.SIGHUP)
+    except OSError as exc:
+        asking.fail(f"cannot send SIGHUP to gunicorn {pid}: {exc.strerror}", 1)
+    click.echo(f"sent SIGHUP to gunicorn {pid}: it loads all apps again; its error log says how that went")
+
+
+def _carry_out(answers: Sequence[Told[ServedTable]], request: Prepare, timeout_s: float, by_worker: Compared) -> None:
+    """Have all workers take up a config; ends with 1 if they do not, or not all of it."""
+    # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
+    places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
+    try:
+        stays = _prepare(places, request, timeout_s)
         if all(each.name in stays for _, found in by_worker for each in found):
             asking.fail("nothing was changed: nothing that is new can be loaded", 1)
     except BaseException:  # Ctrl-C too
@@ -68,8 +108,6 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
     _switch(places, request.serial, stays)
     if stays:
         asking.fail(f"as before, in all workers: {', '.join(map(plain, stays))}", 1)
-    if wanted.faults:
-        asking.fail("mounts of included files with faults stay as they were", 1)
 
 
 def _read(config: str | None, answers: Sequence[Told[Any]]) -> configuration.Config:

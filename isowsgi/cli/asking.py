@@ -33,8 +33,8 @@ def where(command: F) -> F:
 
 
 def master(command: F) -> F:
-    """Add what a worker says when it runs a command itself: which gunicorn it belongs to."""
-    return click.option("--master", type=int, hidden=True)(command)
+    """Add what a worker, or systemd, says when it runs a command itself: which gunicorn is meant."""
+    return click.option("--master", type=int, metavar="PID", help="Only the gunicorn whose master has this process id.")(command)
 
 
 def one_mount(command: F) -> F:

@@ -161,6 +161,17 @@ def is_trusted(place: Place) -> bool:
     return os.geteuid() != 0 or place.owner == 0 or _may_know_secrets(place, place.worker)
 
 
+def may_signal(place: Place) -> bool:
+    """Whether the process that a worker's socket names as its master may be sent a signal: root's command signals no process unseen.
+
+    Who else runs this command is kept by the kernel from signalling processes that are not its own.
+    """
+    try:
+        return os.geteuid() != 0 or os.stat(f"/proc/{place.master}").st_uid == place.owner or is_trusted(place)
+    except OSError:
+        return False
+
+
 def _exchange(sock: socket.socket, request: Request[Any], deadline: float, most_bytes: int) -> dict[str, Any]:
     sock.settimeout(_left_s(deadline))
     try:

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
+from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
-from isowsgi.shared import controlmessages, interpreters, workdir
+from isowsgi.shared import conffile, controlmessages, interpreters, workdir
 from isowsgi.shared.controlmessages import Error, ServedTable
 from isowsgi.shared.sockets import Place
+
+# What differs, by worker.
+Compared = list[tuple[Place, list[Difference]]]
 
 # Differences that are told one by one where they are not what was asked for.
 _MOST_HINTS = 5
@@ -38,9 +42,20 @@ def _same_file(one: str, other: str) -> bool:
         return False
 
 
-def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[tuple[Place, list[Difference]]]:
+def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> Compared:
     """Return how a config differs from what each worker serves that has answered."""
     return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+
+
+def with_conf_file(answers: Sequence[Told[ServedTable]], by_worker: Compared) -> Compared:
+    """Return the differences, and where gunicorn's own settings file has changed since its master has read it, that too."""
+    told = {each.place: each.answer.gunicorn for each in answers if not isinstance(each.answer, Error)}
+    more = []
+    for place, found in by_worker:
+        read = told[place]
+        has_changed = read is not None and client.is_trusted(place) and conffile.digest_of(read.path) not in (None, read.digest)
+        more.append((place, [*found, *([Difference(sign="~", name=read.path, cost=Cost.SIGHUP)] if read and has_changed else [])]))
+    return more
 
 
 def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:

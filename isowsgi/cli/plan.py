@@ -16,8 +16,9 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
-from isowsgi.cli.comparison import compare, read_as_served
+from isowsgi.cli.comparison import compare, read_as_served, with_conf_file
 from isowsgi.configuration import costs
+from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting
 from isowsgi.shared import controlmessages
 from isowsgi.shared.sockets import Place
@@ -51,13 +52,14 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
         asking.fail_by_faults(exc.faults, as_json, 1)
     for fault in wanted.faults:
         click.echo(fault, err=True)
-    by_worker = compare(answers, wanted)
+    by_worker = with_conf_file(answers, compare(answers, wanted))
     if as_json:
         click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))
     else:
         show(by_worker)
         if any(found for _, found in by_worker):
-            click.echo("To apply: isowsgi apply")
+            needs_sighup = any(each.cost is Cost.SIGHUP for _, found in by_worker for each in found)
+            click.echo(f"To apply: isowsgi apply{' --or-reload' if needs_sighup else ''}")
     for line in asking.silent(answers):
         click.echo(plain(line), err=True)
     if len(by_worker) < len(answers) or wanted.faults:

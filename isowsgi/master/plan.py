@@ -19,9 +19,10 @@ from isowsgi.configuration import gunicorn_settings, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
-from isowsgi.shared import interpreters
+from isowsgi.shared import conffile, interpreters
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.board import Board
+from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.shared.scoreboard import Scoreboard
@@ -48,6 +49,7 @@ class Share:
         last_applied: where a table that is applied is noted for all workers; None: nowhere, so none can be.
         base: the number of the config file's reading that the config comes from.
         serial: of the table that was applied since then; "" if none was.
+        conf_file: of gunicorn's settings, as it was read; None: there is none.
         root_logs: log files of mounts that the config file names. Those that only an applied table names are the workers' word.
     """
 
@@ -62,6 +64,7 @@ class Share:
     last_applied: LastApplied | None
     base: int
     serial: str
+    conf_file: ConfFile | None
     root_logs: frozenset[str]
 
 
@@ -73,6 +76,7 @@ class Plan:
         self._settings: dict[str, Any] = {}
         self._tls_context: Any = None
         self._is_for: Any = None  # which of gunicorn's Config objects it was read for
+        self._conf_file: ConfFile | None = None
         self._has_reloaded = False
         self._forks = 0  # that had this config so far
         self._ledger: Ledger | None = None
@@ -91,6 +95,7 @@ class Plan:
         Raises:
             RuntimeError: gunicorn prints its text and exits with 1.
         """
+        self._conf_file = conffile.read(cfg.config)
         refusals, warnings = gunicorn_settings.check(cfg)
         if (reason := interpreters.unusable_reason()) is not None:
             refusals.insert(0, reason)
@@ -131,6 +136,7 @@ class Plan:
             last_applied=self._last_applied,
             base=self._base,
             serial=self._serial,
+            conf_file=self._conf_file,
             root_logs=self._root_logs,
         )
 
@@ -226,6 +232,7 @@ class Plan:
 
     def _reread(self, app: Any, cfg: Any, log: Any) -> None:
         """Read the config file again, after SIGHUP or on a change that --reload saw."""
+        self._conf_file = conffile.read(cfg.config)
         refusals, warnings = gunicorn_settings.check(cfg)
         for warning in warnings:
             log.warning(warning)

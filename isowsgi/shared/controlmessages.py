@@ -119,12 +119,20 @@ class MountTable(OpenValue):
     settings: dict[str, str]  # see `configuration.differences`
 
 
+class GunicornFile(OpenValue):
+    """The file of gunicorn's own settings, as its master has read it."""
+
+    path: str
+    digest: str  # see `conffile`
+
+
 class ServedTable(OpenValue):
     """The config that a worker serves, as `configuration.differences` has it."""
 
     salt: str  # of the digests of environment variables
     tables: dict[str, dict[str, str]]
     mounts: list[MountTable]
+    gunicorn: GunicornFile | None = None
 
 
 class NotLoaded(OpenValue):

@@ -72,11 +72,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, timeout: float, cfg: Any, log: Any) -> None:
         super().__init__(age, ppid, sockets, app, timeout, cfg, log)
         self._has_share = self.plan.contained(log).call("the next worker", self._take_share, app, cfg, log)
-        self._is_quitting = False
         self._late_reloader: Any = None
         self._exit_code = 0
         self._parts: Parts | None = None
-        self._is_accepting = self._is_settled = self._has_nothing_to_serve = False
+        self._is_accepting = self._is_settled = self._has_nothing_to_serve = self._is_quitting = False
         self._boot_deadline = self._watch_from = 0.0
 
     def _take_share(self, app: Any, cfg: Any, log: Any) -> None:
@@ -165,6 +164,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             last_applied=share.last_applied,
             base=share.base,
             serial=share.serial,
+            conf_file=share.conf_file,
             on_files=self._watch_files if self._late_reloader else None,
             refuse_by_gunicorn=self._refuse,
         )

@@ -17,6 +17,7 @@ from isowsgi.instances.bootorder import BootOrders
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
 from isowsgi.shared.applied import LastApplied
+from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker
@@ -70,7 +71,7 @@ class Given:
         listeners: gunicorn's.
         age: the worker's number.
         mount_logs: descriptors of mounts' log files, by path, that only root may open.
-        last_applied, base, serial: see `master.plan.Share`.
+        last_applied, base, serial, conf_file: see `master.plan.Share`.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
 
@@ -88,6 +89,7 @@ class Given:
     last_applied: LastApplied | None
     base: int
     serial: str
+    conf_file: ConfFile | None
     on_files: Callable[[list[str]], None] | None
     refuse_by_gunicorn: Callable[[Any, Any, Exception], None]
 
@@ -102,7 +104,7 @@ def assemble(given: Given) -> Parts:
     loop = Loop(given.containment)
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
-    carrier = commands.Commands(supervisor, applying)
+    carrier = commands.Commands(supervisor, applying, given.conf_file)
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)

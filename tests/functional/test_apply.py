@@ -277,6 +277,34 @@ def test_a_reload_of_gunicorn_takes_up_the_file_again(serve: StartServer) -> Non
     in_every_worker(server, "/changes", ["/changes", "2", "last"])
 
 
+def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: StartServer) -> None:
+    conf = "graceful_timeout = 5\n"
+    server = serve(CONFIG, "--config", "conf.py", files={**FILES, "conf.py": conf}, wait_for=3)
+    [worker] = server.workers()
+    assert apply(server, "--or-reload").stdout == "no difference: what runs is what the config file says\n"
+    (server.folder / "conf.py").write_text(conf + "graceful_timeout = 6\n")
+    edit(server, ('"old"', '"new"'))
+
+    shown = apply(server)
+
+    assert (shown.returncode, shown.stderr) == (
+        0, "gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload\n",
+    )  # fmt: skip
+    assert told(server, "/changes") == ["/changes", "2", "new"]
+    assert server.workers() == [worker]
+
+    shown = apply(server, "--or-reload", "--master", str(server.process.pid))
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"~ {server.folder}/conf.py  needs SIGHUP to gunicorn\n" in shown.stdout
+    assert f"sent SIGHUP to gunicorn {server.process.pid}: " in shown.stdout
+    eventually(lambda: server.workers() not in ([], [worker]) and len(server.workers()) == 1)
+    in_every_worker(server, "/changes", ["/changes", "1", "new"])
+    edit(server, ("[control]", "[control]\nwatch = true"))
+    assert apply(server).returncode == 1
+    assert "sent SIGHUP" in apply(server, "--or-reload").stdout
+
+
 class Command:
     """What `isowsgi apply` says to the workers, step by step."""
 

@@ -85,6 +85,7 @@ class Installation:
     def read(self, name: str, **more: str) -> str:
         """Return the text of a file in deploy/ with the paths of this installation in it."""
         replaced = {**self._moved, "/opt/isowsgi/bin/gunicorn": str(self.gunicorn), **more}
+        replaced["/opt/isowsgi/bin/isowsgi"] = f"{sys.executable} -m isowsgi"
         # Longest first: /etc/isowsgi is a part of no other path, but a caller's address may be.
         pattern = "|".join(re.escape(old) for old in sorted(replaced, key=len, reverse=True))
         return re.sub(pattern, lambda match: replaced[match[0]], (DEPLOY / name).read_text())
@@ -506,19 +507,30 @@ def test_no_request_fails_while_the_service_is_reloaded(site: tuple[Service, Ngi
     for thread in threads:
         thread.start()
     try:
-        for number in (1, 2):
-            seen = len(pids)
-            eventually(partial(_has_more, pids, max(seen, 1) - 1), "requests before the reload")
-            service.reload()
-            service.wait_until_serving(loads_before + 3 * number)
-            eventually(partial(_has_more, pids, number), "requests after the reload")
+        eventually(partial(_has_more, pids, 0), "requests before the reload")
+        _edit(service, "isowsgi.toml", "threads = 8", "threads = 7")
+        service.reload()
+        eventually(lambda: "/shop #2: serving" in service.log() or "/shop #3: serving" in service.log(), "another /shop")
+        assert len(re.findall(r"#\d+: serving", service.log())) == loads_before + 1, "that alone was loaded"
+        assert len(pids) == 1
+        _edit(service, "gunicorn.conf.py", "keepalive = 75", "keepalive = 74")
+        service.reload()
+        service.wait_until_serving(loads_before + 4)
+        eventually(partial(_has_more, pids, 1), "requests after the reload")
     finally:
         is_over.set()
         for thread in threads:
             thread.join()
 
-    assert len(pids) == 3, "the first worker and one for each reload"
+    assert len(pids) == 2, "only what gunicorn itself reads needs another worker"
     assert set(statuses) == {200}
+
+
+def _edit(service: Service, name: str, old: str, new: str) -> None:
+    path = service.installation.root / "etc/isowsgi" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 # The logs.

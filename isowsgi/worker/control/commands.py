@@ -15,7 +15,9 @@ from typing import Any
 from isowsgi.configuration import Mount, differences
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, interpreters, messages
+from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.controlmessages import (
+    GunicornFile,
     InFlight,
     InstanceStacks,
     InstanceStatus,
@@ -53,10 +55,12 @@ class Commands:
     Args:
         supervisor: whose mounts they are about.
         applying: carries out those about the table.
+        conf_file: of gunicorn's settings, as they were read.
     """
 
-    def __init__(self, supervisor: Supervisor, applying: Applying) -> None:
+    def __init__(self, supervisor: Supervisor, applying: Applying, conf_file: ConfFile | None = None) -> None:
         self._supervisor = supervisor
+        self._conf_file = conf_file
         self._marks: StopMarks | None = None
         self._began_at = time.time()
         self._asked = 0
@@ -181,7 +185,8 @@ class Commands:
         salt = secrets.token_hex(16)
         said = differences.summary(self._supervisor.table.config, salt)
         mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
-        return ServedTable(salt=salt, tables=said.tables, mounts=mounts)
+        gunicorn = GunicornFile(path=self._conf_file.path, digest=self._conf_file.digest) if self._conf_file is not None else None
+        return ServedTable(salt=salt, tables=said.tables, mounts=mounts, gunicorn=gunicorn)
         yield  # never reached, as above
 
     # What they share.
