@@ -258,7 +258,7 @@ def test_who_waits_for_a_mount_when_the_worker_leaves_is_answered() -> None:
 def test_a_worker_that_stops_still_does_what_those_who_wait_need() -> None:
     """A stop-first reload, and a boot that hangs, kept their clients waiting until the worker had left."""
     site = Site(boot_timeout=5)
-    orders: Any = SimpleNamespace(workers=1)
+    orders: Any = SimpleNamespace(packages={}, workers=1)
     config = Config(path="/isowsgi.toml", mounts=())
     around = site.around
     parts = {"config": config, "orders": orders, "board": around.board, "log": around.log, "containment": around.containment}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -33,11 +32,11 @@ READY = Ready(boot_s=0.5, objects=1, extensions=[], refused=[])
 class Puppet(InterpreterInstance):
     """An instance without an interpreter: the test says what the inside says."""
 
-    def __init__(self, isolation: str = "shared-gil", **changes: Any) -> None:
+    def __init__(self, isolation: str = "shared-gil") -> None:
         self._shared = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
         self.board = Scoreboard()
         self.board.set_mounts(["/a"])
-        order = any_order(isolation, first_row=self.board.allot(2, [0]), threads=2, **changes)
+        order = any_order(isolation, first_row=self.board.allot(2, [0]), threads=2)
         super().__init__(order, {**self._shared, "board": self.board.fd}, self.board)
 
     def hears(self, report: Report | bytes) -> Report | None:
@@ -351,39 +350,3 @@ def test_who_waits_for_a_thread_is_cut_off_without_waiting_whatever_an_app_has_s
     assert limits == [None]
     ours.close()
     client.close()
-
-
-_LIVES = """
-import pathlib, sys
-from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import interpreters
-from tests.conftest import eventually
-from tests.test_instance import Puppet
-
-interpreters.preload()
-sizes = []
-for _ in range(8):
-    puppet = Puppet(interpreters.best_isolation(), pythonpath=[sys.argv[1]])
-    puppet.start()
-    eventually(lambda: puppet.read() and puppet.state is not State.BOOTING)
-    assert puppet.state is State.SERVING, puppet.traceback
-    puppet.drain()
-    puppet.stop()
-    eventually(lambda: puppet.read() or puppet.state in ENDS)
-    puppet.dispose(destroy=True)
-    puppet.join()
-    puppet.close()
-    sizes.append(int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
-print(sizes[-1] - sizes[2])
-"""
-
-
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="before, it shares its memory with others, or CPython keeps it")
-def test_an_interpreter_that_has_served_leaves_next_to_nothing_behind(tmp_path: Path) -> None:
-    """The importers kept the whole instance alive, by the function that was to be told of a refused extension module: 4.4 MiB each time."""
-    (tmp_path / "tried.py").write_text("application = print\n")
-
-    lives = subprocess.run([sys.executable, "-c", _LIVES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
-
-    assert lives.returncode == 0, lives.stderr
-    assert float(lives.stdout) < 8, "MiB of five instances; it was 22"

@@ -292,6 +292,7 @@ class _Worker:
     max_rss: _Count = _Count(0)
     crashes: _AtLeastOne = _AtLeastOne(CRASHES)
     crash_window: _LongSeconds = _LongSeconds(CRASH_WINDOW_S)
+    fork_server: _Switch = _Switch(False)
 
 
 @attrs.frozen(kw_only=True)

@@ -92,13 +92,14 @@ class Mount:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """`[worker]`: what a worker may come to before it is replaced, gracefully."""
+    """`[worker]`: what a worker may come to before it is replaced, gracefully; and how it starts processes."""
 
     max_stuck: int = MAX_STUCK  # instances with a thread that does not end
     max_leaked: int = MAX_LEAKED  # interpreters ended on a release that keeps their memory
     max_rss: int = 0  # MiB; 0: no limit
     crashes: int = CRASHES  # of a worker with this mount alone in flight, before `on_crash` acts
     crash_window: float = CRASH_WINDOW_S  # seconds in which they count
+    fork_server: bool = False  # whether mounts' processes are forked from one that has loaded what serves
 
 
 @attrs.frozen(kw_only=True)

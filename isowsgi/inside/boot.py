@@ -200,7 +200,6 @@ class Instance:
         # Else the interpreter is left behind, and its control thread with it: before 3.13 a thread of the app's that is busy would keep
         # all others from running without the ticker.
         self._control.report(messages.Closed(threads=left))
-        extensions.current.let_go()
         return not left
 
     def _boot(self) -> None:

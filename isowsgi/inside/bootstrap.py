@@ -1,4 +1,4 @@
-"""First code in a new interpreter or child process, run as its `__main__`: pin the server's packages, then boot.
+"""First code in a new interpreter or child process, run as its `__main__`: pin the server's packages, then boot, or fork those that do.
 
 An app's venv may hold another gunicorn, or none. So the two packages that serve it always come from the host's folders, and nothing
 else does. What serves is loaded where the app does not reach it, see `private`. `BOOT`, the boot order as JSON, is put before this source
@@ -45,13 +45,17 @@ def load_private(folder: str) -> types.ModuleType:
 
 facts = json.loads(BOOT)  # noqa: F821 # put before this source by the keeper
 del BOOT  # noqa: F821
-for blocked in facts["host"]["blocked_modules"]:
+is_fork_server = "server" in facts  # its order has nothing of an app
+host = facts if is_fork_server else facts["host"]
+for blocked in host.get("blocked_modules", ()):
     sys.modules[blocked] = None  # type: ignore[assignment] # an import of it raises ImportError
-sys.meta_path.insert(0, PinnedFinder(facts["host"]["packages"]))
-table = load_private(facts["host"]["packages"]["isowsgi"]).build(facts["host"]["packages"])
-if facts["loading"]["pause_s"]:
-    table.load("isowsgi.inside.pace").slow_down(facts["loading"]["pause_s"])
+sys.meta_path.insert(0, PinnedFinder(host["packages"]))
+table = load_private(host["packages"]["isowsgi"]).build(host["packages"])
+load = table.load
+order = load("isowsgi.inside.forkserver").run(facts) if is_fork_server else None  # it returns in each process that it forks
+if pause_s := order.loading.pause_s if order else facts["loading"]["pause_s"]:
+    load("isowsgi.inside.pace").slow_down(pause_s)
 
-order = table.load("isowsgi.shared.messages").read_boot_order(facts)
-del facts
+order = order or load("isowsgi.shared.messages").read_boot_order(facts)
+del facts, host, load
 table.load("isowsgi.inside.child" if order.isolation == "process" else "isowsgi.inside.boot").run(order)

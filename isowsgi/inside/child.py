@@ -25,10 +25,7 @@ _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR
 
 def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
-    for name in _WORKERS_SIGNALS:
-        # A handler and not SIG_IGN, which the app's own child processes would inherit.
-        signal.signal(getattr(signal, name), _leave_to_worker)
-    _die_with(order.worker_pid)
+    belong_to(order.worker_pid)
     forks.watch()
     # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
@@ -45,6 +42,14 @@ def run(order: BootOrder) -> None:
     logging.shutdown()
     # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
     boot.end_process(0)
+
+
+def belong_to(worker: int) -> None:
+    """Leave the worker's signals to it, and end when it does."""
+    for name in _WORKERS_SIGNALS:
+        # A handler and not SIG_IGN, which the app's own child processes would inherit.
+        signal.signal(getattr(signal, name), _leave_to_worker)
+    _die_with(worker)
 
 
 def _leave_to_worker(number: int, frame: Any) -> None:

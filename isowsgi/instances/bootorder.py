@@ -41,6 +41,9 @@ class BootOrders:
         region: the worker's on the scoreboard.
         log_files: descriptors of gunicorn's log files by path, see `logfiles`.
         mount_logs: the same of the mounts' own.
+
+    Attributes:
+        packages: the folders that hold the two packages each interpreter takes from here, by package.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class BootOrders:
         self._report_files = report_files
         self._region = region
         self._host_site = _host_site()
-        self._packages = _packages()
+        self.packages = _packages()
         self._gunicorns_path = _gunicorns_path(cfg)
         self._log_files = dict(log_files or {})
         self._mount_logs = dict(mount_logs or {})
@@ -134,7 +137,7 @@ class BootOrders:
         is_process = isolation == PROCESS
         return Host(
             python=python,
-            packages=self._packages,
+            packages=self.packages,
             site=self._host_site,
             # What an interpreter of some releases needs, and a process does not.
             blocked_modules=[] if isolation in (PROCESS, MAIN) else list(interpreters.BLOCKED_MODULES),

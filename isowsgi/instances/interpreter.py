@@ -32,7 +32,12 @@ _HAS_NO_THREAD = "import _thread, time\ntime.sleep(0.1)\nif _thread._count():\n 
 
 def boot_source(order: BootOrder) -> str:
     """Return the first code to run in a new interpreter or child process."""
-    return f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{_BOOTSTRAP}"
+    return first_source(messages.encode(order))
+
+
+def first_source(order: bytes) -> str:
+    """Return the first code to run by an order of either kind: for an instance, or for a fork server."""
+    return f"BOOT = {order.decode('utf-8', 'surrogatepass')!a}\n{_BOOTSTRAP}"
 
 
 class InterpreterInstance(HostedInstance):

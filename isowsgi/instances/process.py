@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from isowsgi.instances.forkserver import START, ForkedProcess, ForkServers, memory_file
 from isowsgi.instances.hosted import BROKEN_OFF, HostedInstance
 from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
@@ -28,9 +29,6 @@ from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.rows import BUSY, RESPONSES, Row
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
-
-# What the child executes; the first code comes by its standard input, as a boot order may be longer than an argument.
-_START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
 
 # Packets read from a dead child: more than its mail can hold (net.core.wmem_default is 208 KiB, and each takes 768 bytes of it).
 _MAIL_HOLDS = 4096
@@ -68,6 +66,7 @@ class ProcessInstance(HostedInstance):
         owner: of the connections that come back.
         environ: the environment of the worker, without what apps in it have changed.
         containment: where mistakes end that are one connection's.
+        servers: fork its process, if there are any.
     """
 
     can_be_killed = True
@@ -80,6 +79,7 @@ class ProcessInstance(HostedInstance):
         owner: Owner,
         environ: Mapping[str, str],
         containment: Containment,
+        servers: ForkServers | None = None,
     ) -> None:
         super().__init__(order, board)
         self._owner = owner
@@ -102,7 +102,8 @@ class ProcessInstance(HostedInstance):
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
         self._effects[messages.Exited] = self._on_exited
-        self._child: subprocess.Popen[bytes] | None = None
+        self._servers = servers
+        self._child: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._is_killed = False
         self._has_exited = False  # as its keeper knows
         self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
@@ -226,16 +227,7 @@ class ProcessInstance(HostedInstance):
     def _keep(self) -> None:
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""
         try:
-            with open(os.memfd_create("isowsgi-boot"), "wb+") as source:
-                source.write(boot_source(self._order).encode())
-                source.seek(0)
-                self._child = subprocess.Popen(
-                    [self._python, "-c", _START, "isowsgi", self.tag],  # the last two are for people who read `ps`
-                    stdin=source,
-                    cwd=workdir.for_child(),
-                    env=self._environ,
-                    pass_fds=[*(self._order.fds.known() if self._order.fds else ()), *self._order.log_files.values()],
-                )
+            self._child = self._fork() or self._start()
         except Exception as exc:  # no memory, no descriptor, no such file
             self._report_from_keeper(messages.Failed(error=f"cannot start {self._python!r}: {exc}", traceback=""))
             status = 0
@@ -246,6 +238,19 @@ class ProcessInstance(HostedInstance):
             status = self._child.wait()
         self._has_exited = self.has_gone = True
         self._report_from_keeper(messages.Exited(status=status))
+
+    def _fork(self) -> ForkedProcess | None:
+        return None if self._servers is None else self._servers.fork(self._python, self._environ, self._order)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with memory_file(boot_source(self._order).encode()) as source:
+            return subprocess.Popen(
+                [self._python, "-c", START, "isowsgi", self.tag],  # the last two are for people who read `ps`
+                stdin=source,
+                cwd=workdir.for_child(),
+                env=self._environ,
+                pass_fds=[*(self._order.fds.known() if self._order.fds else ()), *self._order.log_files.values()],
+            )
 
 
 def _ended_by(status: int) -> str:

@@ -151,6 +151,11 @@ class BootOrder(Value):
     fds: Descriptors | None = None  # once it has any
     worker_pid: int = 0
 
+    def renumbered(self, numbers: dict[int, int]) -> "BootOrder":
+        """Return the order for a process that knows its descriptors by other numbers."""
+        fds = self.fds and self.fds.replace(**{name: numbers[fd] for name in self.fds.fields if (fd := getattr(self.fds, name)) >= 0})
+        return self.replace(fds=fds, log_files={path: numbers[fd] for path, fd in self.log_files.items()})
+
 
 # Orders: from the worker to an instance.
 

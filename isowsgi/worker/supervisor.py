@@ -80,6 +80,7 @@ class Supervisor:
         self._acceptor: Acceptor | None = None
         self._memory = MemoryWatch(lambda: self.deployments, lambda: self.table.config.limits.max_rss)
         self._workshop.on_measured = self._memory.on_measured
+        self._workshop.forks_processes = lambda: self.table.config.limits.fork_server
 
     @property
     def table(self) -> Table:
@@ -205,10 +206,11 @@ class Supervisor:
         return not any(instance.is_loaded for instance in self._instances() if instance.state is not State.STUCK)
 
     def abandon(self) -> list[str]:
-        """Give up on instances that did not end; return their tags."""
+        """Give up on instances that did not end, and end what starts others; return the tags of those."""
         left = [instance for instance in self._instances() if instance.is_loaded and instance.state is State.DRAINING]
         for instance in left:
             instance.abandon()
+        self._containment.call("fork servers", self._workshop.fork_servers.end)
         return [instance.tag for instance in left]
 
     def _instances(self) -> list[Instance]:

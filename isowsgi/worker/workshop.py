@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.forkserver import ForkServers
 from isowsgi.instances.hosted import HostedInstance
 from isowsgi.instances.interpreter import InterpreterInstance
 from isowsgi.instances.main import MainInstance
@@ -43,6 +44,8 @@ class Workshop:
     Attributes:
         leaked: interpreters ended on a release that keeps their memory.
         is_stopping: whether the worker is, so that nothing needs to be freed any more.
+        fork_servers: fork the mounts' processes.
+        forks_processes: whether processes come from fork servers; asked for each.
         on_report: called when an instance has something to say, and the deployment has dealt with it.
         on_files, on_stacks, on_measured: see `Surroundings`; set by those who want to know.
     """
@@ -60,6 +63,7 @@ class Workshop:
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
         self.leaked = 0
         self.is_stopping = False
+        self.forks_processes: Callable[[], bool] = lambda: False
         self.on_report: Callable[[], None] = lambda: None
         self.on_files: Callable[[list[str]], None] = lambda files: None
         self.on_stacks: Callable[[Instance, Stacks], None] = lambda instance, report: None
@@ -67,6 +71,7 @@ class Workshop:
         self._acceptor: Acceptor | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._fds = {"board": board.fd} if origins_fd is None else {"board": board.fd, "origins": origins_fd}
+        self.fork_servers = ForkServers(orders.packages, log, containment)
         self._environ = dict(os.environ)  # before an app in the main interpreter changes it
 
     def start(self, acceptor: Acceptor) -> None:
@@ -153,7 +158,8 @@ class Workshop:
     def _make(self, order: BootOrder) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
-            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment)
+            servers = self.fork_servers if self.forks_processes() else None
+            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)

@@ -1,0 +1,327 @@
+"""Fork servers, as a worker has them: one for each Python that its mounts' processes run in.
+
+A new process costs a start of Python and the import of what serves, and has a copy of all that. One that is forked has both already, and
+shares the memory (`inside.forkserver`). It is the worker's own child in every way (`inside.cloning`).
+
+Nothing depends on a server. If it cannot be had, is slow, hangs or dies, `fork` returns None, and the caller starts a process as if there
+were none. Processes that were forked do not notice its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import IO, Any
+
+import isowsgi
+from isowsgi.inside.warmth import shadows
+from isowsgi.instances.interpreter import first_source
+from isowsgi.shared import births, messages, wire, workdir
+from isowsgi.shared.births import FIRST_PLACE, MOST_FDS, TOKEN, Birth, Forked, ForkOrder, NotForked, Settled, Unfit, Warm
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.handover import blocking
+from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.wire import MessageError
+
+# What a Python executes; the first code comes by its standard input, as a boot order may be longer than an argument.
+START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
+
+# How long a process waits for a server that is being started: 0.3 to 0.6 s in general, some seconds on a busy machine.
+_WARM_UP_S = 5.0
+
+# How long that may take before the server counts as hanging, and how long one step of a fork may take, a matter of milliseconds.
+_LONGEST_WARM_UP_S = 60.0
+_STEP_S = 5.0
+
+# How long to do without a server that has failed, and the most that doubling after each further failure comes to.
+_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 600.0
+
+# Room in the server's arguments for the tag of a process, which `ps` shows there.
+_TAG_BYTES = 200
+
+
+class ForkServers:
+    """One worker's. Any thread may call `fork`, which waits.
+
+    Args:
+        packages: folders of isowsgi and gunicorn, by package.
+        log: gunicorn's logger.
+        containment: where mistakes end that are one server's.
+    """
+
+    def __init__(self, packages: Mapping[str, str], log: Any, containment: Containment) -> None:
+        self._packages = dict(packages)
+        self._log = log
+        self._containment = containment
+        self._lock = threading.Lock()
+        self._servers: dict[str, ForkServer] = {}  # by Python
+        self._pauses: dict[str, tuple[float, float]] = {}  # by Python: monotonic seconds of its end, and its length
+        self._to_start: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
+        self._parent: threading.Thread | None = None
+        self._is_over = False
+
+    def end(self) -> None:
+        """End all servers, and start none any more; processes that they have forked stay."""
+        with self._lock:
+            self._is_over = True
+            servers = list(self._servers.values())
+            self._servers.clear()
+        for server in servers:
+            server.end()
+
+    def fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
+        """Return a new process that is about to boot; None: start one without a server.
+
+        Args:
+            python: the executable.
+            environ: of all processes that have this Python.
+            order: with the descriptors by their numbers here; they stay the caller's.
+        """
+        server = self._server_of(python, environ)
+        if server is None or not server.is_warm(_WARM_UP_S) or shadows(order.environment.pythonpath, server.names):
+            return None
+        try:
+            return server.fork(order)
+        except ForkFailed as exc:
+            self._lose(server, str(exc), exc.for_good)
+        except OSError:  # no descriptor or no memory is left; a start may need less
+            pass
+        return None
+
+    def _server_of(self, python: str, environ: Mapping[str, str]) -> ForkServer | None:
+        with self._lock:
+            server = self._servers.get(python)
+            if server is None and not self._is_over and time.monotonic() >= self._pauses.get(python, (0.0, 0.0))[0]:
+                server = self._servers[python] = ForkServer(python, environ, self._packages)
+                if self._parent is None:
+                    self._parent = threading.Thread(target=self._start_servers, name="isowsgi-fork-servers", daemon=True)
+                    self._parent.start()
+                self._to_start.put(server)
+            return server
+
+    def _start_servers(self) -> None:
+        """Be the parent of all servers, and of what they fork, for as long as the worker lives: the kernel ends them with this thread."""
+        while True:
+            server = self._to_start.get()
+            self._containment.call("fork server", self._start, server)
+
+    def _start(self, server: ForkServer) -> None:
+        try:
+            server.start()
+        except (ForkFailed, OSError) as exc:
+            self._lose(server, str(exc), isinstance(exc, ForkFailed) and exc.for_good)
+
+    def _lose(self, server: ForkServer, reason: str, for_good: bool) -> None:
+        server.end()
+        with self._lock:
+            if self._servers.get(server.python) is not server:
+                return  # another thread was first
+            del self._servers[server.python]
+            pause_s = min(2 * self._pauses.get(server.python, (0.0, _PAUSE_S / 2))[1], _LONGEST_PAUSE_S)
+            self._pauses[server.python] = (math.inf if for_good else time.monotonic() + pause_s, pause_s)
+        then = "not trying again" if for_good else f"next attempt in {pause_s:g} s"
+        self._log.warning("fork server of %s: %s; processes start without it, %s", server.python, reason, then)
+
+
+class ForkFailed(Exception):
+    """A server did not do what it was asked for.
+
+    Args:
+        for_good: whether another one would not either.
+    """
+
+    def __init__(self, reason: str, for_good: bool = False) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
+
+
+class ForkServer:
+    """One of them.
+
+    Args:
+        environ, packages: as for `ForkServers`.
+
+    Attributes:
+        names: top-level modules that its processes have loaded, beyond what serves.
+    """
+
+    def __init__(self, python: str, environ: Mapping[str, str], packages: Mapping[str, str]) -> None:
+        self.python = python
+        self.names: Collection[str] = frozenset()
+        self._environ = environ
+        self._packages = packages
+        self._is_settled = threading.Event()  # whether it is warm, or has failed
+        self._is_warm = False
+        self._socket_lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def is_warm(self, wait_s: float) -> bool:
+        """Whether it can fork; waits if it is not decided yet."""
+        return self._is_settled.wait(wait_s) and self._is_warm
+
+    def start(self) -> None:
+        """Start it, and wait until it is warm.
+
+        Raises:
+            ForkFailed, OSError: it is not; `end` it.
+        """
+        try:
+            self._launch()
+            message = _hear(self._open_socket(), _LONGEST_WARM_UP_S, "get ready")
+            if isinstance(message, Unfit):
+                raise ForkFailed(message.error, for_good=True)
+            if not isinstance(message, Warm):
+                raise ForkFailed(f"it said {type(message).__name__}")
+            self.names, self._is_warm = frozenset(message.names), True
+        finally:
+            self._is_settled.set()
+
+    def _launch(self) -> None:
+        ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self._socket = ours
+        order = ForkOrder(release=isowsgi.__version__, packages=dict(self._packages), server=theirs.fileno(), worker_pid=os.getpid())
+        with theirs, memory_file(first_source(wire.encode(wire.plain(order))).encode()) as source:
+            self._process = subprocess.Popen(
+                [self.python, "-c", START, "isowsgi", "fork server".ljust(_TAG_BYTES)],
+                stdin=source,
+                cwd=workdir.for_child(),
+                env=self._environ,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def fork(self, order: BootOrder) -> ForkedProcess:
+        """Return a new process that boots by an order.
+
+        Raises:
+            ForkFailed: the server is of no use any more; `end` it.
+            OSError: descriptors, memory or processes are short.
+        """
+        fds = [*dict.fromkeys([*(order.fds.known() if order.fds else ()), *order.log_files.values()])]
+        if len(fds) > MOST_FDS - FIRST_PLACE:
+            raise OSError("an order with too many descriptors for a packet")
+        ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        with ours:
+            with theirs, self._socket_lock:
+                sock = self._open_socket()
+                try:
+                    sock.settimeout(_STEP_S)
+                    births.send(sock, TOKEN, [theirs.fileno()])
+                except (BrokenPipeError, ConnectionResetError, TimeoutError) as exc:
+                    raise ForkFailed("it has died, or hangs") from exc
+            process = self._await_fork(ours)
+            try:
+                places = {fd: FIRST_PLACE + place for place, fd in enumerate(fds)}
+                with memory_file(messages.encode(order.renumbered(places))) as source:
+                    births.send(ours, TOKEN, [source.fileno(), 1, 2, *fds])
+                _expect(_hear(ours, _STEP_S, "settle"), Settled)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        return process
+
+    def _await_fork(self, ours: socket.socket) -> ForkedProcess:
+        try:
+            message = _hear(ours, _STEP_S, "fork")
+        except ForkFailed:
+            self.end()  # from now on nothing is forked, but a process may be there since a moment ago
+            with contextlib.suppress(ForkFailed):
+                message = _hear(ours, 0.1, "fork")
+                if isinstance(message, Forked):
+                    late = ForkedProcess(message.pid)
+                    late.kill()
+                    late.wait()
+            raise
+        if isinstance(message, NotForked):
+            raise OSError(message.error)
+        pid = _expect(message, Forked).pid
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            raise ForkFailed("its processes are not the worker's (the kernel does not know CLONE_PARENT)", for_good=True) from None
+        return ForkedProcess(pid)
+
+    def end(self) -> None:
+        """Kill it, and close what this side has. Any thread may call it, more than once."""
+        self._is_warm = False
+        self._is_settled.set()
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel is in its way, and nobody waits for it
+                self._process.wait(_STEP_S)
+        with self._socket_lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _open_socket(self) -> socket.socket:
+        if self._socket is None:
+            raise ForkFailed("it has been ended")
+        return self._socket
+
+
+class ForkedProcess:
+    """A process of the worker's that a server has forked: what of `subprocess.Popen` an instance uses."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._lock = threading.Lock()
+        self._has_gone = False
+
+    def kill(self) -> None:
+        """Kill it, if it is still there. Any thread may call it."""
+        with self._lock:
+            if not self._has_gone:  # else its number may be another's
+                os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit status as `subprocess` has it: negative for a signal."""
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            self._has_gone = True
+            _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+@contextlib.contextmanager
+def memory_file(content: bytes) -> Iterator[IO[bytes]]:
+    with open(os.memfd_create("isowsgi-boot"), "wb+") as file:
+        file.write(content)
+        file.seek(0)
+        yield file
+
+
+def _hear(sock: socket.socket, limit_s: float, what: str) -> Birth:
+    """Return what comes next.
+
+    Raises:
+        ForkFailed: nothing that makes sense.
+    """
+    sock.settimeout(limit_s)
+    try:
+        packet = sock.recv(births.MAX_PACKET_BYTES)
+        if packet:
+            return births.decode(packet)
+    except TimeoutError:
+        raise ForkFailed(f"it did not {what} within {limit_s:g} s") from None
+    except OSError:  # it was killed with a packet of ours unread
+        pass
+    except MessageError as exc:
+        raise ForkFailed(f"it said what makes no sense: {exc}") from exc
+    raise ForkFailed(f"it died before it could {what}")
+
+
+def _expect(message: Birth, kind: Any) -> Any:
+    if not isinstance(message, kind):
+        raise ForkFailed(f"it said {type(message).__name__} where {kind.__name__} was due")
+    return message

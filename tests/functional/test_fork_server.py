@@ -1,0 +1,156 @@
+"""Processes from a fork server: they are as those that were started on their own, and nothing depends on the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isowsgi.cli import client
+from isowsgi.shared.controlmessages import Outcome, Reload
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
+from tests.functional.test_kinds_of_isolation import children_of, facts
+
+FORKED = "[worker]\nfork_server = true\n"
+MIRRORS = """
+[defaults]
+isolation = "process"
+[mounts]
+"/a" = { app = "mirror", env = { TZ = "America/Nome", PLACE = "a" } }
+"/b" = { app = "mirror", threads = 2 }
+"""
+
+
+def fork_server_of(worker: int) -> int | None:
+    """Return the process id of a worker's fork server: `ps` shows what it is."""
+    for child in children_of(worker):
+        if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b" \0").endswith(b"fork server"):
+            return child
+    return None
+
+
+def reload(server: Server, mount: str) -> int:
+    [answer] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Reload(mount=mount), DEADLINE_S)
+    assert isinstance(answer.answer, Outcome)
+    return int(str(facts(server, mount)["pid"]))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What two mounts find, without a fork server ("own/a", "own/b") and with one ("forked/a", "forked/b")."""
+    answers: dict[str, dict[str, Any]] = {}
+    folder = tmp_path_factory.mktemp("server")
+    for way, config in (("own", MIRRORS), ("forked", MIRRORS + FORKED)):
+        with running_server(folder, config, "--threads", "3", wait_for=2) as server:
+            [worker] = server.workers()
+            assert (fork_server_of(worker) is not None) == (way == "forked")
+            for mount in ("/a", "/b"):
+                answers[way + mount] = server.get(mount).json()
+                assert answers[way + mount]["ids"]["parent"] == worker
+            assert "fork server" not in server.log()
+        (folder / "error.log").unlink()
+    return answers
+
+
+@pytest.mark.parametrize("mount", ["/a", "/b"])
+def test_a_forked_process_finds_what_one_finds_that_was_started_on_its_own(found: dict[str, dict[str, Any]], mount: str) -> None:
+    own, forked = found["own" + mount], found["forked" + mount]
+    odd = {name: (own["found"][name], forked["found"][name]) for name in own["found"] if own["found"][name] != forked["found"][name]}
+
+    assert odd == {}, "\n".join(f"{name}: {each[0]} {each[1]}" for name, each in odd.items())
+
+
+def test_of_modules_a_forked_process_has_only_more_of_the_standard_library(found: dict[str, dict[str, Any]]) -> None:
+    own, forked = set(found["own/a"]["modules"]), set(found["forked/a"]["modules"])
+
+    assert own - forked == set()
+    more = {name.partition(".")[0] for name in forked - own}
+    assert more - sys.stdlib_module_names == set()
+    assert more & {"multiprocessing", "zoneinfo", "isowsgi", "gunicorn", "site", "pydoc", "tkinter"} == set()
+
+
+def test_no_two_forked_processes_draw_the_same_random_numbers(found: dict[str, dict[str, Any]]) -> None:
+    first, second = found["forked/a"]["secrets"], found["forked/b"]["secrets"]
+
+    assert [name for name in first if first[name] == second[name]] == []
+
+
+def test_a_folder_with_a_module_of_a_name_that_is_loaded_already_gets_its_own(serve: StartServer) -> None:
+    """`sys.modules` would have the library's, and the app another module than on its own."""
+    app = "import calendar\ndef application(environ, start_response):\n    start_response('200 OK', [])\n    return [calendar.WHOSE]\n"
+    server = serve(
+        FORKED + '[mounts]\n"/x" = { app = "shadowed", pythonpath = ["site"], isolation = "process" }',
+        files={"site/shadowed.py": app, "site/calendar.py": "WHOSE = b'mine'\ndef timegm(tuple): return 0\n"},
+    )
+
+    assert server.get("/x").content == b"mine"
+
+
+def test_a_fork_server_that_dies_costs_its_processes_nothing_and_others_a_slower_start(serve: StartServer) -> None:
+    server = serve(FORKED + '[defaults]\nisolation = "process"\n[mounts]\n"/b" = "housed"\n"/c" = "housed"', wait_for=2)
+    [worker] = server.workers()
+    child = int(str(facts(server, "/b")["pid"]))
+    fork_server = fork_server_of(worker)
+    assert fork_server is not None
+
+    os.kill(fork_server, signal.SIGKILL)
+    other = reload(server, "/c")
+
+    server.wait_for_log("fork server of .*; processes start without it, next attempt in 10 s")
+    assert int(str(facts(server, "/b")["pid"])) == child
+    assert fork_server_of(worker) is None
+    assert sorted(children_of(worker)) == sorted([child, other])
+    assert "Traceback" not in server.log() + server.output()
+
+
+def test_a_crash_of_a_forked_process_is_told_with_its_signal_and_its_stacks(serve: StartServer) -> None:
+    server = serve(FORKED + '[mounts]\n"/b" = { app = "housed", isolation = "process" }')
+
+    assert server.get("/b/crash").status_code == 502
+
+    server.wait_for_log(r"/b #1: .*process was killed by SIGSEGV while serving GET /b/crash")
+    server.wait_for_log("/b #2: serving")
+    eventually(lambda: "Fatal Python error: Segmentation fault" in server.output(), "the stacks of the dead process")
+
+
+def test_forked_processes_and_their_server_end_with_a_killed_worker(serve: StartServer) -> None:
+    server = serve(FORKED + '[mounts]\n"/b" = { app = "housed", isolation = "process" }')
+    [worker] = server.workers()
+    children = children_of(worker)
+    assert len(children) == 2
+
+    os.kill(worker, signal.SIGKILL)
+
+    eventually(lambda: not any(_is_alive(pid) for pid in children), "the end of all of them")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_an_app_reaches_no_socket_of_the_fork_server(serve: StartServer) -> None:
+    """It would have it fork, or end it; all that a forked process has are the descriptors that the worker gave it."""
+    code = (
+        "import os, json\n"
+        "def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    ends = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        "    return [json.dumps(ends).encode()]\n"
+    )
+    server = serve(
+        FORKED + '[mounts]\n"/x" = { app = "looks", pythonpath = ["site"], isolation = "process" }', files={"site/looks.py": code}
+    )
+    [worker] = server.workers()
+    fork_server = fork_server_of(worker)
+    assert fork_server is not None
+    [its] = {os.readlink(path) for path in Path(f"/proc/{fork_server}/fd").iterdir() if os.readlink(path).startswith("socket:")}
+
+    assert its not in json.loads(server.get("/x").content)

@@ -1,0 +1,253 @@
+"""Fork servers from the worker's side: what they fork is a child of ours, and one that fails, hangs or lies costs a start without it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import isowsgi
+from isowsgi.inside import warmth
+from isowsgi.inside.warmth import shadows
+from isowsgi.instances import forkserver
+from isowsgi.instances.forkserver import ForkedProcess, ForkServers
+from isowsgi.shared import births
+from isowsgi.shared.births import Forked, ForkOrder, NotForked, Settled, Unfit, Warm
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.wire import MessageError
+from tests.conftest import DEADLINE_S, ROOT, eventually, examples
+from tests.orders import any_order, any_orders
+from tests.test_process_instance import no_descriptors
+
+ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServers]:
+    monkeypatch.setattr(forkserver, "_WARM_UP_S", DEADLINE_S)  # a busy machine is no reason to do without
+    board = Scoreboard()
+    made = ForkServers(any_orders([]).packages, logging.getLogger("test"), Containment(logging.getLogger("test"), board.row(0).words))
+    yield made
+    made.end()
+    os.close(board.fd)
+
+
+def order_that_fails() -> BootOrder:
+    """Return one whose process ends as soon as it reads it."""
+    return any_order("own-gil", worker_pid=os.getpid())
+
+
+def fork(servers: ForkServers, python: str = sys.executable) -> ForkedProcess | None:
+    return servers.fork(python, ENVIRON, order_that_fails())
+
+
+def test_a_forked_process_is_a_child_of_the_worker_with_its_status(servers: ForkServers) -> None:
+    process = fork(servers)
+
+    assert process is not None
+    assert process.wait() == 1
+    process.kill()  # without effect, and without an error
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, 0)
+
+
+def test_forking_leaves_no_descriptor(servers: ForkServers) -> None:
+    def fork_and_wait() -> int:
+        process = fork(servers)
+        assert process is not None
+        process.wait()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = fork_and_wait()
+    [server] = servers._servers.values()
+    assert server._process is not None
+    its = Path(f"/proc/{server._process.pid}/fd")
+    its_before = len(list(its.iterdir()))
+
+    assert [fork_and_wait() for _ in range(5)] == [before] * 5
+    eventually(lambda: len(list(its.iterdir())) == its_before, "the server's descriptors of before")
+
+
+def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
+    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+    [server] = servers._servers.values()
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(forkserver, "_STEP_S", 0.1)
+
+    assert fork(servers) is None
+
+    assert server._process.returncode == -signal.SIGKILL
+    assert "it did not fork within 0.1 s; processes start without it, next attempt in 10 s" in caplog.text
+    assert fork(servers) is None
+    assert caplog.text.count("fork server") == 1
+
+
+def test_a_server_that_never_gets_ready_keeps_a_process_waiting_only_so_long(servers: ForkServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "_WARM_UP_S", 0.05)
+    monkeypatch.setattr(forkserver, "START", "import sys; sys.stdin.close(); import time; time.sleep(600)")
+
+    assert fork(servers) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.stdin.read()", "it died before it could get ready"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it died before it could get ready"),
+        ("import socket; socket.socket(fileno=SERVER).send(b'{}')", "it said what makes no sense"),
+        ("import socket; socket.socket(fileno=SERVER).send(b'\\xff' * 9)", "it said what makes no sense"),
+        ('import socket; socket.socket(fileno=SERVER).send(b\'{"is": "Settled"}\')', "it said Settled"),
+        (
+            'import socket; socket.socket(fileno=SERVER).send(b\'{"is": "Unfit", "error": "no such call"}\')',
+            "no such call; .* not trying again",
+        ),
+    ],
+)
+def test_a_server_that_dies_or_talks_nonsense_at_its_start_is_done_without(
+    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    find = "import os; SERVER = next(fd for fd in range(3, 99) if 'socket:' in os.path.realpath(f'/proc/self/fd/{fd}')); "
+    monkeypatch.setattr(forkserver, "START", find + code)
+
+    assert fork(servers) is None
+
+    eventually(lambda: "processes start without it" in caplog.text, "the line in the log")
+    [line] = [record.getMessage() for record in caplog.records]
+    assert re.search(said, line)
+
+
+def test_without_a_descriptor_left_nothing_is_forked_and_the_server_stays(servers: ForkServers) -> None:
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+
+    with no_descriptors():
+        assert fork(servers) is None
+
+    assert servers._servers
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+
+
+def test_a_python_that_is_not_there_is_done_without(servers: ForkServers, caplog: pytest.LogCaptureFixture) -> None:
+    assert fork(servers, "/no/such/python") is None
+    eventually(lambda: "fork server of /no/such/python" in caplog.text, "the line in the log")
+
+
+@pytest.mark.parametrize(
+    ("made", "is_shadow"),
+    [
+        ("calendar.py", True),
+        ("calendar/__init__.py", True),
+        ("calendar.abi3.so", True),
+        ("calendar.pyc", True),
+        ("calendar/notes.txt", False),  # a namespace package comes after the library's module
+        ("calendar.toml", False),
+        ("calendars.py", False),
+        ("sub/calendar.py", False),
+    ],
+)
+def test_a_folder_with_a_module_of_such_a_name_shadows_the_librarys(tmp_path: Path, made: str, is_shadow: bool) -> None:
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).touch()
+
+    assert shadows([str(tmp_path)], {"calendar", "html"}) is is_shadow
+
+
+def test_what_is_no_folder_may_shadow_anything_and_what_is_not_there_nothing(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as file:
+        file.writestr("calendar.py", "")
+
+    assert shadows([str(tmp_path / "app.zip")], {"calendar"})
+    assert not shadows([str(tmp_path / "missing")], {"calendar"})
+
+
+# Run in a process of its own, as the modules may be here already. It prints what their import looked up or left behind.
+_WATCHED = """
+import os, sys, threading
+sys.path.insert(0, {root!r})
+import isowsgi
+from isowsgi.inside import warmth
+asked = set()
+class Watched(type(os.environ)):
+    def __getitem__(self, key):
+        asked.add(key)
+        return super().__getitem__(key)
+    def __contains__(self, key):
+        asked.add(key)
+        return super().__contains__(key)
+os.environ = Watched(os.environ._data, os.environ.encodekey, os.environ.decodekey, os.environ.encodevalue, os.environ.decodevalue)
+fds = len(os.listdir("/proc/self/fd"))
+names = warmth.load()
+import logging
+asked.discard("_PYTHON_SUBPROCESS_USE_POSIX_SPAWN")  # of subprocess, which each process has anyway
+left = len(os.listdir("/proc/self/fd")) - fds, threading.active_count()
+print(sorted(asked), *left, sorted(logging.root.manager.loggerDict))
+public = {{name for name in names if name[0] != "_"}}
+print(public - sys.stdlib_module_names, "multiprocessing" in sys.modules)
+"""
+
+
+def test_what_is_loaded_before_the_fork_asks_for_no_variable_and_leaves_nothing_open() -> None:
+    """A mount's own variables are set after the fork."""
+    done = subprocess.run([sys.executable, "-c", _WATCHED.format(root=str(ROOT))], capture_output=True, text=True, check=True, timeout=60)
+
+    assert done.stdout.splitlines() == ["[] 0 1 []", "set() False"]
+
+
+def test_nothing_of_a_working_directory_is_loaded_before_the_fork_and_nothing_at_all_beside_a_path_that_hides_the_library(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "calendar.py").write_text("raise SystemExit('it was loaded')")
+    code = "import sys; sys.path[:0] = {}; from isowsgi.inside import warmth; print('email' in warmth.load())"
+    run = partial(subprocess.run, check=True, timeout=60, cwd=tmp_path, capture_output=True, text=True)
+
+    assert run([sys.executable, "-c", code.format(["", str(ROOT)])]).stdout == "True\n"
+    assert run([sys.executable, "-c", code.format(["", str(ROOT), str(tmp_path)])]).stdout == "False\n"
+
+
+def test_the_names_are_sorted_and_each_is_there_once() -> None:
+    assert list(warmth.NAMES) == sorted(set(warmth.NAMES))
+
+
+@pytest.mark.parametrize("message", [Warm(names=["a"]), Unfit(error="x"), Forked(pid=1), NotForked(error="y"), Settled()])
+def test_what_is_said_about_a_birth_is_understood(message: births.Birth) -> None:
+    assert births.decode(births.encode(message)) == message
+
+
+_WRONG = [b"", b"[]", b'{"is": []}', b'{"is": "Forked"}', b'{"is": "Forked", "pid": "1"}', b'{"is": "Warm", "names": 1}']
+
+
+@given(st.binary(max_size=200) | st.sampled_from(_WRONG))
+@examples(100)
+def test_whatever_a_server_says_is_a_birth_or_an_error(packet: bytes) -> None:
+    try:
+        births.decode(packet)
+    except MessageError:
+        return
+
+
+def test_an_order_of_another_release_is_refused() -> None:
+    facts = {"release": "0", "packages": {}, "server": 3, "worker_pid": 1}
+    with pytest.raises(MessageError, match="restart gunicorn"):
+        births.read_order(facts)
+    assert isinstance(births.read_order({**facts, "release": isowsgi.__version__}), ForkOrder)
