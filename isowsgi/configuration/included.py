@@ -5,9 +5,17 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 
+from isowsgi.configuration import checks
+from isowsgi.configuration.checks import Pattern
+from isowsgi.configuration.converter import make_converter
+from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
+from isowsgi.configuration.merging import mounts_of, wsgi_form
+from isowsgi.configuration.parsing import parse, texts_of
+from isowsgi.configuration.tables import IncludedTables, settings_of
 from isowsgi.configuration.values import App, Config, Mount
 
 # What stands for the app of a mount that cannot be read; people see "-". It is never loaded.
@@ -41,3 +49,86 @@ def keep_faulty(new: Config, old: Config) -> Config:
     there = {mount.pattern for mount in mounts}
     mounts += [mount for mount in old.mounts if mount.file in new.faulty and mount.pattern not in there]
     return attrs.evolve(new, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(mounts)))
+
+
+class Inclusion:
+    """Reads the files that the main one includes.
+
+    Args:
+        folder: of the main file.
+        shown: the same as it was given.
+        defaults: the main file's, which hold where an included file says nothing else.
+        written: the same as the file has them.
+        seen: the patterns of all files so far.
+        mounts: takes those of each file.
+
+    Attributes:
+        faults: of all files.
+        faulty: the files that have some.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        shown: str,
+        own_gil_error: str | None,
+        defaults: dict[str, Any],
+        written: Any,
+        seen: dict[Pattern, str],
+        mounts: list[Mount],
+    ) -> None:
+        self._folder = folder
+        self._shown = shown
+        self._own_gil_error = own_gil_error
+        self._defaults = defaults
+        self._written = written
+        self._seen = seen
+        self._mounts = mounts
+        self.faults: list[str] = []
+        self.faulty: list[str] = []
+
+    def add(self, file: str) -> None:
+        """Read one file; if it has faults, its patterns get mounts that are answered 503."""
+        shown = os.path.join(self._shown, os.path.relpath(file, self._folder))
+        before = dict(self._seen)
+        try:
+            data = parse(shown, file)
+        except ConfigError as exc:
+            self.faults += exc.faults
+            self.faulty.append(file)
+            return
+        try:
+            mounts = self._read(file, data, f" in {shown}")
+        except ExceptionGroup as group:
+            texts = texts_of(shown, data, group)
+            self.faults += texts
+            self.faulty.append(file)
+            mounts = [
+                faulty_mount(str(pattern), pattern.host, wsgi_form(pattern.path), file, texts[0])
+                for pattern in checks.patterns_of(data.get("mounts"))
+                if pattern not in before
+            ]
+            self._seen.update((checks.pattern(mount.pattern), f"{quoted(mount.pattern)} in {shown}") for mount in mounts)
+        self._mounts += [attrs.evolve(mount, number=len(self._mounts) + place) for place, mount in enumerate(mounts)]
+
+    def _read(self, file: str, data: dict[str, Any], where: str) -> list[Mount]:
+        folder = os.path.dirname(file)
+        written = data.get("defaults", {})
+        if isinstance(self._written, dict) and isinstance(written, dict):
+            written = {**self._written, **written}
+        converter = make_converter(folder, self._own_gil_error, written, self._seen, where=where)
+        tables = converter.structure(data, IncludedTables)
+        defaults = {**self._defaults, **(own := settings_of(tables.defaults))}
+        for key in ("env", "policy"):
+            if key in defaults:
+                defaults[key] = self._defaults.get(key, {}) | own.get(key, {})
+        mounts = mounts_of(tables.mounts, list(data["mounts"]), defaults, folder)
+        taken = {mount.group for mount in self._mounts} - {None}
+        faults = [
+            at(("mounts", text, "group"), Fault(f"another file has mounts in the group {mount.group!r}; keep a group's mounts in one file"))
+            for text, mount in zip(data["mounts"], mounts, strict=True)
+            if mount.group in taken
+        ]
+        if faults:
+            raise ExceptionGroup("groups", faults)
+        return [attrs.evolve(mount, file=file) for mount in mounts]

@@ -55,6 +55,10 @@ MASTER_MODULES = (
     "isowsgi.shared.rows",
     "isowsgi.configuration.gunicorn_settings",
     "isowsgi.configuration.read",
+    "isowsgi.configuration.included",
+    "isowsgi.configuration.parsing",
+    "isowsgi.configuration.converter",
+    "isowsgi.configuration.merging",
 )
 
 # The check at gunicorn's first start refuses what is wrong, and the master's own objects are there before anything is served. The others

@@ -88,12 +88,12 @@ def test_a_replaced_process_leaves_no_descriptor_in_the_worker(serve: StartServe
     places = client.find(str(server.folder / "isowsgi.toml"), None)
     before = Footprint.of(worker).descriptors
 
-    for generation in range(2, 7):
+    for generation in range(2, 5):
         [answer] = client.ask(places, Reload(mount="/a"), DEADLINE_S)
         assert isinstance(answer.answer, Outcome)
         assert answer.answer.generation == generation
 
-    server.wait_for_log(r"/a #\d: ended", 5)
+    server.wait_for_log(r"/a #\d: ended", 3)
     eventually(lambda: Footprint.of(worker).descriptors == before, f"the {before} descriptors of before")
 
 

@@ -1,0 +1,161 @@
+"""Checks a config file's tables: by kind of value, each fault with its place."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn
+
+from isowsgi.configuration import checks
+from isowsgi.configuration.checks import Pattern
+from isowsgi.configuration.faults import Fault, at, wrong_type
+from isowsgi.configuration.merging import joint_faults
+from isowsgi.configuration.tables import (
+    AtLeastOne,
+    Count,
+    Env,
+    EnvFile,
+    EnvFiles,
+    EnvName,
+    EnvValue,
+    Folder,
+    Folders,
+    Glob,
+    Globs,
+    Group,
+    Hook,
+    HostName,
+    HostNames,
+    Instances,
+    Isolation,
+    LongSeconds,
+    Mounts,
+    MountTable,
+    Network,
+    Networks,
+    NewFile,
+    NewFolder,
+    OnCrash,
+    Path,
+    Policy,
+    PolicyValue,
+    PolicyWord,
+    Python,
+    Replace,
+    Seconds,
+    Switch,
+    Threads,
+    UrlPath,
+    Venv,
+    settings_of,
+)
+from isowsgi.configuration.values import CRASH_ACTIONS, MAX_COUNT, MAX_INSTANCES, MAX_THREADS, REPLACE_ORDERS, App
+from isowsgi.shared import policies
+
+
+def make_converter(
+    folder: str, own_gil_error: str | None, defaults: Any, seen: dict[Pattern, str], *, where: str = "", needs_mounts: bool = True
+) -> Converter:
+    """Return a converter for one reading of one file.
+
+    Args:
+        defaults: that table as it is written, checked or not.
+        seen: patterns that were read before, and how a fault names them; takes those of this file.
+        where: what a fault adds to them, " in sites.d/shop.toml".
+        needs_mounts: whether a file without mounts is at fault.
+    """
+    converter = Converter(detailed_validation=True)
+
+    def table_check(kind: type) -> Callable[[Any, Any], Any]:
+        build: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+        return lambda value, _: build(checks.typed(dict, value), kind)
+
+    converter.register_structure_hook_factory(attrs.has, table_check)
+    kinds = _checks_by_kind(converter, folder, own_gil_error)
+    kinds[Pattern] = partial(checks.new_pattern, seen=seen, where=where)
+    some = checks.not_empty if needs_mounts else partial(checks.typed, dict)
+    kinds[Mounts] = lambda value: checks.mapping(converter, some(value), Pattern, MountTable)
+    for kind, check in kinds.items():
+        converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
+    long_form = table_check(MountTable)  # only now: it looks its fields' checks up at once
+    given = _sound_defaults(converter, defaults)
+
+    def mount_check(value: Any, kind: Any) -> Any:
+        if not isinstance(value, (str, dict)):
+            raise wrong_type("an app (a string) or a table", value)
+        if isinstance(value, str):
+            return MountTable(app=checks.app(value, folder=folder))
+        table = long_form(value, kind)
+        # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
+        said = settings_of(table)
+        faults = [at((key,), fault) for key, fault in joint_faults({**given, **said}) if key in said]
+        if faults:
+            raise ExceptionGroup("mount", faults)
+        return table
+
+    converter.register_structure_hook(MountTable, mount_check)
+    return converter
+
+
+def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
+    """Return the check of each kind of value."""
+    return {
+        App: partial(checks.app, folder=folder),
+        Folder: partial(checks.folder, folder=folder),
+        Folders: lambda value: tuple(checks.one_or_more(converter, value, Folder)),
+        Venv: partial(checks.venv, folder=folder),
+        Python: partial(checks.python, folder=folder),
+        Group: checks.group,
+        EnvName: checks.env_name,
+        EnvValue: checks.env_value,
+        Env: lambda value: checks.mapping(converter, checks.typed(dict, value), EnvName, EnvValue),
+        EnvFile: partial(checks.env_file, folder=folder),
+        EnvFiles: lambda value: {n: v for file in checks.one_or_more(converter, value, EnvFile) for n, v in file.items()},
+        Threads: partial(checks.whole_number, most=MAX_THREADS),
+        Isolation: partial(checks.isolation, own_gil_error=own_gil_error),
+        Instances: partial(checks.whole_number, most=MAX_INSTANCES),
+        Seconds: checks.head_timeout,
+        LongSeconds: checks.time_limit,
+        Switch: partial(checks.typed, bool),
+        Count: partial(checks.whole_number, least=0, most=MAX_COUNT),
+        AtLeastOne: partial(checks.whole_number, most=MAX_COUNT),
+        Path: partial(checks.new_path, folder=folder),
+        NewFile: partial(checks.new_file, folder=folder),
+        NewFolder: partial(checks.new_folder, folder=folder),
+        UrlPath: checks.url_path,
+        Hook: checks.hook,
+        Replace: partial(checks.one_of, names=REPLACE_ORDERS),
+        OnCrash: partial(checks.one_of, names=CRASH_ACTIONS),
+        PolicyWord: checks.policy_word,
+        PolicyValue: partial(checks.one_of, names=policies.VALUES),
+        Policy: partial(_policy, converter),
+        Network: checks.network,
+        Networks: lambda value: tuple(checks.one_or_more(converter, value, Network)),
+        Glob: checks.glob_pattern,
+        Globs: lambda value: tuple(checks.one_or_more(converter, value, Glob)),
+        HostName: checks.host_name,
+        HostNames: lambda value: tuple(checks.one_or_more(converter, value, HostName)),
+    }
+
+
+def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
+    """Return those of the defaults that `joint_faults` looks at, as far as they are in order."""
+    sound = {}
+    for key, kind in (("isolation", Isolation), ("python", Python)):
+        if isinstance(defaults, dict) and key in defaults:
+            try:
+                sound[key] = converter.structure(defaults[key], kind)
+            except Fault:  # reported at its place
+                continue
+    return sound
+
+
+def _policy(converter: Converter, value: Any) -> dict[str, str]:
+    """Read a value for each word, or one for all of them."""
+    if isinstance(value, str):
+        return dict.fromkeys(policies.WORDS, converter.structure(value, PolicyValue))
+    if not isinstance(value, dict):
+        raise wrong_type("one of 'allow', 'warn', 'deny' or a table of them", value)
+    return checks.mapping(converter, value, PolicyWord, PolicyValue)

@@ -1,0 +1,84 @@
+"""From tables to mounts: one table over the other, what a group has in common, and what settings mean together."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from isowsgi.configuration import checks, groups, pythons
+from isowsgi.configuration.faults import Fault, at, place_text, spelt
+from isowsgi.configuration.tables import Mounts, settings_of
+from isowsgi.configuration.values import MAIN_GROUP, Mount
+
+
+def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
+    """Lay each mount's table over its group's and the defaults, and check what they mean together.
+
+    The environment and the policy merge name by name, and all that a mount says wins over all that the defaults say: else a variable
+    in `[defaults]` would beat the mount's own env_file.
+
+    Args:
+        written: the patterns as the file writes them, in its order.
+
+    Raises:
+        ExceptionGroup: of faults, each with its place.
+    """
+    own = [settings_of(table) for table in tables.values()]
+    faults: list[Exception] = []
+    merged = _join_groups(own, defaults, written, faults)
+    mounts: list[Mount] = []
+    for pattern, text, said, table in zip(tables, written, merged, own, strict=True):
+        by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
+        values = {"pythonpath": (folder,), **defaults, **said, **by_name}
+        for key, fault in joint_faults(values):
+            faults.append(at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
+        values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
+        mounts.append(Mount(number=len(mounts), pattern=str(pattern), host=pattern.host, prefix=wsgi_form(pattern.path), **values))
+    if faults:
+        raise ExceptionGroup("mounts", faults)
+    return tuple(mounts)
+
+
+def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: list[str], faults: list[Exception]) -> list[dict[str, Any]]:
+    """Give each mount what the others of its group say; contradictions are added to `faults`."""
+    members: dict[str, list[int]] = {}
+    for number, said in enumerate(own):
+        both = defaults | said
+        name = MAIN_GROUP if both.get("isolation") == "main" else both.get("group")
+        if both.get("isolation") == "main" and "group" in both:
+            faults.append(at(("mounts", written[number]), Fault("mounts of the main interpreter share it anyway; remove their group")))
+        elif name is not None:
+            members.setdefault(name, []).append(number)
+    joined = list(own)
+    for name, numbers in members.items():
+        agreed, contradictions = groups.agree([own[number] for number in numbers])
+        for number, said in zip(numbers, agreed, strict=True):
+            joined[number] = said | {"group": name}
+        for found in contradictions:
+            place = ("mounts", written[numbers[found.member]], found.key, *([] if found.name is None else [found.name]))
+            other = place_text(("mounts", written[numbers[found.other]]))
+            faults.append(at(place, Fault(f"contradicts {other}, which says {spelt(found.theirs)}: both share the group {name!r}")))
+    return joined
+
+
+def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
+    """Yield what is wrong with a mount's settings together, with the key to blame; each alone is valid."""
+    isolation, python, venv = values.get("isolation", "auto"), values.get("python"), values.get("venv")
+    if python is not None and isolation not in ("auto", "process"):
+        wanted = 'isolation = "process" (or "auto")'
+        yield "python", Fault(f"another Python runs in its own process: expected {wanted}, got {isolation!r}")
+    elif venv is not None:
+        fault = checks.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
+        if fault is not None:
+            yield "venv", Fault(fault)
+    if isolation == "main":
+        if venv is not None:
+            packages = "the packages of gunicorn's own environment"
+            yield "venv", Fault(f'an app in the main interpreter has {packages}; use isolation = "process"')
+        if values.get("instances", 1) > 1:
+            yield "instances", Fault(f"there is one main interpreter, got {values['instances']}")
+        if any(value != "allow" for value in values.get("policy", {}).values()):
+            reason = "in the main interpreter an app's calls cannot be told from gunicorn's"
+            yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
+
+
+def wsgi_form(path: str) -> str:
+    return path.encode().decode("latin-1")

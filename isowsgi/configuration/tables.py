@@ -1,0 +1,146 @@
+"""The tables of a config file, as they are written: which keys there are, and what kind of value each has."""
+
+from typing import Any, NewType
+
+import attrs
+
+from isowsgi.configuration.checks import Pattern
+from isowsgi.configuration.values import CRASH_WINDOW_S, CRASHES, HEAD_TIMEOUT_S, MAX_LEAKED, MAX_STUCK, App
+
+# Each kind of value has its own type, by which cattrs finds its check; None: not set.
+
+Folder = NewType("Folder", str)
+Folders = NewType("Folders", tuple[str, ...])
+Venv = NewType("Venv", str)
+Python = NewType("Python", str)
+Group = NewType("Group", str)
+EnvName = NewType("EnvName", str)
+EnvValue = NewType("EnvValue", str)
+Env = NewType("Env", dict[str, str])
+EnvFile = NewType("EnvFile", dict[str, str])
+EnvFiles = NewType("EnvFiles", dict[str, str])
+Threads = NewType("Threads", int)
+Isolation = NewType("Isolation", str)
+Instances = NewType("Instances", int)
+Seconds = NewType("Seconds", float)
+LongSeconds = NewType("LongSeconds", float)
+Switch = NewType("Switch", bool)
+Count = NewType("Count", int)
+AtLeastOne = NewType("AtLeastOne", int)
+Path = NewType("Path", str)
+NewFile = NewType("NewFile", str)
+NewFolder = NewType("NewFolder", str)
+UrlPath = NewType("UrlPath", str)
+Hook = NewType("Hook", str)
+Replace = NewType("Replace", str)
+OnCrash = NewType("OnCrash", str)
+PolicyWord = NewType("PolicyWord", str)
+PolicyValue = NewType("PolicyValue", str)
+Policy = NewType("Policy", dict[str, str])
+Network = NewType("Network", str)
+Networks = NewType("Networks", tuple[str, ...])
+Glob = NewType("Glob", str)
+Globs = NewType("Globs", tuple[str, ...])
+HostName = NewType("HostName", str)
+HostNames = NewType("HostNames", tuple[str, ...])
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """`[defaults]`: what can be said once for every mount."""
+
+    pythonpath: Folders | None = None
+    venv: Venv | None = None
+    python: Python | None = None
+    env: Env | None = None
+    env_file: EnvFiles | None = None
+    threads: Threads | None = None
+    isolation: Isolation | None = None
+    group: Group | None = None
+    instances: Instances | None = None
+    lazy: Switch | None = None
+    idle_timeout: LongSeconds | None = None
+    boot_timeout: LongSeconds | None = None
+    request_timeout: LongSeconds | None = None
+    body_timeout: LongSeconds | None = None
+    send_timeout: LongSeconds | None = None
+    min_rate: Count | None = None
+    queue: Count | None = None
+    queue_timeout: LongSeconds | None = None
+    warmup: UrlPath | None = None
+    touch: Path | None = None
+    watch: Switch | None = None
+    replace: Replace | None = None
+    max_requests: Count | None = None
+    max_requests_jitter: Count | None = None
+    max_age: LongSeconds | None = None
+    log: NewFile | None = None
+    slow_request: LongSeconds | None = None
+    on_boot: Hook | None = None
+    on_drain: Hook | None = None
+    on_request_start: Hook | None = None
+    on_request_end: Hook | None = None
+    on_crash: OnCrash | None = None
+    policy: Policy | None = None
+
+
+@attrs.frozen(kw_only=True)
+class MountTable(Settings):
+    app: App
+
+
+@attrs.frozen(kw_only=True)
+class AcceptorTable:
+    head_timeout: Seconds = Seconds(HEAD_TIMEOUT_S)
+
+
+@attrs.frozen(kw_only=True)
+class WorkerTable:
+    max_stuck: Count = Count(MAX_STUCK)
+    max_leaked: Count = Count(MAX_LEAKED)
+    max_rss: Count = Count(0)
+    crashes: AtLeastOne = AtLeastOne(CRASHES)
+    crash_window: LongSeconds = LongSeconds(CRASH_WINDOW_S)
+    fork_server: Switch = Switch(False)
+
+
+@attrs.frozen(kw_only=True)
+class ControlTable:
+    enabled: Switch = Switch(True)
+    folder: NewFolder | None = None
+    watch: Switch = Switch(False)
+
+
+@attrs.frozen(kw_only=True)
+class StatusTable:
+    allow: Networks = Networks(())
+    hosts: HostNames = HostNames(())
+
+
+Mounts = NewType("Mounts", dict[Pattern, MountTable])
+
+
+@attrs.frozen(kw_only=True)
+class ConfigTables:
+    mounts: Mounts
+    include: Globs = Globs(())
+    defaults: Settings = Settings()
+    acceptor: AcceptorTable = AcceptorTable()
+    worker: WorkerTable = WorkerTable()
+    control: ControlTable = ControlTable()
+    status: StatusTable = StatusTable()
+
+
+@attrs.frozen(kw_only=True)
+class IncludedTables:
+    """A file that the main one includes."""
+
+    mounts: Mounts
+    defaults: Settings = Settings()
+
+
+def settings_of(table: Settings) -> dict[str, Any]:
+    """Return what a table says, the variables of its files among its environment."""
+    said = {name: value for name, value in attrs.asdict(table, recurse=False).items() if value is not None}
+    env = said.pop("env_file", {}) | said.get("env", {})
+    return said | {"env": env} if env else said
