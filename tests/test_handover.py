@@ -190,7 +190,7 @@ def test_a_connection_that_comes_under_the_number_of_one_just_closed_is_another(
 
     monkeypatch.setattr(os, "close", close_and_receive)
     if fate == CLOSED_THERE:
-        post.mail.close(Closing(), theirs, memoryview(b""))  # type: ignore[arg-type] # all that it uses
+        post.mail.close(Closing(), theirs, memoryview(b""))
     else:
         (post.mail.give_back if fate == RETURNED else post.mail.linger)(theirs)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from isowsgi.inside.clientsocket import ClientSocket
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Gateway
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.handover import Exchange, key_of
+from isowsgi.shared.handover import Closable, Exchange, key_of
 from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.origins import Origins
 
@@ -31,6 +31,16 @@ _SEND_MARGIN = 10
 
 # How often at most idle connections are looked through for those past their keep-alive time.
 _SWEEP_S = 1.0
+
+
+class _Number:
+    """A connection for which no socket can be made."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class Holdings:
@@ -75,7 +85,12 @@ class Holdings:
 
     def take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
-        sock = ClientSocket(self._family or socket.AF_INET, fd)
+        try:
+            sock = ClientSocket(self._family or socket.AF_INET, fd)
+        except Exception:  # an audit hook of the app's refuses sockets
+            self._containment.failed("incoming connection")
+            self._part(_Number(fd), fd)
+            return False
         facts: dict[str, str] = {}
         try:
             # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
@@ -139,7 +154,7 @@ class Holdings:
         release(connection.app_socket)
         self._part(connection.sock, connection.fd)
 
-    def _part(self, sock: socket.socket, fd: int) -> None:
+    def _part(self, sock: Closable, fd: int) -> None:
         # Closing the descriptor need not disarm it: the worker has what it lent, and a child process between fork and exec what it
         # inherited. An event of it would be taken for one of the next connection that gets the number.
         try:

@@ -145,6 +145,12 @@ class Port:
         self._epoll.register(fd, self._arm)
 
 
+class Closable(Protocol):
+    """A socket, or what stands in for one that could not be made."""
+
+    def close(self) -> None: ...
+
+
 class Exchange(Protocol):
     """An instance's side of the hand-over. Who calls has disarmed the descriptor and forgotten its socket."""
 
@@ -162,7 +168,7 @@ class Exchange(Protocol):
     def linger(self, fd: int) -> None:
         """Have the acceptor read away what the client still sends."""
 
-    def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
+    def close(self, sock: Closable, fd: int, row: memoryview) -> None:
         """Close a connection.
 
         Args:
@@ -195,7 +201,7 @@ class SameProcess:
     def worker_fd(self, fd: int) -> int:
         return fd
 
-    def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
+    def close(self, sock: Closable, fd: int, row: memoryview) -> None:
         try:
             sock.close()
         finally:  # even if the app has closed the number itself: a connection that is not counted is one less that the worker takes
@@ -245,7 +251,7 @@ class Mail:
     def linger(self, fd: int) -> None:
         self._part(LINGERING, fd)
 
-    def close(self, sock: socket.socket, fd: int, row: memoryview) -> None:
+    def close(self, sock: Closable, fd: int, row: memoryview) -> None:
         # Before it is closed: then another thread may take the next one out of the mail, under the same number.
         serial, _ = self._loans.pop(fd)
         try:

@@ -56,6 +56,13 @@ logging.getLogger("gunicorn.error").warning("said by %s", "gunicorn's logger")
     "socks_recipe": "import socket, socks\nsocks.set_default_proxy(socks.SOCKS5, '127.0.0.1', 9)\nsocket.socket = socks.socksocket\n",
     "frozen_time": "import freezegun\nfreezegun.freeze_time('2012-01-14 03:21:34').start()\n",
 }
+_REFUSES_SOCKETS = """
+import sys
+def refuse(event, args):
+    if event == "socket.__new__":
+        raise PermissionError("no sockets here")
+sys.addaudithook(refuse)
+"""
 _NEEDS = {"socks_recipe": "socks", "frozen_time": "freezegun"}
 
 _HAS = {name: importlib.util.find_spec(_NEEDS.get(name, "json")) is not None for name in _APPS}
@@ -65,10 +72,11 @@ _HAS = {name: importlib.util.find_spec(_NEEDS.get(name, "json")) is not None for
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     mounts = "".join(f"'/{name}' = '{name}'\n" for name in _APPS if _HAS[name])
     mounts += "".join(f"'/times_out_{home}' = {{ app = 'times_out', isolation = '{home}' }}\n" for home in ("process", "main"))
-    files = {f"{name}.py": text + _OK for name, text in _APPS.items()}
+    mounts += "'/refuses_sockets' = 'refuses_sockets'\n"
+    files = {f"{name}.py": text + _OK for name, text in {**_APPS, "refuses_sockets": _REFUSES_SOCKETS}.items()}
     folder = tmp_path_factory.mktemp("patches")
     arguments = ["--forwarded-allow-ips", "10.9.9.9", "--access-logfile", "access.log"]
-    count = sum(_HAS.values()) + 2
+    count = sum(_HAS.values()) + 3
     with running_server(folder, f"[mounts]\n{mounts}", *arguments, files=files, wait_for=count) as server:
         yield server
 
@@ -251,3 +259,15 @@ def application(environ, start_response):
         (tmp_path / "touch").write_text("now")
         server.wait_for_log("/show #2: serving")
         assert json.loads(server.get("/show").text) == [None, False]
+
+
+def test_an_audit_hook_that_refuses_sockets_has_its_clients_closed(server: Server) -> None:
+    """They waited for ever, and their connections counted for ever: nobody was their owner."""
+    for _ in range(3):
+        with socket.create_connection((server.host, server.port), 30) as sock:
+            sock.sendall(b"GET /refuses_sockets HTTP/1.1\r\nHost: x\r\n\r\n")
+            try:
+                assert receive_all(sock) == b""
+            except ConnectionResetError:  # the request was not read
+                continue
+    assert server.get("/wraps_json").status_code == 200
