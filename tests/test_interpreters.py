@@ -126,6 +126,32 @@ def test_exit_functions_run_at_the_end(isolation: str) -> None:
     assert in_child(f"keep({source!r})", isolation) == "bye"
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_an_end_that_does_not_come_keeps_nobody_from_beginning_or_ending(isolation: str) -> None:
+    """Interpreters begin and end one at a time. One `__del__` that never returned, and no mount could be replaced any more."""
+    stays = """
+        import os, sys, time
+        class Stays:
+            def __del__(self, write=os.write, sleep=time.sleep):
+                write({go}, b"1")
+                sleep(3600)
+        sys.stays = Stays()
+        """
+    code = f"""
+        interpreters._END_LIMIT_S = 0.1
+        come, go = os.pipe()
+        stays = {textwrap.dedent(stays)!r}.replace("{{go}}", str(go))
+        for _ in range(2):
+            threading.Thread(target=keep, args=[stays], daemon=True).start()
+            os.read(come, 1)
+        for _ in range(2):
+            assert keep("") is None
+        os.write(1, b"done")
+        os._exit(0)
+        """
+    assert in_child(code, isolation) == "done"
+
+
 @pytest.mark.skipif(interpreters.VERSION < (3, 13), reason="CPython does not refuse it there; see forks.refuse")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_fork_is_refused_inside_but_programs_can_be_started(isolation: str) -> None:

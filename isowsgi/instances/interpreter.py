@@ -83,9 +83,10 @@ class InterpreterInstance(HostedInstance):
     def dispose(self, destroy: bool) -> None:
         self._disposal.put(destroy and self.threads_left == 0)
 
-    def join(self) -> None:
-        """Wait for the keeper's end after `dispose`; for a trial, as it blocks."""
-        self._keeper.join()
+    def join(self, timeout_s: float) -> bool:
+        """Wait until nothing is left after `dispose`, and return whether that is so; for a trial, as it blocks."""
+        self._keeper.join(timeout_s)
+        return self.has_gone
 
     def _keep(self) -> None:
         """The keeper's whole life."""

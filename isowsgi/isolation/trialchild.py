@@ -203,7 +203,7 @@ class _Nursery:
         return instance
 
     def end(self, instance: Any) -> bool:
-        """End an instance and its interpreter; False if a thread of the app's does not let it: a worker leaves such a one behind."""
+        """End an instance and its interpreter; False if a thread or `__del__` of the app's does not let it: a worker leaves it behind."""
         from isowsgi.instances.lifecycle import State
 
         self._mark(b"e")
@@ -213,8 +213,7 @@ class _Nursery:
         if instance.state is not State.CLOSED or instance.threads_left:
             return False
         instance.dispose(destroy=True)
-        instance.join()
-        return True
+        return bool(instance.join(_END_S))
 
 
 def _findings(told: int, copies: int) -> dict[str, Any]:

@@ -12,12 +12,16 @@ Three rules the callers keep:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
 import operator
 import sys
 import sysconfig
 import threading
+import time
 import types
+from collections.abc import Iterator
 from typing import Any
 
 VERSION = sys.version_info[:3]
@@ -47,8 +51,13 @@ _PRELOADED = (
     "uuid", "xml.etree.ElementTree", "xml.parsers.expat", "zlib", "zoneinfo",
 )  # fmt: skip
 
-# create() and destroy() take milliseconds; two at once crash some releases (3.12: interned strings; gh-127041, open).
-_lifetime_lock = threading.Lock()
+# How long the end of an interpreter keeps all others from beginning and ending. It takes milliseconds, but for what objects of the app's do
+# when they are freed: a `__del__` may wait for ever.
+_END_LIMIT_S = 3.0
+
+# How often those who wait for their turn look whether that time is over.
+_LOOK_S = 0.2
+
 
 # Before 3.13 CPython ends an interpreter when its last handle is dropped, threads inside or not; so each is held until `destroy`.
 _handles: list[Any] = []
@@ -161,13 +170,60 @@ def _parse_with_callers_own(cls: Any, text: Any, form: Any) -> Any:
     return _call(getattr(__import__("_strptime"), "_strptime_datetime"), cls, text, form)  # noqa: B009
 
 
+class _Lifetimes:
+    """Has interpreters begin and end one at a time: two at once crash some releases (3.12: interned strings; gh-127041, open).
+
+    An end that takes too long is passed by. It is in the app's code then, and no longer where two at once do harm.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._end_by = math.inf  # monotonic seconds
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[None]:
+        turn = self._take()
+        try:
+            yield
+        finally:
+            turn.release()
+
+    @contextlib.contextmanager
+    def end(self) -> Iterator[None]:
+        turn = self._take()
+        self._end_by = time.monotonic() + _END_LIMIT_S
+        try:
+            yield
+        finally:
+            with self._guard:
+                if turn is self._turn:
+                    self._end_by = math.inf
+            turn.release()
+
+    def _take(self) -> threading.Lock:
+        """Wait for the turn; return the lock that is it."""
+        while True:
+            turn = self._turn
+            if turn.acquire(timeout=_LOOK_S):
+                if turn is self._turn:
+                    return turn
+                turn.release()  # of an end that was passed by meanwhile
+            with self._guard:
+                if turn is self._turn and time.monotonic() > self._end_by:
+                    self._turn, self._end_by = threading.Lock(), math.inf
+
+
+_lifetimes = _Lifetimes()
+
+
 def create(isolation: str) -> Any:
     """Make an interpreter and return its handle (an int, or CPython's own type before 3.13).
 
     Fork and exec are off in both kinds: the child of a fork dies on every release while interpreters exist, so a clear
     RuntimeError is kinder. Daemon threads are on in both: error reporters and schedulers start them.
     """
-    with _lifetime_lock:
+    with _lifetimes.begin():
         handle = _create(isolation)
         _handles.append(handle)
         return handle
@@ -204,8 +260,8 @@ def run(handle: Any, source: str) -> str | None:
 
 
 def destroy(handle: Any) -> None:
-    """End an interpreter in which no thread is left; its `atexit` functions run here."""
+    """End an interpreter in which no thread is left; its `atexit` functions run here, and so does what frees its objects."""
     module = importlib.import_module(_MODULE_NAME)
-    with _lifetime_lock:
+    with _lifetimes.end():
         module.destroy(handle)
         _handles.remove(handle)

@@ -54,4 +54,4 @@ class Succession:
 
 
 def _has_gone(instance: Instance) -> bool:
-    return instance.has_gone or (instance.state is State.STUCK and not instance.can_be_killed)
+    return instance.has_gone or instance.is_overdue or (instance.state is State.STUCK and not instance.can_be_killed)

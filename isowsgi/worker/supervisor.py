@@ -148,6 +148,7 @@ class Supervisor:
         if self._is_stopping:
             return  # what was accepted may still wait for a mount; nothing else is begun
         call("queue of replacements", self._workshop.turns.pass_on, now)
+        call("ends of interpreters", self._workshop.departures.tick, now)
         call("memory check", self._memory.tick, now)
         if self._reporter is not None:
             call("report to the scoreboard", self._reporter.tick, now)
@@ -161,6 +162,7 @@ class Supervisor:
         # A boot that hangs would hang in the next worker too.
         stuck = sum(instance.state is State.STUCK and instance.is_loaded for instance in self._instances())
         stuck += sum(instance.is_loaded for deployment in self.live.all() for instance in deployment.slots.left)
+        stuck += self._workshop.departures.overdue()
         if stuck > limits.max_stuck:
             return f"{stuck} instances are stuck or left behind, max_stuck is {limits.max_stuck}"
         leaked = self._workshop.leaked

@@ -24,6 +24,7 @@ from isowsgi.shared.messages import BootOrder, Stacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.boots import Boots, boots_at_a_time, machine_times
+from isowsgi.worker.departures import Departures
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.placement import Placement
 from isowsgi.worker.slots import Instance
@@ -61,6 +62,7 @@ class Workshop:
         self.placement = Placement(orders, containment)
         self.turns = Turns()
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
+        self.departures = Departures(log)
         self.leaked = 0
         self.is_stopping = False
         self.forks_processes: Callable[[], bool] = lambda: False
@@ -105,6 +107,7 @@ class Workshop:
         else:
             self.board.give_back(instance.first_row)
             if not self.is_stopping:
+                self.departures.add(instance, time.monotonic())
                 self.log.info("%s: ended", instance.tag)
                 self.leaked += keeps_memory(instance.isolation)
         # At a worker's exit the process goes with all it holds; ending interpreters one by one would only add risks.
