@@ -14,6 +14,7 @@ from isowsgi import configuration
 from isowsgi.configuration import differences
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting, Summary, summary
+from isowsgi.shared import policies
 
 SALT = "salt"
 
@@ -80,6 +81,30 @@ def test_a_variable_is_compared_and_not_told(tmp_path: Path) -> None:
     assert (setting.name, setting.is_secret) == ("env.KEY", True)
     assert "hunter" not in str(found)
     assert said(tmp_path, one, "another salt").mounts["/"]["env.KEY"] != said(tmp_path, one).mounts["/"]["env.KEY"]
+
+
+def test_a_policy_is_one_setting_where_all_words_have_the_same_value_and_one_for_each_word_else(tmp_path: Path) -> None:
+    words = ", ".join(f"{word} = 'warn'" for word in policies.WORDS[1:])
+
+    def names(policy: str) -> dict[str, str | None]:
+        [found] = between(tmp_path, '[mounts]\n"/" = "a"\n', f'[mounts]\n"/" = {{ app = "a", policy = {policy} }}\n')
+        return {setting.name: setting.new for setting in found.settings}
+
+    assert names('"warn"') == {"policy": '"warn"'}
+    assert names("{ chdir = 'warn' }") == {"policy.chdir": '"warn"'}
+    assert names(f"{{ {words} }}") == {f"policy.{word}": '"warn"' for word in policies.WORDS[1:]}
+    assert names(f"{{ {policies.WORDS[0]} = 'deny', {words} }}") == {
+        f"policy.{policies.WORDS[0]}": '"deny"',
+        **{f"policy.{word}": '"warn"' for word in policies.WORDS[1:]},
+    }
+
+
+def test_the_files_that_are_included_are_a_setting_as_the_file_writes_it(tmp_path: Path) -> None:
+    one = '[mounts]\n"/" = "a"\n'
+
+    [found] = between(tmp_path, one, f'include = ["höfe.d/*.toml"]\n{one}')
+
+    assert (found.name, found.settings) == ("[include]", (Setting(name="include", old=None, new='["höfe.d/*.toml"]'),))
 
 
 TEXTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3)
