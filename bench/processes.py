@@ -1,4 +1,4 @@
-"""What an app in a process costs: started on its own, forked from a fork server, and as a gunicorn of its own. `python -m bench.processes`
+"""What an app in a process costs, by how it starts, beside a gunicorn of its own. `python -m bench.processes`
 
 Memory is the proportional set size of all processes of a way, master and fork server included; what one more app takes is the difference
 between many apps and a few. Time is from the start until all apps have answered, and until a lazy mount has given its first answer.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import statistics
@@ -35,7 +36,8 @@ APPS = {
     ),
     "hello": "def application(environ, start_response):\n    start_response('200 OK', [])\n    return [b'ok']\n",
 }
-WAYS = {"own": 'isolation = "process"', "forked": 'isolation = "process"'}
+PRELOAD = {"flask": ["flask"], "django": ["django.core.handlers.wsgi", "django.forms", "django.template.backends.django"], "hello": []}
+WAYS = ("gunicorn", "own", "forked", "preloaded")
 
 # How long to wait for anything; and how long after the last answer memory is read, when what the start left to do is done.
 _LIMIT_S = 120.0
@@ -51,7 +53,7 @@ def main() -> None:
     few = max(options.apps // 4, 1)
     print("| way | MiB for one more app | MiB in all | s until all have answered | s for a lazy mount's first answer |")
     print("|---|---|---|---|---|")
-    for way in ("gunicorn", "own", "forked"):
+    for way in WAYS:
         rounds = [_round(way, options.app, options.apps, few) for _ in range(options.rounds)]
         print(f"| {way} |", " | ".join(f"{statistics.median(figures):.2f}" for figures in zip(*rounds, strict=True)), "|", flush=True)
 
@@ -71,7 +73,7 @@ def _measure(way: str, app: str, count: int) -> tuple[float, float]:
             urls = [f"http://127.0.0.1:{_port(process)}/" for process in started]
         else:
             mounts = "".join(f'"/a{number}" = "measured"\n' for number in range(count))
-            started = [servers.enter_context(_isowsgi(folder, way, mounts))]
+            started = [servers.enter_context(_isowsgi(folder, way, app, mounts))]
             port = _port(started[0])
             urls = [f"http://127.0.0.1:{port}/a{number}/" for number in range(count)]
         for url in urls:
@@ -86,7 +88,7 @@ def _first_answer(way: str, app: str) -> float:
         folder = Path(name)
         (folder / "measured.py").write_text(APPS[app])
         mounts = '"/a" = "measured"\n"/b" = { app = "measured", lazy = true }\n'
-        with _isowsgi(folder, way, mounts) as process:
+        with _isowsgi(folder, way, app, mounts) as process:
             port = _port(process)
             _answer(f"http://127.0.0.1:{port}/a/")
             begun = time.monotonic()
@@ -94,9 +96,11 @@ def _first_answer(way: str, app: str) -> float:
             return time.monotonic() - begun
 
 
-def _isowsgi(folder: Path, way: str, mounts: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    servers = "true" if way == "forked" else "false"
-    (folder / "isowsgi.toml").write_text(f"[worker]\nfork_server = {servers}\n[defaults]\n{WAYS[way]}\n[mounts]\n{mounts}")
+def _isowsgi(folder: Path, way: str, app: str, mounts: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    servers = "false" if way == "own" else "true"
+    preload = PRELOAD[app] if way == "preloaded" else []
+    config = f'[worker]\nfork_server = {servers}\n[defaults]\nisolation = "process"\npreload = {json.dumps(preload)}\n[mounts]\n{mounts}'
+    (folder / "isowsgi.toml").write_text(config)
     return _gunicorn(folder, ["-k", "isowsgi.Worker", "isowsgi.toml"])
 
 

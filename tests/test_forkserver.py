@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -89,12 +90,13 @@ def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
     process.wait()
     [server] = servers._servers.values()
     assert server._process is not None
-    os.kill(server._process.pid, signal.SIGSTOP)
+    hanging: Any = server._process
+    os.kill(hanging.pid, signal.SIGSTOP)
     monkeypatch.setattr(forkserver, "_STEP_S", 0.1)
 
     assert fork(servers) is None
 
-    assert server._process.returncode == -signal.SIGKILL
+    assert hanging.returncode == -signal.SIGKILL
     assert "it did not fork within 0.1 s; processes start without it, next attempt in 10 s" in caplog.text
     assert fork(servers) is None
     assert caplog.text.count("fork server") == 1

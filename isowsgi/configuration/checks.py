@@ -386,6 +386,13 @@ def app(value: Any, *, folder: str) -> App:
     return App(kind="module", target=target, call=call)
 
 
+def module(value: Any) -> str:
+    """Check the dotted name of a module."""
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in typed(str, value).split(".")):
+        raise Fault(f"expected a module's name such as 'sqlalchemy.orm', got {spelt(value)}")
+    return typed(str, value)
+
+
 def hook(value: Any) -> str:
     """Check an import string of a function."""
     module, _, function = typed(str, value).partition(":")

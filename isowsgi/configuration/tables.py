@@ -32,6 +32,8 @@ NewFile = NewType("NewFile", str)
 NewFolder = NewType("NewFolder", str)
 UrlPath = NewType("UrlPath", str)
 Hook = NewType("Hook", str)
+Module = NewType("Module", str)
+Modules = NewType("Modules", tuple[str, ...])
 Replace = NewType("Replace", str)
 OnCrash = NewType("OnCrash", str)
 PolicyWord = NewType("PolicyWord", str)
@@ -81,6 +83,7 @@ class Settings:
     on_request_start: Hook | None = None
     on_request_end: Hook | None = None
     on_crash: OnCrash | None = None
+    preload: Modules | None = None
     policy: Policy | None = None
 
 

@@ -87,6 +87,7 @@ class Mount:
     on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
     file: str | None = attrs.field(default=None, eq=False)  # absolute; the included file that it is from
     fault: str = ""  # of that file, if it has any: the mount is not served then
+    preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
 
 

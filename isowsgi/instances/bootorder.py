@@ -156,6 +156,7 @@ class BootOrders:
             chdir=self._cfg.chdir,
             start_folder=self._start_folder,
             policy=dict(mount.policy),
+            preload=list(mount.preload),
         )
 
     def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, is_replacement: bool) -> Loading:

@@ -1,4 +1,4 @@
-"""Fork servers, as a worker has them: one for each Python that its mounts' processes run in.
+"""Fork servers, as a worker has them: one for each Python that its mounts' processes run in, and from it one for each venv and `preload`.
 
 A new process costs a start of Python and the import of what serves, and has a copy of all that. One that is forked has both already, and
 shares the memory (`inside.forkserver`). It is the worker's own child in every way (`inside.cloning`).
@@ -18,14 +18,28 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
 import isowsgi
 from isowsgi.inside.warmth import shadows
 from isowsgi.instances.interpreter import first_source
 from isowsgi.shared import births, messages, wire, workdir
-from isowsgi.shared.births import FIRST_PLACE, MOST_FDS, TOKEN, Birth, Forked, ForkOrder, NotForked, Settled, Unfit, Warm
+from isowsgi.shared.births import (
+    FIRST_PLACE,
+    MOST_FDS,
+    TOKEN,
+    Birth,
+    Dropped,
+    Forked,
+    ForkOrder,
+    NotForked,
+    PreloadOrder,
+    Settled,
+    Stale,
+    Unfit,
+    Warm,
+)
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder
@@ -63,8 +77,9 @@ class ForkServers:
         self._log = log
         self._containment = containment
         self._lock = threading.Lock()
-        self._servers: dict[str, ForkServer] = {}  # by Python
-        self._pauses: dict[str, tuple[float, float]] = {}  # by Python: monotonic seconds of its end, and its length
+        self._servers: dict[_Key, ForkServer] = {}
+        self._pauses: dict[_Key, tuple[float, float]] = {}  # monotonic seconds of its end, and its length
+        self._dropped: set[tuple[str, str | None, str]] = set()  # Python, venv, module that cannot be preloaded there
         self._to_start: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
         self._parent: threading.Thread | None = None
         self._is_over = False
@@ -86,22 +101,37 @@ class ForkServers:
             environ: of all processes that have this Python.
             order: with the descriptors by their numbers here; they stay the caller's.
         """
-        server = self._server_of(python, environ)
-        if server is None or not server.is_warm(_WARM_UP_S) or shadows(order.environment.pythonpath, server.names):
+        base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
+        if base is None or not base.is_warm(_WARM_UP_S):
+            return None
+        venv = order.environment.venv
+        for _ in range(len(order.environment.preload) + 2):  # a module is dropped each time, or what is stale is replaced
+            modules = tuple(name for name in order.environment.preload if (python, venv, name) not in self._dropped)
+            key = _Key(python, venv, modules)
+            server = self._server_of(key, lambda key=key: VenvServer(key, base, order)) if modules else None  # type: ignore[misc]
+            if server is None or server.is_warm(_WARM_UP_S):
+                break
+        return (self._fork_from(server, order) if server is not None else None) or self._fork_from(base, order)
+
+    def _fork_from(self, server: ForkServer, order: BootOrder) -> ForkedProcess | None:
+        if not server.is_warm(0) or shadows(order.environment.pythonpath, server.names):
             return None
         try:
             return server.fork(order)
+        except FilesChanged:
+            self._forget(server)
+            return self.fork(server.key.python, server.environ, order)
         except ForkFailed as exc:
             self._lose(server, str(exc), exc.for_good)
         except OSError:  # no descriptor or no memory is left; a start may need less
             pass
         return None
 
-    def _server_of(self, python: str, environ: Mapping[str, str]) -> ForkServer | None:
+    def _server_of(self, key: _Key, make: Callable[[], ForkServer]) -> ForkServer | None:
         with self._lock:
-            server = self._servers.get(python)
-            if server is None and not self._is_over and time.monotonic() >= self._pauses.get(python, (0.0, 0.0))[0]:
-                server = self._servers[python] = ForkServer(python, environ, self._packages)
+            server = self._servers.get(key)
+            if server is None and not self._is_over and time.monotonic() >= self._pauses.get(key, (0.0, 0.0))[0]:
+                server = self._servers[key] = make()
                 if self._parent is None:
                     self._parent = threading.Thread(target=self._start_servers, name="isowsgi-fork-servers", daemon=True)
                     self._parent.start()
@@ -117,19 +147,57 @@ class ForkServers:
     def _start(self, server: ForkServer) -> None:
         try:
             server.start()
+        except ModuleDropped as exc:
+            with self._lock:
+                self._dropped.add((server.key.python, server.key.venv, exc.module))
+            self._forget(server)
+            self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
         except (ForkFailed, OSError) as exc:
             self._lose(server, str(exc), isinstance(exc, ForkFailed) and exc.for_good)
+        finally:
+            server.is_settled.set()  # only now: who waits sees what was dropped
 
     def _lose(self, server: ForkServer, reason: str, for_good: bool) -> None:
-        server.end()
+        """Do without a server for a while."""
+        if not self._forget(server):
+            return  # another thread was first
         with self._lock:
-            if self._servers.get(server.python) is not server:
-                return  # another thread was first
-            del self._servers[server.python]
-            pause_s = min(2 * self._pauses.get(server.python, (0.0, _PAUSE_S / 2))[1], _LONGEST_PAUSE_S)
-            self._pauses[server.python] = (math.inf if for_good else time.monotonic() + pause_s, pause_s)
+            pause_s = min(2 * self._pauses.get(server.key, (0.0, _PAUSE_S / 2))[1], _LONGEST_PAUSE_S)
+            self._pauses[server.key] = (math.inf if for_good else time.monotonic() + pause_s, pause_s)
         then = "not trying again" if for_good else f"next attempt in {pause_s:g} s"
-        self._log.warning("fork server of %s: %s; processes start without it, %s", server.python, reason, then)
+        self._log.warning("%s: %s; processes start without it, %s", server.key, reason, then)
+
+    def _forget(self, server: ForkServer) -> bool:
+        """End a server; return whether it was still to be asked."""
+        with self._lock:
+            was_known = self._servers.get(server.key) is server
+            if was_known:
+                del self._servers[server.key]
+        server.end()
+        return was_known
+
+
+class _Key(NamedTuple):
+    """What a server is for."""
+
+    python: str
+    venv: str | None  # None: gunicorn's own packages
+    modules: tuple[str, ...]  # what is preloaded of them
+
+    def __str__(self) -> str:
+        return f"fork server of {self.venv if self.modules and self.venv else self.python}"
+
+
+class ModuleDropped(Exception):
+    """A module cannot be preloaded; the server has ended."""
+
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(module, reason)
+        self.module, self.reason = module, reason
+
+
+class FilesChanged(Exception):
+    """What a server has loaded is out of date; it has ended."""
 
 
 class ForkFailed(Exception):
@@ -148,68 +216,83 @@ class ForkServer:
     """One of them.
 
     Args:
-        environ, packages: as for `ForkServers`.
+        environ: of its processes, and its own.
+        packages: as for `ForkServers`.
 
     Attributes:
+        key: what it is for.
         names: top-level modules that its processes have loaded, beyond what serves.
     """
 
     def __init__(self, python: str, environ: Mapping[str, str], packages: Mapping[str, str]) -> None:
-        self.python = python
+        self.key = _Key(python, None, ())
         self.names: Collection[str] = frozenset()
-        self._environ = environ
+        self.environ = environ
+        self.is_settled = threading.Event()  # whether it is warm, or has failed
         self._packages = packages
-        self._is_settled = threading.Event()  # whether it is warm, or has failed
         self._is_warm = False
         self._socket_lock = threading.Lock()
+        self._end_lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     def is_warm(self, wait_s: float) -> bool:
         """Whether it can fork; waits if it is not decided yet."""
-        return self._is_settled.wait(wait_s) and self._is_warm
+        return self.is_settled.wait(wait_s) and self._is_warm
 
     def start(self) -> None:
         """Start it, and wait until it is warm.
 
         Raises:
-            ForkFailed, OSError: it is not; `end` it.
+            ForkFailed, ModuleDropped, OSError: it is not; `end` it.
         """
-        try:
-            self._launch()
-            message = _hear(self._open_socket(), _LONGEST_WARM_UP_S, "get ready")
-            if isinstance(message, Unfit):
-                raise ForkFailed(message.error, for_good=True)
-            if not isinstance(message, Warm):
-                raise ForkFailed(f"it said {type(message).__name__}")
-            self.names, self._is_warm = frozenset(message.names), True
-        finally:
-            self._is_settled.set()
-
-    def _launch(self) -> None:
-        ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ours, theirs = _pair()
         self._socket = ours
-        order = ForkOrder(release=isowsgi.__version__, packages=dict(self._packages), server=theirs.fileno(), worker_pid=os.getpid())
-        with theirs, memory_file(first_source(wire.encode(wire.plain(order))).encode()) as source:
+        with theirs:
+            self._launch(theirs)
+        message = _hear(ours, _LONGEST_WARM_UP_S, "get ready")
+        if isinstance(message, Unfit):
+            raise ForkFailed(message.error, for_good=True)
+        if isinstance(message, Dropped):
+            raise ModuleDropped(message.module, message.reason)
+        self.names, self._is_warm = frozenset(_expect(message, Warm).names), True
+
+    def _launch(self, socket_of_server: socket.socket) -> None:
+        fd = socket_of_server.fileno()
+        order = ForkOrder(release=isowsgi.__version__, packages=dict(self._packages), server=fd, worker_pid=os.getpid())
+        with memory_file(first_source(wire.encode(wire.plain(order))).encode()) as source:
             self._process = subprocess.Popen(
-                [self.python, "-c", START, "isowsgi", "fork server".ljust(_TAG_BYTES)],
+                [self.key.python, "-c", START, "isowsgi", "fork server".ljust(_TAG_BYTES)],
                 stdin=source,
                 cwd=workdir.for_child(),
-                env=self._environ,
-                pass_fds=[theirs.fileno()],
+                env=self.environ,
+                pass_fds=[fd],
             )
 
     def fork(self, order: BootOrder) -> ForkedProcess:
         """Return a new process that boots by an order.
 
         Raises:
-            ForkFailed: the server is of no use any more; `end` it.
+            ForkFailed, FilesChanged: the server is of no use any more; `end` it.
             OSError: descriptors, memory or processes are short.
         """
         fds = [*dict.fromkeys([*(order.fds.known() if order.fds else ()), *order.log_files.values()])]
-        if len(fds) > MOST_FDS - FIRST_PLACE:
-            raise OSError("an order with too many descriptors for a packet")
-        ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        places = {fd: FIRST_PLACE + place for place, fd in enumerate(fds)}
+        with self._new_process() as (process, ours):
+            _give(ours, messages.encode(order.renumbered(places)), fds)
+            _expect(_hear(ours, _STEP_S, "settle"), Settled)
+        return process
+
+    def fork_server(self, order: PreloadOrder, socket_of_server: socket.socket) -> ForkedProcess:
+        """Return a new process that becomes a server; errors are those of `fork`."""
+        with self._new_process() as (process, ours):
+            _give(ours, wire.encode(wire.plain(order.replace(server=FIRST_PLACE))), [socket_of_server.fileno()])
+        return process
+
+    @contextlib.contextmanager
+    def _new_process(self) -> Iterator[tuple[ForkedProcess, socket.socket]]:
+        """Fork one; in the block it gets what it is to be, by the socket. If that raises, the process is ended."""
+        ours, theirs = _pair()
         with ours:
             with theirs, self._socket_lock:
                 sock = self._open_socket()
@@ -220,15 +303,11 @@ class ForkServer:
                     raise ForkFailed("it has died, or hangs") from exc
             process = self._await_fork(ours)
             try:
-                places = {fd: FIRST_PLACE + place for place, fd in enumerate(fds)}
-                with memory_file(messages.encode(order.renumbered(places))) as source:
-                    births.send(ours, TOKEN, [source.fileno(), 1, 2, *fds])
-                _expect(_hear(ours, _STEP_S, "settle"), Settled)
+                yield process, ours
             except BaseException:
                 process.kill()
                 process.wait()
                 raise
-        return process
 
     def _await_fork(self, ours: socket.socket) -> ForkedProcess:
         try:
@@ -244,6 +323,8 @@ class ForkServer:
             raise
         if isinstance(message, NotForked):
             raise OSError(message.error)
+        if isinstance(message, Stale):
+            raise FilesChanged
         pid = _expect(message, Forked).pid
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -254,11 +335,11 @@ class ForkServer:
     def end(self) -> None:
         """Kill it, and close what this side has. Any thread may call it, more than once."""
         self._is_warm = False
-        self._is_settled.set()
-        if self._process is not None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel is in its way, and nobody waits for it
-                self._process.wait(_STEP_S)
+        with self._end_lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
         with self._socket_lock:
             if self._socket is not None:
                 self._socket.close()
@@ -268,6 +349,32 @@ class ForkServer:
         if self._socket is None:
             raise ForkFailed("it has been ended")
         return self._socket
+
+
+class VenvServer(ForkServer):
+    """One that is forked from the server of its Python, and has loaded packages of a venv.
+
+    Args:
+        base: the server of its Python, which is warm.
+        order: of a process that is wanted from it.
+    """
+
+    def __init__(self, key: _Key, base: ForkServer, order: BootOrder) -> None:
+        super().__init__(key.python, base.environ, {})
+        self.key = key
+        self._base = base
+        self._order = PreloadOrder(
+            release=order.release,
+            server=-1,
+            worker_pid=os.getpid(),
+            venv=key.venv,
+            site=order.host.site,
+            start_folder=order.environment.start_folder,
+            modules=list(key.modules),
+        )
+
+    def _launch(self, socket_of_server: socket.socket) -> None:
+        self._process = self._base.fork_server(self._order, socket_of_server)
 
 
 class ForkedProcess:
@@ -291,6 +398,19 @@ class ForkedProcess:
             self._has_gone = True
             _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    return ours, theirs
+
+
+def _give(sock: socket.socket, order: bytes, fds: list[int]) -> None:
+    """Give a new process its order, and its descriptors."""
+    if len(fds) > MOST_FDS - FIRST_PLACE:
+        raise OSError("an order with too many descriptors for a packet")
+    with memory_file(order) as source:
+        births.send(sock, TOKEN, [source.fileno(), 1, 2, *fds])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
 3. On that pair the new process says `Forked`, or the server `NotForked`.
 4. The worker sends the process its descriptors: the boot order as a file, standard output and error, and those that the order names, by
    their places in the packet. A process that gets none ends, so one that the worker no longer waits for is never an instance.
+   A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and goes on as in 1.
 5. The process takes them for its own, and says `Settled`. From there on it is as one that was started on its own.
 
 The server runs isowsgi's code and a preloaded package's, so what it says is not trusted: `decode` takes what fits, and nothing else. Only a
@@ -46,6 +47,29 @@ class ForkOrder(Value):
     worker_pid: int
 
 
+class PreloadOrder(Value):
+    """All that a process has to know that becomes a fork server for one venv; it comes where a boot order does."""
+
+    release: str
+    server: int  # descriptor of its socket, by its place in the packet
+    worker_pid: int
+    venv: str | None
+    site: list[str]  # as `messages.Host.site`
+    start_folder: str
+    modules: list[str]  # to import
+
+
+class Dropped(Value):
+    """A module cannot be preloaded; the server has ended, and another one would do without it."""
+
+    module: str
+    reason: str
+
+
+class Stale(Value):
+    """A file that the server has loaded is another one by now; it has ended."""
+
+
 class Warm(Value):
     """The server has loaded what it was to load, and forks from now on."""
 
@@ -74,9 +98,9 @@ class Settled(Value):
     """The new process has its descriptors and its order."""
 
 
-Birth = Warm | Unfit | Forked | NotForked | Settled
+Birth = Warm | Unfit | Dropped | Stale | Forked | NotForked | Settled
 
-_KINDS: dict[str, type[Birth]] = {kind.__name__: kind for kind in (Warm, Unfit, Forked, NotForked, Settled)}
+_KINDS: dict[str, type[Birth]] = {kind.__name__: kind for kind in (Warm, Unfit, Dropped, Stale, Forked, NotForked, Settled)}
 
 
 def encode(message: Birth) -> bytes:
@@ -98,6 +122,15 @@ def decode(packet: bytes) -> Birth:
     if kind is None:
         raise MessageError(f"expected one of {', '.join(_KINDS)}, got {wire.shown(name)}")
     return wire.read(facts, kind)
+
+
+def read_preload_order(facts: object) -> PreloadOrder:
+    """Return the order for a fork server of one venv that was read from JSON.
+
+    Raises:
+        MessageError: it is none.
+    """
+    return wire.read(facts, PreloadOrder)
 
 
 def read_order(facts: object) -> ForkOrder:

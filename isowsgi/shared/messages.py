@@ -57,6 +57,7 @@ class Environment(Value):
     chdir: str  # gunicorn's setting
     start_folder: str  # the working directory when gunicorn was started
     policy: dict[str, str]
+    preload: list[str] = []  # what a fork server has loaded for its process, if there is one
 
 
 class Loading(Value):

@@ -161,7 +161,7 @@ class Workshop:
     def _make(self, order: BootOrder) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
-            servers = self.fork_servers if self.forks_processes() else None
+            servers = self.fork_servers if self.forks_processes() or order.environment.preload else None
             return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def fork_server_of(worker: int) -> int | None:
 def reload(server: Server, mount: str) -> int:
     [answer] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Reload(mount=mount), DEADLINE_S)
     assert isinstance(answer.answer, Outcome)
-    return int(str(facts(server, mount)["pid"]))
+    return int(json.loads(server.get(mount).content)["pid"])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     """What two mounts find, without a fork server ("own/a", "own/b") and with one ("forked/a", "forked/b")."""
     answers: dict[str, dict[str, Any]] = {}
     folder = tmp_path_factory.mktemp("server")
-    for way, config in (("own", MIRRORS), ("forked", MIRRORS + FORKED)):
+    for way, config in (("own", MIRRORS + FORKED.replace("true", "false")), ("forked", MIRRORS + FORKED)):
         with running_server(folder, config, "--threads", "3", wait_for=2) as server:
             [worker] = server.workers()
             assert (fork_server_of(worker) is not None) == (way == "forked")
@@ -154,3 +155,76 @@ def test_an_app_reaches_no_socket_of_the_fork_server(serve: StartServer) -> None
     [its] = {os.readlink(path) for path in Path(f"/proc/{fork_server}/fd").iterdir() if os.readlink(path).startswith("socket:")}
 
     assert its not in json.loads(server.get("/x").content)
+
+
+PRELOADING = """
+[defaults]
+isolation = "process"
+venv = "venv"
+pythonpath = ["site"]
+preload = ["leaver", "failing", "heavy"]
+[mounts]
+"/a" = "sharing"
+"/b" = "sharing"
+"/own" = { app = "sharing", pythonpath = ["other", "site"] }
+"""
+PACKAGES = "venv/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
+SHARING = """
+import heavy, json, os, sys
+def application(environ, start_response):
+    start_response("200 OK", [])
+    missing = [name for name in ("leaver", "failing") if name not in sys.modules]
+    facts = {"pid": os.getpid(), "heavy": heavy.PID, "version": heavy.VERSION, "missing": missing}
+    return [json.dumps({**facts, "prefix": sys.prefix, "env": heavy.SEEN}).encode()]
+"""
+HEAVY = "import os\nPID, VERSION, SEEN = os.getpid(), {}, os.environ.get('VIRTUAL_ENV')\n"
+
+
+@pytest.fixture(scope="module")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("preloaded")
+    files = {
+        "venv/pyvenv.cfg": "home = /nowhere\nversion = {}.{}.0\n".format(*sys.version_info[:2]),
+        f"{PACKAGES}/heavy.py": HEAVY.format(1),
+        f"{PACKAGES}/leaver.py": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n",
+        f"{PACKAGES}/failing.py": "raise SystemExit('as it was told')\n",
+        "site/sharing.py": SHARING,
+        "other/heavy.py": HEAVY.format(9),
+    }
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with running_server(folder, PRELOADING, wait_for=3, files=files) as server:
+        yield server
+
+
+def test_a_preloaded_package_is_imported_once_for_all_processes_of_a_venv(preloaded: Server) -> None:
+    first, second = preloaded.get("/a").json(), preloaded.get("/b").json()
+
+    assert first["pid"] != second["pid"]
+    assert first["heavy"] == second["heavy"] not in (first["pid"], second["pid"])
+    assert first["prefix"] == first["env"] == str(preloaded.folder / "venv")
+
+
+def test_a_package_that_leaves_a_thread_or_cannot_be_imported_is_named_and_not_preloaded(preloaded: Server) -> None:
+    assert preloaded.get("/a").json()["missing"] == ["leaver", "failing"]
+    log = preloaded.log()
+    assert log.count("'leaver' is not preloaded: its import leaves a thread behind") == 1
+    assert log.count("'failing' is not preloaded: it cannot be imported: SystemExit: as it was told") == 1
+
+
+def test_a_module_of_the_apps_own_folder_comes_before_a_preloaded_one(preloaded: Server) -> None:
+    own = preloaded.get("/own").json()
+
+    assert (own["version"], own["heavy"]) == (9, own["pid"])
+
+
+def test_a_changed_package_is_loaded_anew_by_the_next_process(preloaded: Server) -> None:
+    before = preloaded.get("/b").json()
+    (preloaded.folder / PACKAGES / "heavy.py").write_text(HEAVY.format(22))
+
+    reload(preloaded, "/b")
+
+    after = preloaded.get("/b").json()
+    assert (before["version"], after["version"]) == (1, 22)
+    assert after["heavy"] not in (before["heavy"], after["pid"])
+    assert "Traceback" not in preloaded.log() + preloaded.output()
