@@ -33,6 +33,8 @@ from make_venv import Venv  # noqa: E402
 VERSION = sys.version_info[:2]
 HOME = CHECKOUT / ".demo" / "py{}.{}".format(*VERSION)
 CONFIG = HOME / "isowsgi.toml"
+SITES = HOME / "sites.d"  # a file for each site that is added while the demo serves
+ADDED = HOME / "added.toml"  # one, ready to be put there
 
 ADDRESS = "127.0.0.1"
 PORT = "8000"
@@ -114,6 +116,8 @@ def config_text() -> str:
     lines = [
         "# Written by examples/demo/demo.py, and again each time it runs. Paths are relative to this file.",
         "",
+        f'include = "{SITES.name}/*.toml"   # more mounts: put a file there, then `isowsgi apply`',
+        "",
         "[defaults]                   # for every mount below",
         isolation,
         f'pythonpath = ["{demo}"]   # where the apps\' modules are',
@@ -132,6 +136,12 @@ def config_text() -> str:
     return "\n".join(lines) + "\n"
 
 
+def added_text() -> str:
+    """Return a file with one more mount, for `isowsgi apply`. Its paths are relative to the folder that it is put in."""
+    demo = os.path.relpath(DEMO, SITES)
+    return f'[mounts."/added"]\napp = "{demo}/hello.wsgi"\npythonpath = ["{demo}"]\nenv = {{ APP_NAME = "added" }}\n'
+
+
 def prepare() -> None:
     """Build the venvs that are missing or out of date, and write the config file; raises make_venv.Failed."""
     say(f"demo: CPython {platform.python_version()}, building in {shown(HOME)}")
@@ -141,6 +151,9 @@ def prepare() -> None:
     if not make_venv.make(sys.executable, venvs, make_venv.Progress(sys.stdout)):
         say("demo: all venvs are up to date")
     CONFIG.write_text(config_text())
+    SITES.mkdir(exist_ok=True)
+    (SITES / ADDED.name).unlink(missing_ok=True)  # of an earlier run
+    ADDED.write_text(added_text())
 
 
 def port_of(environ: dict[str, str]) -> int:
@@ -213,6 +226,9 @@ def hints() -> str:
     hints = {
         f"{command} status --config {config}": "what serves where",
         f"{command} reload /flask-new --config {config}": "load one app again; the others do not notice",
+        f"cp {shown(ADDED)} {shown(SITES)}/": "write one more app into the configuration ...",
+        f"{command} plan --config {config}": "... see what that changes ...",
+        f"{command} apply --config {config}": "... and serve it, without a restart: /added/",
         f"{command} stacks /django-new --config {config}": "what its threads do now",
         f"{command} check {config}": "which isolation each app supports",
     }
