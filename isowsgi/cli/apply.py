@@ -14,12 +14,12 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.comparison import Compared, compare, read_as_served, with_conf_file
+from isowsgi.cli.comparison import Compared, compare, read_as_served, renewal, with_certificate, with_conf_file
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
 from isowsgi.configuration.costs import Cost
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, ServedTable, TableOutcome
+from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, RenewedCertificate, ServedTable, TableOutcome
 from isowsgi.shared.sockets import Place
 
 # Answers to the switch after which a worker may have switched all the same.
@@ -58,24 +58,29 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
         _tell(answers)
         asking.fail("nothing was changed: not every worker answered", 1)
     wanted = _read(config, answers)
-    for fault in wanted.faults:
+    faults = [*wanted.faults]
+    if (renewed := renewal(answers)).fault:
+        faults.append(renewed.fault)
+    for fault in faults:
         click.echo(fault, err=True)
-    by_worker = compare(answers, wanted)
+    by_worker = with_certificate(renewed, compare(answers, wanted))
     everything = with_conf_file(answers, by_worker)
     show(everything)
     if or_reload and any(each.cost is Cost.SIGHUP for _, found in everything for each in found):
         _reload(places)
-        sys.exit(1 if wanted.faults else 0)
+        sys.exit(1 if faults else 0)
     if everything != by_worker:
         click.echo("gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload", err=True)
     if not any(found for _, found in by_worker):
-        sys.exit(1 if wanted.faults else 0)
+        sys.exit(1 if faults else 0)
     request = Prepare(
         serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
     )
+    if renewed.pair is not None:
+        request = request.replace(certificate=RenewedCertificate(certificate=renewed.pair.certificate, key=renewed.pair.key))
     _carry_out(answers, request, timeout, by_worker)
-    if wanted.faults:
-        asking.fail("mounts of included files with faults stay as they were", 1)
+    if faults:
+        asking.fail("what has faults stays as it was", 1)
 
 
 def _reload(places: Sequence[Place]) -> None:

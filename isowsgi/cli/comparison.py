@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
-from isowsgi.shared import conffile, controlmessages, interpreters, workdir
+from isowsgi.shared import certificates, conffile, controlmessages, interpreters, regular, workdir
 from isowsgi.shared.controlmessages import Error, ServedTable
 from isowsgi.shared.sockets import Place
 
@@ -45,6 +46,63 @@ def _same_file(one: str, other: str) -> bool:
 def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> Compared:
     """Return how a config differs from what each worker serves that has answered."""
     return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
+
+
+class Renewal(NamedTuple):
+    """What is to be done about the certificate.
+
+    Attributes:
+        path: of its file, if there is another certificate in it than some worker serves with; else "".
+        pair: the new one, if it can be used.
+        fault: why it cannot, or "".
+    """
+
+    path: str = ""
+    pair: certificates.Pair | None = None
+    fault: str = ""
+
+
+def renewal(answers: Sequence[Told[ServedTable]]) -> Renewal:
+    """Look whether the certificate was renewed since the workers began to serve with theirs."""
+    for told in answers:
+        found = None if isinstance(told.answer, Error) else told.answer.certificate
+        if found is None:
+            continue
+        files: certificates.Files | None = certificates.Files(found.certificate, found.key)
+        if os.geteuid() == 0 and told.place.owner != 0:
+            # The workers' word is not enough for a key that only root can read.
+            files = certificates.published(told.place.master) if client.is_trusted(told.place) else None
+        if files is None or certificates.digest_of(files.certificate) == found.digest:
+            continue
+        try:
+            pair = certificates.read(files)
+        except (OSError, ValueError, regular.NotRegular) as exc:
+            return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be read with its key {files.key}: {exc}")
+        if fault := _fault_of(pair):
+            return Renewal(
+                files.certificate, None, f"{files.certificate}: renewed, but it cannot be used with its key {files.key}: {fault}"
+            )
+        return Renewal(files.certificate, pair)
+    return Renewal()
+
+
+def _fault_of(pair: certificates.Pair) -> str:
+    import ssl  # late: few servers have TLS of their own
+
+    if certificates.is_encrypted(pair):
+        return "the key has a passphrase; use SIGHUP"
+    try:
+        with certificates.as_files(pair) as files:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
+    except (OSError, ValueError) as exc:
+        return str(exc)
+    return ""
+
+
+def with_certificate(renewed: Renewal, by_worker: Compared) -> Compared:
+    """Return the differences, and where the certificate was renewed, that too."""
+    more = [Difference(sign="~", name=f"certificate {renewed.path}", cost=Cost.IN_PLACE)] if renewed.pair is not None else []
+    return [(place, [*more, *found]) for place, found in by_worker]
 
 
 def with_conf_file(answers: Sequence[Told[ServedTable]], by_worker: Compared) -> Compared:

@@ -61,6 +61,7 @@ def _ignored(note: str) -> Verdict:
 
 
 _TLS_FILE = "read by gunicorn's master at start and on SIGHUP; if it cannot be used on SIGHUP, the previous one is kept"
+_CERTIFICATE = f"{_TLS_FILE}; a renewed one is also taken up by `isowsgi apply`"
 _CLIENT_CERTIFICATE = (
     "refused without a certfile; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
 )
@@ -206,10 +207,12 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "worker_exit": _honoured(_WORKER_HOOK),
         "nworkers_changed": _honoured(_ARBITER_HOOK),
         "on_exit": _honoured(_ARBITER_HOOK),
-        "ssl_context": _honoured("called once, at start and on SIGHUP, in gunicorn's master, and not for each connection"),
+        "ssl_context": _honoured(
+            "called once, at start and on SIGHUP, in the master, and by each worker for a renewed certificate; not for each connection"
+        ),
         # SSL
-        "keyfile": _honoured(_TLS_FILE),
-        "certfile": _honoured(_TLS_FILE),
+        "keyfile": _honoured(_CERTIFICATE),
+        "certfile": _honoured(_CERTIFICATE),
         "ssl_version": _ignored("gunicorn itself no longer reads it; set minimum_version in the ssl_context hook"),
         "cert_reqs": _honoured(_CLIENT_CERTIFICATE),
         "ca_certs": _honoured(_TLS_FILE),

@@ -19,7 +19,7 @@ from isowsgi.configuration import gunicorn_settings, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
-from isowsgi.shared import conffile, interpreters
+from isowsgi.shared import certificates, conffile, interpreters
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.board import Board
 from isowsgi.shared.conffile import ConfFile
@@ -40,6 +40,7 @@ class Share:
         settings: of gunicorn's, what apps' interpreters obey.
         tls_context: an ssl.SSLContext, or None without TLS. All workers have it in common, and so each can take up sessions that another
             one began.
+        certificate: where that context's is, and its digest.
         region: its part of the scoreboard.
         verdicts: patterns of mounts that crashed workers, by verdict.
         is_first: of those that serve this config.
@@ -56,6 +57,7 @@ class Share:
     config: configuration.Config | None
     settings: Mapping[str, Any]
     tls_context: Any
+    certificate: tuple[certificates.Files, str] | None
     region: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     is_first: bool
@@ -75,6 +77,8 @@ class Plan:
         self._config: configuration.Config | None = None
         self._settings: dict[str, Any] = {}
         self._tls_context: Any = None
+        self._certificate: tuple[certificates.Files, str] | None = None  # where it is, and its digest
+        self._published = -1  # which files those are, see `certificates`
         self._is_for: Any = None  # which of gunicorn's Config objects it was read for
         self._conf_file: ConfFile | None = None
         self._has_reloaded = False
@@ -128,6 +132,7 @@ class Plan:
             config=self._config,
             settings=self._settings,
             tls_context=self._tls_context,
+            certificate=self._certificate,
             region=self._new_region(containment),
             verdicts={verdict: frozenset(patterns) for verdict, patterns in self._verdicts.items()},
             is_first=self._forks == 1,
@@ -199,17 +204,25 @@ class Plan:
 
     def _take_settings(self, cfg: Any) -> list[str]:
         """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
-        context = None
+        context = certificate = None
         if cfg.is_ssl:
             from isowsgi.master import tlscontext  # most servers have a proxy for that, and need not pay for it
 
             try:
+                if cfg.certfile:  # else the user's `ssl_context` has its own
+                    files = tlscontext.files_of(cfg)
+                    certificate = files, certificates.digest_of(files.certificate) or ""
                 context = tlscontext.make_context(cfg)
             except tlscontext.ContextError as exc:
                 return [str(exc)]
         elif cfg.cert_reqs:  # gunicorn would serve everybody
             return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile too"]
         self._settings, self._tls_context = gunicorn_settings.snapshot(cfg), context
+        if certificate != self._certificate:
+            self._certificate = certificate
+            if self._published >= 0:
+                os.close(self._published)
+            self._published = -1 if certificate is None else certificates.publish(certificate[0])
         return []
 
     def _read(self, path: str, cfg: Any, log: Any) -> None:

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import Any
 
 from gunicorn.sock import ssl_context
 
+from isowsgi.shared import certificates
+from isowsgi.shared.certificates import Files, Pair
+
 
 class ContextError(Exception):
     """gunicorn's settings give no TLS context; the text says which of them and why."""
+
+
+class _With:
+    """gunicorn's settings with other files for the certificate; the user's `ssl_context` gets them too."""
+
+    def __init__(self, cfg: Any, files: Files) -> None:
+        self._cfg = cfg
+        self.certfile, self.keyfile = files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
+
+
+def renewed(cfg: Any, pair: Pair) -> ssl.SSLContext:
+    """Return a context as gunicorn's settings ask for it, with another certificate.
+
+    Raises:
+        ContextError: it cannot be used.
+    """
+    with certificates.as_files(pair) as files:
+        return make_context(_With(cfg, files))
+
+
+def files_of(cfg: Any) -> Files:
+    """Return where the certificate is; the key may be in the same file."""
+    return Files(os.path.abspath(cfg.certfile), os.path.abspath(cfg.keyfile or cfg.certfile))
 
 
 def make_context(cfg: Any) -> ssl.SSLContext:

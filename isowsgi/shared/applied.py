@@ -28,11 +28,13 @@ class Applied(NamedTuple):
         base: the number of the config, among those that the master has read, that it was made for.
         serial: its own name.
         config: see `configuration.stored`.
+        certificate: a renewed one, see `worker.certificate`; None: that which the master has read.
     """
 
     base: int
     serial: str
     config: Any
+    certificate: Any = None
 
 
 class Outvoted(Exception):
@@ -59,8 +61,8 @@ class LastApplied:
         """Return what was decided last; None if nothing was, or if it is unreadable."""
         try:
             facts = json.loads(self._text.read() or b"null")
-            return Applied(facts["base"], facts["serial"], facts["config"]) if facts is not None else None
-        except (ValueError, TypeError, KeyError, RecursionError):
+            return Applied(facts["base"], facts["serial"], facts["config"], facts.get("certificate")) if facts is not None else None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def may_watch(self) -> bool:

@@ -126,6 +126,14 @@ class GunicornFile(OpenValue):
     digest: str  # see `conffile`
 
 
+class CertificateFiles(OpenValue):
+    """The certificate that a worker serves with."""
+
+    certificate: str  # paths
+    key: str
+    digest: str  # see `certificates`
+
+
 class ServedTable(OpenValue):
     """The config that a worker serves, as `configuration.differences` has it."""
 
@@ -133,6 +141,7 @@ class ServedTable(OpenValue):
     tables: dict[str, dict[str, str]]
     mounts: list[MountTable]
     gunicorn: GunicornFile | None = None
+    certificate: CertificateFiles | None = None
 
 
 class NotLoaded(OpenValue):
@@ -200,6 +209,13 @@ class Table(Request[ServedTable]):
     """What config is served."""
 
 
+class RenewedCertificate(OpenValue):
+    """A certificate and its key, as PEM."""
+
+    certificate: str
+    key: str
+
+
 class Prepare(Request[TableOutcome]):
     """Load what is new in a table, beside the one that serves."""
 
@@ -208,6 +224,7 @@ class Prepare(Request[TableOutcome]):
     hold_s: float = 30.0  # how long it waits for the switch, once it is prepared here
     keep_going: bool = False  # whether what can be loaded is prepared, if something cannot
     without: list[str] = []  # names of what stays as it is, see `configuration.partial`
+    certificate: RenewedCertificate | None = None  # to serve with from the switch on
 
 
 class Switch(Request[TableOutcome]):

@@ -155,6 +155,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             config=share.config,
             settings=share.settings,
             tls_context=share.tls_context,
+            certificate=share.certificate,
             board=self._board,
             verdicts=share.verdicts,
             containment=self._containment,
@@ -187,8 +188,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
 
     def _watch_files(self, files: list[str]) -> None:
         assert self._share.config is not None, "checked by load_wsgi"
-        included = {mount.file for mount in self._share.config.mounts if mount.file is not None}
-        for file in [*files, self._share.config.path, *included]:
+        for file in {*files, self._share.config.path, *(mount.file for mount in self._share.config.mounts if mount.file)}:
             self._late_reloader.add_extra_file(file)
 
     def run(self) -> None:

@@ -17,6 +17,7 @@ from isowsgi.instances.bootorder import BootOrders
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
 from isowsgi.shared.applied import LastApplied
+from isowsgi.shared.certificates import Files
 from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
@@ -33,6 +34,7 @@ from isowsgi.worker.loop import Loop
 from isowsgi.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from isowsgi.worker.certificate import Certificate
     from isowsgi.worker.tls import Relay
 
 # Connections of a worker whose settings were refused, at a SIGHUP: gunicorn's default for worker_connections.
@@ -66,6 +68,7 @@ class Given:
         cfg: gunicorn's settings.
         log: gunicorn's logger.
         settings: those of gunicorn's settings that apps' interpreters obey.
+        certificate: see `master.plan.Share`.
         tls_context: an ssl.SSLContext; None without TLS.
         verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
@@ -80,6 +83,7 @@ class Given:
     config: Config
     settings: Mapping[str, Any]
     tls_context: Any
+    certificate: tuple[Files, str] | None
     board: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     containment: Containment
@@ -104,11 +108,13 @@ def assemble(given: Given) -> Parts:
     loop = Loop(given.containment)
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
+    applying.certificate = _take_certificate(given, relay)
     carrier = commands.Commands(supervisor, applying, given.conf_file)
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)
-    watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log)
+    tls_files = given.certificate[0] if given.certificate is not None else ()
+    watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, tls_files)
     loop.every(LOOK_S, watcher.tick, "look at the config files")
     return Parts(
         loop=loop,
@@ -193,6 +199,19 @@ def _make_relay(given: Given, origins: Origins | None) -> Relay:
         stall_s=max((mount.send_timeout or math.inf for mount in given.config.mounts), default=math.inf),
         suppress_ragged_eofs=given.cfg.suppress_ragged_eofs,
     )
+
+
+def _take_certificate(given: Given, relay: Relay | None) -> Certificate | None:
+    """Return what takes up renewed certificates; one that was applied before this worker began is taken up at once."""
+    if relay is None or given.certificate is None:
+        return None
+    from isowsgi.worker.certificate import Certificate  # as above
+
+    found = Certificate(given.cfg, *given.certificate, relay.renew, given.log)
+    table = given.last_applied.read() if given.last_applied is not None else None
+    if table is not None:
+        given.containment.call("renewed certificate", found.take, table)
+    return found
 
 
 def _most_connections(wanted: int, has_tls: bool, log: Any) -> int:

@@ -97,6 +97,10 @@ class Relay:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
         self._thread.start()
 
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Serve connections that come from now on with another context."""
+        self._context = context
+
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +24,7 @@ from isowsgi.configuration import stored
 from isowsgi.shared import controlmessages, sockets
 from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
+from tests.certificates import Authority
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
 
 TELLS = """
@@ -303,6 +307,60 @@ def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: Start
     edit(server, ("[control]", "[control]\nwatch = true"))
     assert apply(server).returncode == 1
     assert "sent SIGHUP" in apply(server, "--or-reload").stdout
+
+
+def subject(server: Server) -> str:
+    """Return whose certificate a client gets who comes now."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_S) as sock, context.wrap_socket(sock) as tls:
+        found = tls.getpeercert(binary_form=True)
+    assert found is not None
+    return next(name for name in ("first", "second", "third") if name.encode() in found)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartServer, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pairs = {name: authority.sign("server", f"/CN={name}", name) for name in ("first", "second", "third")}
+    used = tmp_path / "used.pem", tmp_path / "used.key"
+
+    def renew(certificate: str, key: str) -> None:
+        for path, source in zip(used, (pairs[certificate][0], pairs[key][1]), strict=True):
+            shutil.copy(source, path)
+
+    def all_serve(name: str) -> None:
+        eventually(lambda: {subject(server) for _ in range(8)} == {name}, f"{name} from all workers")
+
+    renew("first", "first")
+    server = serve(CONFIG, "--workers", "2", "--certfile", str(used[0]), "--keyfile", str(used[1]), files=FILES, wait_for=6)
+    boots = server.log().count(": serving")
+    assert apply(server).stdout == "no difference: what runs is what the config file says\n"
+    renew("second", "second")
+
+    shown = apply(server)
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == f"~ certificate {used[0]}  in place\n1 changed\napplied in 2 of 2 workers\n"
+    all_serve("second")
+    renew("third", "second")
+    edit(server, ('"/goes" = "tells"\n', ""))
+
+    shown = apply(server)
+
+    assert shown.returncode == 1
+    assert f"{used[0]}: renewed, but it cannot be used with its key {used[1]}: " in shown.stderr
+    assert shown.stdout.endswith("1 gone\napplied in 2 of 2 workers\n"), "the rest is applied"
+    assert server.log().count(": serving") == boots
+
+    os.kill(server.workers()[0], signal.SIGKILL)
+    server.wait_for_log(": serving", boots + 2)
+    eventually(lambda: len(server.workers()) == 2)
+    all_serve("second")
+    renew("third", "third")
+    server.process.send_signal(signal.SIGHUP)
+    all_serve("third")
+    assert apply(server).returncode == 0
 
 
 class Command:

@@ -12,15 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isowsgi.configuration import partial, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.shared.applied import Applied, Deciding, LastApplied, Outvoted
-from isowsgi.shared.controlmessages import Drop, NotLoaded, Prepare, Refusal, Switch, TableOutcome
+from isowsgi.shared.certificates import Pair
+from isowsgi.shared.controlmessages import CertificateFiles, Drop, NotLoaded, Prepare, Refusal, Switch, TableOutcome
 from isowsgi.worker.change import Change, Problem, Unchangeable
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.livetable import LiveTable
+
+if TYPE_CHECKING:
+    from isowsgi.worker.certificate import Certificate
 
 # How long a prepared table waits for the word to switch at most; the command says how long its workers may differ.
 _MOST_HELD_S = 3600.0
@@ -60,6 +64,7 @@ class Applying:
         self._pending: _Pending | None = None
         self.restart_reason = ""  # why another worker should take over from this one
         self.on_removed: Callable[[list[str]], None] = lambda patterns: None  # takes the patterns that are no more
+        self.certificate: Certificate | None = None  # with TLS
         self._turn = -1  # of the shared text, when it was looked at last
 
     # Requests.
@@ -70,7 +75,7 @@ class Applying:
             raise Refusal("unchangeable", "the workers share no memory, see the error log; use SIGHUP")
         if self._pending is not None:
             raise Refusal("busy", "another table is being applied; try again")
-        table = Applied(self._base, request.serial, request.config)
+        table = Applied(self._base, request.serial, request.config, self._renewed(request))
         pending = self._begin(table, time.monotonic(), request.keep_going, request.without)
         is_ready = False
         try:
@@ -90,6 +95,24 @@ class Applying:
         pending.deadline = time.monotonic() + min(max(request.hold_s, 0.0), _MOST_HELD_S)
         text = "what can be loaded of what is new is loaded" if pending.failed else "all that is new is loaded"
         return TableOutcome(outcome="prepared", text=text, failed=pending.failed, stays=sorted(pending.stays))
+
+    def certificate_files(self) -> CertificateFiles | None:
+        """Return what is told of the certificate that serves."""
+        found = self.certificate
+        return None if found is None else CertificateFiles(certificate=found.files.certificate, key=found.files.key, digest=found.digest)
+
+    def _renewed(self, request: Prepare) -> Any:
+        """Return the certificate that the table is applied with, as other workers are told.
+
+        Raises:
+            Refusal: it cannot be used.
+        """
+        if self.certificate is None or request.certificate is None:
+            return None if self.certificate is None else self.certificate.applied
+        pair = Pair(request.certificate.certificate, request.certificate.key)
+        if fault := self.certificate.fault(pair):
+            raise Refusal("failed", f"the renewed certificate cannot be used: {fault}")
+        return self.certificate.told(pair)
 
     def switch(self, request: Switch) -> Errand:
         while self._serial != request.serial:  # else another worker was told first
@@ -225,6 +248,8 @@ class Applying:
         names["in place"] = [member.pattern for members, _ in pending.change.adjusted for member in members]
         told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
         self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")
+        if self.certificate is not None:
+            self.certificate.take(pending.table)
 
     def _drop(self, why: str) -> None:
         self._pending = None

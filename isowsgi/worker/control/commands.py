@@ -61,6 +61,7 @@ class Commands:
     def __init__(self, supervisor: Supervisor, applying: Applying, conf_file: ConfFile | None = None) -> None:
         self._supervisor = supervisor
         self._conf_file = conf_file
+        self._applying = applying
         self._marks: StopMarks | None = None
         self._began_at = time.time()
         self._asked = 0
@@ -186,7 +187,7 @@ class Commands:
         said = differences.summary(self._supervisor.table.config, salt)
         mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
         gunicorn = GunicornFile(path=self._conf_file.path, digest=self._conf_file.digest) if self._conf_file is not None else None
-        return ServedTable(salt=salt, tables=said.tables, mounts=mounts, gunicorn=gunicorn)
+        return ServedTable(salt=salt, tables=said.tables, mounts=mounts, gunicorn=gunicorn, certificate=self._applying.certificate_files())
         yield  # never reached, as above
 
     # What they share.

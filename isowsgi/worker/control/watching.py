@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from isowsgi.configuration import Config, included
@@ -38,10 +38,12 @@ class FileWatcher:
         config: returns what is served.
         last_applied: by which one worker is chosen; None: this one is not.
         log: gunicorn's logger.
+        more_files: that are looked at beside the config files: the certificate and its key.
     """
 
-    def __init__(self, config: Callable[[], Config], last_applied: LastApplied | None, log: Any) -> None:
+    def __init__(self, config: Callable[[], Config], last_applied: LastApplied | None, log: Any, more_files: Sequence[str] = ()) -> None:
         self._config = config
+        self._more_files = more_files
         self._last_applied = last_applied
         self._log = log
         self._is_chosen = False
@@ -57,7 +59,7 @@ class FileWatcher:
         if self.is_stopping or not (config.control.enabled and config.control.watch):
             return
         self._look_at_command(now)
-        signature = _signature(config)
+        signature = _signature(config, self._more_files)
         if signature != self._seen:
             self._seen, self._changed_at, self._pause_s = signature, now, 0.0
         elif (
@@ -113,10 +115,10 @@ class FileWatcher:
             self._changed_at = now
 
 
-def _signature(config: Config) -> Signature:
+def _signature(config: Config, more_files: Sequence[str]) -> Signature:
     """Return what changes when one of the files does, comes or goes."""
     found: Signature = {}
-    for path in (config.path, *included.files(config.include, os.path.dirname(config.path))):
+    for path in (config.path, *included.files(config.include, os.path.dirname(config.path)), *more_files):
         try:
             facts = os.stat(path)
         except OSError:
