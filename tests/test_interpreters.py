@@ -276,3 +276,11 @@ def test_the_end_of_a_neighbour_breaks_nothing_of_the_standard_library() -> None
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=4 * DEADLINE_S, check=False)
 
     assert (done.returncode, done.stdout.splitlines()[:-1]) == (0, [])
+
+
+def test_where_libc_cannot_give_memory_back_an_interpreter_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl has no malloc_trim."""
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    interpreters._give_back_memory()
+    monkeypatch.undo()
+    interpreters._give_back_memory()

@@ -197,6 +197,7 @@ class Instance:
         if not left:
             self._control.end()
             control.join()
+            extensions.current.let_go()
         # Else the interpreter is left behind, and its control thread with it: before 3.13 a thread of the app's that is busy would keep
         # all others from running without the ticker.
         self._control.report(messages.Closed(threads=left))

@@ -74,6 +74,14 @@ class Extensions:
         self._allowed = None
         self._on_refusal = on_refusal
 
+    def let_go(self) -> None:
+        """Call nobody any more, once the app has ended.
+
+        CPython ends what the import system holds after its last garbage collection. So whatever hangs on the importers' methods, in a
+        cycle, is never freed: all that serves the app hung on `on_refusal`, 4.4 MiB (3.14.10).
+        """
+        self._on_refusal = None
+
     def before(self, path: str) -> None:
         """Note that a file is about to be loaded.
 
