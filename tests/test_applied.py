@@ -77,10 +77,10 @@ def decided_in_the_end(last: LastApplied, wanted: Applied) -> None:
 
 
 @contextlib.contextmanager
-def another_is_deciding(last: LastApplied) -> Iterator[None]:
-    """Hold the place of a worker that decides, as another process."""
-    code = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, 0); print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(last._fd)]
+def another_is_deciding(last: LastApplied, byte: int = 0) -> Iterator[None]:
+    """Hold the place of a worker that decides, as another process; or, with byte 1, of the one that watches."""
+    code = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, int(sys.argv[2])); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(last._fd), str(byte)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[last._fd]) as holder:
         assert holder.stdout is not None
         assert holder.stdin is not None
@@ -97,6 +97,25 @@ def test_who_comes_while_another_decides_asks_again_and_the_same_decision_is_its
     last.decide(table("a"), before="")
 
     assert last.read() == table("a")
+
+
+def another_may_watch(last: LastApplied) -> bool:
+    code = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)"
+    command = [sys.executable, "-c", code, str(last._fd)]
+    return subprocess.run(command, pass_fds=[last._fd], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_one_process_watches_also_once_it_has_decided_and_another_one_when_it_has_ended() -> None:
+    last = LastApplied()
+    with another_is_deciding(last, byte=1):
+        assert not last.may_watch()
+        last.decide(table("a"), before="")
+
+    assert another_may_watch(last)
+    assert last.may_watch()
+    last.decide(table("b"), before="a")
+    assert not another_may_watch(last)
+    assert last.may_watch()
 
 
 def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment_later(tmp_path: Any) -> None:
