@@ -4,7 +4,7 @@ pick = python=$$(python3 tools/pick_python.py) && version=$$("$$python" -c 'impo
 venv = $(pick) && "$$python" tools/make_venv.py "$$python" .venv/$(1) -e . --group pyproject.toml:$(2) && bin=.venv/$(1)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-release test-lowest coverage mutants docs release-check conformance fuzz faults race bench soak applies neighbours packages lint clean
+.PHONY: help demo test test-release test-patch-release test-lowest coverage mutants docs release-check conformance fuzz faults race bench soak applies neighbours packages lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 28
@@ -26,6 +26,13 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
 
+# Between releases of one minor version the library is the same, and what differs is how sound interpreters are: these need one of them.
+same_in_a_minor_version = $(addprefix tests/,$(addsuffix .py,test_http test_plain test_response test_tls $(addprefix functional/,test_hooks \
+	test_processes test_replace test_tls test_worker_settings test_wsgi)))
+
+test-patch-release: ## as test-release, where another release of the same minor version had that
+	@$(MAKE) --no-print-directory test-release ARGS='$(addprefix --ignore=,$(same_in_a_minor_version)) $(ARGS)'
+
 # The parts that use a dependency: config file, command, status page, metrics, table in the log, and requests through gunicorn's parser.
 lowest_tests = $(addprefix tests/,$(addsuffix .py,test_gunicorn_parts test_configuration test_settings test_metrics test_snapshot \
 	test_status test_cli_page test_control functional/test_status functional/test_operate))
@@ -38,7 +45,9 @@ test-lowest: ## run a part of the tests with the lowest version of each dependen
 # Branch coverage, of child processes and the apps' interpreters too: what counts where is in pyproject.toml. Only 3.14 and newer count branches in
 # subinterpreters. Processes that tests kill leave files that are not whole: they are left out, and removed, as `coverage html` and
 # `coverage report` would try to combine them again.
-unit_tests = --ignore=tests/functional -m "not alone"
+# Tests of tools, pages and of the tests themselves cover nothing of the package that others do not.
+unit_tests = --ignore=tests/functional $(addprefix --ignore=tests/,$(addsuffix .py,test_bench test_docs test_fuzz test_scheduling test_soak test_tools)) \
+	-m "not alone"
 
 coverage: ## branch coverage of the unit tests, with all their processes and interpreters; fails below the floor (ARGS=tests: of the whole suite, no floor)
 	@$(call venv,coverage$$version,coverage) && rm -rf .coverage && mkdir .coverage && \
