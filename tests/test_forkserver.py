@@ -150,6 +150,23 @@ def test_without_a_descriptor_left_nothing_is_forked_and_the_server_stays(server
     process.wait()
 
 
+@pytest.mark.parametrize("step", ["fork", "is_warm", "_await_fork"])
+def test_a_mistake_of_ours_costs_a_process_no_more_than_the_server(
+    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("as it was told")
+
+    monkeypatch.setattr(forkserver.ForkServer, step, fail)
+
+    assert fork(servers) is None
+    assert "fork server: internal error, contained" in caplog.text
+
+
 def test_a_python_that_is_not_there_is_done_without(servers: ForkServers, caplog: pytest.LogCaptureFixture) -> None:
     assert fork(servers, "/no/such/python") is None
     eventually(lambda: "fork server of /no/such/python" in caplog.text, "the line in the log")

@@ -101,26 +101,45 @@ class ForkServers:
             environ: of all processes that have this Python.
             order: with the descriptors by their numbers here; they stay the caller's.
         """
+        try:
+            return self._fork(python, environ, order)
+        except Exception:
+            self._containment.failed(f"{order.tag}: fork server")
+            return None
+
+    def _fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
         base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
         if base is None or not base.is_warm(_WARM_UP_S):
             return None
         venv = order.environment.venv
-        for _ in range(len(order.environment.preload) + 2):  # a module is dropped each time, or what is stale is replaced
+        for _ in range(len(order.environment.preload) + 2):  # a module is dropped each time, or what is out of date is replaced
             modules = tuple(name for name in order.environment.preload if (python, venv, name) not in self._dropped)
             key = _Key(python, venv, modules)
             server = self._server_of(key, lambda key=key: VenvServer(key, base, order)) if modules else None  # type: ignore[misc]
-            if server is None or server.is_warm(_WARM_UP_S):
+            if server is None:
                 break
-        return (self._fork_from(server, order) if server is not None else None) or self._fork_from(base, order)
+            if not server.is_warm(_WARM_UP_S):
+                if server.is_settled.is_set():
+                    continue  # it has dropped a module; if it was lost, it is None next
+                break
+            try:
+                if process := self._fork_from(server, order):
+                    return process
+                break
+            except FilesChanged:
+                self._forget(server)
+        return self._fork_from(base, order)
 
     def _fork_from(self, server: ForkServer, order: BootOrder) -> ForkedProcess | None:
-        if not server.is_warm(0) or shadows(order.environment.pythonpath, server.names):
+        """Return a new process; None if there is none from this server.
+
+        Raises:
+            FilesChanged: the server has ended, and another one would do.
+        """
+        if shadows(order.environment.pythonpath, server.names):
             return None
         try:
             return server.fork(order)
-        except FilesChanged:
-            self._forget(server)
-            return self.fork(server.key.python, server.environ, order)
         except ForkFailed as exc:
             self._lose(server, str(exc), exc.for_good)
         except OSError:  # no descriptor or no memory is left; a start may need less
