@@ -15,6 +15,7 @@ from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation import verdicts
 from isowsgi.isolation.decision import Verdict
 from isowsgi.isolation.verdicts import Verdicts, key_of
+from isowsgi.shared import cachefolder
 from tests.orders import order_for, with_member, with_values
 
 
@@ -106,11 +107,11 @@ def test_it_trusts_no_folder_that_others_may_write_to(memory: Verdicts, extensio
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, extension: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv(verdicts.FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(cachefolder.FOLDER_VARIABLE, raising=False)
     Verdicts().remember("a", verdict_on(extension))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     Verdicts().remember("a", verdict_on(extension))
-    monkeypatch.setenv(verdicts.FOLDER_VARIABLE, str(tmp_path / "named"))
+    monkeypatch.setenv(cachefolder.FOLDER_VARIABLE, str(tmp_path / "named"))
     Verdicts().remember("a", verdict_on(extension))
 
     for folder in ("home/.cache/isowsgi", "xdg/isowsgi", "named"):
@@ -124,7 +125,7 @@ def test_a_user_without_a_home_has_it_in_the_temporary_folder(monkeypatch: pytes
     def nobody(uid: int) -> None:
         raise KeyError(uid)
 
-    for name in ("HOME", verdicts.FOLDER_VARIABLE):
+    for name in ("HOME", cachefolder.FOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     monkeypatch.setattr(pwd, "getpwuid", nobody)

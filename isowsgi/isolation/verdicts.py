@@ -9,16 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import sys
-import tempfile
 
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation.decision import RULES, Verdict
-from isowsgi.shared import wire
+from isowsgi.shared import cachefolder, wire
 from isowsgi.shared.messages import BootOrder
-
-FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
 
 # Of files and their sizes. A verdict on an app with 500 extension modules has some 100 KiB; most have less than 2.
 _MAX_FILES = 4000
@@ -41,16 +37,16 @@ class Verdicts:
     """The memory; safe to use from several threads and processes.
 
     Args:
-        folder: where; None: $ISOWSGI_CACHE_DIR, else isowsgi in $XDG_CACHE_HOME, else ~/.cache/isowsgi, else in the temporary folder.
+        folder: where; None: see `cachefolder`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._folder = folder or _default_folder()
+        self._folder = folder or cachefolder.default_folder()
 
     def recall(self, key: str) -> Verdict | None:
         """Return a verdict, if there is one and each extension file that it rests on is as it was."""
         try:
-            if not _is_ours_alone(self._folder):
+            if not cachefolder.is_ours_alone(self._folder):
                 return None
             with open(self._path(key), "rb") as file:
                 content = file.read(_MAX_BYTES + 1)
@@ -78,17 +74,10 @@ class Verdicts:
             return False
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            if not _is_ours_alone(self._folder):
+            if not cachefolder.is_ours_alone(self._folder):
                 return False
             self._make_room()
-            fd, path = tempfile.mkstemp(dir=self._folder, suffix=".new")
-            try:
-                with open(fd, "wb") as file:
-                    file.write(content)
-                os.replace(path, self._path(key))
-            except OSError:
-                os.unlink(path)
-                raise
+            cachefolder.put(self._folder, key + _SUFFIX, content)
         except (OSError, ValueError):
             return False
         return True
@@ -106,7 +95,7 @@ class Verdicts:
     def _make_room(self) -> None:
         """Drop the oldest half once there are too many, and what writers that were killed left behind."""
         with os.scandir(self._folder) as entries:
-            files = [entry for entry in entries if entry.name.endswith((_SUFFIX, ".new"))]
+            files = [entry for entry in entries if entry.name.endswith((_SUFFIX, ".new", cachefolder.PATTERNS_SUFFIX))]
         if len(files) < _MAX_FILES:
             return
         files.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
@@ -115,18 +104,3 @@ class Verdicts:
                 os.unlink(entry.path)
             except OSError:  # another process did
                 continue
-
-
-def _default_folder() -> str:
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return named
-    for cache in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
-        if os.path.isabs(cache):  # its specification has others ignored; and "~" stays where a user has no home, as in containers
-            return os.path.join(cache, "isowsgi")
-    return os.path.join(tempfile.gettempdir(), f"isowsgi-cache-{os.geteuid()}")
-
-
-def _is_ours_alone(folder: str) -> bool:
-    """Whether nobody else may write there: a forged verdict would make a worker load what crashes it."""
-    status = os.stat(folder)
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi import configuration
-from isowsgi.configuration import gunicorn_settings, stored
+from isowsgi.configuration import gunicorn_settings, remembered, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
@@ -81,6 +81,7 @@ class Plan:
         self._published = -1  # which files those are, see `certificates`
         self._is_for: Any = None  # which of gunicorn's Config objects it was read for
         self._conf_file: ConfFile | None = None
+        self._remembered: remembered.Patterns | None = None
         self._has_reloaded = False
         self._forks = 0  # that had this config so far
         self._ledger: Ledger | None = None
@@ -198,9 +199,17 @@ class Plan:
         if self._config is None or config.limits != self._config.limits:
             self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._config = config
+        self._remember(config)
         self._patterns |= {mount.pattern for mount in config.mounts}
         if len(self._patterns) > _MOST_PATTERNS:  # of tables that were in force before
             self._patterns = frozenset(mount.pattern for mount in config.mounts)
+
+    def _remember(self, config: configuration.Config) -> None:
+        """Remember the patterns of included files, for a start at which one of them is no TOML."""
+        patterns = remembered.patterns_of(config)
+        if patterns != self._remembered:
+            self._remembered = patterns
+            remembered.save(config.path, patterns)
 
     def _take_settings(self, cfg: Any) -> list[str]:
         """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
@@ -230,12 +239,13 @@ class Plan:
         for fault in config.faults:
             log.error(fault)
         self._root_logs = frozenset(mount.log for mount in config.mounts if mount.log is not None)
-        if self._config is not None:
-            config = keep_faulty(config, self._config)
+        config = remembered.with_remembered(config) if self._config is None else keep_faulty(config, self._config)
         if config != self._config:  # else the workers that are there serve it: with --reload each fork reads the file
             self._base, self._serial = self._base + 1, ""
         self._config, self._is_for = config, cfg
         self._patterns = frozenset(mount.pattern for mount in config.mounts)
+        if not cfg.check_config:
+            self._remember(config)
         self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
         warning = interpreters.own_gil_warning()

@@ -25,7 +25,7 @@ from isowsgi.shared import controlmessages, sockets
 from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
 from tests.certificates import Authority
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, running_server
 
 TELLS = """
 import os
@@ -474,6 +474,23 @@ def test_a_start_with_a_faulty_site_serves_the_others(serve: StartServer) -> Non
     assert told(server, "/site") == ["503"]
     assert told(server, "/stays") == ["/stays", "1", "None"]
     server.wait_for_log('/site: its config file has a fault, so it answers 503: sites.d/site.toml: mounts."/site".odd: unknown key')
+
+
+def test_the_patterns_of_a_file_that_is_no_toml_outlive_a_restart(tmp_path: Path) -> None:
+    """The site's requests went to the mount that matches next."""
+    sites = SITES + '"/" = "tells"\n'
+    files, env = {**FILES, "sites.d/.keep": ""}, {"ISOWSGI_CACHE_DIR": str(tmp_path / "cache")}
+    with running_server(tmp_path, sites, files=files, env=env, wait_for=4) as server:
+        (server.folder / "sites.d/site.toml").write_text(SITE)
+        assert apply(server).returncode == 0
+        assert told(server, "/site") == ["/site", "1", "None"]
+    server.log_path.unlink()
+    with running_server(
+        tmp_path, sites, files={**files, "sites.d/site.toml": SITE.replace("[mounts]", "[mounts")}, env=env, wait_for=4
+    ) as server:
+        assert told(server, "/site") == ["503"]
+        assert told(server, "/elsewhere")[0] == "/"
+        server.wait_for_log("/site: its config file has a fault, so it answers 503: sites.d/site.toml: line 3")
 
 
 def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartServer) -> None:
