@@ -15,13 +15,17 @@ demo: ## serve incompatible apps from one worker, until Ctrl-C (PORT=8000, PYTHO
 test: ## run the tests, two a core at a time, those that measure time last (ARGS="-k routing", JOBS=0 for one by one, PYTHON=the newest found)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(ARGS)
 
-# What is the same on every release of CPython: text, tables, the command line, pages, tools. All else can differ between releases, and did:
-# interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of a worker. New tests belong there too.
-same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_architecture test_bench test_cli_page test_client \
-	test_configuration test_control_frames test_declares test_docs test_fuzz test_gunicorn_parts test_metrics test_origins test_peek \
-	test_answers test_messages test_controlmessages test_report test_routing test_scheduling test_scoreboard test_settings test_snapshot \
-	test_soak test_status test_tools test_verdicts $(addprefix functional/,test_conformance test_deploy test_logs test_operate test_paths \
-	test_plan test_proxy_protocol test_routing_safety test_status)))
+# What is the same on every release of CPython: text, tables, the command line, pages, tools, what sockets do, and which mounts are changed.
+# All else can differ between releases, and did: interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of
+# a worker. New tests belong there too. That mounts are replaced and end is shown on each release by test_reload, test_replace and
+# test_teardown, so test_apply and test_applies are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
+# faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
+same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
+	test_bench test_cli_page test_client test_configuration test_control_frames test_controlmessages \
+	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_messages \
+	test_metrics test_origins test_peek test_report test_routing test_scheduling test_scoreboard test_settings test_shares test_snapshot \
+	test_soak test_status test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
+	test_deploy test_faults test_hostile test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status)))
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)

@@ -31,6 +31,9 @@ MODULES = {
     "deployment": ("isowsgi/worker/deployment.py", "tests/test_deployment.py"),
     "messages": ("isowsgi/shared/messages.py", "tests/test_messages.py"),
     "wire": ("isowsgi/shared/wire.py", "tests/test_messages.py"),
+    "applied": ("isowsgi/shared/applied.py", "tests/test_applied.py"),
+    "differences": ("isowsgi/configuration/differences.py", "tests/test_differences.py"),
+    "change": ("isowsgi/worker/change.py", "tests/test_livetable.py"),
     "controlmessages": ("isowsgi/shared/controlmessages.py", "tests/test_controlmessages.py"),
 }
 
