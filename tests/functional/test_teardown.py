@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from isowsgi.shared import interpreters
-from tests.conftest import Server, StartServer, eventually, running_server
+from tests.conftest import WHOLE, Server, StartServer, eventually, running_server
 from tests.functional.test_kinds_of_isolation import children_of
 
 ISOLATIONS = [interpreters.SHARED_GIL] if interpreters.own_gil_error() else [interpreters.OWN_GIL, interpreters.SHARED_GIL]
@@ -29,7 +29,8 @@ LEFT = {
 BUSY = "busy daemon"
 
 
-GENERATIONS = 3
+# In whole runs each is replaced twice.
+GENERATIONS = 3 if WHOLE else 2
 
 
 def mount_of(left: str) -> str:
@@ -69,7 +70,7 @@ def assert_ends_well(server: Server) -> None:
 
 @pytest.fixture(scope="module", params=ISOLATIONS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a mount for each thing that is left, all of them replaced twice."""
+    """A server with a mount for each thing that is left, all of them replaced."""
     config = config_of(request.param, *LEFT)
     with running_server(tmp_path_factory.mktemp("server"), config, wait_for=1 + len(LEFT)) as server:
         replace_all(server, len(LEFT))
