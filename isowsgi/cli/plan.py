@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,9 +24,13 @@ from isowsgi.shared import controlmessages
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 _STYLES = {"+": "green", "-": "red", "~": "yellow"}
+
+# Columns below which nothing is good to read, and nothing is folded to.
+_LEAST_WIDTH = 20
 
 
 @click.command(short_help="Show how the config file differs from what runs.")
@@ -106,7 +110,8 @@ def show(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
             click.echo(controlmessages.NO_DIFFERENCE)
             continue
         for each in found:
-            console.print(_text(each))
+            for line in lines(each, console):
+                console.print(line, soft_wrap=True)
         click.echo(_count(found))
 
 
@@ -116,19 +121,37 @@ def _count(found: list[Difference]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
-def _text(difference: Difference) -> Text:
+def lines(difference: Difference, console: Console) -> Iterator[Text]:
+    """Yield what is printed of a difference; what is longer than a line is folded below its own beginning, so that signs stay in front."""
+    from rich.cells import cell_len
     from rich.text import Text
 
-    text = Text(f"{difference.sign} {plain(difference.name)}", style=_STYLES[difference.sign])
-    text.append(f"  {plain(costs.text_of(difference.cost, difference.sign, difference.name, difference.group))}", style="dim")
+    cost = costs.text_of(difference.cost, difference.sign, difference.name, difference.group)
+    head = Text(plain(difference.name), style=_STYLES[difference.sign]).append(f"  {plain(cost)}", style="dim")
+    yield from _folded(Text(f"{difference.sign} ", style=_STYLES[difference.sign]), head, console)
     width = max((len(setting.name) for setting in difference.settings), default=0)
     for setting in map(_masked, difference.settings):
-        text.append(f"\n    {plain(setting.name).ljust(width)}  {_change(difference.sign, setting)}", style="default")
-    return text
+        name = Text(f"    {plain(setting.name).ljust(width)}  ")
+        values = _change(difference.sign, setting)
+        is_short = cell_len(" -> ".join(values)) <= console.width - len(name)
+        for number, value in enumerate([" -> ".join(values)] if is_short else values):
+            yield from _folded(Text("-> ".rjust(len(name) + 3)) if number else name, Text(value), console)
 
 
-def _change(sign: str, setting: Setting) -> str:
+def _folded(before: Text, text: Text, console: Console) -> Iterator[Text]:
+    """Yield the lines of a text that stands behind another one."""
+    from rich.text import Text
+
+    width = max(console.width, _LEAST_WIDTH)
+    indent = min(len(before), width // 2)
+    for number, line in enumerate(text.wrap(console, width - indent)):
+        line.rstrip()
+        yield Text.assemble(before if not number else " " * indent, line)
+
+
+def _change(sign: str, setting: Setting) -> list[str]:
+    """Return the new value, or the old one and the new one, or in one word what became of a secret."""
     old, new = ("(default)" if value is None else plain(value) for value in (setting.old, setting.new))
     if setting.is_secret:
-        return "added" if setting.old is None else "removed" if setting.new is None else "changed"
-    return new if sign == "+" else f"{old} -> {new}"
+        return ["added" if setting.old is None else "removed" if setting.new is None else "changed"]
+    return [new] if sign == "+" else [old, new]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from isowsgi.cli.plan import lines
+from isowsgi.configuration.costs import Cost
+from isowsgi.configuration.differences import Difference, Setting
 from tests.conftest import DEADLINE_S, ROOT, Server, running_server
 
 CONFIG = """
@@ -117,3 +122,33 @@ def test_other_commands_say_that_the_file_was_not_applied(server: Server, comman
         assert "no mount '/memo'" in shown.stderr
     assert run(server, {}, *command).stderr == ""
     assert run(server, {"threads": "thread"}, *command).stderr == "isowsgi: the config file has faults: isowsgi plan\n"
+
+
+def folded(difference: Difference, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    return [line.plain for line in lines(difference, console)]
+
+
+def test_what_is_longer_than_a_line_is_folded_below_its_own_beginning() -> None:
+    """A terminal folded it to the left edge, where only signs and names of mounts belong."""
+    path = f'"/srv/{"a" * 30}"'
+    setting = Setting(name="pythonpath", old=f"[{path}]", new=f"[{path}, {path}]")
+    shown = folded(Difference(sign="~", name="/shop", settings=(setting, Setting(name="threads", old="2", new="4")), cost=Cost.LOAD), 60)
+
+    assert shown == [
+        "~ /shop  loads a new generation",
+        f"    pythonpath  [{path}]",
+        f"                -> [{path},",
+        f"                   {path}]",
+        "    threads     2 -> 4",
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 10, 20, 80])
+def test_a_name_of_any_length_keeps_its_sign_in_front(width: int) -> None:
+    setting = Setting(name="env." + "K" * 100, old=None, new="x")
+    shown = folded(Difference(sign="+", name="/日本語" * 60, settings=(setting,), cost=Cost.LOAD), width)
+
+    assert shown[0].startswith("+ /日本語")
+    assert all(line.startswith("  ") for line in shown[1:])
+    assert "".join(line.strip() for line in shown).count("日") == 60
