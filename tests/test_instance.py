@@ -312,6 +312,32 @@ os._exit(0)
     assert done.stdout == f"FAILED True {left}\n", done.stderr
 
 
+def test_an_instance_in_the_main_interpreter_has_gone_when_it_has_ended() -> None:
+    """Each one counted as stuck ten seconds later: with a mount that cannot be imported one worker after another was replaced."""
+    script = """
+import os, select
+from gunicorn import config, glogging
+from isowsgi.instances.main import MainInstance
+from isowsgi.shared.scoreboard import Scoreboard
+from tests.orders import any_order
+board = Scoreboard()
+board.set_mounts(["/a"])
+fds = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
+order = any_order("main", first_row=board.allot(1, [0]), threads=1)
+instance = MainInstance(order, {**fds, "board": board.fd}, board, glogging.Logger(config.Config()))
+instance.start()
+while not instance.has_ended():
+    select.select([instance], [], [])
+    instance.read()
+instance.dispose(destroy=True)
+print(instance.join(30), instance.state.name, instance.threads_left, instance.error, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+
+    assert done.stdout == "True FAILED 0 ModuleNotFoundError: No module named 'tried'\n", done.stderr
+
+
 def test_who_is_left_in_an_interpreter_is_seen_without_asserts_too() -> None:
     """With PYTHONOPTIMIZE an interpreter in which an app's thread ran was taken for empty, and ended."""
     question = compile(interpreter._HAS_NO_THREAD, "question", "exec", optimize=2)

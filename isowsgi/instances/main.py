@@ -26,7 +26,7 @@ class MainInstance(InterpreterInstance):
         super().__init__(order, shared_fds, board)
         self._log = log
 
-    def _keep(self) -> None:
+    def _run_interpreter(self) -> None:
         # Late: the main interpreter needs none of this while no mount lives there.
         from isowsgi.inside import boot
 
