@@ -48,6 +48,7 @@ def test_each_setting_in_place_is_one_of_a_mount() -> None:
     assert {each.name for each in attrs.fields(Mount)} >= costs.IN_PLACE
 
 
+G, H = mount("/g", group="g"), mount("/h", group="g")
 PAGE = mount("/status", app=App(kind="module", target="isowsgi.status", call="application"))
 
 
@@ -65,6 +66,7 @@ PAGE = mount("/status", app=App(kind="module", target="isowsgi.status", call="ap
         (config(mount("/a", replace="stop-first")), config(mount("/a")), {"/a": Cost.IN_PLACE}),
         (config(mount("/a", group="g")), config(mount("/a", group="g"), mount("/b", group="g")), {"/b": Cost.LOAD}),
         (config(mount("/a", group="g"), mount("/b", group="g")), config(mount("/a", group="g")), {"/b": Cost.LOAD}),
+        (config(G, H), config(H, attrs.evolve(G, queue=1)), {"/g": Cost.IN_PLACE}),
         (config(), config(status=Status(hosts=("x",))), {"[status]": Cost.IN_PLACE}),
         (config(PAGE), config(PAGE, status=Status(hosts=("x",))), {"[status]": Cost.LOAD}),
     ],

@@ -168,6 +168,51 @@ def test_what_cannot_be_loaded_stays_as_it_was_and_the_rest_is_changed() -> None
     assert len({each.number for each, _ in site.live.table.mounts}) == 4
 
 
+def test_the_order_in_which_a_file_has_those_of_a_group_is_no_change() -> None:
+    site = Site(
+        mount("/a", group="g"), mount("/b", group="g"), mount("/m", isolation="main", group="m"), mount("/n", isolation="main", group="m")
+    )
+    before = site.live.table.deployments
+
+    change = site.live.prepare(
+        config(
+            mount("/n", isolation="main", group="m"),
+            mount("/b", group="g", queue=3),
+            mount("/a", group="g"),
+            mount("/m", isolation="main", group="m"),
+        ),
+        NOW,
+    )
+    assert (change.fresh, change.gone) == ([], [])
+    site.live.switch(NOW)
+
+    assert sorted(each.name for each in site.live.table.deployments) == sorted(each.name for each in before)
+    group = site.of("/a")
+    assert group is site.of("/b") is before[0]
+    assert [(each.pattern, each.number, each.queue) for each in group.members] == [("/a", 0, 100), ("/b", 1, 3)], (
+        "as its instances know them"
+    )
+    assert [each.pattern for each, _ in site.live.table.mounts] == ["/n", "/b", "/a", "/m"]
+
+
+def test_a_group_stays_as_it_was_whatever_order_the_new_file_has_it_in() -> None:
+    """It was found under no name: what had been loaded for it was never ended, again with each try."""
+    site = Site(mount("/a", group="g"), mount("/b", group="g"), mount("/c"))
+    group = site.of("/a")
+    change = site.live.prepare(config(mount("/b", group="g", threads=2), mount("/c", threads=2)), NOW)
+    says(change.fresh[0], site.around.made[2], Failed(error="E: x", traceback="Traceback"))
+
+    site.live.narrow(["/b"], NOW)
+    site.all_load()
+    site.live.switch(NOW)
+    site.all_end()
+
+    assert site.of("/a") is site.of("/b") is group
+    assert [each.number for each in group.members] == [0, 1]
+    assert site.of("/c").mount.threads == 2
+    assert site.live.all() == site.live.table.deployments
+
+
 def test_a_boot_that_takes_too_long_is_a_problem() -> None:
     site = Site(mount("/a"))
     change = site.live.prepare(config(mount("/a"), mount("/b", boot_timeout=5.0)), NOW)
@@ -317,6 +362,35 @@ def test_settings_that_need_no_new_app_are_taken_up_by_the_one_that_serves(monke
     site.live.tick()
     assert [order.queue for order in told] == [7, 100, 100, 100], "told until it was taken"
     assert not a.owes_limits
+
+
+def test_what_is_owed_to_an_instance_is_owed_after_the_next_change_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(mount("/a"))
+    told = told_by(monkeypatch, works := [False])
+    site.apply(mount("/a", queue=7))
+    site.apply(mount("/a", queue=7, max_age=60.0))
+    works[0] = True
+    told.clear()
+
+    site.live.tick()
+
+    assert [order.queue for order in told] == [7]
+
+
+def test_one_that_is_being_replaced_for_its_requests_is_not_replaced_again_for_a_new_limit() -> None:
+    site = Site(mount("/a", max_requests=5))
+    site.apply(mount("/a", max_requests=4))
+    deployment = site.of("/a")
+    instance = serves(deployment)
+    instance.served = 4
+    deployment.upkeep.tick(NOW)
+    assert deployment.generation == 2
+
+    site.live.prepare(config(mount("/a", max_requests=3)), NOW)
+    site.live.switch(NOW)
+    deployment.upkeep.tick(NOW)
+
+    assert (deployment.generation, deployment.wanted) == (2, "")
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,11 @@ def of_table(name: str, new: Summary) -> Cost:
 
 
 def _groups(mounts: Mapping[str, Settings]) -> list[tuple[str, ...]]:
-    """Return the patterns of those that share an instance, for each instance."""
+    """Return the patterns of those that share an instance, for each instance; in one order, whatever that of the file is."""
     groups: dict[str, list[str]] = {}
     for pattern, settings in mounts.items():
         groups.setdefault(settings.get("group", pattern), []).append(pattern)  # a group's name is written in quotes here
-    return list(map(tuple, groups.values()))
+    return [tuple(sorted(group)) for group in groups.values()]
 
 
 def _goes_on(old: Settings, new: Settings) -> bool:

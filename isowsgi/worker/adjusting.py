@@ -20,12 +20,13 @@ def adjust(deployment: Deployment, members: Sequence[Mount]) -> None:
         members: the same mounts, with the same numbers.
     """
     before, deployment.members, deployment.mount = deployment.mount, tuple(members), members[0]
-    deployment.owes_limits = limits_of(before) != limits_of(deployment.mount)
+    deployment.owes_limits |= limits_of(before) != limits_of(deployment.mount)
     if before.touch != deployment.mount.touch:
         deployment.upkeep.note_touched()
     if (before.max_requests, before.max_requests_jitter) != (deployment.mount.max_requests, deployment.mount.max_requests_jitter):
         for instance in deployment.slots.serving():
-            deployment.upkeep.set_quota(instance)
+            if deployment.quotas.get(instance) != 0:  # else it has come to its old one, and is being replaced for that
+                deployment.upkeep.set_quota(instance)
     pay(deployment)
 
 

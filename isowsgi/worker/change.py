@@ -78,9 +78,8 @@ class Change:
             for members in wanted:
                 deployment = kept.get(_key(members))
                 if deployment is not None:
-                    numbers = [member.number for member in deployment.members]
-                    numbered = [attrs.evolve(member, number=number) for member, number in zip(members, numbers, strict=True)]
-                    self._placed.append((numbered, deployment))
+                    pairs = _pairs(deployment, members)
+                    self._placed.append(([attrs.evolve(after, number=before.number) for before, after in pairs], deployment))
                 else:
                     deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
                     self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
@@ -122,11 +121,11 @@ class Change:
         config = partial.leave_out(self.new.config, self._old.config, stay)
         stays = {_key(deployment.members): deployment for deployment in self._old.deployments if _is_any(deployment.members, stay)}
         comes = {_key(members): (members, deployment) for members, deployment in self._placed if not _is_any(members, stay)}
+        keys = map(_key, grouped(config.mounts))
+        self._placed = [(stays[key].members, stays[key]) if key in stays else comes[key] for key in keys]
         dropped = [deployment for deployment in self.fresh if _is_any(deployment.members, stay)]
         self.fresh = [deployment for deployment in self.fresh if deployment not in dropped]
         self._before = [each for each in self._before if each[0] in self.fresh]
-        keys = map(_key, grouped(config.mounts))
-        self._placed = [(stays[key].members, stays[key]) if key in stays else comes[key] for key in keys]
         self._lead_to(config)
         return dropped
 
@@ -187,12 +186,18 @@ def _stays(deployment: Deployment, members: Sequence[Mount], old: Config, new: C
     """Whether a deployment can be in both tables; the status page is told who may see it when it is loaded."""
     if old.status != new.status and any(is_status(member.app) for member in members):
         return False
-    return all(costs.is_in_place(before, after) for before, after in zip(deployment.members, members, strict=True))
+    return all(costs.is_in_place(before, after) for before, after in _pairs(deployment, members))
+
+
+def _pairs(deployment: Deployment, members: Sequence[Mount]) -> list[tuple[Mount, Mount]]:
+    """Return each of a deployment's mounts, in its order, which its instances know, and what a config says of the same."""
+    said = {member.pattern: member for member in members}
+    return [(member, said[member.pattern]) for member in deployment.members]
 
 
 def _key(members: Sequence[Mount]) -> tuple[str, ...]:
-    """Return what tells those that share an instance from others in the same config."""
-    return tuple(member.pattern for member in members)
+    """Return what tells those that share an instance from others in the same config; their order in the file is nothing to them."""
+    return tuple(sorted(member.pattern for member in members))
 
 
 def _is_any(members: Sequence[Mount], patterns: frozenset[str]) -> bool:
