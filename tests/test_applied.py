@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -12,14 +13,17 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
 from isowsgi import configuration
-from isowsgi.configuration import stored
+from isowsgi.configuration import Mount, stored
 from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
-from isowsgi.shared.controlmessages import Answer, Prepare, Switch, TableOutcome
+from isowsgi.shared.controlmessages import Answer, Prepare, Refusal, Switch, TableOutcome
+from isowsgi.worker.change import Problem
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import Errand
+from tests.test_livetable import Site, config, mount
 
 
 def table(serial: str, base: int = 1, config: Any = None) -> Applied:
@@ -71,7 +75,8 @@ def test_a_table_that_is_too_long_changes_nothing() -> None:
 def decided_in_the_end(last: LastApplied, wanted: Applied) -> None:
     while True:
         try:
-            return last.decide(wanted, before="")
+            last.decide(wanted, before="")
+            return
         except Deciding:
             time.sleep(0.001)
 
@@ -144,6 +149,49 @@ def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment
     assert len(switched) == 1
 
 
+class Worker:
+    """What decides in one worker, with fake instances."""
+
+    def __init__(self, last: LastApplied) -> None:
+        self.site = Site(mount("/a"), mount("/b"))
+        self.applying = Applying(self.site.live, last, base=1, serial="", log=logging.getLogger("test"))
+
+    def prepare(self, *mounts: Mount, **settings: Any) -> Any:
+        """Load what is new; return the answer."""
+        errand = self.applying.prepare(Prepare(serial="s", config=stored.plain(config(*mounts)), hold_s=60.0, **settings))
+        answers: list[Any] = []
+        for answer in steps(errand):
+            answers.append(answer)
+            self.site.all_load()
+        return answers[-1]
+
+
+def test_who_sees_what_was_decided_keeps_what_it_has_loaded_and_does_without_the_rest() -> None:
+    """All of it was dropped and loaded again if the worker saw the text before the word to switch."""
+    last = LastApplied()
+    decides, follows = Worker(last), Worker(last)
+    new = (mount("/b", threads=2), mount("/x"), mount("/a"))
+    assert [worker.prepare(*new).outcome for worker in (decides, follows)] == ["prepared"] * 2
+    made = list(follows.site.around.made)
+
+    [*_, answer] = steps(decides.applying.switch(Switch(serial="s", without=["/x"])))
+    follows.applying.tick()
+
+    assert isinstance(answer, TableOutcome)
+    for worker in (decides, follows):
+        assert [(each.pattern, each.threads) for each, _ in worker.site.live.table.mounts] == [("/b", 2), ("/a", None)]
+    assert follows.site.around.made == made
+    assert [*steps(follows.applying.switch(Switch(serial="s", without=["/x"])))] == [answer]
+
+
+def test_a_problem_of_nothing_that_could_be_left_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker asked again and again what was wrong, and did nothing else any more."""
+    monkeypatch.setattr("isowsgi.worker.change.Change.problems", lambda change: [Problem(["/none"], "E: x", "")])
+
+    with pytest.raises(Refusal, match="E: x"):
+        Worker(LastApplied()).prepare(mount("/a"), mount("/b"), mount("/x"), keep_going=True)
+
+
 def steps(errand: Errand) -> Iterator[Answer | None]:
     answer = yield from errand
     yield answer
@@ -204,12 +252,24 @@ def test_what_is_no_config_is_refused(facts: Any) -> None:
         stored.restore(facts)
 
 
+def test_configs_differ_by_mounts_and_their_order_is_nothing() -> None:
+    one = stored.plain(config(mount("/a"), mount("/b", env={"A": "1"}, preload=("m",)), mount("/c", threads=1)))
+    other = config(mount("/b", env={"A": "1"}, preload=("m",), file="/moved"), mount("/c", threads=2), mount("/d"))
+
+    assert stored.differing(one, json.loads(json.dumps(stored.plain(other)))) == {"/a", "/c", "/d"}
+    assert stored.differing(one, json.loads(json.dumps(one))) == set()
+    assert stored.differing(one, stored.plain(attrs.evolve(other, head_timeout=9.0))) is None
+    nothings: list[Any] = [None, [], {}, {"mounts": 7}, {"mounts": [7]}, {"mounts": [{"pattern": []}]}, {"mounts": [], "path": {}}]
+    for nothing in nothings:
+        assert stored.differing(one, nothing) is None
+
+
 def test_numbers_are_not_taken_over_and_a_pattern_is_there_once(tmp_path: Any) -> None:
     """A table whose mounts all have the same number would send all requests to one app."""
     (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n"/b" = "b"\n')
     facts = stored.plain(configuration.load(tmp_path / "isowsgi.toml"))
-    for mount in facts["mounts"]:
-        mount["number"] = 7
+    for each in facts["mounts"]:
+        each["number"] = 7
 
     assert [mount.number for mount in stored.restore(facts).mounts] == [0, 1]
 

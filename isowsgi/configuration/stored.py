@@ -8,10 +8,16 @@ import attrs
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
 
-from isowsgi.configuration.values import Config
+from isowsgi.configuration.values import Config, Mount
 from isowsgi.shared import scoreboard
 
-_converter = Converter(forbid_extra_keys=True)
+# Lists, not tuples, so that what is told equals what is read of it.
+_converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
+
+# What says nothing of what is served.
+_ASIDE: dict[type[Config | Mount], set[str]] = {
+    cls: {field.name for field in attrs.fields(cls) if field.eq is False} for cls in (Config, Mount)
+}
 
 
 class NotAConfig(ValueError):
@@ -22,6 +28,24 @@ def plain(config: Config) -> dict[str, Any]:
     """Return a config as plain values: dicts, lists, strings, numbers."""
     facts: dict[str, Any] = _converter.unstructure(config)
     return facts
+
+
+def differing(one: Any, other: Any) -> set[str] | None:
+    """Return the patterns of mounts that only one of two configs has, or that differ; None if anything else does. Order is nothing here.
+
+    Args:
+        one, other: as `plain` has them. Either may be anything.
+    """
+    try:
+        ones, others = ({mount["pattern"]: _served(mount, Mount) for mount in config["mounts"]} for config in (one, other))
+        tables = [{**_served(config, Config), "mounts": None} for config in (one, other)]
+    except (TypeError, KeyError, AttributeError):
+        return None
+    return {pattern for pattern in {*ones, *others} if ones.get(pattern) != others.get(pattern)} if tables[0] == tables[1] else None
+
+
+def _served(facts: dict[str, Any], cls: type[Config | Mount]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in _ASIDE[cls]}
 
 
 def restore(facts: object) -> Config:

@@ -73,8 +73,8 @@ class LastApplied:
             return False
         return True
 
-    def decide(self, table: Applied, before: str) -> None:
-        """Decide on a table, for all workers.
+    def decide(self, table: Applied, before: str) -> bool:
+        """Decide on a table, for all workers; return False if one was decided on already that has the same serial.
 
         Args:
             before: the serial of the decision that this one follows; "" if none was in force for this base.
@@ -97,9 +97,10 @@ class LastApplied:
                 raise Outvoted("gunicorn has read its config file again; try again")
             now = last.serial if last is not None and last.base == table.base else ""
             if now == table.serial:
-                return  # another worker was told first
+                return False  # another worker was told first
             if now != before:
                 raise Outvoted("another table was applied meanwhile; try again")
             self._text.write(data)
+            return True
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _DECIDE_BYTE)

@@ -84,12 +84,10 @@ class Applying:
         is_ready = False
         try:
             while not pending.change.is_ready():
-                if problems := pending.change.problems():
-                    if not request.keep_going:
-                        raise _failed(problems)
-                    self._do_without(pending, problems)
-                    continue
-                yield
+                problems = pending.change.problems()
+                if problems and not (request.keep_going and self._do_without(pending, problems)):
+                    raise _failed(problems)
+                yield  # also after each that is left out: neighbours' requests are routed meanwhile
                 if self._pending is not pending:
                     raise Refusal("outvoted", "another table was applied meanwhile; try again")
             is_ready = True
@@ -129,7 +127,7 @@ class Applying:
                 raise Refusal("not-prepared", "not all that is new in the table is loaded in this worker")
             assert self._last_applied is not None, "else nothing is prepared"
             try:
-                self._last_applied.decide(pending.table, self._serial)
+                has_decided = self._last_applied.decide(pending.table, self._serial)
             except Deciding:
                 yield
                 continue
@@ -137,9 +135,9 @@ class Applying:
                 raise Refusal("outvoted", str(exc)) from exc
             except ValueError as exc:
                 raise Refusal("unchangeable", f"the table is too long: {exc}") from exc
-            decided = self._last_applied.read()
-            if decided is not None and not _is_same(decided, pending):
-                self._follow(decided, time.monotonic())  # who decided was told to do without something else
+            decided = None if has_decided else self._last_applied.read()
+            if decided is not None and not self._agree(pending, decided):
+                self._follow(decided, time.monotonic())
                 continue
             self._switch(pending, time.monotonic())
         return TableOutcome(outcome="applied", text="serves the new table")
@@ -177,7 +175,7 @@ class Applying:
     def _follow(self, table: Applied, now: float) -> None:
         """Take up a table that another worker has decided on."""
         pending = self._pending
-        if pending is None or not _is_same(table, pending):
+        if pending is None or not self._agree(pending, table):
             if pending is not None:
                 self._drop("another table was applied")
             try:
@@ -188,6 +186,15 @@ class Applying:
         pending.is_decided, pending.deadline = True, now + _FOLLOW_S
 
     # Inner workings.
+
+    def _agree(self, pending: _Pending, table: Applied) -> bool:
+        """Make what is prepared the table that was decided on, whose worker may have been told to do without more; or return False."""
+        if table.serial != pending.table.serial:
+            return False
+        differing = stored.differing(pending.table.config, table.config)
+        if differing and self._narrow(pending, differing):
+            differing = stored.differing(pending.table.config, table.config)
+        return differing == set()
 
     def _begin(self, table: Applied, config: Config, now: float, keep_going: bool = False, without: Iterable[str] = ()) -> _Pending:
         """Prepare a table.
@@ -227,19 +234,20 @@ class Applying:
             raise
         return pending
 
-    def _do_without(self, pending: _Pending, problems: Sequence[Problem]) -> None:
-        """Let what cannot be loaded stay as it is."""
+    def _do_without(self, pending: _Pending, problems: Sequence[Problem]) -> bool:
+        """Let what cannot be loaded stay as it is; return whether that is possible."""
         pending.failed += [NotLoaded(text=problem.error, traceback=problem.traceback) for problem in problems]
-        self._narrow(pending, [pattern for problem in problems for pattern in problem.patterns])
+        return self._narrow(pending, [pattern for problem in problems for pattern in problem.patterns])
 
-    def _narrow(self, pending: _Pending, names: Sequence[str]) -> None:
-        """Let some of what is prepared stay as it is."""
+    def _narrow(self, pending: _Pending, names: Iterable[str]) -> bool:
+        """Let some of what is prepared stay as it is; return whether anything does that did not before."""
         stay = partial.staying(pending.change.new.config, self._live.table.config, names)
         if stay <= pending.stays:
-            return
+            return False
         self._live.narrow(stay, time.monotonic())
         pending.stays |= stay
         pending.table = pending.table._replace(config=stored.plain(pending.change.new.config))
+        return True
 
     def _switch(self, pending: _Pending, now: float) -> None:
         self._pending, self._serial = None, pending.table.serial
@@ -256,16 +264,6 @@ class Applying:
         self._pending = None
         self._live.drop(time.monotonic())
         self._log.info("dropped the table that was prepared: %s; keeping the current mounts", why)
-
-
-def _is_same(table: Applied, pending: _Pending) -> bool:
-    """Whether a table that was decided on is the one that is prepared: what it does without may differ."""
-    if table.serial != pending.table.serial:
-        return False
-    try:
-        return stored.restore(table.config) == pending.change.new.config
-    except stored.NotAConfig:
-        return False
 
 
 def _restored(facts: Any) -> Config:
