@@ -19,7 +19,7 @@ from gunicorn.config import Config
 from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.deadlines import Job
 from isowsgi.inside.http import Response
-from isowsgi.inside.plain import PlainReader
+from isowsgi.inside.plainrequest import PlainReader
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway

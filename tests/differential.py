@@ -22,7 +22,7 @@ from gunicorn.http.wsgi import create
 
 from isowsgi.configuration.gunicorn_settings import snapshot
 from isowsgi.inside.ending import Ending
-from isowsgi.inside.plain import PlainRequest
+from isowsgi.inside.plainrequest import PlainRequest
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker, Refused

@@ -19,7 +19,7 @@ from isowsgi.shared.messages import Closed, Exited, Failed, Order, Ready, Report
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.turns import Turns
+from isowsgi.worker.reloadqueue import Turns
 from tests.conftest import DEADLINE_S
 
 

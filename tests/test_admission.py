@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.admission import Admission
+from isowsgi.inside.requestqueue import Admission
 from isowsgi.shared.messages import Limits
 
 
@@ -28,7 +28,7 @@ class FakeService:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("isowsgi.inside.admission.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("isowsgi.inside.requestqueue.time.monotonic", lambda: now[0])
     return now
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from isowsgi.worker.boots import _LONGEST_TURN_S, _TELL_S, Boots, boots_at_a_time, machine_times
+from isowsgi.worker.bootqueue import _LONGEST_TURN_S, _TELL_S, Boots, boots_at_a_time, machine_times
 
 
 class Mount:

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load, pythons
-from isowsgi.shared import policies, regular
+from isowsgi.shared import policies, regularfiles
 from tests.conftest import eventually, examples
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -624,7 +624,7 @@ def test_a_file_that_cannot_be_read_is_one_fault(folder: Path) -> None:
     """Whatever there is in its place: a FIFO held gunicorn's master for ever, also at a SIGHUP."""
     (folder / "folder.toml").mkdir()
     os.mkfifo(folder / "fifo.toml")
-    (folder / "huge.toml").write_bytes(b"#" * (regular.MAX_CONFIG_BYTES + 1))
+    (folder / "huge.toml").write_bytes(b"#" * (regularfiles.MAX_CONFIG_BYTES + 1))
     (folder / "zero.toml").symlink_to("/dev/zero")
     (folder / "loop.toml").symlink_to("loop.toml")
     said: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.control import Control
+from isowsgi.inside.controlthread import Control
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.telling import MAX_TRACEBACK_CHARS
 from isowsgi.shared import messages

@@ -14,11 +14,11 @@ from isowsgi.configuration import Config
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
-from isowsgi.worker.boots import Boots
+from isowsgi.worker.bootqueue import Boots
 from isowsgi.worker.dispatcher import NotServing
-from isowsgi.worker.memory import MemoryWatch
+from isowsgi.worker.memorylimit import MemoryWatch
+from isowsgi.worker.reloadqueue import TURN_S, Turns
 from isowsgi.worker.supervisor import Supervisor
-from isowsgi.worker.turns import TURN_S, Turns
 from tests.conftest import examples
 from tests.fakes import FakeInstance, Site, up
 

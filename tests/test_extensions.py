@@ -12,7 +12,7 @@ import pytest
 
 from isowsgi.inside import extensions
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.shared import interpreters, messages, refusals
+from isowsgi.shared import interpreters, loadfailures, messages
 from isowsgi.shared.messages import BootOrder
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import copy_extension, order_for, with_values
@@ -179,7 +179,7 @@ def test_a_module_whose_init_function_misses_in_the_main_interpreter_what_is_her
     record.after("argon2._ffi", "/a.so", ModuleNotFoundError("No module named 'json'", name="json"))
     record.after("other._c", "/o.so", ModuleNotFoundError("No module named 'not_here'", name="not_here"))
 
-    assert [(name, refusals.classify(error).kind) for name, _, error in record.refused] == [("argon2._ffi", refusals.MAIN_ONLY)]
+    assert [(name, loadfailures.classify(error).kind) for name, _, error in record.refused] == [("argon2._ffi", loadfailures.MAIN_ONLY)]
 
 
 def test_an_error_that_is_no_refusal_is_not_told(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_an_error_that_is_no_refusal_is_not_told(tmp_path: Path) -> None:
 BOOT = """
 import json, os, select, sys
 from isowsgi.shared import interpreters, messages
-from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared.scoreboard import Scoreboard
 board = Scoreboard()

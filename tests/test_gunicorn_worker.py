@@ -11,7 +11,7 @@ import pytest
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import base
 
-from isowsgi.master.plan import Plan
+from isowsgi.master.workerplan import Plan
 from isowsgi.shared.board import Board
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import gunicorn

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from isowsgi.instances import interpreter
-from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances import subinterpreter
 from isowsgi.instances.judge import TIMED_OUT
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared import messages
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import Closed, Failed, Ready, Report
@@ -296,9 +296,9 @@ def test_an_interpreter_whose_boot_cannot_even_begin_is_left_behind_only_with_a_
     """While an app had all descriptors, each boot of its neighbours passed for one that had left a thread, and counted for max_stuck."""
     script = f"""
 import os, select
-from isowsgi.instances import interpreter
+from isowsgi.instances import subinterpreter
 from tests.test_instance import Puppet
-interpreter._BOOTSTRAP = {(code + "raise OSError(24, 'no descriptor')")!r}
+subinterpreter._BOOTSTRAP = {(code + "raise OSError(24, 'no descriptor')")!r}
 instance = Puppet()
 instance.start()
 for _ in range(2):
@@ -317,7 +317,7 @@ def test_an_instance_in_the_main_interpreter_has_gone_when_it_has_ended() -> Non
     script = """
 import os, select
 from gunicorn import config, glogging
-from isowsgi.instances.main import MainInstance
+from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.shared.scoreboard import Scoreboard
 from tests.orders import any_order
 board = Scoreboard()
@@ -340,7 +340,7 @@ os._exit(0)
 
 def test_who_is_left_in_an_interpreter_is_seen_without_asserts_too() -> None:
     """With PYTHONOPTIMIZE an interpreter in which an app's thread ran was taken for empty, and ended."""
-    question = compile(interpreter._HAS_NO_THREAD, "question", "exec", optimize=2)
+    question = compile(subinterpreter._HAS_NO_THREAD, "question", "exec", optimize=2)
     gate = threading.Event()
     thread = threading.Thread(target=gate.wait)
     thread.start()
@@ -362,7 +362,7 @@ def test_who_waits_for_a_thread_is_cut_off_without_waiting_whatever_an_app_has_s
         limits.append(sock.gettimeout())
         sock.close()
 
-    monkeypatch.setattr(interpreter, "cut", cut)
+    monkeypatch.setattr(subinterpreter, "cut", cut)
     ours, client = socket.socketpair()
     client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
     instance.give(ours.fileno())

@@ -36,7 +36,7 @@ import os
 import select
 import sys
 from pathlib import Path
-from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared import interpreters
 from isowsgi.shared.messages import Closed
 from isowsgi.shared.scoreboard import Scoreboard

@@ -16,7 +16,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ExactReader
-from isowsgi.inside.plain import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.shared.peek import _PLAIN_LINE, Peeker
 from isowsgi.shared.routing import Route, Router
 from tests.conftest import examples, sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isowsgi.shared.refusals import BROKEN, MAIN_ONLY, NO_DAEMON, NO_FORK, NO_STDLIB, ONCE, REFUSES_OWN_GIL, UNCLEAR, classify, hint
+from isowsgi.shared.loadfailures import BROKEN, MAIN_ONLY, NO_DAEMON, NO_FORK, NO_STDLIB, ONCE, REFUSES_OWN_GIL, UNCLEAR, classify, hint
 
 WRAPPED = """Traceback (most recent call last):
   File "numpy/__init__.py", line 1, in <module>

@@ -13,7 +13,7 @@ from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stuck
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.report import Reporter
+from isowsgi.worker.workerreport import Reporter
 from tests.fakes import FakeInstance, FakeSurroundings
 from tests.test_acceptor import Place as AcceptorPlace
 

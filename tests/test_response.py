@@ -26,7 +26,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plain import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.shared.peek import _PLAIN_LINE
 from tests.conftest import examples, receive_all
 from tests.differential import Wire, configs

@@ -24,7 +24,7 @@ FOLDER = ROOT / ".mutants"
 MODULES = {
     "routing": ("isowsgi/shared/routing.py", "tests/test_routing.py"),
     "peek": ("isowsgi/shared/peek.py", "tests/test_peek.py"),
-    "plain": ("isowsgi/inside/plain.py", "tests/test_plain.py"),
+    "plain": ("isowsgi/inside/plainrequest.py", "tests/test_plain.py"),
     "handover": ("isowsgi/shared/handover.py", "tests/test_handover.py"),
     "decision": ("isowsgi/isolation/decision.py", "tests/test_decision.py"),
     "lifecycle": ("isowsgi/instances/lifecycle.py", "tests/test_lifecycle.py"),

@@ -20,7 +20,7 @@ from gunicorn.config import Config
 
 from bench.linkage import linkage_of
 from isowsgi.configuration.gunicorn_settings import snapshot
-from isowsgi.inside.plain import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.inside.settings import Settings
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router

@@ -1,4 +1,4 @@
-"""What came of asking workers, and how their words are shown: another program may have sent them, and another user may run it.
+"""Workers' answers, and their words made safe for a terminal: another user's program may have sent them.
 
 Values only, no I/O.
 """

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from isowsgi.cli.answers import A, Told, no_answer, plain
-from isowsgi.shared import controlmessages, frames, regular, sockets, workdir
+from isowsgi.shared import controlmessages, frames, regularfiles, sockets, workdir
 from isowsgi.shared.controlmessages import Error, Request, Worker
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.shared.sockets import Place
@@ -215,8 +215,8 @@ def _living(folder: str) -> list[Place]:
 
 def _master(pidfile: str) -> int:
     try:
-        return int(regular.read(pidfile, _MOST_PIDFILE_BYTES))
+        return int(regularfiles.read(pidfile, _MOST_PIDFILE_BYTES))
     except OSError as exc:
         raise NobodyServes(f"{pidfile}: cannot read it: {(exc.strerror or str(exc)).lower()}") from exc
-    except (ValueError, regular.NotRegular) as exc:
+    except (ValueError, regularfiles.NotRegular) as exc:
         raise NobodyServes(f"{pidfile}: expected the process id of a gunicorn master") from exc

@@ -1,4 +1,4 @@
-"""The config file on disk beside the one that runs."""
+"""Reads the config file that the workers say they serve, and compares it with what they serve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
-from isowsgi.shared import certificates, conffile, controlmessages, interpreters, regular, workdir
+from isowsgi.shared import certificates, conffile, controlmessages, interpreters, regularfiles, workdir
 from isowsgi.shared.controlmessages import Error, ServedTable
 from isowsgi.shared.sockets import Place
 
@@ -76,7 +76,7 @@ def renewal(answers: Sequence[Told[ServedTable]]) -> Renewal:
             continue
         try:
             pair = certificates.read(files)
-        except (OSError, ValueError, regular.NotRegular) as exc:
+        except (OSError, ValueError, regularfiles.NotRegular) as exc:
             return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be read with its key {files.key}: {exc}")
         if fault := _fault_of(pair):
             return Renewal(

@@ -22,7 +22,7 @@ from dotenv.parser import parse_stream
 from isowsgi.configuration import pythons
 from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, quoted, spelt, wrong_type
 from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS, SCRIPT_SUFFIXES, App
-from isowsgi.shared import policies, regular
+from isowsgi.shared import policies, regularfiles
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ def venv(value: Any, *, folder: str) -> str:
     path, shown = _path(value, folder)
     try:
         text = _pyvenv_cfg(path)
-    except (OSError, regular.NotRegular, ValueError):  # ValueError: a NUL in the path
+    except (OSError, regularfiles.NotRegular, ValueError):  # ValueError: a NUL in the path
         raise Fault(f"expected a virtual environment (a folder with pyvenv.cfg), got {shown}") from None
     if _venv_version(text) is None:
         raise Fault(f"expected a Python version in its pyvenv.cfg, got none in {shown}")
@@ -200,7 +200,7 @@ def venv(value: Any, *, folder: str) -> str:
 
 
 def _pyvenv_cfg(venv: str) -> str:
-    return regular.read(os.path.join(venv, "pyvenv.cfg"), _MAX_PYVENV_BYTES).decode(errors="replace")
+    return regularfiles.read(os.path.join(venv, "pyvenv.cfg"), _MAX_PYVENV_BYTES).decode(errors="replace")
 
 
 def _venv_version(text: str) -> tuple[int, int] | None:
@@ -213,7 +213,7 @@ def venv_fault(venv: str, wanted: tuple[int, int], python: str | None) -> str | 
     """Say why a venv, checked by `venv`, is none of the Python that runs the app, or return None."""
     try:
         version = _venv_version(_pyvenv_cfg(venv))
-    except (OSError, regular.NotRegular):  # it was there a moment ago
+    except (OSError, regularfiles.NotRegular):  # it was there a moment ago
         version = None
     again = f"recreate it with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
     if version is not None and version != wanted:
@@ -272,10 +272,10 @@ def env_file(value: Any, *, folder: str) -> dict[str, str]:
     """
     path, shown = _path(value, folder)
     try:
-        text = regular.read(path, _MAX_ENV_BYTES).decode("utf-8-sig")  # some editors put a byte order mark before it
+        text = regularfiles.read(path, _MAX_ENV_BYTES).decode("utf-8-sig")  # some editors put a byte order mark before it
     except UnicodeDecodeError as exc:
         raise Fault(f"expected UTF-8, got byte {exc.object[exc.start]:#04x} in {shown}") from exc
-    except regular.NotRegular as exc:
+    except regularfiles.NotRegular as exc:
         raise Fault(f"expected a readable file, got {exc}: {shown}") from exc
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise Fault(f"expected a readable file, got {shown}") from exc

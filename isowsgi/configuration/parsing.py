@@ -5,16 +5,16 @@ import tomllib
 from typing import Any
 
 from isowsgi.configuration.faults import ConfigError, Place, place_text, walk
-from isowsgi.shared import regular
+from isowsgi.shared import regularfiles
 
 
 def parse(shown: str, absolute: str) -> dict[str, Any]:
     """Return what the TOML of a file says."""
     try:
-        content = regular.read(absolute, regular.MAX_CONFIG_BYTES)
+        content = regularfiles.read(absolute, regularfiles.MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise ConfigError((f"{shown}: no such file, looked for {absolute!r}",)) from None
-    except regular.NotRegular as exc:
+    except regularfiles.NotRegular as exc:
         raise ConfigError((f"{shown}: expected a config file, got {exc}",)) from exc
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ConfigError((f"{shown}: cannot read it: {(getattr(exc, 'strerror', None) or str(exc)).lower()}",)) from exc

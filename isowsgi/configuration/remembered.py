@@ -15,7 +15,7 @@ import attrs
 
 from isowsgi.configuration.included import faulty_mount
 from isowsgi.configuration.values import Config, Mount
-from isowsgi.shared import cachefolder, regular, scoreboard
+from isowsgi.shared import cachefolder, regularfiles, scoreboard
 
 # Most bytes that are read: the patterns of ten thousand mounts.
 _MOST_BYTES = 1024 * 1024
@@ -74,11 +74,11 @@ def _load(path: str) -> Patterns:
     try:
         if not cachefolder.is_ours_alone(folder):
             return {}
-        found = json.loads(regular.read(os.path.join(folder, _name(path)), _MOST_BYTES))
+        found = json.loads(regularfiles.read(os.path.join(folder, _name(path)), _MOST_BYTES))
         return {
             str(file): [[str(part) for part in (pattern, host, prefix)] for pattern, host, prefix in each] for file, each in found.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, regular.NotRegular):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, regularfiles.NotRegular):
         return {}
 
 

@@ -21,20 +21,20 @@ from functools import partial
 from typing import Any
 
 from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks
-from isowsgi.inside.admission import Admission
-from isowsgi.inside.control import Control
-from isowsgi.inside.crew import AppThread, Gate
+from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.files import FileWatch
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
 from isowsgi.inside.private import share, theirs
+from isowsgi.inside.requestqueue import Admission
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.stacks import Stacks
 from isowsgi.inside.telling import Teller
+from isowsgi.inside.threads import AppThread, Gate
 from isowsgi.inside.wsgi import Connection
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment

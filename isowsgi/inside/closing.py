@@ -10,8 +10,8 @@ import traceback
 from typing import Any
 
 from isowsgi.inside import leftovers
-from isowsgi.inside.crew import introduce
 from isowsgi.inside.private import theirs
+from isowsgi.inside.threads import introduce
 
 _app_threading = theirs("threading")  # the app's, see `private`
 

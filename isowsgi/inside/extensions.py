@@ -21,7 +21,7 @@ from typing import Any
 
 from isowsgi.inside import private
 from isowsgi.inside.private import theirs
-from isowsgi.shared import refusals
+from isowsgi.shared import loadfailures
 
 # What is kept of refusals: they go into one packet, with a traceback and the names of what was loaded.
 _MAX_REFUSED = 50
@@ -30,7 +30,7 @@ _MAX_ERROR_CHARS = 500
 _modules = theirs("sys").modules  # the app's
 
 # What is added to an error that only says that a module is missing which is there: from 3.13 on the init function of a single-phase module
-# runs in the main interpreter first, whose path is another. `refusals` knows these words.
+# runs in the main interpreter first, whose path is another. `loadfailures` knows these words.
 RAN_IN_MAIN = "its init function ran in the main interpreter"
 
 # Modules in Python that are nothing but the front of an extension module; who imports them wants that.
@@ -104,7 +104,7 @@ class Extensions:
         if isinstance(error, ModuleNotFoundError) and _is_here(error.name):
             text += f"; {RAN_IN_MAIN}"
         is_news = len(self.refused) < _MAX_REFUSED and name not in [known for known, _, _ in self.refused]
-        if is_news and refusals.is_refusal(text):
+        if is_news and loadfailures.is_refusal(text):
             self.refused.append((name, path, text))
             if self._on_refusal is not None:
                 self._on_refusal(name, path, text)

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from isowsgi.inside.crew import introduce
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, Response
+from isowsgi.inside.threads import introduce
 from isowsgi.inside.wsgi import Connection, Gateway
 
 # How long a stopping instance waits for on_drain before the app's exit functions are called.

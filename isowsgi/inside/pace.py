@@ -1,4 +1,4 @@
-"""Loads an app at a walk while the generation before it serves: the operator waits a little longer for it, and the neighbours do not wait.
+"""Pauses the imports of an app's next generation while others want the processor: the operator waits longer, the neighbours do not.
 
 Imports are long stretches of nothing but CPU time. On a machine with an idle processor nothing changes: the boot pauses only where it had
 to wait for a processor, or for the GIL, itself.

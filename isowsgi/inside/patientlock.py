@@ -1,4 +1,4 @@
-"""A lock that nobody waits for without end."""
+"""A re-entrant lock for logging that is given up after a second: an interrupted request may never release it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of our own: what serves an app is out of the app's reach.
+"""Private copies of modules: what serves an app uses these, which the app cannot reach.
 
 An app may change any module of its interpreter: gevent patches `socket` and `threading`, freezegun `time`, PySocks' recipe replaces
 `socket.socket`, others wrap `json`. What serves must not notice. So the modules that serve are not in the app's `sys.modules`: they lie in

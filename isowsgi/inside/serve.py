@@ -1,4 +1,4 @@
-"""An instance's requests: wait for one, peek, serve it, and do with its connection what came of it; `holdings` has the connections.
+"""An instance's requests: wait for one, peek, serve it, and do with its connection what came of it; `connections` has the connections.
 
 All connections of an instance are armed in its epoll set, edge-triggered, for as long as it owns them. Only the thread that holds the
 runner's baton polls, and only it touches an idle connection. A ready one belongs to the thread that serves it, until it is settled: kept,
@@ -21,8 +21,8 @@ from typing import Any
 from gunicorn.http.errors import ParseException
 
 from isowsgi.inside import forks
+from isowsgi.inside.connections import MORE, Holdings
 from isowsgi.inside.deadlines import Job, RequestTimeout
-from isowsgi.inside.holdings import MORE, Holdings
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared import answers

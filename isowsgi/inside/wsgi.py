@@ -1,4 +1,4 @@
-"""One request through the app: environ, call, response, by PEP 3333."""
+"""One request through the app: call and response, by PEP 3333; `plainrequest` makes most environs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gunicorn.workers.base import Worker
 from isowsgi.inside import forks
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plain import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.inside.takeover import app_socket
 from isowsgi.shared import answers
 from isowsgi.shared.errorpage import PageSocket

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 import isowsgi
 from isowsgi.inside.warmth import shadows
-from isowsgi.instances.interpreter import first_source
+from isowsgi.instances.subinterpreter import first_source
 from isowsgi.shared import births, messages, wire, workdir
 from isowsgi.shared.births import (
     FIRST_PLACE,

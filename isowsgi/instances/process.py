@@ -17,10 +17,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from isowsgi.instances.base import BROKEN_OFF, HostedInstance
 from isowsgi.instances.forkserver import START, ForkedProcess, ForkServers, memory_file
-from isowsgi.instances.hosted import BROKEN_OFF, HostedInstance
-from isowsgi.instances.interpreter import boot_source
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, blocking, dup_of, key_of, number_of

@@ -20,7 +20,7 @@ from typing import Protocol
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.isolation import sharing, trial
 from isowsgi.isolation.trial import Outcome
-from isowsgi.shared import interpreters, refusals
+from isowsgi.shared import interpreters, loadfailures
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.shared.messages import BootOrder
 
@@ -37,7 +37,7 @@ NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL",
 RULES = 3
 
 # Refusals that an extension module makes, not the app.
-_EXTENSION_KINDS = frozenset({refusals.REFUSES_OWN_GIL, refusals.ONCE, refusals.MAIN_ONLY})
+_EXTENSION_KINDS = frozenset({loadfailures.REFUSES_OWN_GIL, loadfailures.ONCE, loadfailures.MAIN_ONLY})
 
 Stamp = tuple[int, int]
 
@@ -140,7 +140,7 @@ class _Decision:
         failure = outcome.failure
         if failure.is_refusal or outcome.failed_copy > 1:  # the first copy loaded, so the app is whole
             return False
-        if failure.kind == refusals.BROKEN:
+        if failure.kind == loadfailures.BROKEN:
             return True
         elsewhere = self._try(PROCESS)
         return not elsewhere.loaded and _sameness(elsewhere) == _sameness(outcome)

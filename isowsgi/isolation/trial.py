@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from isowsgi.isolation.sharing import Sharing, harmful
-from isowsgi.shared import interpreters, messages, refusals, workdir
+from isowsgi.shared import interpreters, loadfailures, messages, workdir
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.shared.messages import BootOrder, Place
 
@@ -88,20 +88,20 @@ class Outcome:
         return self.exit_code is not None or self.signal is not None
 
     @property
-    def failure(self) -> refusals.Failure:
+    def failure(self) -> loadfailures.Failure:
         """What its error comes to; only for one that was not loaded."""
-        failure = refusals.classify(self.error, self.traceback)
+        failure = loadfailures.classify(self.error, self.traceback)
         if not self.refused:
             return failure
-        if failure.kind == refusals.BROKEN:
+        if failure.kind == loadfailures.BROKEN:
             # A missing module may be what a package turns to when its extension module was refused; other faults are the app's own.
             is_certain = "ModuleNotFoundError" not in self.error
-            return failure if is_certain else refusals.Failure(refusals.UNCLEAR, "", failure.line)
-        if failure.kind == refusals.UNCLEAR:
-            failure = refusals.classify("\n".join(error for _, _, error in self.refused))
+            return failure if is_certain else loadfailures.Failure(loadfailures.UNCLEAR, "", failure.line)
+        if failure.kind == loadfailures.UNCLEAR:
+            failure = loadfailures.classify("\n".join(error for _, _, error in self.refused))
         # By the name it is imported by: CPython's messages have the last part of it only.
-        names = [name for name, _, error in self.refused if refusals.classify(error).kind == failure.kind]
-        return refusals.Failure(failure.kind, names[0], failure.line) if names else failure
+        names = [name for name, _, error in self.refused if loadfailures.classify(error).kind == failure.kind]
+        return loadfailures.Failure(failure.kind, names[0], failure.line) if names else failure
 
 
 def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) -> Outcome:

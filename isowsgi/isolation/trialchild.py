@@ -151,7 +151,7 @@ class _Nursery:
     """
 
     def __init__(self, order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes], object]) -> None:
-        from isowsgi.instances.interpreter import InterpreterInstance
+        from isowsgi.instances.subinterpreter import InterpreterInstance
         from isowsgi.shared import interpreters
         from isowsgi.shared.scoreboard import Scoreboard
 
@@ -240,7 +240,7 @@ def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:
 def _plain_instance() -> Any:
     """Return a class of instances that live in this interpreter, the only one of its process."""
     from isowsgi.inside import boot
-    from isowsgi.instances.interpreter import InterpreterInstance
+    from isowsgi.instances.subinterpreter import InterpreterInstance
     from isowsgi.shared import messages
 
     class PlainInstance(InterpreterInstance):

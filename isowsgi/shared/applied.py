@@ -11,7 +11,7 @@ import json
 import mmap
 from typing import Any, NamedTuple
 
-from isowsgi.shared.memory import Text, make_memory, text_bytes
+from isowsgi.shared.sharedmemory import Text, make_memory, text_bytes
 
 # Most bytes of a table: a thousand mounts with all their settings need about 1.5 MiB.
 MAX_BYTES = 4 << 20

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from isowsgi.shared.memory import GRANULE, TURN_MASK, Text, make_memory
 from isowsgi.shared.rows import (
     CRASHES,
     HEAD_BYTES,
@@ -23,6 +22,7 @@ from isowsgi.shared.rows import (
     RETIRED_OFFSET,
 )
 from isowsgi.shared.scoreboard import END_COUNTERS, FIRST_COUNTER, Counters, RegionReading, Scoreboard, Totals, add
+from isowsgi.shared.sharedmemory import GRANULE, TURN_MASK, Text, make_memory
 
 # The board's own head: words.
 _SEQUENCE = 0  # odd while the master moves counters from a region to the retired ones

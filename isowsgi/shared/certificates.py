@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from isowsgi.shared import regular
+from isowsgi.shared import regularfiles
 
 # Most bytes of either file: a certificate with its chain has some 6 KiB.
 _MOST_BYTES = 256 * 1024
@@ -48,7 +48,7 @@ def read(files: Files) -> Pair:
     Raises:
         OSError, NotRegular: one cannot be read.
     """
-    return Pair(*(regular.read(path, _MOST_BYTES).decode("latin-1") for path in files))
+    return Pair(*(regularfiles.read(path, _MOST_BYTES).decode("latin-1") for path in files))
 
 
 def is_encrypted(pair: Pair) -> bool:
@@ -59,8 +59,8 @@ def is_encrypted(pair: Pair) -> bool:
 def digest_of(path: str) -> str | None:
     """Return the digest of the certificate in a file, see `Pair`; None if it cannot be read."""
     try:
-        return Pair(regular.read(path, _MOST_BYTES).decode("latin-1"), "").digest
-    except (OSError, ValueError, regular.NotRegular):
+        return Pair(regularfiles.read(path, _MOST_BYTES).decode("latin-1"), "").digest
+    except (OSError, ValueError, regularfiles.NotRegular):
         return None
 
 

@@ -1,4 +1,4 @@
-"""Cutting a request off from outside of its interpreter, while nothing seems to run in there: one decision, by words of its row alone.
+"""How `instances.judge` and a request's own thread agree on the request's end, by two words of its scoreboard row.
 
 The two sides share memory and nothing else: no GIL, no lock, not even a process. And the interpreter may wake up at any moment. Each
 side has a word that it alone writes, and looks at the other's after it has written its own:

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from isowsgi.shared.memory import GRANULE, make_memory, text_bytes
+from isowsgi.shared.sharedmemory import GRANULE, make_memory, text_bytes
 
 # Words of every row. The first eight are one cache line.
 REQUESTS = 0  # requests whose head was taken from the connection

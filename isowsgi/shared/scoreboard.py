@@ -27,7 +27,6 @@ import mmap
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from isowsgi.shared.memory import Text
 from isowsgi.shared.rows import (
     ANSWERED,
     BUCKET_LIMITS_S,
@@ -52,6 +51,7 @@ from isowsgi.shared.rows import (
     Region,
     Row,
 )
+from isowsgi.shared.sharedmemory import Text
 
 # Words that are summed over rows and kept when a worker ends: all from the first class of responses to the last bucket, and REQUESTS.
 FIRST_COUNTER = RESPONSES + 1

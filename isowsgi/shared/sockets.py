@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from isowsgi.shared import regular
+from isowsgi.shared import regularfiles
 
 # A service manager makes it for the service's user (systemd: RuntimeDirectory=isowsgi, RuntimeDirectoryMode=0700); root makes it itself.
 RUN_FOLDER = "/run/isowsgi"
@@ -117,9 +117,9 @@ def configured_folder(config_path: str) -> str | None:
     Reads no more of the file: it may have faults by now, and its env files need not be readable for whoever asks.
     """
     try:
-        text = regular.read(config_path, regular.MAX_CONFIG_BYTES).decode("utf-8-sig")
+        text = regularfiles.read(config_path, regularfiles.MAX_CONFIG_BYTES).decode("utf-8-sig")
         folder = tomllib.loads(text).get("control", {}).get("folder")
-    except (OSError, regular.NotRegular, ValueError, AttributeError, RecursionError):
+    except (OSError, regularfiles.NotRegular, ValueError, AttributeError, RecursionError):
         return None
     return os.path.join(os.path.dirname(config_path), os.path.expanduser(folder)) if isinstance(folder, str) else None
 

@@ -1,4 +1,4 @@
-"""The working directory as it was written: a shell in /srv/current is in releases/42 today, and the link leads elsewhere tomorrow."""
+"""Absolute paths, made from the working directory as the shell wrote it: /srv/current is releases/42 today, another release tomorrow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The acceptor: owns the connections that no instance has. On the worker's loop; no blocking call.
+"""The acceptor: owns the connections that no instance has, and times out those that send no whole head. On the loop; nothing blocks.
 
 It holds connections that have no instance to serve them: those whose head is not complete, those whose mount is still booting or does not
 answer, and those that only wait for their client to stop sending before they are closed. Here is how they come, fire and time out;

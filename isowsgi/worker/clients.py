@@ -1,4 +1,4 @@
-"""The connections that the acceptor owns: how they come, where they are armed, and how they are closed gently."""
+"""The connections that the acceptor owns: where they are armed, and how they are closed gently. `acceptor` times them out."""
 
 from __future__ import annotations
 

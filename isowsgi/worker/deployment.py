@@ -3,9 +3,9 @@
 Replacing never leaves a gap: the new generation boots while the old one serves; only when it is up the route switches, and the old one
 drains. If the new one fails, the old one keeps serving.
 
-Its parts: `slots` (which instance is where), `siting` (which isolation, and why), `backoff` (when it is tried again), `recovery` (what
-follows a failure), `reports` (what instances say), `succession` (with `replace = "stop-first"`), `upkeep` (what time makes due). On the
-acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+Its parts: `slots` (which instance is where), `isolation` (which isolation, and why), `backoff` (when it is tried again), `recovery` (what
+follows a failure), `instancereports` (what instances say), `succession` (with `replace = "stop-first"`), `upkeep` (what time makes
+due). On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from isowsgi.shared.routing import Route
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
 from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.instancereports import Reports
+from isowsgi.worker.isolation import Siting
 from isowsgi.worker.recovery import Recovery
-from isowsgi.worker.reports import Reports
-from isowsgi.worker.siting import Siting
 from isowsgi.worker.slots import Instance, Slots
 from isowsgi.worker.succession import Succession
 from isowsgi.worker.upkeep import Upkeep

@@ -1,6 +1,6 @@
 """The gunicorn worker: gunicorn's contract, and what is due about once a second.
 
-What it serves is decided in the master, see `master.plan`; what it is made of, in `parts`.
+What it serves is decided in the master, see `master.workerplan`; what it is made of, in `parts`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gunicorn.workers import base
 from isowsgi.master.appmodule import config as config
 from isowsgi.master.appmodule import not_called
 from isowsgi.master.crashes import WatchedTmp
-from isowsgi.master.plan import Plan
+from isowsgi.master.workerplan import Plan
 from isowsgi.shared import logfiles
 from isowsgi.shared.board import Board
 from isowsgi.shared.containment import Containment

@@ -1,4 +1,4 @@
-"""The parts of a worker, and how they are put together."""
+"""Makes a worker's parts (acceptor, supervisor, relay, control socket) and connects them."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ class Given:
         cfg: gunicorn's settings.
         log: gunicorn's logger.
         settings: those of gunicorn's settings that apps' interpreters obey.
-        certificate: see `master.plan.Share`.
+        certificate: see `master.workerplan.Share`.
         tls_context: an ssl.SSLContext; None without TLS.
         verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
         age: the worker's number.
         mount_logs: descriptors of mounts' log files, by path, that only root may open.
-        last_applied, base, serial, conf_file: see `master.plan.Share`.
+        last_applied, base, serial, conf_file: see `master.workerplan.Share`.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
 

@@ -9,7 +9,7 @@ from isowsgi.shared.messages import Order, Report
 
 
 class Instance(Protocol):
-    """What a deployment needs of an instance; see `instances.hosted`."""
+    """What a deployment needs of an instance; see `instances.base`."""
 
     state: State
     tag: str

@@ -20,12 +20,12 @@ from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.instancefactory import Workshop
 from isowsgi.worker.livetable import LiveTable
-from isowsgi.worker.memory import MemoryWatch, rss_mib
-from isowsgi.worker.report import Reporter
+from isowsgi.worker.memorylimit import MemoryWatch, rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.table import Table
-from isowsgi.worker.workshop import Workshop
+from isowsgi.worker.workerreport import Reporter
 
 
 class Supervisor:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 from isowsgi.shared import handover, messages
 from isowsgi.shared.wire import MessageError
-from isowsgi.worker.reports import Reports
+from isowsgi.worker.instancereports import Reports
 
 # Where the points' names are written to, and the memory with words: number, mode, how often it has failed, and which points were met.
 FOLDER = os.environ.get("ISOWSGI_FAULTS", "")

@@ -41,7 +41,7 @@ def test_whatever_fails_the_neighbour_loses_nothing_and_the_worker_stays(place: 
 
 def test_what_fails_in_the_master_costs_the_next_worker_at_most(place: Place) -> None:
     """All of gunicorn ended when a worker's share could not be made."""
-    found, failed = place.try_point("master: isowsgi.master.plan.Share.__init__", "once")
+    found, failed = place.try_point("master: isowsgi.master.workerplan.Share.__init__", "once")
 
     assert not found, "\n".join(map(str, found))
     assert failed == 1

@@ -21,7 +21,7 @@ from isowsgi.isolation.check import alternatives, declares
 from isowsgi.isolation.decision import COPIES, NAMES, Verdict
 from isowsgi.isolation.trial import Outcome
 from isowsgi.isolation.verdicts import Verdicts, key_of
-from isowsgi.shared import interpreters, refusals
+from isowsgi.shared import interpreters, loadfailures
 from isowsgi.shared.interpreters import MAIN, PROCESS
 from isowsgi.shared.messages import BootOrder
 
@@ -178,7 +178,7 @@ class _MountCheck:
             module = outcome.failure.module or "it"
             warnings.append(f"{module} loads once per process, so this mount can have one instance only, and it cannot be replaced")
             return Verdict(isolation=isolation, reason="as configured")
-        hint = refusals.hint(f"{outcome.error}\n{outcome.traceback}", isolation)
+        hint = loadfailures.hint(f"{outcome.error}\n{outcome.traceback}", isolation)
         return Verdict(
             isolation=None,
             reason=f"does not load with isolation = {isolation!r}",

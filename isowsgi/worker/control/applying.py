@@ -51,7 +51,7 @@ class Applying:
     Args:
         live: the table that changes.
         last_applied: what all workers share; None if they share nothing.
-        base, serial: see `master.plan.Share`.
+        base, serial: see `master.workerplan.Share`.
         log: gunicorn's logger.
     """
 

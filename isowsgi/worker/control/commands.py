@@ -38,7 +38,7 @@ from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.memory import rss_mib
+from isowsgi.worker.memorylimit import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from isowsgi.instances.lifecycle import State
 from isowsgi.isolation import sharing
 from isowsgi.isolation.decision import Verdict
-from isowsgi.shared import refusals
+from isowsgi.shared import loadfailures
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, best_isolation, version_text
 from isowsgi.shared.messages import Refused
 from isowsgi.worker.slots import Instance
@@ -109,7 +109,7 @@ class Siting:
         self.late_imports.append(report.name)
         text = f"a request imported {report.name}, which cannot be loaded here: {report.error}"
         if not self.is_auto:
-            self._deployment.log.error("%s: %s%s", instance.tag, text, refusals.hint(report.error, instance.isolation))
+            self._deployment.log.error("%s: %s%s", instance.tag, text, loadfailures.hint(report.error, instance.isolation))
         elif not self.is_on_trial:
             self._deployment.log.error("%s: %s; looking for another isolation", instance.tag, text)
             if not self._begin(None, now):
@@ -168,4 +168,4 @@ class Siting:
         # After a trial there is nothing new to learn, but from an extension module that it did not meet.
         if self.trials or instance.failed_in_hook:
             return False
-        return refusals.classify(instance.error, instance.traceback).kind != refusals.BROKEN
+        return loadfailures.classify(instance.error, instance.traceback).kind != loadfailures.BROKEN

@@ -1,4 +1,4 @@
-"""Reads small files that a path may not lead to: a FIFO blocks whoever opens it, a device or a file that grows has no end."""
+"""Reads small regular files and refuses all else: a FIFO blocks whoever opens it, a device or a file that grows has no end."""
 
 from __future__ import annotations
 

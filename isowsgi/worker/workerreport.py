@@ -22,7 +22,7 @@ from isowsgi.shared.rows import RELOADS, STUCK
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.memory import rss_bytes
+from isowsgi.worker.memorylimit import rss_bytes
 from isowsgi.worker.slots import Instance
 
 # Part of the text, so that a reader of another release can tell; readers ignore what they do not know.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.instances.counted import CountedInstance
+from isowsgi.instances.counters import CountedInstance
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared import answers, messages
 from isowsgi.shared.handover import blocking

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from isowsgi.instances.interpreter import InterpreterInstance
+from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.scoreboard import Scoreboard

@@ -12,23 +12,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from isowsgi.instances.base import HostedInstance
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.forkserver import ForkServers
-from isowsgi.instances.hosted import HostedInstance
-from isowsgi.instances.interpreter import InterpreterInstance
-from isowsgi.instances.main import MainInstance
+from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.process import ProcessInstance
+from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
 from isowsgi.shared.messages import BootOrder, Stacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
-from isowsgi.worker.boots import Boots, boots_at_a_time, machine_times
+from isowsgi.worker.bootqueue import Boots, boots_at_a_time, machine_times
 from isowsgi.worker.departures import Departures
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.placement import Placement
+from isowsgi.worker.reloadqueue import Turns
 from isowsgi.worker.slots import Instance
-from isowsgi.worker.turns import Turns
+from isowsgi.worker.trials import Placement
 
 
 class Workshop:

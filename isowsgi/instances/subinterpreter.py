@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Mapping
 
-from isowsgi.instances.hosted import NOT_SERVED, HostedInstance
+from isowsgi.instances.base import NOT_SERVED, HostedInstance
 from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import messages, refusals
+from isowsgi.shared import loadfailures, messages
 from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
@@ -148,7 +148,7 @@ class Reports:
         deployment = self._deployment
         if deployment.siting.tries_elsewhere(instance, now):
             return
-        hint = refusals.hint(instance.error + instance.traceback, instance.isolation)
+        hint = loadfailures.hint(instance.error + instance.traceback, instance.isolation)
         self.boot_failed(instance.tag, instance.generation, instance.error, instance.traceback, hint)
         deployment.recovery.lose_boot(instance, now)
 

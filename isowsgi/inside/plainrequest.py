@@ -1,4 +1,4 @@
-"""Ordinary requests, read without gunicorn's parser: the fast path.
+"""From the bytes of an ordinary request to its environ, without gunicorn's parser: the fast path.
 
 It recognises the heads that nearly every client sends, by one expression for the line (`peek._PLAIN_LINE`) and one for all fields, and
 builds the environ directly. Whatever it is not sure of, it leaves to gunicorn's parser. What it takes, gunicorn would take too, and

@@ -6,8 +6,8 @@ The second of a mount's `instances` waits behind the other mounts. A mount for w
 something while it is loaded, as a database, keeps no core busy: while half of the machine is idle, one more is let in each second. A mount
 on trial has no place: trials have a limit of their own, and apps without one would wait for them.
 
-Replacements do not wait here: they have `turns` of their own. On the acceptor's thread; nothing here waits. Time is monotonic seconds and
-passed in.
+Replacements do not wait here: they have a queue of their own, see `reloadqueue`. On the acceptor's thread; nothing
+here waits. Time is monotonic seconds and passed in.
 """
 
 from __future__ import annotations

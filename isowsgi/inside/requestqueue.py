@@ -1,4 +1,4 @@
-"""How many requests may wait for a thread of an instance, and for how long.
+"""The queue of requests that wait for a thread of an instance: how many may, and for how long; the others are answered 503.
 
 While every thread is busy, none polls, and what becomes ready waits in the instance's epoll set. Then the control thread counts it from
 time to time and turns away what is too much: the latest comers, and those who waited too long. So a flood on one mount takes neither

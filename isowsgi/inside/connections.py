@@ -1,4 +1,4 @@
-"""The connections that an instance has: it becomes their owner, and parts from them.
+"""The connections that an instance owns: taken over, given back, closed.
 
 Only the holder of the runner's baton calls anything here, see `runner`.
 """
