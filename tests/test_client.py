@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from isowsgi.cli import client
+from isowsgi.cli import client, sighup
 from isowsgi.cli.main import main
 from isowsgi.shared import controlmessages, frames, sockets
 from tests.conftest import DEADLINE_S
@@ -220,6 +222,65 @@ def test_root_is_told_when_several_users_say_that_they_serve_a_config_file(homes
 
     assert (code, "several users claim to serve" in output) == (2, True)
     assert "gunicorn 100 of root, gunicorn 1334 of uid 1234" in output
+
+
+@contextmanager
+def bystander(uid: int = -1) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that SIGHUP would end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, user=None if uid == -1 else uid) as process:
+        yield process
+        process.kill()
+
+
+def place(master: int, owner: int) -> sockets.Place:
+    return sockets.Place("/nowhere", owner, "name", "config", master, worker=os.getpid())
+
+
+@pytest.mark.parametrize("master", ["-1", "0"])
+def test_a_group_of_processes_is_no_master(stage: Stage, master: str) -> None:
+    code, output = stage.run("apply", "--or-reload", "--master", master)
+
+    assert (code, "is not in the range" in output) == (2, True)
+
+
+def test_sighup_goes_to_no_process_that_is_no_gunicorn_of_ours(stage: Stage) -> None:
+    """A wrong process id got it, if no worker was found."""
+    Path(stage.config).write_text('[control]\nfolder = "control"\n[mounts]\n"/" = "app"\n')
+    with bystander() as process:
+        code, output = stage.run("apply", "--or-reload", "--master", str(process.pid))
+
+        assert (code, f"process {process.pid} is no running gunicorn with isowsgi's worker" in output) == (1, True)
+        assert process.poll() is None
+
+
+def test_sighup_goes_to_no_gunicorn_whose_workers_serve_another_file(stage: Stage) -> None:
+    Path(stage.config).write_text('[control]\nfolder = "control"\n[mounts]\n"/" = "app"\n')
+    with bystander() as process:
+        stage.put(says({"ok": True, **ANSWERS["errors"]}), config="/another.toml", master=process.pid)
+
+        code, output = stage.run("apply", "--or-reload", "--master", str(process.pid))
+
+        assert (code, "no running gunicorn serves" in output, "SIGHUP" in output) == (2, True, False)
+        assert process.poll() is None
+
+
+@needs_root
+def test_root_signals_a_users_own_process_and_nobody_elses_on_a_workers_word() -> None:
+    with bystander(1234) as users, bystander() as roots:
+        assert client.may_signal(place(users.pid, owner=1234))
+        assert not client.may_signal(place(roots.pid, owner=1234)), "whose memory is not ours"
+        assert not client.may_signal(place(users.pid, owner=4321))
+
+
+@needs_root
+def test_of_several_gunicorns_none_is_signalled_if_one_must_not_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first was signalled, and then the command said that nothing was changed."""
+    with bystander(1234) as users, bystander() as roots:
+        with pytest.raises(SystemExit):
+            sighup.send([place(users.pid, owner=1234), place(roots.pid, owner=1234)], [])
+
+        assert capsys.readouterr().err == f"isowsgi: nothing was changed: process {roots.pid} is no gunicorn of uid 1234's\n"
+        assert (users.poll(), roots.poll()) == (None, None)
 
 
 def test_a_fifo_for_a_config_file_or_a_pid_file_holds_nobody(tmp_path: Path) -> None:

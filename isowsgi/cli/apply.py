@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from isowsgi import configuration
-from isowsgi.cli import asking, client
+from isowsgi.cli import asking, client, sighup
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.comparison import Compared, compare, read_as_served, renewal, with_certificate, with_conf_file
+from isowsgi.cli.comparison import Compared, compare, conf_files, read_as_served, renewal, with_certificate, with_conf_file
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
 from isowsgi.configuration.costs import Cost
@@ -43,16 +41,13 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
 
     With --or-reload, SIGHUP is sent instead if the file has no faults and what differs includes what only SIGHUP can apply:
     gunicorn's own settings file, [control], an app in the main interpreter. SIGHUP loads every app again.
+
+    Without it, what only SIGHUP can apply is named, and the exit code is 1.
     """
     try:
         places = client.find(config, pidfile, master)
     except client.NobodyServes as exc:
-        wanted = _read(config, [])  # ends with its faults, if it has any
-        if or_reload and master is not None:
-            click.echo(f"isowsgi: {exc}", err=True)
-            _send_sighup(master)
-            sys.exit(1 if wanted.faults else 0)
-        asking.fail(str(exc), 2)
+        _without_workers(config, exc, master if or_reload else None)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     if any(isinstance(told.answer, Error) for told in answers):
         _tell(answers)
@@ -67,12 +62,12 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
     everything = with_conf_file(answers, by_worker)
     show(everything)
     if or_reload and any(each.cost is Cost.SIGHUP for _, found in everything for each in found):
-        _reload(places)
+        sighup.send(places, {file.path for file in conf_files(answers).values()})
         sys.exit(1 if faults else 0)
-    if everything != by_worker:
+    if is_left := everything != by_worker:
         click.echo("gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload", err=True)
     if not any(found for _, found in by_worker):
-        sys.exit(1 if faults else 0)
+        sys.exit(1 if faults or is_left else 0)
     request = Prepare(
         serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
     )
@@ -81,22 +76,17 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
     _carry_out(answers, request, timeout, by_worker)
     if faults:
         asking.fail("what has faults stays as it was", 1)
+    sys.exit(1 if is_left else 0)
 
 
-def _reload(places: Sequence[Place]) -> None:
-    """Have each gunicorn read its settings and the config file again."""
-    for pid, place in {place.master: place for place in places}.items():
-        if not client.may_signal(place):
-            asking.fail(f"nothing was changed: process {pid} is no gunicorn of {client.user(place.owner)}'s", 1)
-        _send_sighup(pid)
-
-
-def _send_sighup(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGHUP)
-    except OSError as exc:
-        asking.fail(f"cannot send SIGHUP to gunicorn {pid}: {exc.strerror}", 1)
-    click.echo(f"sent SIGHUP to gunicorn {pid}: it loads all apps again; its error log says how that went")
+def _without_workers(config: str | None, why: client.NobodyServes, master: int | None) -> NoReturn:
+    """End, where no worker can be asked; a master, if one is named, is sent SIGHUP."""
+    wanted = _read(config, [])  # ends with its faults, if it has any
+    if master is None or not why.is_silent:
+        asking.fail(str(why), 2)
+    click.echo(f"isowsgi: {why}", err=True)
+    sighup.send_unseen(master)
+    sys.exit(1 if wanted.faults else 0)
 
 
 def _carry_out(answers: Sequence[Told[ServedTable]], request: Prepare, timeout_s: float, by_worker: Compared) -> None:

@@ -34,7 +34,9 @@ def where(command: F) -> F:
 
 def master(command: F) -> F:
     """Add what a worker, or systemd, says when it runs a command itself: which gunicorn is meant."""
-    return click.option("--master", type=int, metavar="PID", help="Only the gunicorn whose master has this process id.")(command)
+    # As a signal's target, 0 and less are groups of processes, or all of them.
+    pid = click.IntRange(min=1)
+    return click.option("--master", type=pid, metavar="PID", help="Only the gunicorn whose master has this process id.")(command)
 
 
 def one_mount(command: F) -> F:

@@ -32,7 +32,15 @@ _MOST_PIDFILE_BYTES = 64
 
 
 class NobodyServes(Exception):
-    """No running worker was found; the text says what was looked for, and what runs instead."""
+    """No running worker was found; the text says what was looked for, and what runs instead.
+
+    Args:
+        is_silent: whether the gunicorn that is meant has no control socket at all, so it may serve the config file all the same.
+    """
+
+    def __init__(self, text: str, *, is_silent: bool = False) -> None:
+        super().__init__(text)
+        self.is_silent = is_silent
 
 
 def find(config: str | None, pidfile: str | None, master: int | None = None) -> list[Place]:
@@ -61,7 +69,7 @@ def find(config: str | None, pidfile: str | None, master: int | None = None) -> 
     else:
         wanted = [place for place in found if place.config in hashes]
     if not wanted:
-        raise NobodyServes(_who_else(path, found))
+        raise NobodyServes(_who_else(path, found), is_silent=not found)
     if len({place.owner for place in wanted}) > 1:
         claims = ", ".join(sorted({f"gunicorn {place.master} of {user(place.owner)}" for place in wanted}))
         raise NobodyServes(f"several users claim to serve {plain(path)}: {claims}; run this command as the right user")
@@ -144,8 +152,16 @@ def _may_know_secrets(place: Place, listener: int) -> bool:
             return False
         if parent == 1 and not os.path.basename(os.readlink("/proc/1/exe")).startswith("python"):
             return False  # the parent of orphans, and systemd keeps descriptors for others
-        return any(_is_our_memory(f"/proc/{parent}/fd/{fd}") for fd in os.listdir(f"/proc/{parent}/fd"))
+        return has_our_memory(parent)
     except (OSError, ValueError, IndexError):
+        return False
+
+
+def has_our_memory(pid: int) -> bool:
+    """Whether a process has memory of isowsgi's, as gunicorn's master has from its first worker on; False if we may not look."""
+    try:
+        return any(_is_our_memory(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
         return False
 
 

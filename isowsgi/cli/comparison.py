@@ -12,7 +12,7 @@ from isowsgi.cli.answers import Told, plain
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
 from isowsgi.shared import certificates, conffile, controlmessages, interpreters, regularfiles, workdir
-from isowsgi.shared.controlmessages import Error, ServedTable
+from isowsgi.shared.controlmessages import Error, GunicornFile, ServedTable
 from isowsgi.shared.sockets import Place
 
 # What differs, by worker.
@@ -105,15 +105,17 @@ def with_certificate(renewed: Renewal, by_worker: Compared) -> Compared:
     return [(place, [*more, *found]) for place, found in by_worker]
 
 
+def conf_files(answers: Sequence[Told[ServedTable]]) -> dict[Place, GunicornFile]:
+    """Return gunicorn's own settings file as each worker's master has read it, where there is one and the worker is trusted."""
+    read = {each.place: each.answer.gunicorn for each in answers if not isinstance(each.answer, Error) and client.is_trusted(each.place)}
+    return {place: file for place, file in read.items() if file is not None}
+
+
 def with_conf_file(answers: Sequence[Told[ServedTable]], by_worker: Compared) -> Compared:
     """Return the differences, and where gunicorn's own settings file has changed since its master has read it, that too."""
-    told = {each.place: each.answer.gunicorn for each in answers if not isinstance(each.answer, Error)}
-    more = []
-    for place, found in by_worker:
-        read = told[place]
-        has_changed = read is not None and client.is_trusted(place) and conffile.digest_of(read.path) not in (None, read.digest)
-        more.append((place, [*found, *([Difference(sign="~", name=read.path, cost=Cost.SIGHUP)] if read and has_changed else [])]))
-    return more
+    changed = {place: file.path for place, file in conf_files(answers).items() if conffile.digest_of(file.path) not in (None, file.digest)}
+    more = {place: [Difference(sign="~", name=path, cost=Cost.SIGHUP)] for place, path in changed.items()}
+    return [(place, [*found, *more.get(place, [])]) for place, found in by_worker]
 
 
 def _differences(served: ServedTable, wanted: configuration.Config) -> list[Difference]:

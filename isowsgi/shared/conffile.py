@@ -9,7 +9,7 @@ from typing import NamedTuple
 from isowsgi.shared import regularfiles
 
 # Most bytes of it that are compared; such files have some KiB.
-_MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
 
 
 class ConfFile(NamedTuple):
@@ -35,6 +35,6 @@ def read(setting: str | None) -> ConfFile | None:
 def digest_of(path: str) -> str | None:
     """Return what tells a file's contents from others; None if it cannot be read."""
     try:
-        return hashlib.sha256(regularfiles.read(path, _MOST_BYTES)).hexdigest()
+        return hashlib.sha256(regularfiles.read(path, MOST_BYTES)).hexdigest()
     except (OSError, ValueError, regularfiles.NotRegular):
         return None

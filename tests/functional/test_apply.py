@@ -292,10 +292,17 @@ def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: Start
     shown = apply(server)
 
     assert (shown.returncode, shown.stderr) == (
-        0, "gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload\n",
+        1, "gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload\n",
     )  # fmt: skip
     assert told(server, "/changes") == ["/changes", "2", "new"]
     assert server.workers() == [worker]
+    assert apply(server).returncode == 1, "it still is not applied"
+
+    (server.folder / "conf.py").write_text("graceful_timeout = (\n")
+    shown = apply(server, "--or-reload")
+    assert shown.returncode == 1
+    assert f"nothing was changed: gunicorn would end at SIGHUP: {server.folder}/conf.py: line 1: '(' was never closed" in shown.stderr
+    (server.folder / "conf.py").write_text(conf + "graceful_timeout = 6\n")
 
     shown = apply(server, "--or-reload", "--master", str(server.process.pid))
 
@@ -306,7 +313,16 @@ def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: Start
     in_every_worker(server, "/changes", ["/changes", "1", "new"])
     edit(server, ("[control]", "[control]\nwatch = true"))
     assert apply(server).returncode == 1
+    edit(server, ("watch = true", "enabled = false"))
+    [worker] = server.workers()
     assert "sent SIGHUP" in apply(server, "--or-reload").stdout
+    server.wait_for_log("/changes #1: serving", 3)
+    eventually(lambda: places(server) == [] and server.workers() not in ([], [worker]))
+
+    shown = apply(server, "--or-reload", "--master", str(server.process.pid))
+
+    assert (shown.returncode, shown.stdout.count("sent SIGHUP")) == (0, 1), "it is gunicorn, although no worker can be asked"
+    server.wait_for_log("/changes #1: serving", 4)
 
 
 def subject(server: Server) -> str:
