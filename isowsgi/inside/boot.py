@@ -298,9 +298,9 @@ class Instance:
         service.draining = self._is_draining
         service.last = service.last or self._is_last
         if self._routes is not routes:
-            service.peeker = self._make_peeker(self._routes)
+            self._use_routes(service)
         if self._limits is not limits:
-            self._limit(self._limits)
+            self._use_limits(service)
         return service
 
     def _make_peeker(self, routes: Iterable[Route]) -> Peeker:
@@ -312,15 +312,30 @@ class Instance:
         if order.is_last:
             self._routes, self._new_routes = self._new_routes, []
             if self._service is not None:
-                self._service.peeker = self._make_peeker(self._routes)
+                self._use_routes(self._service)
 
     def _limit(self, limits: messages.Limits) -> None:
         """Have other limits count; those on a client's single calls for connections from now on."""
         self._limits = limits
-        if self._service is not None and self._watcher is not None and self._admission is not None:
-            self._watcher.set_limits(limits)
-            self._admission.set_limits(limits)
-            self._service.set_limits(limits)
+        if self._service is not None:
+            self._use_limits(self._service)
+
+    # Also on the thread that makes the service. Whoever ends last looks again, so that an order that came meanwhile is not undone.
+
+    def _use_routes(self, service: Service) -> None:
+        used = None
+        while used is not self._routes:
+            used = self._routes
+            service.peeker = self._make_peeker(used)
+
+    def _use_limits(self, service: Service) -> None:
+        assert self._watcher is not None, "made before the service can be found"
+        assert self._admission is not None, "the same"
+        used = None
+        while used is not self._limits:
+            used = self._limits
+            for each in (self._watcher, self._admission, service):
+                each.set_limits(used)
 
     def _make_exchange(self) -> Exchange:
         fds = self._fds
