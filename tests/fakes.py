@@ -140,7 +140,7 @@ class FakeInstance:
         self.unknown_extension: str | None = None
         self.boot_s = self.stuck_since = 0.0
         self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
-        self.has_gone = self.is_overdue = False
+        self.has_gone = self.is_overdue = self.is_in_line = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = 0
         self.asked: list[int] = []

@@ -32,3 +32,19 @@ def test_an_interpreter_that_is_not_freed_in_time_is_told_once_and_counts_until_
     slow.has_gone = True
     departures.tick(200.0)
     assert departures.overdue() == 0
+
+
+def test_the_time_that_one_waits_for_others_does_not_count() -> None:
+    log = Log()
+    departures = Departures(log)
+    waits = FakeInstance()
+    departures.add(waits, 100.0)
+    waits.is_in_line = True
+    for later_s in (_LIMIT_S, 2 * _LIMIT_S):
+        departures.tick(101.0 + later_s)
+    waits.is_in_line = False
+    departures.tick(101.0 + 3 * _LIMIT_S)
+    assert (departures.overdue(), log.errors) == (0, [])
+
+    departures.tick(102.0 + 3 * _LIMIT_S)
+    assert departures.overdue() == 1

@@ -4,10 +4,13 @@ What may crash the process runs in a child process.
 """
 
 import os
+import queue
 import subprocess
 import sys
 import sysconfig
 import textwrap
+import threading
+import time
 
 import pytest
 
@@ -150,6 +153,44 @@ def test_an_end_that_does_not_come_keeps_nobody_from_beginning_or_ending(isolati
         os._exit(0)
         """
     assert in_child(code, isolation) == "done"
+
+
+def test_an_end_that_runs_is_waited_for_longer_than_one_that_waits() -> None:
+    """A large heap that was freed on a busy machine passed for a `__del__` that does not return, and two at once crash 3.12."""
+    lifetimes = interpreters._Lifetimes()
+    limit_s, busy_s = interpreters._END_LIMIT_S, interpreters._BUSY_END_LIMIT_S
+    runs: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    ran: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def end() -> None:
+        with lifetimes.end():
+            ran.put(time.monotonic())
+            while runs.get():
+                until = time.thread_time() + 2 * interpreters._RUNS_S
+                while time.thread_time() < until:
+                    pass
+                ran.put(0.0)
+
+    def after(seconds: float, runs_until_then: bool = False) -> bool:
+        if runs_until_then:
+            runs.put(True)
+            ran.get()
+        return lifetimes._takes_too_long(began + seconds)
+
+    assert not lifetimes._takes_too_long(time.monotonic()), "nobody ends"
+    thread = threading.Thread(target=end)
+    thread.start()
+    began = ran.get()
+
+    assert not after(limit_s - 1)
+    assert not after(limit_s + 1, runs_until_then=True)
+    assert not after(2 * limit_s)
+    assert after(2 * limit_s + 2)
+    assert not after(busy_s - 1, runs_until_then=True)
+    assert after(busy_s + 1, runs_until_then=True)
+    runs.put(False)
+    thread.join()
+    assert not after(busy_s + 1)
 
 
 @pytest.mark.skipif(interpreters.VERSION < (3, 13), reason="CPython does not refuse it there; see forks.refuse")

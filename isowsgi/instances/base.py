@@ -30,6 +30,7 @@ class HostedInstance(CountedInstance, abc.ABC):
 
     can_be_killed = False  # whether a thread that does not end can be ended with its process
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
+    is_in_line = False  # whether it has not begun to go, as others go before it
     is_overdue = False  # whether it should have gone by now, and is waited for no longer
 
     def __init__(self, order: BootOrder, board: Scoreboard) -> None:

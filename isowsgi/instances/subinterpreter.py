@@ -107,10 +107,14 @@ class InterpreterInstance(HostedInstance):
             return  # what is still in there holds our descriptors
         if handle is not None:
             try:
-                interpreters.destroy(handle)
+                self.is_in_line = True
+                interpreters.destroy(handle, self._begin_to_go)
             except Exception:
                 return  # refused: a thread is still in there after all
         self._owned.close()
+
+    def _begin_to_go(self) -> None:
+        self.is_in_line = False
 
     def _report_failure(self, failure: str, threads_left: int) -> None:
         # Outside of the app's code, so nobody inside could say it.

@@ -21,7 +21,7 @@ import sysconfig
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 VERSION = sys.version_info[:3]
@@ -51,9 +51,15 @@ _PRELOADED = (
     "uuid", "xml.etree.ElementTree", "xml.parsers.expat", "zlib", "zoneinfo",
 )  # fmt: skip
 
-# How long the end of an interpreter keeps all others from beginning and ending. It takes milliseconds, but for what objects of the app's do
-# when they are freed: a `__del__` may wait for ever.
+# How long the end of an interpreter keeps all others from beginning and ending while its thread does not run. It takes milliseconds, but
+# for what objects of the app's do when they are freed: a `__del__` may wait for ever.
 _END_LIMIT_S = 3.0
+
+# The same for one that runs: it may be freeing a large heap, on a busy machine; or a `__del__` computes for ever.
+_BUSY_END_LIMIT_S = 30.0
+
+# Processor time in that time from which on it runs. One that frees objects gets a hundred times this on a machine that ten others want.
+_RUNS_S = 0.003
 
 # How often those who wait for their turn look whether that time is over.
 _LOOK_S = 0.2
@@ -173,13 +179,15 @@ def _parse_with_callers_own(cls: Any, text: Any, form: Any) -> Any:
 class _Lifetimes:
     """Has interpreters begin and end one at a time: two at once crash some releases (3.12: interned strings; gh-127041, open).
 
-    An end that takes too long is passed by. It is in the app's code then, and no longer where two at once do harm.
+    An end that takes too long is passed by. Its thread waits then, so it is in the app's code, and no longer where two at once do harm.
     """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._turn = threading.Lock()
-        self._end_by = math.inf  # monotonic seconds
+        self._ender = 0  # the thread that ends one
+        self._began = self._ran = math.inf  # monotonic seconds when it began, and when it was last seen to run; none does: never
+        self._used_s = 0.0  # of processor time, until then
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[None]:
@@ -192,13 +200,15 @@ class _Lifetimes:
     @contextlib.contextmanager
     def end(self) -> Iterator[None]:
         turn = self._take()
-        self._end_by = time.monotonic() + _END_LIMIT_S
+        with self._guard:
+            self._ender, self._used_s = threading.get_ident(), time.thread_time()
+            self._began = self._ran = time.monotonic()
         try:
             yield
         finally:
             with self._guard:
                 if turn is self._turn:
-                    self._end_by = math.inf
+                    self._began = self._ran = math.inf
             turn.release()
 
     def _take(self) -> threading.Lock:
@@ -210,8 +220,18 @@ class _Lifetimes:
                     return turn
                 turn.release()  # of an end that was passed by meanwhile
             with self._guard:
-                if turn is self._turn and time.monotonic() > self._end_by:
-                    self._turn, self._end_by = threading.Lock(), math.inf
+                if turn is self._turn and self._takes_too_long(time.monotonic()):
+                    self._turn = threading.Lock()
+                    self._began = self._ran = math.inf
+
+    def _takes_too_long(self, now: float) -> bool:
+        if self._began == math.inf:
+            return False
+        # Its thread lives: it needs the guard to go on.
+        used_s = time.clock_gettime(time.pthread_getcpuclockid(self._ender))
+        if used_s - self._used_s > _RUNS_S:
+            self._ran, self._used_s = now, used_s
+        return now - self._ran > _END_LIMIT_S or now - self._began > _BUSY_END_LIMIT_S
 
 
 _lifetimes = _Lifetimes()
@@ -259,10 +279,15 @@ def run(handle: Any, source: str) -> str | None:
     return str(getattr(failure, "errdisplay", None) or failure.formatted)
 
 
-def destroy(handle: Any) -> None:
-    """End an interpreter in which no thread is left; its `atexit` functions run here, and so does what frees its objects."""
+def destroy(handle: Any, begins: Callable[[], None] = lambda: None) -> None:
+    """End an interpreter in which no thread is left; its `atexit` functions run here, and so does what frees its objects.
+
+    Args:
+        begins: called when those before it have ended, and it is its turn.
+    """
     module = importlib.import_module(_MODULE_NAME)
     with _lifetimes.end():
+        begins()
         module.destroy(handle)
         _handles.remove(handle)
     _give_back_memory()

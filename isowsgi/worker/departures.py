@@ -10,7 +10,7 @@ from typing import Any
 
 from isowsgi.worker.slots import Instance
 
-# How long that may take. It takes milliseconds; more on a busy machine, and if others that take long are before it.
+# How long that may take, from its turn on. It takes milliseconds; more on a busy machine.
 _LIMIT_S = 10.0
 
 
@@ -32,7 +32,9 @@ class Departures:
     def tick(self, now: float) -> None:
         self._began = {instance: began for instance, began in self._began.items() if not instance.has_gone}
         for instance, began in self._began.items():
-            if now - began > _LIMIT_S and not instance.is_overdue:
+            if instance.is_in_line:
+                self._began[instance] = now
+            elif now - began > _LIMIT_S and not instance.is_overdue:
                 instance.is_overdue = True
                 text = "%s: ended, but its interpreter was not freed within %d s: a __del__ of its app does not return; leaving it behind"
                 self._log.error(text, instance.tag, _LIMIT_S)
