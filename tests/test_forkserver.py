@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +31,7 @@ from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from tests.conftest import DEADLINE_S, ROOT, eventually, examples
-from tests.orders import any_order, any_orders
+from tests.orders import any_order, any_orders, with_values
 from tests.test_process_instance import no_descriptors
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -165,6 +166,65 @@ def test_a_mistake_of_ours_costs_a_process_no_more_than_the_server(
 
     assert fork(servers) is None
     assert "fork server: internal error, contained" in caplog.text
+
+
+def preloading(*modules: str) -> BootOrder:
+    return with_values(order_that_fails(), preload=list(modules))
+
+
+def test_a_server_that_hangs_while_a_venvs_is_forked_from_it_is_replaced(
+    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the venv's was given up: the dead one stayed in its place, and nothing was forked until the worker ended."""
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+    [server] = servers._servers.values()
+    hanging: Any = server._process
+    os.kill(hanging.pid, signal.SIGSTOP)
+    monkeypatch.setattr(forkserver, "_STEP_S", 0.1)
+
+    assert servers.fork(sys.executable, ENVIRON, preloading("this")) is None
+
+    assert f"fork server of {sys.executable}: it did not fork within 0.1 s" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(forkserver, "_WARM_UP_S", DEADLINE_S)
+    servers._pauses.clear()  # as if the pause were over
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+
+
+def test_a_server_that_takes_its_time_delays_no_other(servers: ForkServers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(forkserver, "_WARM_UP_S", 0.05)
+        assert fork(servers, str(slow)) is None
+
+    process = fork(servers)
+
+    assert process is not None
+    process.wait()
+
+
+def test_without_a_thread_left_nothing_is_forked_until_there_is_one(
+    servers: ForkServers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server was waited for, by each process, until the worker ended."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert fork(servers) is None
+
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+    assert caplog.text == ""
 
 
 def test_a_python_that_is_not_there_is_done_without(servers: ForkServers, caplog: pytest.LogCaptureFixture) -> None:

@@ -108,40 +108,42 @@ class ForkServers:
             return None
 
     def _fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
-        base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
-        if base is None or not base.is_warm(_WARM_UP_S):
-            return None
-        venv = order.environment.venv
-        for _ in range(len(order.environment.preload) + 2):  # a module is dropped each time, or what is out of date is replaced
-            modules = tuple(name for name in order.environment.preload if (python, venv, name) not in self._dropped)
-            key = _Key(python, venv, modules)
-            server = self._server_of(key, lambda key=key: VenvServer(key, base, order)) if modules else None  # type: ignore[misc]
-            if server is None:
-                break
-            if not server.is_warm(_WARM_UP_S):
+        until = time.monotonic() + _WARM_UP_S
+        for _ in range(len(order.environment.preload) + 3):  # a module is dropped each time, or what is out of date is replaced
+            base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
+            if base is None or not base.is_warm(until - time.monotonic()):
+                return None
+            server = self._venv_server(base, order)
+            if not server.is_warm(until - time.monotonic()):
                 if server.is_settled.is_set():
                     continue  # it has dropped a module; if it was lost, it is None next
-                break
+                server = base
             try:
-                if process := self._fork_from(server, order):
-                    return process
-                break
-            except FilesChanged:
+                return self._fork_from(server, order)
+            except Replaceable:
                 self._forget(server)
-        return self._fork_from(base, order)
+        return None
+
+    def _venv_server(self, base: ForkServer, order: BootOrder) -> ForkServer:
+        """Return the server that has preloaded what a process is to share, or else the base itself."""
+        python, venv = base.key.python, order.environment.venv
+        modules = tuple(name for name in order.environment.preload if (python, venv, name) not in self._dropped)
+        key = _Key(python, venv, modules)
+        return (self._server_of(key, lambda: VenvServer(key, base, order)) if modules else None) or base
 
     def _fork_from(self, server: ForkServer, order: BootOrder) -> ForkedProcess | None:
         """Return a new process; None if there is none from this server.
 
         Raises:
-            FilesChanged: the server has ended, and another one would do.
+            Replaceable: the server has ended, and another one would do.
         """
         if shadows(order.environment.pythonpath, server.names):
             return None
         try:
             return server.fork(order)
         except ForkFailed as exc:
-            self._lose(server, str(exc), exc.for_good)
+            if not self._lose(server, str(exc), exc.for_good):
+                raise Replaceable from exc  # another thread has ended it, and knows why
         except OSError:  # no descriptor or no memory is left; a start may need less
             pass
         return None
@@ -150,41 +152,74 @@ class ForkServers:
         with self._lock:
             server = self._servers.get(key)
             if server is None and not self._is_over and time.monotonic() >= self._pauses.get(key, (0.0, 0.0))[0]:
+                if not self._has_parent():
+                    return None
                 server = self._servers[key] = make()
-                if self._parent is None:
-                    self._parent = threading.Thread(target=self._start_servers, name="isowsgi-fork-servers", daemon=True)
-                    self._parent.start()
                 self._to_start.put(server)
             return server
+
+    def _has_parent(self) -> bool:
+        """Whether there is a thread that starts servers; begins it."""
+        if self._parent is None:
+            parent = threading.Thread(target=self._start_servers, name="isowsgi-fork-servers", daemon=True)
+            try:
+                parent.start()
+            except RuntimeError:  # no thread is left
+                return False
+            self._parent = parent
+        return True
 
     def _start_servers(self) -> None:
         """Be the parent of all servers, and of what they fork, for as long as the worker lives: the kernel ends them with this thread."""
         while True:
             server = self._to_start.get()
-            self._containment.call("fork server", self._start, server)
+            self._containment.call("fork server", self._launch, server)
 
-    def _start(self, server: ForkServer) -> None:
+    def _launch(self, server: ForkServer) -> None:
+        """Start a server. A thread for just that waits until it is warm, so that one that takes its time delays no other."""
         try:
-            server.start()
-        except ModuleDropped as exc:
-            with self._lock:
-                self._dropped.add((server.key.python, server.key.venv, exc.module))
-            self._forget(server)
-            self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
-        except (ForkFailed, OSError) as exc:
-            self._lose(server, str(exc), isinstance(exc, ForkFailed) and exc.for_good)
+            server.launch()
+            waits = threading.Thread(target=self._containment.call, args=("fork server", self._warm_up, server), daemon=True)
+            waits.start()
+        except Exception as exc:
+            self._give_up(server, exc)
+
+    def _warm_up(self, server: ForkServer) -> None:
+        try:
+            server.wait_warm()
+        except Exception as exc:
+            self._give_up(server, exc)
+        else:
+            server.is_settled.set()
+
+    def _give_up(self, server: ForkServer, exc: Exception) -> None:
+        """Do without a server that did not get warm; called while its exception is handled."""
+        try:
+            if isinstance(exc, ModuleDropped):
+                with self._lock:
+                    self._dropped.add((server.key.python, server.key.venv, exc.module))
+                self._forget(server)
+                self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
+            elif isinstance(exc, BaseFailed):
+                self._lose(exc.base, str(exc), exc.for_good)
+                self._forget(server)
+            else:
+                self._lose(server, str(exc), isinstance(exc, ForkFailed) and exc.for_good)
+                if not isinstance(exc, (ForkFailed, OSError, RuntimeError)):  # RuntimeError: no thread is left
+                    self._containment.failed("fork server")
         finally:
             server.is_settled.set()  # only now: who waits sees what was dropped
 
-    def _lose(self, server: ForkServer, reason: str, for_good: bool) -> None:
-        """Do without a server for a while."""
+    def _lose(self, server: ForkServer, reason: str, for_good: bool) -> bool:
+        """Do without a server for a while; return False if another thread was first to find that it is of no use."""
         if not self._forget(server):
-            return  # another thread was first
+            return False
         with self._lock:
             pause_s = min(2 * self._pauses.get(server.key, (0.0, _PAUSE_S / 2))[1], _LONGEST_PAUSE_S)
             self._pauses[server.key] = (math.inf if for_good else time.monotonic() + pause_s, pause_s)
         then = "not trying again" if for_good else f"next attempt in {pause_s:g} s"
         self._log.warning("%s: %s; processes start without it, %s", server.key, reason, then)
+        return True
 
     def _forget(self, server: ForkServer) -> bool:
         """End a server; return whether it was still to be asked."""
@@ -215,8 +250,8 @@ class ModuleDropped(Exception):
         self.module, self.reason = module, reason
 
 
-class FilesChanged(Exception):
-    """What a server has loaded is out of date; it has ended."""
+class Replaceable(Exception):
+    """A server has ended, or what it has loaded is out of date; another one would do."""
 
 
 class ForkFailed(Exception):
@@ -229,6 +264,14 @@ class ForkFailed(Exception):
     def __init__(self, reason: str, for_good: bool = False) -> None:
         super().__init__(reason)
         self.for_good = for_good
+
+
+class BaseFailed(ForkFailed):
+    """The server of a Python did not do its part for that of a venv."""
+
+    def __init__(self, base: ForkServer, failure: ForkFailed) -> None:
+        super().__init__(str(failure), failure.for_good)
+        self.base = base
 
 
 class ForkServer:
@@ -259,17 +302,23 @@ class ForkServer:
         """Whether it can fork; waits if it is not decided yet."""
         return self.is_settled.wait(wait_s) and self._is_warm
 
-    def start(self) -> None:
-        """Start it, and wait until it is warm.
+    def launch(self) -> None:
+        """Start it. For a thread that lives as long as the worker.
 
         Raises:
-            ForkFailed, ModuleDropped, OSError: it is not; `end` it.
+            ForkFailed, Replaceable, OSError: it is not started; `end` it.
         """
-        ours, theirs = _pair()
-        self._socket = ours
+        self._socket, theirs = _pair()
         with theirs:
             self._launch(theirs)
-        message = _hear(ours, _LONGEST_WARM_UP_S, "get ready")
+
+    def wait_warm(self) -> None:
+        """Wait until it is warm.
+
+        Raises:
+            ForkFailed, ModuleDropped: it is not; `end` it.
+        """
+        message = _hear(self._open_socket(), _LONGEST_WARM_UP_S, "get ready")
         if isinstance(message, Unfit):
             raise ForkFailed(message.error, for_good=True)
         if isinstance(message, Dropped):
@@ -292,7 +341,7 @@ class ForkServer:
         """Return a new process that boots by an order.
 
         Raises:
-            ForkFailed, FilesChanged: the server is of no use any more; `end` it.
+            ForkFailed, Replaceable: the server is of no use any more; `end` it.
             OSError: descriptors, memory or processes are short.
         """
         fds = [*dict.fromkeys([*(order.fds.known() if order.fds else ()), *order.log_files.values()])]
@@ -343,7 +392,7 @@ class ForkServer:
         if isinstance(message, NotForked):
             raise OSError(message.error)
         if isinstance(message, Stale):
-            raise FilesChanged
+            raise Replaceable
         pid = _expect(message, Forked).pid
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -393,7 +442,10 @@ class VenvServer(ForkServer):
         )
 
     def _launch(self, socket_of_server: socket.socket) -> None:
-        self._process = self._base.fork_server(self._order, socket_of_server)
+        try:
+            self._process = self._base.fork_server(self._order, socket_of_server)
+        except ForkFailed as exc:
+            raise BaseFailed(self._base, exc) from exc
 
 
 class ForkedProcess:
