@@ -18,8 +18,11 @@ import pytest
 
 from isowsgi import configuration
 from isowsgi.configuration import Mount, stored
+from isowsgi.master import tlscontext
 from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
-from isowsgi.shared.controlmessages import Answer, Prepare, Refusal, Switch, TableOutcome
+from isowsgi.shared.certificates import Files, Pair
+from isowsgi.shared.controlmessages import Answer, Prepare, Refusal, RenewedCertificate, Switch, TableOutcome
+from isowsgi.worker.certificate import Certificate
 from isowsgi.worker.change import Problem
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import Errand
@@ -190,6 +193,61 @@ def test_a_problem_of_nothing_that_could_be_left_out_is_an_error(monkeypatch: py
 
     with pytest.raises(Refusal, match="E: x"):
         Worker(LastApplied()).prepare(mount("/a"), mount("/b"), mount("/x"), keep_going=True)
+
+
+def certificate(fault: str) -> Any:
+    told = {"certificate": "C", "key": "K", "instead_of": 1}
+    return SimpleNamespace(
+        name="certificate /c.pem", applied=None, fault=lambda pair: fault, told=lambda pair: told, take=lambda table: True
+    )
+
+
+def test_a_certificate_that_one_worker_cannot_use_stays_as_it_was_in_all_and_the_rest_is_applied() -> None:
+    """It blocked every other change."""
+    last = LastApplied()
+    can, cannot = Worker(last), Worker(last)
+    can.applying.certificate, cannot.applying.certificate = certificate(""), certificate("no ca_certs")
+    settings = {"certificate": RenewedCertificate(certificate="C", key="K")}
+
+    answers = [worker.prepare(mount("/a"), mount("/b"), mount("/x"), **settings) for worker in (can, cannot)]
+    [*_, answer] = steps(can.applying.switch(Switch(serial="s", without=answers[1].stays)))
+
+    assert [each.stays for each in answers] == [[], ["certificate /c.pem"]]
+    assert [each.text for each in answers[1].failed] == ["the renewed certificate cannot be used: no ca_certs"]
+    assert isinstance(answer, TableOutcome)
+    decided = last.read()
+    assert decided is not None
+    assert decided.certificate is None
+    assert "/x" in {each.pattern for each, _ in can.site.live.table.mounts}
+
+
+def test_a_worker_that_cannot_take_up_a_decided_certificate_is_replaced() -> None:
+    """It served the old one for good."""
+    worker = Worker(LastApplied())
+    fake = worker.applying.certificate = certificate("")
+    fake.take = lambda table: False
+    worker.prepare(mount("/a"), mount("/b"), certificate=RenewedCertificate(certificate="C", key="K"))
+
+    list(steps(worker.applying.switch(Switch(serial="s"))))
+
+    assert "certificate" in worker.applying.restart_reason
+
+
+def test_a_certificate_is_made_ready_once_and_counts_for_one_reading_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was read again at the switch, when that could fail; and it outlived a SIGHUP that read what the master had before."""
+    made: list[Any] = []
+    monkeypatch.setattr(tlscontext, "renewed", lambda cfg, pair: object())
+    files, pair = Files("/c.pem", "/c.key"), Pair("C", "K")
+    worker, later = (Certificate(None, files, "digest", reading, made.append, logging.getLogger("test")) for reading in (1, 2))
+    assert worker.fault(pair) == ""
+    monkeypatch.setattr(tlscontext, "renewed", lambda cfg, pair: 1 / 0)
+    decided = Applied(1, "s", None, worker.told(pair))
+
+    assert worker.take(decided)
+    assert later.take(decided)
+
+    assert len(made) == 1
+    assert (worker.digest, later.digest) == (pair.digest, "digest")
 
 
 def steps(errand: Errand) -> Iterator[Answer | None]:

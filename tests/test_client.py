@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from isowsgi.cli import client, sighup
+from isowsgi.cli import client, comparison, sighup
+from isowsgi.cli.answers import Told
 from isowsgi.cli.main import main
 from isowsgi.shared import controlmessages, frames, sockets
 from tests.conftest import DEADLINE_S
@@ -281,6 +282,26 @@ def test_of_several_gunicorns_none_is_signalled_if_one_must_not_be(capsys: pytes
 
         assert capsys.readouterr().err == f"isowsgi: nothing was changed: process {roots.pid} is no gunicorn of uid 1234's\n"
         assert (users.poll(), roots.poll()) == (None, None)
+
+
+def test_each_gunicorn_is_told_of_its_own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that serve the same config file: one was given the key of the other."""
+    monkeypatch.setattr(comparison, "_fault_of", lambda pair: "")
+    answers = []
+    for master in (1, 2):
+        for file in (tmp_path / f"{master}.pem", tmp_path / f"{master}.key"):
+            file.write_text(file.name)
+        files = controlmessages.CertificateFiles(certificate=f"{tmp_path}/{master}.pem", key=f"{tmp_path}/{master}.key", digest="old")
+        table = controlmessages.ServedTable(salt="", tables={}, mounts=[], certificate=files)
+        answers.append(Told(place(master, os.geteuid()), None, table))
+
+    found = comparison.renewals(answers)
+
+    assert {master: each.pair and each.pair.key for master, each in found.items()} == {1: "1.key", 2: "2.key"}
+    shown = comparison.with_certificates(found, [(told.place, []) for told in answers])
+    assert [[each.name for each in differences] for _, differences in shown] == [
+        [f"certificate {tmp_path}/1.pem"], [f"certificate {tmp_path}/2.pem"],
+    ]  # fmt: skip
 
 
 def test_a_fifo_for_a_config_file_or_a_pid_file_holds_nobody(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -12,7 +12,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client, sighup
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.comparison import Compared, compare, conf_files, read_as_served, renewal, with_certificate, with_conf_file
+from isowsgi.cli.comparison import Compared, Renewal, compare, conf_files, read_as_served, renewals, with_certificates, with_conf_file
 from isowsgi.cli.plan import show
 from isowsgi.configuration import stored
 from isowsgi.configuration.costs import Cost
@@ -53,12 +53,11 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
         _tell(answers)
         asking.fail("nothing was changed: not every worker answered", 1)
     wanted = _read(config, answers)
-    faults = [*wanted.faults]
-    if (renewed := renewal(answers)).fault:
-        faults.append(renewed.fault)
+    renewed = renewals(answers)
+    faults = [*wanted.faults, *(each.fault for each in renewed.values() if each.fault)]
     for fault in faults:
         click.echo(fault, err=True)
-    by_worker = with_certificate(renewed, compare(answers, wanted))
+    by_worker = with_certificates(renewed, compare(answers, wanted))
     everything = with_conf_file(answers, by_worker)
     show(everything)
     if or_reload and any(each.cost is Cost.SIGHUP for _, found in everything for each in found):
@@ -71,9 +70,7 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
     request = Prepare(
         serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
     )
-    if renewed.pair is not None:
-        request = request.replace(certificate=RenewedCertificate(certificate=renewed.pair.certificate, key=renewed.pair.key))
-    _carry_out(answers, request, timeout, by_worker)
+    _carry_out(answers, request, renewed, timeout, by_worker)
     if faults:
         asking.fail("what has faults stays as it was", 1)
     sys.exit(1 if is_left else 0)
@@ -89,12 +86,14 @@ def _without_workers(config: str | None, why: client.NobodyServes, master: int |
     sys.exit(1 if wanted.faults else 0)
 
 
-def _carry_out(answers: Sequence[Told[ServedTable]], request: Prepare, timeout_s: float, by_worker: Compared) -> None:
+def _carry_out(
+    answers: Sequence[Told[ServedTable]], request: Prepare, renewed: Mapping[int, Renewal], timeout_s: float, by_worker: Compared
+) -> None:
     """Have all workers take up a config; ends with 1 if they do not, or not all of it."""
     # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
     places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
     try:
-        stays = _prepare(places, request, timeout_s)
+        stays = _prepare([(place, _with_its(renewed.get(place.master), request)) for place in places], timeout_s)
         if all(each.name in stays for _, found in by_worker for each in found):
             asking.fail("nothing was changed: nothing that is new can be loaded", 1)
     except BaseException:  # Ctrl-C too
@@ -115,12 +114,19 @@ def _read(config: str | None, answers: Sequence[Told[Any]]) -> configuration.Con
         asking.fail("the working directory was deleted; give the config file's absolute path with --config", 2)
 
 
-def _prepare(places: Sequence[Place], request: Prepare, timeout_s: float) -> list[str]:
+def _with_its(renewal: Renewal | None, request: Prepare) -> Prepare:
+    """Return the request for the workers of one gunicorn: a key is told to nobody else."""
+    if renewal is None or renewal.pair is None:
+        return request
+    return request.replace(certificate=RenewedCertificate(certificate=renewal.pair.certificate, key=renewal.pair.key))
+
+
+def _prepare(requests: Sequence[tuple[Place, Prepare]], timeout_s: float) -> list[str]:
     """Have all workers load what is new; return what has to stay as it is, because some worker could not load it."""
-    prepared = client.ask(places[:1], request, timeout_s)
+    prepared = client.ask_each(requests[:1], timeout_s)
     stays = _stays(prepared)
     if not isinstance(prepared[0].answer, Error):
-        prepared += client.ask(places[1:], request.replace(without=stays), timeout_s)
+        prepared += client.ask_each([(place, request.replace(without=stays)) for place, request in requests[1:]], timeout_s)
     _tell_not_loaded(prepared)
     if any(isinstance(told.answer, Error) for told in prepared):
         _tell(prepared)

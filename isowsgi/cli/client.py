@@ -10,7 +10,7 @@ import os
 import pwd
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -108,12 +108,16 @@ def ask(workers: Iterable[Place], request: Request[A], timeout_s: float, most_by
         timeout_s: for all of them together.
         most_bytes: of each answer.
     """
-    workers = list(workers)
-    if not workers:
+    return ask_each([(place, request) for place in workers], timeout_s, most_bytes)
+
+
+def ask_each(requests: Sequence[tuple[Place, Request[A]]], timeout_s: float, most_bytes: int = frames.MAX_ANSWER_BYTES) -> list[Told[A]]:
+    """Send each worker its request, otherwise as `ask`."""
+    if not requests:
         return []
     deadline = time.monotonic() + timeout_s
-    with ThreadPoolExecutor(min(len(workers), _MOST_AT_A_TIME)) as pool:
-        return list(pool.map(lambda place: Told(place, *_ask(place, request, deadline, timeout_s, most_bytes)), workers))
+    with ThreadPoolExecutor(min(len(requests), _MOST_AT_A_TIME)) as pool:
+        return list(pool.map(lambda each: Told(each[0], *_ask(each[0], each[1], deadline, timeout_s, most_bytes)), requests))
 
 
 def _ask(place: Place, request: Request[A], deadline: float, timeout_s: float, most_bytes: int) -> tuple[Worker | None, A | Error]:

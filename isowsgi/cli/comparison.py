@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from isowsgi import configuration
@@ -49,41 +49,53 @@ def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) 
 
 
 class Renewal(NamedTuple):
-    """What is to be done about the certificate.
+    """What is to be done about a certificate.
 
     Attributes:
-        path: of its file, if there is another certificate in it than some worker serves with; else "".
+        path: of its file; there is another certificate in it than some worker serves with.
         pair: the new one, if it can be used.
         fault: why it cannot, or "".
     """
 
-    path: str = ""
-    pair: certificates.Pair | None = None
+    path: str
+    pair: certificates.Pair | None
     fault: str = ""
 
 
-def renewal(answers: Sequence[Told[ServedTable]]) -> Renewal:
-    """Look whether the certificate was renewed since the workers began to serve with theirs."""
+def renewals(answers: Sequence[Told[ServedTable]]) -> dict[int, Renewal]:
+    """Look which certificates were renewed since the workers began to serve with theirs.
+
+    Returns:
+        by the master's process id: gunicorns that serve the same config file may have certificates of their own.
+    """
+    found: dict[int, Renewal] = {}
     for told in answers:
-        found = None if isinstance(told.answer, Error) else told.answer.certificate
-        if found is None:
-            continue
-        files: certificates.Files | None = certificates.Files(found.certificate, found.key)
-        if os.geteuid() == 0 and told.place.owner != 0:
-            # The workers' word is not enough for a key that only root can read.
-            files = certificates.published(told.place.master) if client.is_trusted(told.place) else None
-        if files is None or certificates.digest_of(files.certificate) == found.digest:
-            continue
-        try:
-            pair = certificates.read(files)
-        except (OSError, ValueError, regularfiles.NotRegular) as exc:
-            return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be read with its key {files.key}: {exc}")
-        if fault := _fault_of(pair):
-            return Renewal(
-                files.certificate, None, f"{files.certificate}: renewed, but it cannot be used with its key {files.key}: {fault}"
-            )
-        return Renewal(files.certificate, pair)
-    return Renewal()
+        files = _renewed_files(told) if told.place.master not in found else None
+        if files is not None:
+            found[told.place.master] = _renewal(files)
+    return found
+
+
+def _renewed_files(told: Told[ServedTable]) -> certificates.Files | None:
+    """Return where a worker's certificate is, if there is another one now."""
+    found = None if isinstance(told.answer, Error) else told.answer.certificate
+    if found is None:
+        return None
+    files: certificates.Files | None = certificates.Files(found.certificate, found.key)
+    if os.geteuid() == 0 and told.place.owner != 0:
+        # The workers' word is not enough for a key that only root can read.
+        files = certificates.published(told.place.master) if client.is_trusted(told.place) else None
+    return files if files is not None and certificates.digest_of(files.certificate) != found.digest else None
+
+
+def _renewal(files: certificates.Files) -> Renewal:
+    try:
+        pair = certificates.read(files)
+    except (OSError, ValueError, regularfiles.NotRegular) as exc:
+        return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be read with its key {files.key}: {exc}")
+    if fault := _fault_of(pair):
+        return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be used with its key {files.key}: {fault}")
+    return Renewal(files.certificate, pair)
 
 
 def _fault_of(pair: certificates.Pair) -> str:
@@ -99,10 +111,11 @@ def _fault_of(pair: certificates.Pair) -> str:
     return ""
 
 
-def with_certificate(renewed: Renewal, by_worker: Compared) -> Compared:
+def with_certificates(renewed: Mapping[int, Renewal], by_worker: Compared) -> Compared:
     """Return the differences, and where the certificate was renewed, that too."""
-    more = [Difference(sign="~", name=f"certificate {renewed.path}", cost=Cost.IN_PLACE)] if renewed.pair is not None else []
-    return [(place, [*more, *found]) for place, found in by_worker]
+    usable = {master: certificates.name_of(each.path) for master, each in renewed.items() if each.pair is not None}
+    more = {master: [Difference(sign="~", name=name, cost=Cost.IN_PLACE)] for master, name in usable.items()}
+    return [(place, [*more.get(place.master, []), *found]) for place, found in by_worker]
 
 
 def conf_files(answers: Sequence[Told[ServedTable]]) -> dict[Place, GunicornFile]:

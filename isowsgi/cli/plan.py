@@ -16,7 +16,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
-from isowsgi.cli.comparison import compare, read_as_served, renewal, with_certificate, with_conf_file
+from isowsgi.cli.comparison import compare, read_as_served, renewals, with_certificates, with_conf_file
 from isowsgi.configuration import costs
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting
@@ -56,10 +56,11 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
         asking.fail_by_faults(exc.faults, as_json, 1)
     for fault in wanted.faults:
         click.echo(fault, err=True)
-    renewed = renewal(answers)
-    if renewed.fault:
-        click.echo(renewed.fault, err=True)
-    by_worker = with_certificate(renewed, with_conf_file(answers, compare(answers, wanted)))
+    renewed = renewals(answers)
+    unusable = [each.fault for each in renewed.values() if each.fault]
+    for fault in unusable:
+        click.echo(fault, err=True)
+    by_worker = with_certificates(renewed, with_conf_file(answers, compare(answers, wanted)))
     if as_json:
         click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))
     else:
@@ -69,7 +70,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
             click.echo(f"To apply: isowsgi apply{' --or-reload' if needs_sighup else ''}")
     for line in asking.silent(answers):
         click.echo(plain(line), err=True)
-    if len(by_worker) < len(answers) or wanted.faults or renewed.fault:
+    if len(by_worker) < len(answers) or wanted.faults or unusable:
         sys.exit(1)
     sys.exit(2 if any(found for _, found in by_worker) else 0)
 

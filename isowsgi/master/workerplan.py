@@ -40,7 +40,7 @@ class Share:
         settings: of gunicorn's, what apps' interpreters obey.
         tls_context: an ssl.SSLContext, or None without TLS. All workers have it in common, and so each can take up sessions that another
             one began.
-        certificate: where that context's is, and its digest.
+        certificate: where that context's is, its digest, and the number of that reading.
         region: its part of the scoreboard.
         verdicts: patterns of mounts that crashed workers, by verdict.
         is_first: of those that serve this config.
@@ -57,7 +57,7 @@ class Share:
     config: configuration.Config | None
     settings: Mapping[str, Any]
     tls_context: Any
-    certificate: tuple[certificates.Files, str] | None
+    certificate: tuple[certificates.Files, str, int] | None
     region: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     is_first: bool
@@ -77,7 +77,8 @@ class Plan:
         self._config: configuration.Config | None = None
         self._settings: dict[str, Any] = {}
         self._tls_context: Any = None
-        self._certificate: tuple[certificates.Files, str] | None = None  # where it is, and its digest
+        self._certificate: tuple[certificates.Files, str, int] | None = None  # see `Share`
+        self._readings = 0  # of gunicorn's settings, with success
         self._published = -1  # which files those are, see `certificates`
         self._is_for: Any = None  # which of gunicorn's Config objects it was read for
         self._conf_file: ConfFile | None = None
@@ -218,17 +219,22 @@ class Plan:
             from isowsgi.master import tlscontext  # most servers have a proxy for that, and need not pay for it
 
             try:
-                if cfg.certfile:  # else the user's `ssl_context` has its own
-                    files = tlscontext.files_of(cfg)
-                    certificate = files, certificates.digest_of(files.certificate) or ""
+                files = tlscontext.files_of(cfg) if cfg.certfile else None  # else the user's `ssl_context` has its own
+                before = certificates.digest_of(files.certificate) if files else None
                 context = tlscontext.make_context(cfg)
+                if files:
+                    # If it was renewed in between, nobody knows which of both this is: then `isowsgi apply` takes up the new one.
+                    digest = before if certificates.digest_of(files.certificate) == before else None
+                    certificate = files, digest or "", self._readings + 1
             except tlscontext.ContextError as exc:
                 return [str(exc)]
         elif cfg.cert_reqs:  # gunicorn would serve everybody
             return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile too"]
         self._settings, self._tls_context = gunicorn_settings.snapshot(cfg), context
-        if certificate != self._certificate:
-            self._certificate = certificate
+        self._readings += 1
+        is_elsewhere = (certificate and certificate[0]) != (self._certificate and self._certificate[0])
+        self._certificate = certificate
+        if is_elsewhere:
             if self._published >= 0:
                 os.close(self._published)
             self._published = -1 if certificate is None else certificates.publish(certificate[0])

@@ -42,6 +42,11 @@ class Pair(NamedTuple):
         return hashlib.sha256(self.certificate.encode("latin-1", "replace")).hexdigest()
 
 
+def name_of(path: str) -> str:
+    """Return what the certificate in a file is called among what differs, and what stays as it is."""
+    return f"certificate {path}"
+
+
 def read(files: Files) -> Pair:
     """Return what is in the files now.
 

@@ -83,7 +83,7 @@ class Given:
     config: Config
     settings: Mapping[str, Any]
     tls_context: Any
-    certificate: tuple[Files, str] | None
+    certificate: tuple[Files, str, int] | None
     board: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     containment: Containment

@@ -376,7 +376,12 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
     renew("third", "third")
     server.process.send_signal(signal.SIGHUP)
     all_serve("third")
+    renew("first", "first")
     assert apply(server).returncode == 0
+    all_serve("first")
+    renew("third", "third")
+    server.process.send_signal(signal.SIGHUP)
+    all_serve("third")  # SIGHUP takes back what was applied, although the master had read the same before
 
 
 class Command:

@@ -10,7 +10,7 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,12 @@ class Applying:
         yield  # neighbours' requests are routed meanwhile: reading a table of 1,000 mounts takes 40 ms, and comparing it as long
         if self._pending is not None:
             raise Refusal("busy", "another table is being applied; try again")
-        table = Applied(self._base, request.serial, request.config, self._renewed(request))
+        certificate, refused = self._renewed(request)
+        table = Applied(self._base, request.serial, request.config, certificate)
         pending = self._begin(table, config, time.monotonic(), request.keep_going, request.without)
+        if refused and self.certificate is not None:
+            pending.failed += refused
+            pending.stays.add(self.certificate.name)
         is_ready = False
         try:
             while not pending.change.is_ready():
@@ -103,18 +107,15 @@ class Applying:
         found = self.certificate
         return None if found is None else CertificateFiles(certificate=found.files.certificate, key=found.files.key, digest=found.digest)
 
-    def _renewed(self, request: Prepare) -> Any:
-        """Return the certificate that the table is applied with, as other workers are told.
-
-        Raises:
-            Refusal: it cannot be used.
-        """
-        if self.certificate is None or request.certificate is None:
-            return None if self.certificate is None else self.certificate.applied
+    def _renewed(self, request: Prepare) -> tuple[Any, list[NotLoaded]]:
+        """Return the certificate that the table is applied with, as other workers are told, and why it is not the renewed one."""
+        found = self.certificate
+        if found is None or request.certificate is None or found.name in request.without:
+            return None if found is None else found.applied, []
         pair = Pair(request.certificate.certificate, request.certificate.key)
-        if fault := self.certificate.fault(pair):
-            raise Refusal("failed", f"the renewed certificate cannot be used: {fault}")
-        return self.certificate.told(pair)
+        if fault := found.fault(pair):
+            return found.applied, [NotLoaded(text=f"the renewed certificate cannot be used: {fault}", traceback="")]
+        return found.told(pair), []
 
     def switch(self, request: Switch) -> Errand:
         while self._serial != request.serial:  # else another worker was told first
@@ -194,6 +195,7 @@ class Applying:
         differing = stored.differing(pending.table.config, table.config)
         if differing and self._narrow(pending, differing):
             differing = stored.differing(pending.table.config, table.config)
+        pending.table = pending.table._replace(certificate=table.certificate)
         return differing == set()
 
     def _begin(self, table: Applied, config: Config, now: float, keep_going: bool = False, without: Iterable[str] = ()) -> _Pending:
@@ -239,8 +241,10 @@ class Applying:
         pending.failed += [NotLoaded(text=problem.error, traceback=problem.traceback) for problem in problems]
         return self._narrow(pending, [pattern for problem in problems for pattern in problem.patterns])
 
-    def _narrow(self, pending: _Pending, names: Iterable[str]) -> bool:
+    def _narrow(self, pending: _Pending, names: Collection[str]) -> bool:
         """Let some of what is prepared stay as it is; return whether anything does that did not before."""
+        if self.certificate is not None and self.certificate.name in names:
+            pending.table = pending.table._replace(certificate=self.certificate.applied)
         stay = partial.staying(pending.change.new.config, self._live.table.config, names)
         if stay <= pending.stays:
             return False
@@ -257,8 +261,8 @@ class Applying:
         names["in place"] = [member.pattern for members, _ in pending.change.adjusted for member in members]
         told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
         self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")
-        if self.certificate is not None:
-            self.certificate.take(pending.table)
+        if self.certificate is not None and not self.certificate.take(pending.table):
+            self.restart_reason = "it cannot serve with the certificate that the other workers serve with"
 
     def _drop(self, why: str) -> None:
         self._pending = None
