@@ -36,6 +36,8 @@ from tests.test_process_instance import no_descriptors
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}
 
+FIND_SOCKET = "import os; SERVER = next(fd for fd in range(3, 99) if 'socket:' in os.path.realpath(f'/proc/self/fd/{fd}')); "
+
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServers]:
@@ -64,6 +66,43 @@ def test_a_forked_process_is_a_child_of_the_worker_with_its_status(servers: Fork
     process.kill()  # without effect, and without an error
     with pytest.raises(ChildProcessError):
         os.waitpid(process.pid, 0)
+
+
+def test_a_process_whose_status_somebody_else_has_taken_has_ended(servers: ForkServers) -> None:
+    """An app in the worker may call os.wait(). Its keeper died of that, and the mount went on with a process that was not there."""
+    process = fork(servers)
+    assert process is not None
+    os.waitpid(process.pid, 0)
+
+    process.kill()  # nobody else who has the number by now
+
+    assert process.wait() == 0
+
+
+def test_a_process_that_does_not_end_is_not_waited_for_without_limit(servers: ForkServers) -> None:
+    process = fork(servers)
+    assert process is not None
+    process.wait()
+    [server] = servers._servers.values()
+    assert server._process is not None
+    forked = ForkedProcess(server._process.pid)
+
+    with pytest.raises(subprocess.TimeoutExpired):
+        forked.wait(0.01)
+    os.close(forked._fd or 0)
+
+
+def test_a_new_process_is_known_by_the_kernels_word_and_not_its_own(servers: ForkServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package in the server could have had the worker kill any of its children, or given a number that no process can have."""
+    code = (
+        "import socket; from array import array; server = socket.socket(fileno=SERVER);"
+        'server.send(b\'{"is": "Warm", "names": []}\'); _, [(_, _, fd)], _, _ = server.recvmsg(1, 64);'
+        "birth = socket.socket(fileno=array('i', fd)[0]); birth.send(b'{\"is\": \"Forked\"}'); import time; time.sleep(600)"
+    )
+    monkeypatch.setattr(forkserver, "START", FIND_SOCKET + code)
+
+    assert fork(servers) is None
+    assert servers._servers == {}
 
 
 def test_forking_leaves_no_descriptor(servers: ForkServers) -> None:
@@ -127,8 +166,7 @@ def test_a_server_that_never_gets_ready_keeps_a_process_waiting_only_so_long(ser
 def test_a_server_that_dies_or_talks_nonsense_at_its_start_is_done_without(
     servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
-    find = "import os; SERVER = next(fd for fd in range(3, 99) if 'socket:' in os.path.realpath(f'/proc/self/fd/{fd}')); "
-    monkeypatch.setattr(forkserver, "START", find + code)
+    monkeypatch.setattr(forkserver, "START", FIND_SOCKET + code)
 
     assert fork(servers) is None
 
@@ -308,12 +346,12 @@ def test_the_names_are_sorted_and_each_is_there_once() -> None:
     assert list(warmth.NAMES) == sorted(set(warmth.NAMES))
 
 
-@pytest.mark.parametrize("message", [Warm(names=["a"]), Unfit(error="x"), Forked(pid=1), NotForked(error="y"), Settled()])
+@pytest.mark.parametrize("message", [Warm(names=["a"]), Unfit(error="x"), Forked(), NotForked(error="y"), Settled()])
 def test_what_is_said_about_a_birth_is_understood(message: births.Birth) -> None:
     assert births.decode(births.encode(message)) == message
 
 
-_WRONG = [b"", b"[]", b'{"is": []}', b'{"is": "Forked"}', b'{"is": "Forked", "pid": "1"}', b'{"is": "Warm", "names": 1}']
+_WRONG = [b"", b"[]", b'{"is": []}', b'{"is": "Unfit"}', b'{"is": "Unfit", "error": 1}', b'{"is": "Warm", "names": 1}']
 
 
 @given(st.binary(max_size=200) | st.sampled_from(_WRONG))

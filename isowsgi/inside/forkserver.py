@@ -156,7 +156,7 @@ def _be_born(birth: socket.socket) -> tuple[BootOrder | births.PreloadOrder, lis
     """Take what the worker has for this process; return its order, and its descriptors."""
     try:
         with birth:
-            birth.send(births.encode(Forked(pid=os.getpid())))
+            birth.send(births.encode(Forked()))
             _, fds = births.receive(birth, MOST_FDS)
             if len(fds) < FIRST_PLACE:
                 _end()  # the worker did not wait

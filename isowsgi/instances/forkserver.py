@@ -10,9 +10,11 @@ were none. Processes that were forked do not notice its end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -58,6 +60,9 @@ _STEP_S = 5.0
 # How long to do without a server that has failed, and the most that doubling after each further failure comes to.
 _PAUSE_S = 10.0
 _LONGEST_PAUSE_S = 600.0
+
+# How long a server that was killed may take to end: longer only if the kernel does not come out of something, then nobody waits for it.
+_END_S = 2.0
 
 # Room in the server's arguments for the tag of a process, which `ps` shows there.
 _TAG_BYTES = 200
@@ -297,6 +302,7 @@ class ForkServer:
         self._end_lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
+        self._pid = 0  # of its process, also once it has ended
 
     def is_warm(self, wait_s: float) -> bool:
         """Whether it can fork; waits if it is not decided yet."""
@@ -310,7 +316,8 @@ class ForkServer:
         """
         self._socket, theirs = _pair()
         with theirs:
-            self._launch(theirs)
+            self._process = self._launch(theirs)
+        self._pid = self._process.pid
 
     def wait_warm(self) -> None:
         """Wait until it is warm.
@@ -325,11 +332,11 @@ class ForkServer:
             raise ModuleDropped(message.module, message.reason)
         self.names, self._is_warm = frozenset(_expect(message, Warm).names), True
 
-    def _launch(self, socket_of_server: socket.socket) -> None:
+    def _launch(self, socket_of_server: socket.socket) -> subprocess.Popen[bytes] | ForkedProcess:
         fd = socket_of_server.fileno()
         order = ForkOrder(release=isowsgi.__version__, packages=dict(self._packages), server=fd, worker_pid=os.getpid())
         with memory_file(first_source(wire.encode(wire.plain(order))).encode()) as source:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [self.key.python, "-c", START, "isowsgi", "fork server".ljust(_TAG_BYTES)],
                 stdin=source,
                 cwd=workdir.for_child(),
@@ -379,26 +386,30 @@ class ForkServer:
 
     def _await_fork(self, ours: socket.socket) -> ForkedProcess:
         try:
-            message = _hear(ours, _STEP_S, "fork")
+            message, pid = _hear_from(ours, _STEP_S, "fork")
         except ForkFailed:
             self.end()  # from now on nothing is forked, but a process may be there since a moment ago
-            with contextlib.suppress(ForkFailed):
-                message = _hear(ours, 0.1, "fork")
-                if isinstance(message, Forked):
-                    late = ForkedProcess(message.pid)
-                    late.kill()
-                    late.wait()
+            with contextlib.suppress(ForkFailed, OSError):
+                message, pid = _hear_from(ours, 0.1, "fork")
+                late = self._process_of(message, pid)
+                late.kill()
+                late.wait()
             raise
         if isinstance(message, NotForked):
             raise OSError(message.error)
         if isinstance(message, Stale):
             raise Replaceable
-        pid = _expect(message, Forked).pid
+        return self._process_of(message, pid)
+
+    def _process_of(self, message: Birth, pid: int) -> ForkedProcess:
+        """Return the process that says that it was forked."""
+        _expect(message, Forked)
+        if pid == self._pid:
+            raise ForkFailed("it said Forked itself, in place of a new process")
         try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return ForkedProcess(pid)
         except ChildProcessError:
             raise ForkFailed("its processes are not the worker's (the kernel does not know CLONE_PARENT)", for_good=True) from None
-        return ForkedProcess(pid)
 
     def end(self) -> None:
         """Kill it, and close what this side has. Any thread may call it, more than once."""
@@ -407,11 +418,13 @@ class ForkServer:
             process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait()
-        with self._socket_lock:
+        with self._socket_lock:  # nobody has it for long, as the other side is gone
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
 
     def _open_socket(self) -> socket.socket:
         if self._socket is None:
@@ -441,38 +454,76 @@ class VenvServer(ForkServer):
             modules=list(key.modules),
         )
 
-    def _launch(self, socket_of_server: socket.socket) -> None:
+    def _launch(self, socket_of_server: socket.socket) -> ForkedProcess:
         try:
-            self._process = self._base.fork_server(self._order, socket_of_server)
+            return self._base.fork_server(self._order, socket_of_server)
         except ForkFailed as exc:
             raise BaseFailed(self._base, exc) from exc
 
 
 class ForkedProcess:
-    """A process of the worker's that a server has forked: what of `subprocess.Popen` an instance uses."""
+    """A process of the worker's that a server has forked: what of `subprocess.Popen` an instance uses.
+
+    It is known by a descriptor and not by its number. An app in the worker may wait for any child, `os.wait()`; it takes this one's status
+    then, and the number may soon be another process'.
+
+    Args:
+        pid: of a child of this process.
+
+    Raises:
+        ChildProcessError: it is none.
+        ForkFailed: this kernel has no such descriptors.
+        OSError: no descriptor is left; the process was killed.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         self._lock = threading.Lock()
-        self._has_gone = False
+        try:
+            self._fd: int | None = os.pidfd_open(pid)
+        except OSError as exc:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            if exc.errno in (errno.ENOSYS, errno.EPERM):  # before Linux 5.3; a container's filter of system calls
+                raise ForkFailed("the kernel does not let it have pidfd_open(2)", for_good=True) from exc
+            raise
 
     def kill(self) -> None:
         """Kill it, if it is still there. Any thread may call it."""
         with self._lock:
-            if not self._has_gone:  # else its number may be another's
-                os.kill(self.pid, signal.SIGKILL)
+            if self._fd is not None:
+                with contextlib.suppress(ProcessLookupError):  # somebody else has waited for it
+                    signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
-    def wait(self) -> int:
-        """Wait for its end, and return its exit status as `subprocess` has it: negative for a signal."""
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+    def wait(self, limit_s: float | None = None) -> int:
+        """Wait for its end, and return its exit status as `subprocess` has it: negative for a signal, 0 if somebody else has taken it.
+
+        By one thread, and once.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended within the limit.
+        """
+        assert self._fd is not None, "it was not waited for"
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(None if limit_s is None else limit_s * 1000):
+            raise subprocess.TimeoutExpired(str(self.pid), limit_s or 0.0)
         with self._lock:
-            self._has_gone = True
-            _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+            fd, self._fd = self._fd, None
+        try:
+            end = os.waitid(os.P_PIDFD, fd, os.WEXITED)
+        except ChildProcessError:
+            return 0
+        finally:
+            os.close(fd)
+        assert end is not None, "it has ended"
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # each packet says which process has sent it
     return ours, theirs
 
 
@@ -493,16 +544,20 @@ def memory_file(content: bytes) -> Iterator[IO[bytes]]:
 
 
 def _hear(sock: socket.socket, limit_s: float, what: str) -> Birth:
-    """Return what comes next.
+    return _hear_from(sock, limit_s, what)[0]
+
+
+def _hear_from(sock: socket.socket, limit_s: float, what: str) -> tuple[Birth, int]:
+    """Return what comes next, and the process id of who has sent it, by the kernel's word.
 
     Raises:
         ForkFailed: nothing that makes sense.
     """
     sock.settimeout(limit_s)
     try:
-        packet = sock.recv(births.MAX_PACKET_BYTES)
+        packet, pid = births.receive_from(sock)
         if packet:
-            return births.decode(packet)
+            return births.decode(packet), pid
     except TimeoutError:
         raise ForkFailed(f"it did not {what} within {limit_s:g} s") from None
     except OSError:  # it was killed with a packet of ours unread

@@ -3,7 +3,7 @@
 1. The worker starts the server with a `ForkOrder`, and the server says `Warm` or `Unfit`.
 2. For a process the worker sends the server one end of a socket pair, in a packet of one byte. The server forks and has no part in the
    rest: it never holds a descriptor of a mount, nor learns what a process is for.
-3. On that pair the new process says `Forked`, or the server `NotForked`.
+3. On that pair the new process says `Forked`, or the server `NotForked`. Which process has said so is the kernel's word.
 4. The worker sends the process its descriptors: the boot order as a file, standard output and error, and those that the order names, by
    their places in the packet. A process that gets none ends, so one that the worker no longer waits for is never an instance.
    A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and goes on as in 1.
@@ -32,6 +32,10 @@ TOKEN = b"f"
 
 # The first place in the packet of descriptors that the boot order names; before it are standard input (the order), output and error.
 FIRST_PLACE = 3
+
+# Who has sent a packet: process, user, group (struct ucred, unix(7)).
+_SENDER = struct.Struct("=iII")
+_CREDENTIALS = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
 
 # How descriptors lie in a packet's ancillary data (unix(7)).
 _FD = struct.Struct("=i")
@@ -83,9 +87,7 @@ class Unfit(Value):
 
 
 class Forked(Value):
-    """There is a new process; said by itself."""
-
-    pid: int
+    """There is a new process; said by itself, as its process id is the sender's."""
 
 
 class NotForked(Value):
@@ -167,3 +169,17 @@ def receive(sock: socket.socket, most_fds: int) -> tuple[bytes, list[int]]:
             os.close(fd)
         raise OSError("descriptors are missing")
     return packet, fds
+
+
+def receive_from(sock: socket.socket) -> tuple[bytes, int]:
+    """Return the next packet, and the process id of who has sent it; an empty packet at the end.
+
+    Args:
+        sock: with SO_PASSCRED. Descriptors that came along find no room, and the kernel closes them.
+
+    Raises:
+        OSError: nothing comes any more, or not in time.
+    """
+    packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET_BYTES, socket.CMSG_LEN(_SENDER.size))
+    senders = [_SENDER.unpack(data) for level, kind, data in ancillary if (level, kind) == _CREDENTIALS and len(data) == _SENDER.size]
+    return packet, senders[0][0] if senders else 0
