@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def test_points_are_found_in_every_part_of_the_worker(place: Place) -> None:
     """A list by hand would miss what is new."""
-    for part in ("worker.loop", "worker.acceptor", "worker.control.server", "worker.deployment", "instances.hosted", "shared.scoreboard"):
+    for part in ("worker.loop", "worker.acceptor", "worker.control.server", "worker.deployment", "instances.base", "shared.scoreboard"):
         assert any(f"isowsgi.{part}" in point for point in place.points), part
     assert {"socket.accept", "os.eventfd", "Thread.start", "Popen.__init__"} <= set(place.points)
     assert {"epoll register of isowsgi.worker.loop", "report Ready out of place", "order BootOrder garbled"} <= set(place.points)
