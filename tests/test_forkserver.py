@@ -233,6 +233,62 @@ def test_a_server_that_hangs_while_a_venvs_is_forked_from_it_is_replaced(
     process.wait()
 
 
+def preload(servers: ForkServers, venv: Path, name: str = "/a") -> ForkedProcess:
+    """Have a process from a server for a folder in place of a venv, which is none."""
+    order = with_values(preloading("this"), venv=str(venv)).replace(name=name)
+    process = servers.fork(sys.executable, ENVIRON, order)
+    assert process is not None
+    process.wait()
+    return process
+
+
+def make_venv(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "pyvenv.cfg").write_text("")
+    return folder
+
+
+def test_servers_of_releases_that_were_left_are_ended(servers: ForkServers, tmp_path: Path) -> None:
+    """Each switch of a link made another server, and all of them stayed until the worker ended."""
+    releases = [make_venv(tmp_path / str(number)) for number in range(3)]
+    preload(servers, releases[0], "/other")
+    for release in releases:
+        preload(servers, release)
+    everyone: Any = {server.key.venv: server._process for server in servers._servers.values()}
+
+    servers.keep({"/a", "/other"})
+
+    eventually(lambda: not _is_there(everyone[str(releases[1])].pid), "the end of the server in between")
+    assert {key.venv for key in servers._servers} == {None, str(releases[0]), str(releases[2])}
+    assert [_is_there(everyone[str(release)].pid) for release in releases] == [True, False, True]
+
+    servers.keep(set())
+
+    eventually(lambda: not any(_is_there(each.pid) for each in everyone.values()), "the end of all servers")
+    assert servers._servers == {}
+
+
+def _is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_module_that_cannot_be_preloaded_is_tried_again_after_a_while(
+    servers: ForkServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was done without until the worker ended."""
+    order = with_values(preloading("no_such_module"), venv=str(make_venv(tmp_path / "venv")))
+
+    def fork_and_count() -> int:
+        process = servers.fork(sys.executable, ENVIRON, order)
+        assert process is not None
+        process.wait()
+        return str(caplog.text).count("'no_such_module' is not preloaded")
+
+    assert [fork_and_count(), fork_and_count()] == [1, 1]
+    monkeypatch.setattr(servers, "_dropped", dict.fromkeys(servers._dropped, 0.0))  # as if that were long ago
+    assert fork_and_count() == 2
+
+
 def test_a_server_that_takes_its_time_delays_no_other(servers: ForkServers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nexec sleep 600\n")

@@ -61,6 +61,9 @@ _STEP_S = 5.0
 _PAUSE_S = 10.0
 _LONGEST_PAUSE_S = 600.0
 
+# How long a module that could not be preloaded is not tried again, unless files change: the other packages' server is started anew for it.
+_DROPPED_S = 600.0
+
 # How long a server that was killed may take to end: longer only if the kernel does not come out of something, then nobody waits for it.
 _END_S = 2.0
 
@@ -84,8 +87,9 @@ class ForkServers:
         self._lock = threading.Lock()
         self._servers: dict[_Key, ForkServer] = {}
         self._pauses: dict[_Key, tuple[float, float]] = {}  # monotonic seconds of its end, and its length
-        self._dropped: set[tuple[str, str | None, str]] = set()  # Python, venv, module that cannot be preloaded there
-        self._to_start: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
+        self._wanted: dict[str, _Key] = {}  # what the last process of a mount or a group was to come from, by its name
+        self._dropped: dict[_Key, float] = {}  # of one module: it cannot be preloaded there until then (monotonic seconds)
+        self._work: queue.SimpleQueue[tuple[Callable[[ForkServer], object], ForkServer]] = queue.SimpleQueue()
         self._parent: threading.Thread | None = None
         self._is_over = False
 
@@ -97,6 +101,19 @@ class ForkServers:
             self._servers.clear()
         for server in servers:
             server.end()
+
+    def keep(self, names: Collection[str]) -> None:
+        """End the servers that none of these mounts and groups has its processes from, say of a release that was left. Does not wait."""
+        with self._lock:
+            for name in self._wanted.keys() - names:
+                del self._wanted[name]
+            wanted = {_Key(key.python, None, ()) for key in self._wanted.values()} | set(map(self._without_dropped, self._wanted.values()))
+            for key in self._pauses.keys() - wanted:
+                del self._pauses[key]
+            places = {(key.python, key.venv) for key in self._wanted.values()}
+            self._dropped = {key: until for key, until in self._dropped.items() if (key.python, key.venv) in places}
+            for key in self._servers.keys() - wanted:
+                self._work.put((ForkServer.end, self._servers.pop(key)))
 
     def fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
         """Return a new process that is about to boot; None: start one without a server.
@@ -114,11 +131,13 @@ class ForkServers:
 
     def _fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
         until = time.monotonic() + _WARM_UP_S
+        wanted = _Key(python, order.environment.venv, tuple(order.environment.preload))
+        self._want(order.name, wanted)
         for _ in range(len(order.environment.preload) + 3):  # a module is dropped each time, or what is out of date is replaced
             base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
             if base is None or not base.is_warm(until - time.monotonic()):
                 return None
-            server = self._venv_server(base, order)
+            server = self._venv_server(base, wanted, order)
             if not server.is_warm(until - time.monotonic()):
                 if server.is_settled.is_set():
                     continue  # it has dropped a module; if it was lost, it is None next
@@ -127,14 +146,28 @@ class ForkServers:
                 return self._fork_from(server, order)
             except Replaceable:
                 self._forget(server)
+                self._try_dropped_again(server.key)
         return None
 
-    def _venv_server(self, base: ForkServer, order: BootOrder) -> ForkServer:
+    def _want(self, name: str, key: _Key) -> None:
+        with self._lock:
+            self._wanted[name] = key
+            now = time.monotonic()
+            self._dropped = {dropped: until for dropped, until in self._dropped.items() if until > now}
+
+    def _venv_server(self, base: ForkServer, wanted: _Key, order: BootOrder) -> ForkServer:
         """Return the server that has preloaded what a process is to share, or else the base itself."""
-        python, venv = base.key.python, order.environment.venv
-        modules = tuple(name for name in order.environment.preload if (python, venv, name) not in self._dropped)
-        key = _Key(python, venv, modules)
-        return (self._server_of(key, lambda: VenvServer(key, base, order)) if modules else None) or base
+        with self._lock:
+            key = self._without_dropped(wanted)
+        return (self._server_of(key, lambda: VenvServer(key, base, order)) if key.modules else None) or base
+
+    def _try_dropped_again(self, key: _Key) -> None:
+        """Forget what could not be preloaded in a venv whose packages are others by now."""
+        with self._lock:
+            self._dropped = {each: until for each, until in self._dropped.items() if (each.python, each.venv) != (key.python, key.venv)}
+
+    def _without_dropped(self, key: _Key) -> _Key:
+        return key._replace(modules=tuple(name for name in key.modules if key._replace(modules=(name,)) not in self._dropped))
 
     def _fork_from(self, server: ForkServer, order: BootOrder) -> ForkedProcess | None:
         """Return a new process; None if there is none from this server.
@@ -160,7 +193,7 @@ class ForkServers:
                 if not self._has_parent():
                     return None
                 server = self._servers[key] = make()
-                self._to_start.put(server)
+                self._work.put((self._launch, server))
             return server
 
     def _has_parent(self) -> bool:
@@ -177,8 +210,7 @@ class ForkServers:
     def _start_servers(self) -> None:
         """Be the parent of all servers, and of what they fork, for as long as the worker lives: the kernel ends them with this thread."""
         while True:
-            server = self._to_start.get()
-            self._containment.call("fork server", self._launch, server)
+            self._containment.call("fork server", *self._work.get())
 
     def _launch(self, server: ForkServer) -> None:
         """Start a server. A thread for just that waits until it is warm, so that one that takes its time delays no other."""
@@ -202,7 +234,7 @@ class ForkServers:
         try:
             if isinstance(exc, ModuleDropped):
                 with self._lock:
-                    self._dropped.add((server.key.python, server.key.venv, exc.module))
+                    self._dropped[server.key._replace(modules=(exc.module,))] = time.monotonic() + _DROPPED_S
                 self._forget(server)
                 self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
             elif isinstance(exc, BaseFailed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -142,6 +142,13 @@ class Workshop:
             if verdict is not None and verdict.isolation is not None:
                 siting.settle(verdict.isolation, verdict.reason, verdict.extensions)
                 siting.late_imports = list(verdict.imports)
+
+    def keep_fork_servers(self, deployments: Iterable[Deployment]) -> None:
+        """End the fork servers that no process of these comes from any more."""
+        forks = self.forks_processes()
+        self.fork_servers.keep(
+            {each.name for each in deployments if each.siting.isolation == PROCESS and (forks or each.mount.preload)},
+        )
 
     def _order(self, deployment: Deployment, slot: int, first_row: int) -> BootOrder:
         siting = deployment.siting

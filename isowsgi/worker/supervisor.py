@@ -149,6 +149,7 @@ class Supervisor:
             return  # what was accepted may still wait for a mount; nothing else is begun
         call("queue of replacements", self._workshop.turns.pass_on, now)
         call("ends of interpreters", self._workshop.departures.tick, now)
+        call("fork servers", self._workshop.keep_fork_servers, self.live.all())
         call("memory check", self._memory.tick, now)
         if self._reporter is not None:
             call("report to the scoreboard", self._reporter.tick, now)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from isowsgi.cli import client
+from isowsgi.cli.main import main
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
 from tests.functional.test_kinds_of_isolation import children_of, facts
@@ -107,6 +109,22 @@ def test_a_fork_server_that_dies_costs_its_processes_nothing_and_others_a_slower
     assert fork_server_of(worker) is None
     assert sorted(children_of(worker)) == sorted([child, other])
     assert "Traceback" not in server.log() + server.output()
+
+
+def test_a_fork_server_that_no_mount_has_any_more_is_ended_and_its_processes_are_not(serve: StartServer) -> None:
+    """It stayed until the worker ended, with all that it had loaded."""
+    server = serve(FORKED + '[mounts]\n"/b" = { app = "housed", isolation = "process" }')
+    [worker] = server.workers()
+    child = int(str(facts(server, "/b")["pid"]))
+    assert fork_server_of(worker) is not None
+
+    config = server.folder / "isowsgi.toml"
+    config.write_text(config.read_text().replace("fork_server = true", "fork_server = false"))
+    result = CliRunner().invoke(main, ["apply", "--config", str(config)])
+
+    assert result.exit_code == 0, result.output
+    eventually(lambda: fork_server_of(worker) is None, "the end of the fork server")
+    assert int(str(facts(server, "/b")["pid"])) == child
 
 
 def test_a_crash_of_a_forked_process_is_told_with_its_signal_and_its_stacks(serve: StartServer) -> None:
