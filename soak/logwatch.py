@@ -36,6 +36,7 @@ _SCARCE = (
     r"([^;]*); new connections wait",
     r"\S+ #\d+: cannot load .*Too many open files",
     r"\S+: generation \d+ keeps serving",
+    r"\S+: some instances are missing",
 )
 
 # In a line of a hostile app or about one, that is a fault all the same.

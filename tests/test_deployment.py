@@ -827,12 +827,16 @@ def test_a_mount_that_cannot_be_started_for_want_of_something_is_tried_again(sho
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
-def test_a_replacement_that_cannot_be_started_is_tried_again_while_the_old_one_serves(shortage: Exception) -> None:
+def test_a_replacement_that_cannot_be_started_is_tried_again_while_the_old_one_serves(
+    shortage: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     site = up()
     site.around.shortage = shortage
 
     site.deployment.replace("test", site.now)
     assert site.chosen() is site.made[0]
+    # It said that instances were missing, which is not so.
+    assert caplog.records[-1].getMessage() == "/: generation 1 keeps serving; retrying in 1 s"
     site.around.shortage = None
     site.wait(1)
     site.ready(site.made[1])

@@ -75,5 +75,8 @@ class Recovery:
         deployment.leave_line()  # all that is missing is started with the next try, and not before
         wait_s = deployment.backoff.plan(now)
         if not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
-            what = "some instances are missing" if deployment.is_serving() else "answers 503"
+            serving = len(deployment.slots.serving())
+            what = "answers 503" if not serving else "some instances are missing"
+            if serving == len(deployment.slots.live):  # it was to be replaced
+                what = f"generation {deployment.slots.oldest()} keeps serving"
             deployment.log.error("%s: %s; retrying in %d s", deployment.name, what, wait_s)
