@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -227,8 +226,8 @@ def test_root_is_told_when_several_users_say_that_they_serve_a_config_file(homes
 
 @contextmanager
 def bystander(uid: int = -1) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that SIGHUP would end."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, user=None if uid == -1 else uid) as process:
+    """Run a process that SIGHUP would end; not Python, which may lie where another user may not look."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=None if uid == -1 else uid) as process:
         yield process
         process.kill()
 
