@@ -23,7 +23,7 @@ import isowsgi
 from isowsgi.inside import warmth
 from isowsgi.inside.warmth import shadows
 from isowsgi.instances import forkserver
-from isowsgi.instances.forkserver import ForkedProcess, ForkServers
+from isowsgi.instances.forkserver import ForkedProcess, ForkServer, ForkServers, Replaceable
 from isowsgi.shared import births
 from isowsgi.shared.births import Forked, ForkOrder, NotForked, Settled, Unfit, Warm
 from isowsgi.shared.containment import Containment
@@ -233,25 +233,134 @@ def test_a_server_that_hangs_while_a_venvs_is_forked_from_it_is_replaced(
     process.wait()
 
 
-def preload(servers: ForkServers, venv: Path, name: str = "/a") -> ForkedProcess:
-    """Have a process from a server for a folder in place of a venv, which is none."""
-    order = with_values(preloading("this"), venv=str(venv)).replace(name=name)
+def preload(servers: ForkServers, venv: Path, *modules: str, name: str = "/a", **changes: Any) -> ForkedProcess:
+    order = with_values(preloading(*(modules or ("this",))), venv=str(venv), **changes).replace(name=name)
     process = servers.fork(sys.executable, ENVIRON, order)
     assert process is not None
     process.wait()
     return process
 
 
-def make_venv(folder: Path) -> Path:
-    folder.mkdir()
+def make_venv(folder: Path, **modules: str) -> Path:
+    packages = folder / "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
+    packages.mkdir(parents=True)
     (folder / "pyvenv.cfg").write_text("")
+    for name, code in modules.items():
+        (packages / f"{name}.py").write_text(code)
     return folder
+
+
+def of_venv(servers: ForkServers) -> ForkServer:
+    [server] = [server for server in servers._servers.values() if server.key.venv]
+    return server
+
+
+NOFILE = "import resource; soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)"
+LEAVES = {
+    "file": ("kept = open(__file__)", r"its import leaves an open file \(/.*\) behind"),
+    "sock": ("import socket; kept = socket.socket()", "its import leaves a socket behind"),
+    "mask": ("import os; os.umask(0o7)", "its import changes the umask, for apps too that do not import it"),
+    "handler": ("import signal; signal.signal(signal.SIGUSR1, print)", "its import changes signal handlers"),
+    "limit": (f"{NOFILE}; resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))", "its import changes resource limits"),
+    "place": ("import locale; locale.setlocale(locale.LC_ALL, 'C')", "its import changes the locale"),
+    "limit_s": ("import socket; socket.setdefaulttimeout(9)", "its import changes the default timeout of sockets"),
+    "elsewhere": ("import os; os.chdir('/proc')", "its import changes the working directory"),
+}
+
+
+def test_a_package_that_leaves_or_changes_what_all_processes_would_have_is_not_preloaded(
+    servers: ForkServers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    venv = make_venv(tmp_path / "venv", **{name: code for name, (code, _) in LEAVES.items()})
+
+    preload(servers, venv, *LEAVES, "this")
+
+    said = {str(record.args[1]): record.getMessage() for record in caplog.records if isinstance(record.args, tuple)}
+    assert [name for name, (_, reason) in LEAVES.items() if not re.search(reason, said.get(name, ""))] == [], said
+    assert of_venv(servers).key.modules == ("this",)
+
+
+def test_what_a_package_prints_is_written_once_and_a_lazy_module_is_not_loaded(
+    servers: ForkServers, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each process wrote the text again when it ended."""
+    lazy = (
+        "print('once')\nimport sys\nfrom importlib.util import LazyLoader, find_spec, module_from_spec\nspec = find_spec('asleep')\n"
+        "spec.loader = LazyLoader(spec.loader)\nmodule = sys.modules['asleep'] = module_from_spec(spec)\nspec.loader.exec_module(module)\n"
+    )
+    venv = make_venv(tmp_path / "venv", lazy=lazy, asleep="print('woken')")
+
+    preload(servers, venv, "lazy")
+    preload(servers, venv, "lazy")
+
+    assert capfd.readouterr().out.split() == ["once"]
+
+
+def test_whoever_asks_a_server_that_is_out_of_date_is_told_so(servers: ForkServers, tmp_path: Path) -> None:
+    """It left after the first: to others it had died, and processes did without it for a while."""
+    venv = make_venv(tmp_path / "venv", changing="")
+    preload(servers, venv, "changing")
+    server = of_venv(servers)
+    next(venv.rglob("changing.py")).write_text("import this")
+    order = preloading("changing")
+
+    for _ in range(2):
+        with pytest.raises(Replaceable):
+            server.fork(order)
+
+
+def test_a_file_that_is_written_while_it_is_loaded_is_loaded_anew(
+    servers: ForkServers, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As by an upgrade in the middle of the imports: only what came after them was noticed."""
+    venv = make_venv(tmp_path / "venv", upgraded="open(__file__, 'w').write('print(2)')")
+
+    preload(servers, venv, "upgraded")
+
+    assert capfd.readouterr().out.split() == ["2"]
+
+
+def test_a_server_is_replaced_when_what_python_loads_at_its_start_has_changed(
+    servers: ForkServers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = tmp_path / "sitecustomize.py"
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    def fork_and_tell() -> ForkServer:
+        process = servers.fork(sys.executable, environ, order_that_fails())
+        assert process is not None
+        process.wait()
+        [server] = servers._servers.values()
+        return server
+
+    site.write_text("")
+    first, again = fork_and_tell(), fork_and_tell()
+    site.write_text("kept = open(__file__)")
+
+    assert first is again
+    assert servers.fork(sys.executable, environ, order_that_fails()) is None
+    assert "a module that is loaded at the start of Python leaves an open file (" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"env": {"OPENSSL_CONF": "/x"}}, {"policy": {"umask": "deny"}}])
+def test_a_mount_whose_settings_come_too_late_for_a_loaded_package_does_without(
+    servers: ForkServers, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """OpenSSL reads its variables when it is loaded; a policy judges what an import does."""
+    order = with_values(preloading("this"), venv=str(make_venv(tmp_path / "venv")), **changes)
+
+    process = servers.fork(sys.executable, ENVIRON, order)
+
+    assert (process is None) == ("env" in changes)
+    assert [server for server in servers._servers.values() if server.key.modules] == []
+    if process is not None:
+        process.wait()
 
 
 def test_servers_of_releases_that_were_left_are_ended(servers: ForkServers, tmp_path: Path) -> None:
     """Each switch of a link made another server, and all of them stayed until the worker ended."""
     releases = [make_venv(tmp_path / str(number)) for number in range(3)]
-    preload(servers, releases[0], "/other")
+    preload(servers, releases[0], name="/other")
     for release in releases:
         preload(servers, release)
     everyone: Any = {server.key.venv: server._process for server in servers._servers.values()}

@@ -303,10 +303,19 @@ def _inside(path: str, folders: Iterable[str]) -> bool:
 def _forget_host_modules(host_site: list[str]) -> None:
     """Undo what the host's `.pth` files did when this interpreter was made: modules they imported, import hooks they installed."""
     for name, module in list(sys.modules.items()):
-        origin = getattr(module, "__file__", None)
+        origin = file_of(module)
         if origin and name.partition(".")[0] not in ("__main__", "isowsgi", "gunicorn") and _inside(origin, host_site):
             del sys.modules[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if _is_to_stay(finder, host_site)]
+
+
+def file_of(module: object) -> str | None:
+    """Return the file of a module, if it has one; one that is lazy (`importlib.util.LazyLoader`) is not loaded by that."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:  # an object in the place of a module
+        return None
+    return file if isinstance(file, str) else None
 
 
 def _is_to_stay(finder: Any, host_site: list[str]) -> bool:

@@ -1,22 +1,26 @@
 """A fork server: a process that has loaded what serves, and forks processes for mounts.
 
 It is a child of the worker, has one thread, never had an interpreter beside its own, and runs nothing of an app. What it forks may be a
-server for one venv, which has loaded packages of that too, before anything else happens there. `run` returns in each other process that is
-forked. There `child.run` follows, as in a process that was started on its own; `births` says who says what until then.
+server for one venv, which has loaded packages of that too (`preload`), before anything else happens there. `run` returns in each other
+process that is forked. There `child.run` follows, as in a process that was started on its own; `births` says who says what until then.
 """
 
 from __future__ import annotations
 
+import _locale
 import ctypes
 import gc
 import importlib
 import os
 import socket
+import stat
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from typing import NoReturn
 
-from isowsgi.inside import child, environment, warmth
+# The last four are loaded by what serves when it needs them. By then an upgrade may have put another release in their place.
+from isowsgi.inside import child, environment, hooks, pace, policy, survey, warmth  # noqa: F401
 from isowsgi.inside.cloning import CannotClone, Cloner
 from isowsgi.inside.private import theirs
 from isowsgi.shared import births, messages, wire
@@ -24,8 +28,11 @@ from isowsgi.shared.births import FIRST_PLACE, MOST_FDS, Dropped, Forked, NotFor
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder
 
-app_sys = theirs("sys")  # see `private`
+app_sys, app_signal, app_socket = theirs("sys"), theirs("signal"), theirs("socket")  # see `private`
 sys_modules = app_sys.modules
+
+# How far the time of a file may lie behind the clock: the kernel takes that of its last tick, at 100 Hz at least.
+_CLOCK_NS = 20_000_000
 
 # What is said at most of an import that failed: a line of the log.
 _MAX_REASON_CHARS = 500
@@ -36,14 +43,15 @@ def run(facts: object) -> BootOrder:
     first = births.read_order(facts)
     child.belong_to(first.worker_pid)
     server = blocking(socket.socket(fileno=first.server))
-    names = warmth.load()
     try:
+        _check_alone({0, 1, 2, first.server})
+        names, files = warmth.load(), _Files(_at_start())
         cloner = Cloner()
-        _check_alone()
     except CannotClone as exc:
         _leave(server, Unfit(error=str(exc)))
-    title, files = _Title(), _Files()
+    title = _Title()
     while True:
+        _flush()
         gc.collect()
         gc.freeze()  # what is there already is never looked at again, so its pages stay shared
         gc.disable()
@@ -58,26 +66,25 @@ def run(facts: object) -> BootOrder:
         title.say("fork server")
         child.belong_to(order.worker_pid)
         server = blocking(socket.socket(fileno=fds[order.server]))
+        began_ns = time.time_ns()
         names = sorted({*names, *_preload(order, server)})
-        files = _Files(sys_modules.values())
+        files.add(_files_of(sys_modules.values()), began_ns)
 
 
-def _check_alone() -> None:
-    """Raise CannotClone if there is more in this process than its one thread."""
-    if left := _what_is_left(0):
+def _check_alone(descriptors: Collection[int]) -> None:
+    """Raise CannotClone if there is more in this process than its one thread and these descriptors."""
+    if left := _what_is_left(descriptors):
         raise CannotClone(f"a module that is loaded at the start of Python leaves {left} behind")
 
 
-def _what_is_left(sockets: int) -> str:
-    """Say what an import has left behind that a fork would cut off or double; "" if nothing.
-
-    Args:
-        sockets: how many there were before; 0 does not look.
-    """
+def _what_is_left(descriptors: Collection[int]) -> str:
+    """Say what an import has left behind that a fork would cut off or double, beyond these descriptors; "" if nothing."""
     if len(os.listdir("/proc/self/task")) > 1:
         return "a thread"
-    if sockets and _count_sockets() > sockets:
-        return "a socket"
+    for number, target in _descriptors().items():
+        if number not in descriptors and not _is_code(target):
+            kind = target.partition(":")[0]
+            return f"a {kind}" if kind in ("socket", "pipe") else f"an open file ({target})"
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -85,43 +92,123 @@ def _what_is_left(sockets: int) -> str:
     return "a process"
 
 
-def _count_sockets() -> int:
-    """Return how many descriptors are not files: sockets, pipes, epoll sets and the like."""
-    count = 0
+def _is_code(path: str) -> bool:
+    """Whether a file is a library that is loaded: libffi opens its own, to map more of it for callbacks, and never closes it."""
+    if not path.startswith("/"):
+        return False
+    with open("/proc/self/maps", "rb") as file:  # address perms offset dev inode path (proc(5))
+        mapped = [line.rstrip(b"\n").split(maxsplit=5) for line in file]
+    return any(b"x" in line[1] and line[-1] == os.fsencode(path) for line in mapped)
+
+
+def _descriptors() -> dict[int, str]:
+    """Return what is open: "/folder/file", "socket:[1]", "pipe:[2]", "anon_inode:[eventpoll]"."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
-            count += not os.readlink(f"/proc/self/fd/{name}").startswith("/")
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # that of the folder
             continue
-    return count
+    return found
+
+
+def _state() -> dict[str, object]:
+    """Return what is the whole process', so that a package that changes it when it is imported does so for apps that never import it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    with open("/proc/self/limits", encoding="ascii") as file:
+        limits = file.read()
+    return {
+        "the umask": umask,
+        "signal handlers": {number: app_signal.getsignal(number) for number in app_signal.valid_signals()},
+        "resource limits": limits,
+        "the locale": _locale.setlocale(_locale.LC_ALL, None),
+        "the default timeout of sockets": app_socket.getdefaulttimeout(),
+        "the working directory": os.getcwd(),
+    }
+
+
+def _flush() -> None:
+    """Write what an import has printed: each process would write it again."""
+    for stream in (app_sys.stdout, app_sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # nobody reads it; closed; None
+            continue
+
+
+def _make_own_secrets() -> None:
+    """Give a new process its own of what a preloaded package has made once for all of them; `random` does so by itself."""
+    if "multiprocessing.process" in sys_modules:
+        sys_modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
+    if "numpy.random" in sys_modules:
+        sys_modules["numpy.random"].seed()
 
 
 def _preload(order: births.PreloadOrder, server: socket.socket) -> set[str]:
     """Import what mounts of one venv have in common; return the top-level names of all that is loaded by it."""
-    before, path = set(sys_modules), list(app_sys.path)
-    sockets = _count_sockets()
     environment.set_path([], order.venv, order.site, order.start_folder)
+    before, path, descriptors, state = set(sys_modules), list(app_sys.path), _descriptors(), _state()
     for name in order.modules:
         try:
             importlib.import_module(name)
         except BaseException as exc:  # SystemExit too
             _leave(server, Dropped(module=name, reason=f"it cannot be imported: {type(exc).__name__}: {exc}"[:_MAX_REASON_CHARS]))
-        if left := _what_is_left(sockets):
+        if left := _what_is_left(descriptors):
             _leave(server, Dropped(module=name, reason=f"its import leaves {left} behind"))
+        now = _state()
+        if changed := [what for what in now if now[what] != state[what]]:
+            _leave(server, Dropped(module=name, reason=f"its import changes {changed[0]}, for apps too that do not import it"))
     app_sys.path[:] = path  # each process makes its own, and has its variables by then
     return {name.partition(".")[0] for name in set(sys_modules) - before}
 
 
 class _Files:
-    """Whether the files of modules are those that were loaded."""
+    """Whether files, and folders, are those that were loaded."""
 
-    def __init__(self, modules: Iterable[object] = ()) -> None:
-        files = {str(file) for module in list(modules) if (file := getattr(module, "__file__", None))}
-        folders = {os.path.dirname(os.path.dirname(file)) for file in files if file.endswith("__init__.py")}  # where packages come and go
-        self._stamps = {path: _stamp_of(path) for path in files | folders}
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._stamps = {path: _stamp_of(path) for path in paths}
+
+    def add(self, paths: Iterable[str], began_ns: int) -> None:
+        """Watch more of them.
+
+        Args:
+            began_ns: before the first of them was loaded. A file that was written since may be another one than was loaded.
+        """
+        for path in paths:
+            self._stamps[path] = None if _is_newer(path, began_ns) else _stamp_of(path)
 
     def have_changed(self) -> bool:
         return any(_stamp_of(path) != stamp for path, stamp in self._stamps.items())
+
+
+def _files_of(modules: Iterable[object]) -> set[str]:
+    """Return the files of modules, and the folders in which packages come and go."""
+    files = {file for module in list(modules) if (file := environment.file_of(module))}
+    return files | {os.path.dirname(os.path.dirname(file)) for file in files if file.endswith("__init__.py")}
+
+
+def _at_start() -> set[str]:
+    """Return the files that Python itself has looked at when it was started, those of its `.pth` files and `sitecustomize` too."""
+    folders = [folder for folder in app_sys.path if os.path.basename(folder) in ("site-packages", "dist-packages")]
+    found = _files_of(sys_modules.values()) | {app_sys.executable, os.path.join(app_sys.prefix, "pyvenv.cfg"), *folders}
+    for folder in folders:
+        try:
+            found |= {os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".pth")}
+        except OSError:
+            continue
+    return found
+
+
+def _is_newer(path: str, began_ns: int) -> bool:
+    """Whether a file was written since; a time that is still to come is that of another machine's clock."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and any(
+        began_ns - _CLOCK_NS <= written <= time.time_ns() for written in (status.st_mtime_ns, status.st_ctime_ns)
+    )
 
 
 def _stamp_of(path: str) -> tuple[int, int] | None:
@@ -133,7 +220,11 @@ def _stamp_of(path: str) -> tuple[int, int] | None:
 
 
 def _serve(server: socket.socket, cloner: Cloner, files: _Files) -> socket.socket:
-    """Fork for each packet; returns in the child, with its own socket to the worker."""
+    """Fork for each packet; returns in the child, with its own socket to the worker.
+
+    Once files have changed nothing is forked any more. Who asks is told so until the worker ends this process: several may ask at a time.
+    """
+    is_stale = False
     while True:
         try:
             packet, fds = births.receive(server, 1)
@@ -143,8 +234,9 @@ def _serve(server: socket.socket, cloner: Cloner, files: _Files) -> socket.socke
             os._exit(0)  # the worker has no use for it any more
         for birth in [blocking(socket.socket(fileno=fd)) for fd in fds]:
             with birth:
-                if files.have_changed():
-                    _leave(birth, Stale())
+                if is_stale := is_stale or files.have_changed():
+                    _tell(birth, Stale())
+                    continue
                 try:
                     if cloner.fork() == 0:
                         return blocking(socket.socket(fileno=birth.detach()))
@@ -168,9 +260,10 @@ def _be_born(birth: socket.socket) -> tuple[BootOrder | births.PreloadOrder, lis
             if isinstance(facts, dict) and "server" in facts:
                 return births.read_preload_order(facts), fds
             order = messages.read_boot_order(facts).renumbered(dict(enumerate(fds)))
+            _make_own_secrets()
             birth.send(births.encode(Settled()))
             return order, fds
-    except (OSError, wire.MessageError):
+    except Exception:  # no descriptor, an order that cannot be read, or what preloaded packages have in the place of their own
         _end()  # and the worker starts another one
 
 

@@ -67,6 +67,9 @@ _DROPPED_S = 600.0
 # How long a server that was killed may take to end: longer only if the kernel does not come out of something, then nobody waits for it.
 _END_S = 2.0
 
+# Variables that a C library reads when it is loaded, which in a server it is already: OpenSSL's configuration (OPENSSL_CONF) and engines.
+_READ_AT_LOADING = "OPENSSL_"
+
 # Room in the server's arguments for the tag of a process, which `ps` shows there.
 _TAG_BYTES = 200
 
@@ -131,7 +134,11 @@ class ForkServers:
 
     def _fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
         until = time.monotonic() + _WARM_UP_S
-        wanted = _Key(python, order.environment.venv, tuple(order.environment.preload))
+        if any(name.startswith(_READ_AT_LOADING) for name in order.environment.env):
+            return None
+        # Packages are imported before a process has its policy, which says what an import may do.
+        modules = () if order.environment.policy else tuple(order.environment.preload)
+        wanted = _Key(python, order.environment.venv, modules)
         self._want(order.name, wanted)
         for _ in range(len(order.environment.preload) + 3):  # a module is dropped each time, or what is out of date is replaced
             base = self._server_of(_Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
@@ -181,7 +188,7 @@ class ForkServers:
             return server.fork(order)
         except ForkFailed as exc:
             if not self._lose(server, str(exc), exc.for_good):
-                raise Replaceable from exc  # another thread has ended it, and knows why
+                raise Replaceable(server) from exc  # another thread has ended it, and knows why
         except OSError:  # no descriptor or no memory is left; a start may need less
             pass
         return None
@@ -237,6 +244,9 @@ class ForkServers:
                     self._dropped[server.key._replace(modules=(exc.module,))] = time.monotonic() + _DROPPED_S
                 self._forget(server)
                 self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
+            elif isinstance(exc, Replaceable):  # the base
+                self._forget(exc.server)
+                self._forget(server)
             elif isinstance(exc, BaseFailed):
                 self._lose(exc.base, str(exc), exc.for_good)
                 self._forget(server)
@@ -289,6 +299,10 @@ class ModuleDropped(Exception):
 
 class Replaceable(Exception):
     """A server has ended, or what it has loaded is out of date; another one would do."""
+
+    def __init__(self, server: ForkServer) -> None:
+        super().__init__(server)
+        self.server = server
 
 
 class ForkFailed(Exception):
@@ -430,7 +444,7 @@ class ForkServer:
         if isinstance(message, NotForked):
             raise OSError(message.error)
         if isinstance(message, Stale):
-            raise Replaceable
+            raise Replaceable(self)
         return self._process_of(message, pid)
 
     def _process_of(self, message: Birth, pid: int) -> ForkedProcess:

@@ -71,7 +71,7 @@ class Dropped(Value):
 
 
 class Stale(Value):
-    """A file that the server has loaded is another one by now; it has ended."""
+    """A file that the server has loaded is another one by now; it forks nothing any more."""
 
 
 class Warm(Value):

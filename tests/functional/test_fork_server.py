@@ -180,7 +180,7 @@ PRELOADING = """
 isolation = "process"
 venv = "venv"
 pythonpath = ["site"]
-preload = ["leaver", "failing", "heavy"]
+preload = ["leaver", "failing", "heavy", "multiprocessing"]
 [mounts]
 "/a" = "sharing"
 "/b" = "sharing"
@@ -188,12 +188,13 @@ preload = ["leaver", "failing", "heavy"]
 """
 PACKAGES = "venv/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 SHARING = """
-import heavy, json, os, sys
+import heavy, json, multiprocessing, os, sys
 def application(environ, start_response):
     start_response("200 OK", [])
+    key = multiprocessing.current_process().authkey.hex()
     missing = [name for name in ("leaver", "failing") if name not in sys.modules]
     facts = {"pid": os.getpid(), "heavy": heavy.PID, "version": heavy.VERSION, "missing": missing}
-    return [json.dumps({**facts, "prefix": sys.prefix, "env": heavy.SEEN}).encode()]
+    return [json.dumps({**facts, "prefix": sys.prefix, "env": heavy.SEEN, "key": key}).encode()]
 """
 HEAVY = "import os\nPID, VERSION, SEEN = os.getpid(), {}, os.environ.get('VIRTUAL_ENV')\n"
 
@@ -235,6 +236,7 @@ def test_a_preloaded_package_is_imported_once_for_all_processes_of_a_venv(preloa
 
     assert first["pid"] != second["pid"]
     assert first["heavy"] == second["heavy"] not in (first["pid"], second["pid"])
+    assert first["key"] != second["key"]  # which multiprocessing makes when it is imported
     assert first["prefix"] == first["env"] == str(preloaded.folder / "venv")
 
 
