@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -189,6 +191,39 @@ def test_without_a_descriptor_left_nothing_is_forked_and_the_server_stays(server
     process.wait()
 
 
+CALLS: tuple[tuple[Any, str], ...] = (
+    (socket, "socketpair"),
+    (socket.socket, "setsockopt"),
+    (os, "memfd_create"),
+    (os, "pidfd_open"),
+    (births, "send"),
+)
+
+
+def test_each_system_call_of_a_birth_may_fail_and_nothing_is_left_behind(servers: ForkServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "as it was told")
+
+    def fork_and_count() -> int:
+        servers._pauses.clear()  # as if the pause were over
+        process = fork(servers)
+        assert process is not None
+        process.wait()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = fork_and_count()
+    for owner, name in CALLS:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            assert fork(servers) is None, name
+        assert fork_and_count() == before, name
+    [server] = servers._servers.values()
+    servers.end()
+    assert server._process is None
+    with pytest.raises(ChildProcessError):  # neither the servers nor a process that was not wanted
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
 @pytest.mark.parametrize("step", ["fork", "is_warm", "_await_fork"])
 def test_a_mistake_of_ours_costs_a_process_no_more_than_the_server(
     servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, step: str
@@ -317,7 +352,7 @@ def test_a_file_that_is_written_while_it_is_loaded_is_loaded_anew(
 
     preload(servers, venv, "upgraded")
 
-    assert capfd.readouterr().out.split() == ["2"]
+    assert set(capfd.readouterr().out.split()) == {"2"}  # more than once if it came too soon after the write to tell
 
 
 def test_a_server_is_replaced_when_what_python_loads_at_its_start_has_changed(

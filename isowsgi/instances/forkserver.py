@@ -568,8 +568,11 @@ class ForkedProcess:
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = (blocking(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # each packet says which process has sent it
+    with contextlib.ExitStack() as undo:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = (blocking(undo.enter_context(end)) for end in ends)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # each packet says which process has sent it
+        undo.pop_all()
     return ours, theirs
 
 

@@ -81,7 +81,7 @@ AT_IMPORT = {
     "number in libc": ~(time.pthread_getcpuclockid(threading.main_thread().ident) >> 3) == os.getpid(),
     "filters": [str(each) for each in warnings.filters],
     "logging": [str(__import__("logging").getLogger().handlers), sorted(__import__("logging").root.manager.loggerDict)],
-    "exit functions": atexit._ncallbacks() >= 0,
+    "exit functions": atexit._ncallbacks(),
 }
 MODULES = sorted(name for name, module in sys.modules.items() if module is not None)
 SECRETS = {"random": random.random(), "ssl": ssl.RAND_bytes(8).hex(), "urandom": os.urandom(8).hex()}
