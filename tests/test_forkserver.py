@@ -38,7 +38,8 @@ from tests.test_process_instance import no_descriptors
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-FIND_SOCKET = "import os; SERVER = next(fd for fd in range(3, 99) if 'socket:' in os.path.realpath(f'/proc/self/fd/{fd}')); "
+_FDS = "map(int, os.listdir('/proc/self/fd'))"
+FIND_SOCKET = f"import os; SERVER = next(fd for fd in {_FDS} if fd > 2 and 'socket:' in os.path.realpath(f'/proc/self/fd/{{fd}}')); "
 
 
 @pytest.fixture
