@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import logging
 import os
@@ -351,7 +352,8 @@ def test_a_file_that_is_written_while_it_is_loaded_is_loaded_anew(
     """As by an upgrade in the middle of the imports: only what came after them was noticed."""
     venv = make_venv(tmp_path / "venv", upgraded="open(__file__, 'w').write('print(2)')")
 
-    preload(servers, venv, "upgraded")
+    order = with_values(preloading("upgraded"), venv=str(venv))
+    eventually(lambda: servers.fork(sys.executable, ENVIRON, order), "a process from a server that came long enough after the write").wait()
 
     assert set(capfd.readouterr().out.split()) == {"2"}  # more than once if it came too soon after the write to tell
 
@@ -541,6 +543,25 @@ def test_nothing_of_a_working_directory_is_loaded_before_the_fork_and_nothing_at
 
     assert run([sys.executable, "-c", code.format(["", str(ROOT)])]).stdout == "True\n"
     assert run([sys.executable, "-c", code.format(["", str(ROOT), str(tmp_path)])]).stdout == "False\n"
+
+
+def test_a_server_has_loaded_what_serves_whole() -> None:
+    """After an upgrade a process would load the rest of another release: what the rooms import late, the server imports at its start."""
+    trees = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "isowsgi/inside").glob("*.py")}
+    bodies = [node for tree in trees.values() for node in tree.body if not isinstance(node, (ast.ImportFrom, ast.If))]
+    late = {name for node in bodies for name in imported(node)}
+    at_once = {name for node in trees["forkserver"].body for name in imported(node)}
+
+    assert {"hooks", "pace", "policy", "survey"} <= late  # or the search has found nothing
+    assert late - at_once == set()
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Yield the modules of the room that are imported anywhere in this."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith("isowsgi.inside"):
+            last = (each.module or "").removeprefix("isowsgi.inside").lstrip(".")
+            yield from [last] if last else [alias.name for alias in each.names]
 
 
 def test_the_names_are_sorted_and_each_is_there_once() -> None:

@@ -32,7 +32,7 @@ app_sys, app_signal, app_socket = theirs("sys"), theirs("signal"), theirs("socke
 sys_modules = app_sys.modules
 
 # How far the time of a file may lie behind the clock: the kernel takes that of its last tick, at 100 Hz at least.
-_CLOCK_NS = 10_000_000
+_CLOCK_NS = 20_000_000
 
 # What is said at most of an import that failed: a line of the log.
 _MAX_REASON_CHARS = 500
