@@ -516,14 +516,14 @@ class Watched(type(os.environ)):
         asked.add(key)
         return super().__contains__(key)
 os.environ = Watched(os.environ._data, os.environ.encodekey, os.environ.decodekey, os.environ.encodevalue, os.environ.decodevalue)
-fds = len(os.listdir("/proc/self/fd"))
+fds, before = len(os.listdir("/proc/self/fd")), set(sys.modules)  # what measures coverage is there at the start
 names = warmth.load()
 import logging
 asked.discard("_PYTHON_SUBPROCESS_USE_POSIX_SPAWN")  # of subprocess, which each process has anyway
 left = len(os.listdir("/proc/self/fd")) - fds, threading.active_count()
 print(sorted(asked), *left, sorted(logging.root.manager.loggerDict))
 public = {{name for name in names if name[0] != "_"}}
-print(public - sys.stdlib_module_names, "multiprocessing" in sys.modules)
+print(public - sys.stdlib_module_names, "multiprocessing" in set(sys.modules) - before)
 """
 
 
