@@ -345,7 +345,7 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
         for path, source in zip(used, (pairs[certificate][0], pairs[key][1]), strict=True):
             shutil.copy(source, path)
 
-    def all_serve(name: str) -> None:
+    def all_serve(server: Server, name: str) -> None:
         eventually(lambda: {subject(server) for _ in range(8)} == {name}, f"{name} from all workers")
 
     renew("first", "first")
@@ -358,7 +358,7 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
 
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == f"~ certificate {used[0]}  in place\n1 changed\napplied in 2 of 2 workers\n"
-    all_serve("second")
+    all_serve(server, "second")
     renew("third", "second")
     edit(server, ('"/goes" = "tells"\n', ""))
 
@@ -372,16 +372,16 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
     os.kill(server.workers()[0], signal.SIGKILL)
     server.wait_for_log(": serving", boots + 2)
     eventually(lambda: len(server.workers()) == 2)
-    all_serve("second")
+    all_serve(server, "second")
     renew("third", "third")
     server.process.send_signal(signal.SIGHUP)
-    all_serve("third")
+    all_serve(server, "third")
     renew("first", "first")
     assert apply(server).returncode == 0
-    all_serve("first")
+    all_serve(server, "first")
     renew("third", "third")
     server.process.send_signal(signal.SIGHUP)
-    all_serve("third")  # SIGHUP takes back what was applied, although the master had read the same before
+    all_serve(server, "third")  # SIGHUP takes back what was applied, although the master had read the same before
 
 
 class Command:
