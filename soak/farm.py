@@ -18,7 +18,7 @@ from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.board import Board
 from isowsgi.shared.controlmessages import Error, MountStatus
 from isowsgi.shared.scoreboard import Scoreboard
-from soak.site import APPS, ROOT, Failed, Gunicorn
+from soak.site import APPS, ROOT, Failed, Gunicorn, rss_mib
 from soak.wire import Broken, Connection
 
 # How long a command may take: longer than its own time limit.
@@ -138,8 +138,8 @@ class Farm(Gunicorn):
             numbers.append(int(ask(connection, "/small/0/interpreters")["soak-interpreters"]))
             connection.close()
         return {
-            "resident memory of a worker, MiB": max(map(_rss_mib, workers)),
-            "resident memory of the master, MiB": _rss_mib(self.master),
+            "resident memory of a worker, MiB": max(map(rss_mib, workers)),
+            "resident memory of the master, MiB": rss_mib(self.master),
             "descriptors of a worker": max(kind.total() for kind in kinds),
             "epoll sets of a worker": max(kind["anon_inode:[eventpoll]"] for kind in kinds),
             "descriptors of the master": _descriptors(self.master).total(),
@@ -217,10 +217,6 @@ def _most_descriptors() -> int:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
-def _rss_mib(pid: int) -> float:
-    return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def _descriptors(pid: int) -> Counter[str]:

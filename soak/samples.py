@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from soak.site import Process, Site
+from soak.site import Process, Site, rss_mib
 
 # How long a process may be without its parent before it counts as an orphan; the kernel kills a worker's child at the worker's end.
 _ORPHAN_S = 3.0
@@ -37,7 +36,7 @@ class Figures:
                 age_s=round(process.age_s, 1),
                 descriptors=len(os.listdir(f"/proc/{process.pid}/fd")),
                 threads=len(os.listdir(f"/proc/{process.pid}/task")),
-                rss_mib=round(int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),
+                rss_mib=rss_mib(process.pid),
             )
         except OSError:
             return None

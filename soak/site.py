@@ -294,6 +294,11 @@ def tag_of(pid: int) -> str:
     return words[4].decode() if len(words) > 4 and words[3] == b"isowsgi" else ""
 
 
+def rss_mib(pid: int) -> float:
+    """Return a process' resident memory."""
+    return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
 def ports_of(pid: int, server_port: int) -> list[int]:
     """Return the clients' ports of all connections that a process has."""
     inodes = set()

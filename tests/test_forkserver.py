@@ -126,9 +126,8 @@ def test_forking_leaves_no_descriptor(servers: ForkServers) -> None:
     eventually(lambda: len(list(its.iterdir())) == its_before, "the server's descriptors of before")
 
 
-def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
-    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stopped(servers: ForkServers) -> Any:
+    """Return the process of the one server, which hangs from now on."""
     process = fork(servers)
     assert process is not None
     process.wait()
@@ -136,6 +135,13 @@ def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
     assert server._process is not None
     hanging: Any = server._process
     os.kill(hanging.pid, signal.SIGSTOP)
+    return hanging
+
+
+def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
+    servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = stopped(servers)
     monkeypatch.setattr(forkserver, "_STEP_S", 0.1)
 
     assert fork(servers) is None
@@ -251,12 +257,7 @@ def test_a_server_that_hangs_while_a_venvs_is_forked_from_it_is_replaced(
     servers: ForkServers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the venv's was given up: the dead one stayed in its place, and nothing was forked until the worker ended."""
-    process = fork(servers)
-    assert process is not None
-    process.wait()
-    [server] = servers._servers.values()
-    hanging: Any = server._process
-    os.kill(hanging.pid, signal.SIGSTOP)
+    stopped(servers)
     monkeypatch.setattr(forkserver, "_STEP_S", 0.1)
 
     assert servers.fork(sys.executable, ENVIRON, preloading("this")) is None

@@ -20,8 +20,7 @@ def staying(new: Config, old: Config, names: Iterable[str]) -> frozenset[str]:
     """
     groups: dict[tuple[str, str], set[str]] = {}
     for mount in (*new.mounts, *old.mounts):
-        key = ("mount", mount.pattern) if mount.group is None else ("group", mount.group)
-        groups.setdefault(key, set()).add(mount.pattern)
+        groups.setdefault(mount.sharing, set()).add(mount.pattern)
     stay = set(names) & {CONTROL, *(pattern for patterns in groups.values() for pattern in patterns)}
     before = -1
     while before < len(stay):  # a mount may have moved from one group to another

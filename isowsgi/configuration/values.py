@@ -90,6 +90,11 @@ class Mount:
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
 
+    @property
+    def sharing(self) -> tuple[str, str]:
+        """Return what is the same for mounts that share an instance, and for no others of a config."""
+        return ("mount", self.pattern) if self.group is None else ("group", self.group)
+
 
 @attrs.frozen(kw_only=True)
 class Limits:

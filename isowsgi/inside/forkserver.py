@@ -302,4 +302,4 @@ class _Title:
         text = tag.encode("utf-8", "surrogateescape")[:size]
         if size:
             ctypes.memmove(address, text.ljust(size, b"\0"), size)
-        theirs("sys").orig_argv[-1] = tag
+        app_sys.orig_argv[-1] = tag

@@ -43,5 +43,5 @@ def grouped(mounts: Iterable[Mount]) -> list[list[Mount]]:
     """Return mounts, in a list those that share an instance."""
     groups: dict[tuple[str, str], list[Mount]] = {}
     for mount in mounts:
-        groups.setdefault(("mount", mount.pattern) if mount.group is None else ("group", mount.group), []).append(mount)
+        groups.setdefault(mount.sharing, []).append(mount)
     return list(groups.values())
