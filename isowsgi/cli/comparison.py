@@ -49,7 +49,7 @@ def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) 
 
 
 class Renewal(NamedTuple):
-    """What is to be done about a certificate.
+    """A certificate that was renewed, and whether it can be used.
 
     Attributes:
         path: of its file; there is another certificate in it than some worker serves with.

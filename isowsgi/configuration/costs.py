@@ -1,4 +1,4 @@
-"""What a change of the config costs: whether an app is loaded for it, goes on with other settings, or only a new worker can serve it."""
+"""What a change of the config costs: whether an app is loaded for it, keeps running with new settings, or needs a new worker."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _OF_THE_WORKER = frozenset({
 # Settings that the instances are told, by `messages.Limits`.
 _OF_INSTANCES = frozenset({"body_timeout", "min_rate", "queue", "queue_timeout", "request_timeout", "send_timeout", "slow_request"})
 
-# All that a mount takes up while its app goes on. Not `threads`: an instance has its rows on the scoreboard for life, and the app was told
-# whether it has several. Not `log`: its file is opened with the instance.
+# All that a mount takes up while its app keeps running. Not `threads`: an instance has its rows on the scoreboard for life, and the app was
+# told whether it has several. Not `log`: its file is opened with the instance.
 IN_PLACE = _OF_THE_WORKER | _OF_INSTANCES
 
 

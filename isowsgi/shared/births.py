@@ -6,7 +6,7 @@
 3. On that pair the new process says `Forked`, or the server `NotForked`. Which process has said so is the kernel's word.
 4. The worker sends the process its descriptors: the boot order as a file, standard output and error, and those that the order names, by
    their places in the packet. A process that gets none ends, so one that the worker no longer waits for is never an instance.
-   A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and goes on as in 1.
+   A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and continues as in 1.
 5. The process takes them for its own, and says `Settled`. From there on it is as one that was started on its own.
 
 The server runs isowsgi's code and a preloaded package's, so what it says is not trusted: `decode` takes what fits, and nothing else. Only a

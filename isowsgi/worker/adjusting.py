@@ -1,4 +1,4 @@
-"""Settings that a deployment takes up while its app goes on; `configuration.costs` says which.
+"""Settings that a deployment takes up while its app keeps running; `configuration.costs` says which.
 
 On the acceptor's thread; nothing here waits.
 """
