@@ -127,6 +127,8 @@ def test_the_head_timeout_is_a_number_of_seconds(read: Write, written: str, seco
         ("127.0.0.1/", "127.0.0.1/", "127.0.0.1", ""),
         ("[::1]/x", "[::1]/x", "[::1]", "/x"),
         ("[2001:DB8:0::1]/", "[2001:db8::1]/", "[2001:db8::1]", ""),
+        ("*.Example.com/", "*.example.com/", "*.example.com", ""),
+        ("*.localhost/v1/", "*.localhost/v1", "*.localhost", "/v1"),
     ],
 )
 def test_a_pattern_is_a_host_and_a_prefix(read: Write, written: str, pattern: str, host: str, prefix: str) -> None:
@@ -137,6 +139,68 @@ def test_a_pattern_is_a_host_and_a_prefix(read: Write, written: str, pattern: st
 
 def test_the_same_prefix_on_two_hosts_is_two_patterns(read: Write) -> None:
     assert len(read('[mounts]\n"/v1" = "a"\n"a.example/v1" = "a"\n"b.example/v1" = "a"\n"/V1" = "a"\n').mounts) == 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hosts", "name", "all_of_them"),
+    [
+        ("/", '"a.example"', "a.example/", ["a.example"]),
+        ("/v1/", '["A.example.", "*.a.example", "a.example"]', "a.example/v1", ["a.example", "*.a.example"]),
+        ("b.example/", '["a.example", "b.example"]', "b.example/", ["b.example", "a.example"]),
+    ],
+)
+def test_a_mount_with_several_hosts_has_the_name_of_the_first(
+    read: Write, pattern: str, hosts: str, name: str, all_of_them: list[str]
+) -> None:
+    (only,) = read(f'[mounts]\n"{pattern}" = {{ app = "a", hosts = {hosts} }}\n').mounts
+
+    assert (only.pattern, [only.host, *only.hosts]) == (name, all_of_them)
+
+
+def test_a_path_may_be_in_a_file_once_for_each_host(read: Write) -> None:
+    mounts = read('[mounts]\n"/" = { app = "a", hosts = ["a.example"] }\n"a.example/v1" = "a"\n"b.example/" = "a"\n').mounts
+
+    assert [mount.pattern for mount in mounts] == ["a.example/", "a.example/v1", "b.example/"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '"a.example/" = "a"\n"/" = { app = "a", hosts = "A.example" }',
+            ['mounts."/": the same pattern as "a.example/"; keep one of them'],
+        ),
+        (
+            '"b.example/" = { app = "a", hosts = ["a.example"] }\n"c.example/" = { app = "a", hosts = ["a.example"] }',
+            ['mounts."c.example/": "a.example/" is the same pattern as "b.example/"; keep one of them'],
+        ),
+        ('"/" = { app = "a", hosts = [] }', ['mounts."/".hosts: expected a host, or a list of hosts, got an empty list']),
+        (
+            '"/" = { app = "a", hosts = ["a.example/x", "", 1, "a.example:80", "a.*.example"] }',
+            [
+                "mounts.\"/\".hosts[0]: expected a host alone, 'a.example': the path is the pattern's; got 'a.example/x'",
+                "mounts.\"/\".hosts[1]: expected a host, as in 'www.example.com', got ''",
+                'mounts."/".hosts[2]: expected a string, got 1 (a whole number)',
+                "mounts.\"/\".hosts[3]: expected a host without a port, got 'a.example:80'; ports belong to gunicorn's bind",
+                "mounts.\"/\".hosts[4]: '*' stands for the whole first label of a host, as in '*.example.com/', got 'a.*.example'",
+            ],
+        ),
+        *(
+            (
+                f'"{host}/" = "a"',
+                [f"mounts.\"{host}/\": '*' stands for the whole first label of a host, as in '*.example.com/', got '{host}'"],
+            )
+            for host in ("*", "*.", "*.*.example", "a*.example", "www.*", "*.[::1]")
+        ),
+        ('"*.example" = "a"', ['mounts."*.example": write "*.example/" for the whole host']),
+        (
+            '"*.a b.example/" = "a"',
+            ["mounts.\"*.a b.example/\": a pattern may not hold spaces and control characters, got '*.a b.example/'"],
+        ),
+    ],
+)
+def test_hosts_that_are_wrong_or_taken_are_told(read: Write, text: str, expected: list[str]) -> None:
+    assert faults(read, f"[mounts]\n{text}\n") == expected
 
 
 @pytest.mark.parametrize(
@@ -363,7 +427,7 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, env, env_file, group, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
+    "app, body_timeout, boot_timeout, env, env_file, group, hosts, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
     "max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, "
     "queue, queue_timeout, replace, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
@@ -515,7 +579,7 @@ HOST = "expected a host of letters, digits, '-', '_' and '.', got"
         ("[::1]:80/", "expected a host without a port, got '[::1]:80'; ports belong to gunicorn's bind"),
         ("[::1::2]/", "expected an IPv6 address in brackets, got '[::1::2]'"),
         ("bücher.example/", "a host must be ASCII, got 'bücher.example'; write the form that begins with 'xn--'"),
-        ("*.example.com/", f"{HOST} '*.example.com'"),
+        ("*.a..example/", f"{HOST} 'a..example'"),
         ("a..example/", f"{HOST} 'a..example'"),
         ("me@example.com/", f"{HOST} 'me@example.com'"),
         (f"{'a' * 64}.example/", f"{HOST} '{'a' * 64}.example'"),

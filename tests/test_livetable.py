@@ -276,6 +276,24 @@ def test_who_keeps_connections_is_told_which_requests_are_no_longer_its_own(monk
     assert site.of("/a/new").routes == [Route(number, "", "/a/new")]
 
 
+def test_a_mount_takes_up_other_hosts_and_keeps_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def tell(instance: FakeInstance, order: Any) -> bool:
+        told.append(order)
+        return True
+
+    monkeypatch.setattr(FakeInstance, "tell", tell)
+    site = Site(mount("/x", host="a.example", hosts=("b.example",)), mount("/y"))
+    before = site.live.table.deployments
+
+    site.apply(mount("/x", host="a.example", hosts=("c.example",)), mount("/y"))
+
+    assert site.live.table.deployments == before
+    assert [site.live.table.router.match(host, "/x") for host in ("a.example", "b.example", "c.example")] == [0, None, 0]
+    assert told == [Reroute(routes=[Route(0, "a.example", "/x"), Route(0, "c.example", "/x")], is_first=True, is_last=True)]
+
+
 def test_a_group_changes_as_one() -> None:
     site = Site(mount("/a", group="g"), mount("/b", group="g"), mount("/c"))
     kept = site.of("/c")

@@ -1,5 +1,6 @@
 """Routing does what one sentence says: host first, then the longest prefix by whole segments."""
 
+import string
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -15,7 +16,7 @@ from tests.conftest import examples
 
 # Few values, so that tables and requests meet; "ab" begins as "a" does, "é" is what its two bytes in UTF-8 are in WSGI text.
 SEGMENTS = ["a", "b", "ab", "é".encode().decode("latin-1"), "..", "%2F"]
-HOSTS = ["a.example", "b.example", "[::1]"]
+HOSTS = ["a.example", "b.example", "[::1]", "*.example", "*.a.example", "x.a.example"]
 
 prefixes = st.lists(st.sampled_from(SEGMENTS), max_size=4).map(lambda segments: "".join(f"/{segment}" for segment in segments))
 paths = st.one_of(
@@ -24,12 +25,20 @@ paths = st.one_of(
     st.builds(str.__mul__, st.sampled_from(["/", "/a", "/a/", "a"]), st.integers(0, 40)),
 )
 hosts = st.sampled_from(["", "a.example", "A.Example:80", "b.example.", "B.EXAMPLE.:8080", "[::1]:1", "[::1]", "other.example", ":80", "["])
+hosts = hosts | st.sampled_from(
+    [*HOSTS, "X.A.Example.:80", "y.a.example", "y.x.a.example", "example", ".example", "é.example", "a b.example", "*.a.example:1"]
+)
+hosts = hosts | st.builds("{}.example".format, st.text(alphabet="aB-_.*é/", max_size=3) | st.sampled_from(["a" * 63, "a" * 64]))
 
 
 @st.composite
 def tables(draw: Any) -> list[Route]:
-    patterns = draw(st.lists(st.tuples(st.sampled_from(["", "", *HOSTS]), prefixes), min_size=1, max_size=8, unique=True))
-    return [Route(number, host, prefix) for number, (host, prefix) in enumerate(patterns)]
+    """Any table; each second one has mounts with several hosts."""
+    some_hosts = st.lists(st.sampled_from(["", *HOSTS]), min_size=1, max_size=draw(st.sampled_from([1, 3])), unique=True)
+    taken: set[tuple[str, str, int]] = set()
+    for number, (names, prefix) in enumerate(draw(st.lists(st.tuples(some_hosts, prefixes), min_size=1, max_size=8))):
+        taken |= {(name, prefix, number) for name in names if all(each[:2] != (name, prefix) for each in taken)}
+    return [Route(number, name, prefix) for name, prefix, number in sorted(taken)]
 
 
 def specified(routes: list[Route], host: str, path: str) -> int | None:
@@ -39,10 +48,18 @@ def specified(routes: list[Route], host: str, path: str) -> int | None:
         segments = prefix.split("/")
         return prefix == "" or path.split("/")[: len(segments)] == segments
 
-    matching = [route for route in routes if route.host in ("", bare_host(host)) and matches(route.prefix)]
+    matching = [route for route in routes if takes(route.host, bare_host(host)) and matches(route.prefix)]
     if not matching:
         return None
-    return max(matching, key=lambda route: (route.host != "", len(route.prefix))).mount
+    return max(matching, key=lambda route: (route.host != "", "*" not in route.host, len(route.prefix))).mount
+
+
+def takes(pattern: str, name: str) -> bool:
+    """Whether a pattern's host is the request's, or stands for it."""
+    if "*" not in pattern:
+        return pattern in ("", name)
+    label, *rest = name.split(".")
+    return ["*", *rest] == pattern.split(".") and 0 < len(label) < 64 and set(label) <= set(string.ascii_lowercase + string.digits + "-_")
 
 
 @examples(500)
@@ -60,6 +77,7 @@ def test_an_instance_that_knows_only_its_rivals_takes_its_own_requests_and_no_ot
     full = Router(routes)
     for route in routes:
         own = Router(full.rivals(route.mount))
+        assert all(full.rivals(route.mount).count(each) == 1 for each in own.routes)
         for host, path in requests:
             assert (own.match(host, path) == route.mount) == (full.match(host, path) == route.mount)
 
@@ -142,6 +160,35 @@ def test_a_pattern_with_a_host_wins_over_a_longer_one_without() -> None:
     assert router.match("api.example", "/a/b/c") == 1
     assert router.match("api.example", "/b") is None
     assert router.match("www.example", "/a/b/c") == 0
+
+
+def test_a_wildcard_takes_one_label_and_gives_way_to_the_host_itself() -> None:
+    router = Router([Route(0, "", ""), Route(1, "*.example", "/a"), Route(2, "shop.example", "/a/b"), Route(3, "*.shop.example", "")])
+
+    found = [
+        router.match(host, "/a/b") for host in ("www.example", "shop.example", "a.shop.example", "a.b.example", "example", "*.example")
+    ]
+
+    assert found == [1, 2, 3, 0, 0, 0]
+    assert router.match("shop.example", "/a") == 1, "where the host's own patterns do not match, the wildcard follows"
+    assert router.match("shop.example", "/") == 0
+
+
+def test_of_two_routes_that_are_the_same_the_first_counts() -> None:
+    """A table of which a part stays as it was may have a host twice; then one mount has it, for the instances too."""
+    router = Router([Route(0, "", ""), Route(1, "a.example", ""), Route(2, "b.example", ""), Route(2, "a.example", "")])
+
+    assert router.match("a.example", "/") == 1
+    assert router.rivals(2) == [Route(2, "b.example", "")]
+
+
+def test_no_more_is_done_for_a_host_among_ten_thousand() -> None:
+    few = Router([Route(0, "", ""), Route(1, "*.example", "/a"), Route(2, "h1.example", "/a")])
+    many = Router([*few.routes, *(Route(2 + number, f"h{number}.example", "/a") for number in range(2, 10_000))])
+
+    for host in ("h1.example", "h9.other", "a." * 30_000 + "example"):
+        steps = [lines_run(lambda router=router, host=host: router.match(host, "/a")) for router in (few, many)]  # type: ignore[misc]
+        assert steps[0] == steps[1] < 30
 
 
 def test_a_host_without_a_matching_prefix_falls_back_to_the_patterns_of_any_host() -> None:

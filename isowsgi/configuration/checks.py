@@ -22,7 +22,7 @@ from dotenv.parser import parse_stream
 from isowsgi.configuration import pythons
 from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, quoted, spelt, wrong_type
 from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS, SCRIPT_SUFFIXES, App
-from isowsgi.shared import policies, regularfiles
+from isowsgi.shared import policies, regularfiles, routing
 
 T = TypeVar("T")
 
@@ -300,23 +300,44 @@ def env_file(value: Any, *, folder: str) -> dict[str, str]:
 # Patterns.
 
 
-def new_pattern(value: str, *, seen: dict[Pattern, str], where: str = "") -> Pattern:
-    found = pattern(value)
-    if found in seen:
-        raise Fault(f"the same pattern as {seen[found]}; keep one of them")
-    seen[found] = quoted(value) + where
+def new_addresses(text: str, table: Any, seen: dict[Pattern, str], where: str) -> tuple[Pattern, ...]:
+    """Return what a mount takes, and note it as taken; its pattern comes first.
+
+    Args:
+        text: the key in the file.
+        table: its value there, whose faults are told elsewhere.
+        seen, where: see `converter.make_converter`.
+    """
+    found = _addresses(text, table)
+    for address in found:
+        if address in seen:
+            what = "" if len(found) == 1 else f"{quoted(str(address))} is "
+            raise Fault(f"{what}the same pattern as {seen[address]}; keep one of them")
+    seen.update(dict.fromkeys(found, quoted(text) + where))
     return found
 
 
-def patterns_of(mounts: Any) -> list[Pattern]:
-    """Return the patterns of a table of mounts that has faults, those of them that are in order."""
+def addresses_of(mounts: Any) -> list[tuple[Pattern, ...]]:
+    """Return what the mounts of a table take that has faults, as far as that is in order."""
     found = []
-    for text in mounts if isinstance(mounts, dict) else ():
+    for text, table in mounts.items() if isinstance(mounts, dict) else ():
         try:
-            found.append(pattern(text))
+            found.append(_addresses(text, table))
         except Fault:
             continue
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _addresses(text: str, table: Any) -> tuple[Pattern, ...]:
+    own = pattern(text)
+    hosts = table.get("hosts", []) if isinstance(table, dict) else []
+    found = [own] if own.host else []
+    for host in hosts if isinstance(hosts, list) else [hosts]:
+        try:
+            found.append(Pattern(mount_host(host), own.path))
+        except Fault:
+            continue  # told at its place
+    return tuple(dict.fromkeys(found)) or (own,)
 
 
 def glob_pattern(value: Any) -> str:
@@ -334,7 +355,7 @@ def pattern(value: str) -> Pattern:
     if "://" in value:
         raise Fault(f"expected a pattern without a scheme: {value.partition('://')[2]!r}")
     host, slash, rest = value.partition("/")
-    host = _host(host, value) if host else ""
+    host = _any_host(host, value) if host else ""
     if not slash:
         raise Fault(f"write {quoted(value + '/')} for the whole host")
     path = slash + rest
@@ -345,6 +366,36 @@ def pattern(value: str) -> Pattern:
     if found := re.search(r"//|/\.\.?(?=/|$)", path):
         raise Fault(f"expected no '//', '.' or '..': no request path is normalised, so they would be matched literally, got {found[0]!r}")
     return Pattern(host, path.removesuffix("/"))
+
+
+def mount_hosts(converter: Converter, value: Any, kind: Any) -> tuple[str, ...]:
+    if value == []:
+        raise Fault("expected a host, or a list of hosts, got an empty list")
+    return tuple(one_or_more(converter, value, kind))
+
+
+def mount_host(value: Any) -> str:
+    """Check a host at which a mount is served, beside that of its pattern or in place of none."""
+    host, slash, _ = typed(str, value).partition("/")
+    if not host:
+        raise Fault(f"expected a host, as in 'www.example.com', got {spelt(value)}")
+    if slash:
+        raise Fault(f"expected a host alone, {host!r}: the path is the pattern's; got {spelt(value)}")
+    return _any_host(host, host + "/")
+
+
+def _any_host(host: str, pattern: str) -> str:
+    """Check a host, or a wildcard for hosts.
+
+    Args:
+        pattern: that it is from, whose slash may be missing.
+    """
+    if "*" not in host:
+        return _host(host, pattern)
+    star, _, domain = host.partition(".")
+    if star != "*" or not domain or "*" in domain or domain.startswith("["):
+        raise Fault(f"'*' stands for the whole first label of a host, as in '*.example.com/', got {host!r}")
+    return routing.WILDCARD + _host(domain, domain + "/")
 
 
 def _host(host: str, pattern: str) -> str:

@@ -33,6 +33,8 @@ from isowsgi.configuration.tables import (
     LongSeconds,
     Module,
     Modules,
+    MountHost,
+    MountHosts,
     Mounts,
     MountTable,
     Network,
@@ -76,9 +78,8 @@ def make_converter(
 
     converter.register_structure_hook_factory(attrs.has, table_check)
     kinds = _checks_by_kind(converter, folder, own_gil_error)
-    kinds[Pattern] = partial(checks.new_pattern, seen=seen, where=where)
     some = checks.not_empty if needs_mounts else partial(checks.typed, dict)
-    kinds[Mounts] = lambda value: checks.mapping(converter, some(value), Pattern, MountTable)
+    kinds[Mounts] = lambda value: _mounts(converter, some(value), seen, where)
     for kind, check in kinds.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
     long_form = table_check(MountTable)  # only now: it looks its fields' checks up at once
@@ -99,6 +100,24 @@ def make_converter(
 
     converter.register_structure_hook(MountTable, mount_check)
     return converter
+
+
+def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, str], where: str) -> Mounts:
+    """Read a table of mounts; no two may have one address."""
+    faults: list[Exception] = []
+    addresses: list[tuple[Pattern, ...]] = []
+    for text, table in tables.items():
+        try:
+            addresses.append(checks.new_addresses(text, table, seen, where))
+        except Fault as fault:
+            faults.append(at((text,), fault))
+    try:
+        said = converter.structure(tables, dict[str, MountTable])
+    except ExceptionGroup as group:
+        faults.append(group)
+    if faults:
+        raise ExceptionGroup("mounts", faults)
+    return Mounts(tuple(zip(addresses, said.values(), strict=True)))
 
 
 def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
@@ -141,6 +160,8 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Globs: lambda value: tuple(checks.one_or_more(converter, value, Glob)),
         HostName: checks.host_name,
         HostNames: lambda value: tuple(checks.one_or_more(converter, value, HostName)),
+        MountHost: checks.mount_host,
+        MountHosts: lambda value: checks.mount_hosts(converter, value, MountHost),
     }
 
 

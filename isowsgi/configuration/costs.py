@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # Settings of a mount that only the worker obeys; `warmup` and `boot_timeout` from the next load on.
 _OF_THE_WORKER = frozenset({
-    "boot_timeout", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "replace", "touch", "warmup",
+    "boot_timeout", "hosts", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "replace", "touch",
+    "warmup",
 })  # fmt: skip
 
 # Settings that the instances are told, by `messages.Limits`.

@@ -13,7 +13,7 @@ from isowsgi.configuration import checks
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.converter import make_converter
 from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
-from isowsgi.configuration.merging import mounts_of, wsgi_form
+from isowsgi.configuration.merging import mounts_of, named
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import IncludedTables, settings_of
 from isowsgi.configuration.values import App, Config, Mount
@@ -32,9 +32,9 @@ def files(patterns: Iterable[str], folder: str) -> list[str]:
     return list(dict.fromkeys(os.path.normpath(path) for path in found))
 
 
-def faulty_mount(pattern: str, host: str, prefix: str, file: str, fault: str) -> Mount:
+def faulty_mount(pattern: str, host: str, prefix: str, hosts: Iterable[str], file: str, fault: str) -> Mount:
     """Return what stands for a mount that cannot be read: it is answered 503, so that no other mount gets its requests."""
-    return Mount(pattern=pattern, host=host, prefix=prefix, app=_NO_APP, file=file, fault=fault)
+    return Mount(pattern=pattern, host=host, prefix=prefix, hosts=tuple(hosts), app=_NO_APP, file=file, fault=fault)
 
 
 def keep_faulty(new: Config, old: Config) -> Config:
@@ -103,12 +103,14 @@ class Inclusion:
             texts = texts_of(shown, data, group)
             self.faults += texts
             self.faulty.append(file)
-            mounts = [
-                faulty_mount(str(pattern), pattern.host, wsgi_form(pattern.path), file, texts[0])
-                for pattern in checks.patterns_of(data.get("mounts"))
-                if pattern not in before
-            ]
-            self._seen.update((checks.pattern(mount.pattern), f"{quoted(mount.pattern)} in {shown}") for mount in mounts)
+            self._seen.clear()
+            self._seen.update(before)
+            mounts = []
+            for addresses in checks.addresses_of(data.get("mounts")):
+                free = tuple(address for address in addresses if address not in self._seen)
+                if free:
+                    self._seen.update(dict.fromkeys(free, f"{quoted(str(free[0]))} in {shown}"))
+                    mounts.append(faulty_mount(**named(free), file=file, fault=texts[0]))
         self._mounts += [attrs.evolve(mount, number=len(self._mounts) + place) for place, mount in enumerate(mounts)]
 
     def _read(self, file: str, data: dict[str, Any], where: str) -> list[Mount]:

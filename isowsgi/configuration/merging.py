@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from isowsgi.configuration import checks, groups, pythons
+from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import Mounts, settings_of
 from isowsgi.configuration.values import MAIN_GROUP, Mount
@@ -21,17 +22,17 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
     Raises:
         ExceptionGroup: of faults, each with its place.
     """
-    own = [settings_of(table) for table in tables.values()]
+    own = [settings_of(table) for _, table in tables]
     faults: list[Exception] = []
     merged = _join_groups(own, defaults, written, faults)
     mounts: list[Mount] = []
-    for pattern, text, said, table in zip(tables, written, merged, own, strict=True):
+    for (addresses, _), text, said, table in zip(tables, written, merged, own, strict=True):
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in joint_faults(values):
             faults.append(at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
-        mounts.append(Mount(number=len(mounts), pattern=str(pattern), host=pattern.host, prefix=wsgi_form(pattern.path), **values))
+        mounts.append(Mount(number=len(mounts), **values | named(addresses)))
     if faults:
         raise ExceptionGroup("mounts", faults)
     return tuple(mounts)
@@ -80,5 +81,12 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
 
 
-def wsgi_form(path: str) -> str:
-    return path.encode().decode("latin-1")
+def named(addresses: tuple[Pattern, ...]) -> dict[str, Any]:
+    """Return what a mount is called, and what it takes, as its fields."""
+    own = addresses[0]
+    return {
+        "pattern": str(own),
+        "host": own.host,
+        "prefix": own.path.encode().decode("latin-1"),
+        "hosts": tuple(address.host for address in addresses[1:]),
+    }

@@ -20,7 +20,7 @@ from isowsgi.shared import cachefolder, regularfiles, scoreboard
 # Most bytes that are read: the patterns of ten thousand mounts.
 _MOST_BYTES = 1024 * 1024
 
-# Patterns with their hosts and prefixes, by file.
+# Patterns with their host, their prefix and more hosts, by file.
 Patterns = dict[str, list[list[str]]]
 
 
@@ -29,7 +29,7 @@ def patterns_of(config: Config) -> Patterns:
     found: Patterns = {}
     for mount in config.mounts:
         if mount.file is not None:
-            found.setdefault(mount.file, []).append([mount.pattern, mount.host, mount.prefix])
+            found.setdefault(mount.file, []).append([mount.pattern, mount.host, mount.prefix, *mount.hosts])
     return found
 
 
@@ -59,10 +59,10 @@ def with_remembered(config: Config) -> Config:
     there = {mount.pattern for mount in config.mounts}
     more: list[Mount] = []
     for file, patterns in _load(config.path).items():
-        for pattern, host, prefix in patterns if file in unknown else []:
+        for pattern, host, prefix, *hosts in patterns if file in unknown else []:
             if pattern not in there:
                 there.add(pattern)
-                more.append(faulty_mount(pattern, host, prefix, file, _fault_of(config, file)))
+                more.append(faulty_mount(pattern, host, prefix, hosts, file, _fault_of(config, file)))
     mounts = (*config.mounts, *more)
     if scoreboard.faults([mount.pattern for mount in mounts]):
         return config
@@ -76,7 +76,8 @@ def _load(path: str) -> Patterns:
             return {}
         found = json.loads(regularfiles.read(os.path.join(folder, _name(path)), _MOST_BYTES))
         return {
-            str(file): [[str(part) for part in (pattern, host, prefix)] for pattern, host, prefix in each] for file, each in found.items()
+            str(file): [[str(part) for part in (pattern, host, prefix, *hosts)] for pattern, host, prefix, *hosts in each]
+            for file, each in found.items()
         }
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, regularfiles.NotRegular):
         return {}

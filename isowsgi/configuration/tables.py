@@ -45,6 +45,8 @@ Glob = NewType("Glob", str)
 Globs = NewType("Globs", tuple[str, ...])
 HostName = NewType("HostName", str)
 HostNames = NewType("HostNames", tuple[str, ...])
+MountHost = NewType("MountHost", str)
+MountHosts = NewType("MountHosts", tuple[str, ...])
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +92,7 @@ class Settings:
 @attrs.frozen(kw_only=True)
 class MountTable(Settings):
     app: App
+    hosts: MountHosts | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -120,7 +123,8 @@ class StatusTable:
     hosts: HostNames = HostNames(())
 
 
-Mounts = NewType("Mounts", dict[Pattern, MountTable])
+# The addresses of each mount, its pattern first, and what is said of it.
+Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable], ...])
 
 
 @attrs.frozen(kw_only=True)

@@ -51,7 +51,8 @@ class Mount:
 
     number: int = attrs.field(default=0, eq=False)  # its place in the config file
     pattern: str  # normalised, for people: "/", "/blog", "api.example.com/v1"
-    host: str = ""  # lower case, without port; "" is any host
+    host: str = ""  # lower case, without port; "" is any host, "*.example.com" any with one label more than the rest
+    hosts: tuple[str, ...] = ()  # more of them, at which its path is its too
     prefix: str = ""  # decoded, in WSGI form (UTF-8 bytes as latin-1 text), no slash at the end; "" is the root
     app: App
     pythonpath: tuple[str, ...] = ()  # absolute

@@ -108,7 +108,7 @@ class BootOrders:
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
             loading=self._loading(mount, extensions, is_replacement),
-            serving=self._serving(members, isolation, list(routes) if routes is not None else [own_route(member) for member in members]),
+            serving=self._serving(members, isolation, list(routes) if routes is not None else _routes_of(members)),
             settings=self._settings,
             log=mount.log,
             log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
@@ -197,7 +197,7 @@ def limits_of(mount: Mount) -> Limits:
 
 
 def _status_page(mount: Mount, status: Status) -> StatusPage:
-    return StatusPage(host=mount.host, allow=list(status.allow), hosts=list(status.hosts))
+    return StatusPage(host=mount.host, allow=list(status.allow), hosts=[*status.hosts, *mount.hosts])
 
 
 def _app(app: App, target: str) -> messages.App:
@@ -227,8 +227,13 @@ def reroutes(routes: Iterable[Route]) -> Iterator[Reroute]:
     yield Reroute(routes=part, is_first=is_first, is_last=True)
 
 
-def own_route(mount: Mount) -> Route:
-    return Route(mount.number, mount.host, mount.prefix)
+def own_routes(mount: Mount) -> list[Route]:
+    """Return a mount's routes: one for each of its hosts."""
+    return [Route(mount.number, host, mount.prefix) for host in (mount.host, *mount.hosts)]
+
+
+def _routes_of(members: Iterable[Mount]) -> list[Route]:
+    return [route for member in members for route in own_routes(member)]
 
 
 def is_status(app: App) -> bool:

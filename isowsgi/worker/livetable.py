@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from isowsgi.configuration import Config, Mount
-from isowsgi.instances.bootorder import own_route, reroutes
+from isowsgi.instances.bootorder import own_routes, reroutes
 from isowsgi.instances.lifecycle import ENDS
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.routing import Route, may_win
@@ -130,8 +130,9 @@ class LiveTable:
 
 def _is_concerned(deployment: Deployment, routes: Iterable[Route]) -> bool:
     """Whether routes that come or go may take requests from a deployment, or give it some."""
-    own = [own_route(member) for member in deployment.members]
-    return any(may_win(route, each) for route in routes for each in own)
+    own = [route for member in deployment.members for route in own_routes(member)]
+    numbers = {member.number for member in deployment.members}  # one of its own hosts may come or go
+    return any(route.mount in numbers or may_win(route, each) for route in routes for each in own)
 
 
 def _reroute(deployment: Deployment, routes: list[Route]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from isowsgi.configuration import Config, Mount
-from isowsgi.instances.bootorder import own_route
+from isowsgi.instances.bootorder import own_routes
 from isowsgi.shared.routing import Route, Router
 from isowsgi.worker.deployment import Deployment
 
@@ -28,7 +28,7 @@ class Table:
         self.deployments = [deployment for _, deployment in placed]
         by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
-        self.router = Router(own_route(mount) for mount, _ in self.mounts)
+        self.router = Router(route for mount, _ in self.mounts for route in own_routes(mount))
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
 
     def routes_of(self, deployment: Deployment) -> list[Route]:

@@ -38,11 +38,11 @@ def wsgi(text: str) -> str:
 # Few values, so that tables and requests meet. Patterns hold no ".", ".." and "//"; paths do.
 SEGMENTS = ["a", "b", "ab", "A", wsgi("é"), "a;b", "%"]
 ODD_SEGMENTS = ["", "", ".", "..", "...", "*", "%2F", "%2e", "a\\b", "a b", "a:b@c", "\x00", "\r\n", "_"]
-HOSTS = ["a.example", "b.example", "[::1]"]
+HOSTS = ["a.example", "b.example", "[::1]", "*.example"]
 HOST_FIELDS = [
     *("a.example", "A.Example:80", "a.example.", "b.example.:8080", "B.EXAMPLE", "[::1]", "[::1]:8000", "other.example", ""),
     *("a.example, b.example", "a.example b.example", "user@a.example", "a.example:b.example", "a.example/a", "a.example.."),
-    *(":80", "[::1", "."),
+    *(":80", "[::1", ".", "b-1.example", "*.example", "x.a.example", ".example", "a b.example"),
 ]
 MISLEADING_FIELDS = ["X_Host: b.example", "Script-Name: /b", "X-Forwarded-Host: b.example", "PATH_INFO: /b", "X-A: b"]
 METHODS = ["GET", "GET", "POST", "HEAD", "OPTIONS", "M-SEARCH"]
@@ -67,6 +67,7 @@ def encoded(path: str, rng: random.Random, rate: float) -> str:
 
 def forms_of(host: str) -> list[str]:
     """Return Host fields for a pattern's host."""
+    host = host.replace("*", "b-1")
     return [host, host.upper(), host + ":8000", host.title() + ":", *([] if host.startswith("[") else [host + ".", host + ".:80"])]
 
 
@@ -133,8 +134,11 @@ def longest_match(routes: list[Route], host: str, path: str) -> Route | None:
     """Return the route by the rules of docs/reference/paths.md, in the plainest way."""
     parts = re.fullmatch(r"(\[.*?\]|[^\[:][^:]*?)\.?(:.*)?", host.lower())
     name = parts[1] if parts else None
-    matching = [route for route in routes if route.host in ("", name) and (not route.prefix or (path + "/").startswith(route.prefix + "/"))]
-    return max(matching, key=lambda route: (route.host != "", len(route.prefix)), default=None)
+    wild = "*." + name.partition(".")[2] if name and re.fullmatch(r"[a-z0-9_-]{1,63}\..*", name, re.ASCII) else None
+    matching = [
+        route for route in routes if route.host in ("", name, wild) and (not route.prefix or (path + "/").startswith(route.prefix + "/"))
+    ]
+    return max(matching, key=lambda route: (route.host != "", route.host == name, len(route.prefix)), default=None)
 
 
 # Any table, in one process: what acceptor and instance do with a connection's bytes.
@@ -282,7 +286,7 @@ def test_a_request_is_routed_alike_by_acceptor_and_instance(given_: tuple[list[R
 # A real server.
 
 # The two of the group are one instance.
-MOUNTS = ["/", "/a", "/a/b", "/a/b/ab", "/é", "/%", "a.example/", "a.example/a", "b.example/b", "[::1]/a"]
+MOUNTS = ["/", "/a", "/a/b", "/a/b/ab", "/é", "/%", "a.example/", "a.example/a", "b.example/b", "[::1]/a", "*.example/b"]
 ROUTES = [Route(number, mount.partition("/")[0], wsgi(mount[mount.find("/") :].rstrip("/"))) for number, mount in enumerate(MOUNTS)]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from isowsgi.shared.routing import Route, Router
 
 _SEGMENTS = ["a", "b", "ab", "A", ".", "..", "", "\xc3\xa9", "a b", "%61", "*"]
-_HOSTS = ["", "", "", "a.example", "b.example", "example", "[::1]"]
+_HOSTS = ["", "", "", "a.example", "b.example", "example", "[::1]", "*.example", "*.a.example"]
 _ASKED = [
     *("", "a.example", "A.EXAMPLE", "a.example.", "a.example:80", "a.example.:80", "b.example", "example", "x.a.example", "a.example.."),
+    *("x.b.example", "*.example", ".example", "A-_9.example:1", "a b.example", "a" * 64 + ".example"),
     *("[::1]", "[::1]:80", "[::1", "::1", ":80", ".", "a.example:80:80", "[", "]", "[]", "\uff41.example", "\u0130.example"),
 ]
 
@@ -26,11 +27,24 @@ def naive_match(routes: Iterable[tuple[int, str, str]], host: str, path: str) ->
     if name.endswith(".") and not name.startswith("["):
         name = name[:-1]
     fitting = [
-        (bool(wanted), len(prefix), mount)
+        (bool(wanted), "*" not in wanted, len(prefix), mount)
         for mount, wanted, prefix in routes
-        if (not wanted or wanted == name) and (not prefix or path == prefix or path.startswith(prefix + "/"))
+        if (not wanted or _takes(wanted, name)) and (not prefix or path == prefix or path.startswith(prefix + "/"))
     ]
-    return max(fitting)[2] if fitting else None
+    return max(fitting)[3] if fitting else None
+
+
+def _takes(pattern: str, name: str) -> bool:
+    if not pattern.startswith("*."):
+        return pattern == name
+    label, dot, rest = name.partition(".")
+    return (
+        bool(dot)
+        and rest == pattern[2:]
+        and 0 < len(label) < 64
+        and label.isascii()
+        and label.replace("-", "a").replace("_", "a").isalnum()
+    )
 
 
 def any_routes(rng: random.Random) -> list[tuple[int, str, str]]:

@@ -236,10 +236,16 @@ def _notes(chosen: Sequence[Mount], mounts: Sequence[Mount]) -> Iterator[str]:
         if takers:
             yield f"{mount.pattern}: not reached at the hosts of {', '.join(takers)}: a pattern with a host wins over one without"
         inner = [
-            other.pattern for other in mounts if mount.prefix and other.host == mount.host and other.prefix.startswith(mount.prefix + "/")
+            other.pattern
+            for other in mounts
+            if mount.prefix and _hosts(mount) & _hosts(other) and other.prefix.startswith(mount.prefix + "/")
         ]
         if inner:
             yield f"{mount.pattern}: requests that begin with {', '.join(inner)} go there: the longest pattern wins"
+
+
+def _hosts(mount: Mount) -> set[str]:
+    return {mount.host, *mount.hosts}
 
 
 def _covers(outer: Mount, inner: Mount) -> bool:
