@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 import isowsgi
 from isowsgi.inside import warmth
 from isowsgi.inside.warmth import shadows
-from isowsgi.instances import forkserver
-from isowsgi.instances.forkserver import ForkedProcess, ForkServer, ForkServers, Replaceable
+from isowsgi.instances import forkserver, forkservers
+from isowsgi.instances.forkedprocess import ForkedProcess
+from isowsgi.instances.forkserver import ForkServer, Replaceable
+from isowsgi.instances.forkservers import ForkServers
 from isowsgi.shared import births
 from isowsgi.shared.births import Forked, ForkOrder, NotForked, Settled, Unfit, Warm
 from isowsgi.shared.containment import Containment
@@ -45,7 +47,7 @@ FIND_SOCKET = f"import os; SERVER = next(fd for fd in {_FDS} if fd > 2 and 'sock
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServers]:
-    monkeypatch.setattr(forkserver, "_WARM_UP_S", DEADLINE_S)  # a busy machine is no reason to do without
+    monkeypatch.setattr(forkservers, "_WARM_UP_S", DEADLINE_S)  # a busy machine is no reason to do without
     board = Scoreboard()
     made = ForkServers(any_orders([]).packages, logging.getLogger("test"), Containment(logging.getLogger("test"), board.row(0).words))
     yield made
@@ -153,7 +155,7 @@ def test_a_server_that_hangs_is_ended_and_not_asked_again_at_once(
 
 
 def test_a_server_that_never_gets_ready_keeps_a_process_waiting_only_so_long(servers: ForkServers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forkserver, "_WARM_UP_S", 0.05)
+    monkeypatch.setattr(forkservers, "_WARM_UP_S", 0.05)
     monkeypatch.setattr(forkserver, "START", "import sys; sys.stdin.close(); import time; time.sleep(600)")
 
     assert fork(servers) is None
@@ -264,7 +266,7 @@ def test_a_server_that_hangs_while_a_venvs_is_forked_from_it_is_replaced(
 
     assert f"fork server of {sys.executable}: it did not fork within 0.1 s" in caplog.text
     monkeypatch.undo()
-    monkeypatch.setattr(forkserver, "_WARM_UP_S", DEADLINE_S)
+    monkeypatch.setattr(forkservers, "_WARM_UP_S", DEADLINE_S)
     servers._pauses.clear()  # as if the pause were over
     process = fork(servers)
     assert process is not None
@@ -442,7 +444,7 @@ def test_a_server_that_takes_its_time_delays_no_other(servers: ForkServers, monk
     slow.write_text("#!/bin/sh\nexec sleep 600\n")
     slow.chmod(0o755)
     with monkeypatch.context() as patch:
-        patch.setattr(forkserver, "_WARM_UP_S", 0.05)
+        patch.setattr(forkservers, "_WARM_UP_S", 0.05)
         assert fork(servers, str(slow)) is None
 
     process = fork(servers)

@@ -8,7 +8,7 @@ and folder. Only what comes from the standard library's own folder is loaded, an
 * makes a logger (`asyncio`, `concurrent.futures`): an app that configures logging disables those that are there already,
 * opens or begins anything.
 
-A mount whose own folders have a module of one of these names is not forked, see `instances.forkserver`.
+A mount whose own folders have a module of one of these names is not forked, see `instances.forkservers`.
 
 Measured: `docs/explanation/processes.md`.
 """

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from isowsgi.instances.base import BROKEN_OFF, HostedInstance
-from isowsgi.instances.forkserver import START, ForkedProcess, ForkServers, memory_file
+from isowsgi.instances.forkedprocess import ForkedProcess
+from isowsgi.instances.forkserver import START, memory_file
+from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir

@@ -14,7 +14,7 @@ from typing import Any
 
 from isowsgi.instances.base import HostedInstance
 from isowsgi.instances.bootorder import BootOrders
-from isowsgi.instances.forkserver import ForkServers
+from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.process import ProcessInstance
 from isowsgi.instances.subinterpreter import InterpreterInstance
