@@ -15,7 +15,7 @@ from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Exited, Failed, Order, Ready, Report, Stacks, Stuck, TellStacks
+from isowsgi.shared.messages import Closed, Exited, Failed, Order, Part, Profile, Ready, Report, Stuck, TellStacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
@@ -144,6 +144,7 @@ class FakeInstance:
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = 0
         self.asked: list[int] = []
+        self.profiles: list[int] = []
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
 
     def start(self) -> None:
@@ -220,6 +221,8 @@ class FakeInstance:
     def tell(self, order: Order) -> bool:
         if isinstance(order, TellStacks):
             self.asked.append(order.ask)
+        if isinstance(order, Profile):
+            self.profiles.append(order.ask)
         return True
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
@@ -249,7 +252,7 @@ class FakeSurroundings:
         self.made: list[FakeInstance] = []
         self.disposed: list[FakeInstance] = []
         self.releases = self.trials = 0
-        self.stacks: list[tuple[Any, Stacks]] = []
+        self.stacks: list[tuple[Any, Part]] = []
         self.files: list[str] = []
         self.shortage: Exception | None = None
         self.trial_shortage: Exception | None = None
@@ -290,7 +293,7 @@ class FakeSurroundings:
     def on_files(self, files: list[str]) -> None:
         self.files += files
 
-    def on_stacks(self, instance: Any, report: Stacks) -> None:
+    def on_answer(self, instance: Any, report: Part) -> None:
         self.stacks.append((instance, report))
 
     def on_measured(self, now: float) -> None: ...

@@ -1,5 +1,6 @@
 """The control thread: it obeys the supervisor, keeps long requests from blocking short ones, and costs nothing when idle."""
 
+import math
 import os
 import socket
 import threading
@@ -21,6 +22,18 @@ from tests.conftest import DEADLINE_S, eventually
 from tests.fakes import Crew, Gate
 
 
+class Sampling:
+    """Notes when it is called, and is due again a hundredth of a second later, a few times."""
+
+    def __init__(self) -> None:
+        self.next_at = math.inf
+        self.taken: list[float] = []
+
+    def take(self, now: float) -> None:
+        self.taken.append(now)
+        self.next_at = now + 0.01 if len(self.taken) < 5 else math.inf
+
+
 class Desk:
     """A control thread with the supervisor's end of its channel.
 
@@ -38,6 +51,7 @@ class Desk:
         self.logged: list[str] = []
         self.words = memoryview(bytearray(64 * 8)).cast("q")
         self.has_duty = False
+        self.sampling = Sampling()
         self.control = Control(
             channel=inner,
             runner=self.runner,
@@ -46,6 +60,7 @@ class Desk:
             orders=dict.fromkeys((Drain, Stop, Measure), self._obey),
             on_lost=lambda: None,
             duty=self._do_duty,
+            sampling=self.sampling,
             containment=Containment(self, self.words),
         )
         self._inner = inner
@@ -211,3 +226,14 @@ def test_a_long_request_does_not_keep_the_next_one_waiting() -> None:
     eventually(lambda: served == [2, 1])
     crew.stop()
     own.end()
+
+
+def test_what_is_sampled_has_its_times_even_if_no_request_is_served(desk: Desk) -> None:
+    """The thread sleeps until it is roused, an order comes, or a sample is due; then it sleeps again."""
+    desk.say(Drain())
+    eventually(lambda: desk.obeyed)
+    desk.sampling.next_at = time.monotonic()
+    desk.say(Drain())  # as the order that begins it does
+
+    eventually(lambda: len(desk.sampling.taken) == 5)
+    assert all(later - earlier >= 0.009 for earlier, later in zip(desk.sampling.taken, desk.sampling.taken[1:], strict=False))

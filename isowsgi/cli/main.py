@@ -17,6 +17,7 @@ from isowsgi.cli import asking
 from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.plan import plan
+from isowsgi.cli.profile import profile
 from isowsgi.shared import gunicorn_parts, interpreters
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply):
+for command in (*COMMANDS, plan, apply, profile):
     main.add_command(command)
 
 

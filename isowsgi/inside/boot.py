@@ -28,6 +28,7 @@ from isowsgi.inside.files import FileWatch
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
 from isowsgi.inside.private import share, theirs
+from isowsgi.inside.profiler import Profiler
 from isowsgi.inside.requestqueue import Admission
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
@@ -150,6 +151,7 @@ class Instance:
             report_if_room=lambda report: self._control.report_if_room(report),
         )
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._told.exception)
+        self._profiler = Profiler(lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
         self._loaded = Gate()  # for the threads that wait until there is something to serve
@@ -174,10 +176,13 @@ class Instance:
                 messages.Reroute: self._reroute,
                 messages.Limits: self._limit,
                 messages.TellStacks: lambda order: self._told.stacks(order.ask, self._jobs_in_flight()),
+                messages.Profile: lambda order: self._profiler.start(order, time.monotonic()),
+                messages.EndProfile: lambda order: self._profiler.drop(order.ask),
                 messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
             },
             on_lost=self._lose_worker,
             duty=self._look_after,
+            sampling=self._profiler,
             containment=self._containment,
         )
 
@@ -384,6 +389,7 @@ class Instance:
         self._drain()
 
     def _on_stop(self, order: messages.Stop) -> None:
+        self._profiler.finish(time.monotonic())
         self._must_free = order.frees and self._order.isolation != "process"
         self._stop()
 

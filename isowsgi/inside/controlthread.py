@@ -6,6 +6,7 @@ It runs no app code and takes no lock that app code may hold, so it answers also
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
@@ -45,6 +46,14 @@ class Duty(Protocol):
         """
 
 
+class Sampling(Protocol):
+    """What is due at its own times, see `profiler.Profiler`."""
+
+    next_at: float  # monotonic seconds
+
+    def take(self, now: float) -> None: ...
+
+
 class Control:
     """Runs in its own thread from before the app is loaded until the instance is closed.
 
@@ -56,6 +65,7 @@ class Control:
         orders: what to do for each kind of order.
         on_lost: called when the supervisor is gone.
         duty: see `Duty`; called some times a second while there is something to look after.
+        sampling: see `Sampling`.
         containment: ends what an order or the duty raises; neither may cost the instance this thread.
     """
 
@@ -69,6 +79,7 @@ class Control:
         orders: dict[type, Callable[[Any], None]],
         on_lost: Callable[[], None],
         duty: Duty,
+        sampling: Sampling,
         containment: Containment,
     ) -> None:
         self._channel = channel
@@ -78,6 +89,7 @@ class Control:
         self._orders = orders
         self._on_lost = on_lost
         self._duty = duty
+        self._sampling = sampling
         self._containment = containment
         self._ended = False
 
@@ -126,6 +138,8 @@ class Control:
                     poller.unregister(self._channel)
                     self._on_lost()
             now = time.monotonic()
+            if now >= self._sampling.next_at:
+                self._containment.call("a sample for a profile", self._sampling.take, now)
             if now >= next_look:
                 next_look = now + _LOOK_S
                 has_duty = self._do_duty(now)
@@ -144,6 +158,8 @@ class Control:
 
     def _tick(self, has_duty: bool) -> float | None:
         """Return how long to sleep, in milliseconds; None: until an order comes."""
+        if self._sampling.next_at != math.inf:
+            return max(min((self._sampling.next_at - time.monotonic()) * 1000, _TICK_MS), 0)
         if self._needs_ticker:
             return _TICKER_MS
         if not self._runner.resting:

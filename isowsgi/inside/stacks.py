@@ -26,7 +26,7 @@ _OWN_NAMES = (threading.__file__, "<script>", "<string>", "<isowsgi>")
 _UNSEEN = "(stacks cannot be read safely on this release of CPython)"
 
 # The app's threads by number, without the lock that `threading.enumerate` takes: a thread of the app's may have left it taken.
-_app_threads: dict[int, Any] = theirs("threading")._active
+app_threads: dict[int, Any] = theirs("threading")._active
 
 
 class Stacks:
@@ -45,7 +45,7 @@ class Stacks:
         """Return a thread's stack from the app's first frame on; empty if it has ended."""
         if not self._can_see:
             return _UNSEEN
-        frame = _frame_of(ident)
+        frame = frame_of(ident)
         return "" if frame is None else stack_from_app(frame)
 
     def of_all(self, busy: Mapping[int, str]) -> str:
@@ -56,11 +56,11 @@ class Stacks:
         """
         if not self._can_see:
             return _UNSEEN
-        names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(_app_threads.items())}
+        names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(app_threads.items())}
         idents = {*names, *busy, *(sys._current_frames() if self._frames_are_own else ())}
         texts, waiting = [], []
         for ident in sorted(idents, key=lambda ident: (ident not in busy, names.get(ident, ""))):
-            if ident == threading.get_ident() or (frame := _frame_of(ident)) is None:
+            if ident == threading.get_ident() or (frame := frame_of(ident)) is None:
                 continue
             name = names.get(ident, f"thread {ident}")
             if ident in busy:
@@ -74,9 +74,15 @@ class Stacks:
         return "\n".join(texts)
 
 
-def _frame_of(ident: int) -> Any:
+def frame_of(ident: int) -> Any:
+    """Return the frame in which a thread is, or None; not to be kept, see above."""
     # One C call from the fetch to the end of the dict, so that no other thread runs between.
     return next(map(methodcaller("get", ident), starmap(sys._current_frames, ((),))))
+
+
+def is_own_file(name: str) -> bool:
+    """Whether code lies in a file of this package, or is what starts a thread."""
+    return name.startswith(_OWN_FILES) or name in _OWN_NAMES
 
 
 def stack_from_app(frame: Any, or_all: bool = True) -> str:
@@ -90,7 +96,7 @@ def stack_from_app(frame: Any, or_all: bool = True) -> str:
     except BaseException:  # the lines of some modules come from the app's code: a loader's get_source
         return "(its stack cannot be read)"
     own = 0
-    while own < len(entries) and (entries[own].filename.startswith(_OWN_FILES) or entries[own].filename in _OWN_NAMES):
+    while own < len(entries) and is_own_file(entries[own].filename):
         own += 1
     entries = entries[own:] or (entries if or_all else [])
     try:

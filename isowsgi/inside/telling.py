@@ -132,12 +132,20 @@ class Teller:
             ask: the order's number.
             lines: of the requests that are served, by their threads.
         """
-        text = self._stacks.of_all(lines)
-        while True:
-            part, text = text[:MAX_TRACEBACK_CHARS], text[MAX_TRACEBACK_CHARS:]
-            self._report(messages.Stacks(ask=ask, text=part, is_last=not text))
-            if not text:
-                return
+        self._in_parts(messages.Stacks, ask, self._stacks.of_all(lines))
+
+    def profile(self, ask: int, text: str) -> None:
+        """Say what was sampled.
+
+        Args:
+            ask: the order's number.
+        """
+        self._in_parts(messages.Profiled, ask, text)
+
+    def _in_parts(self, kind: type[messages.Part], ask: int, text: str) -> None:
+        for start in range(0, max(len(text), 1), MAX_TRACEBACK_CHARS):
+            end = start + MAX_TRACEBACK_CHARS
+            self._report(kind(ask=ask, text=text[start:end], is_last=end >= len(text)))
 
 
 def one_line(exc: BaseException) -> str:

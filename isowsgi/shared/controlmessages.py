@@ -108,6 +108,19 @@ class MountStacks(OpenValue):
     instances: list[InstanceStacks]
 
 
+class InstanceProfile(OpenValue):
+    tag: str
+    generation: int
+    isolation: str
+    profile: str  # the JSON of a `calltree.CallTree`
+    problem: str  # why there is none, or empty
+
+
+class MountProfile(OpenValue):
+    mount: str  # its pattern
+    instances: list[InstanceProfile]
+
+
 class MountErrors(OpenValue):
     mount: str
     boot: Incident | None
@@ -160,7 +173,7 @@ class TableOutcome(OpenValue):
     stays: list[str] = []  # what stays as it is for it, and can be `Prepare.without`
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountErrors | ServedTable | TableOutcome
+Answer = WorkerStatus | Outcome | MountStacks | MountProfile | MountErrors | ServedTable | TableOutcome
 
 A = TypeVar("A", bound=Answer)
 
@@ -199,6 +212,16 @@ class Start(Request[Outcome]):
 
 class Stacks(Request[MountStacks]):
     mount: str
+
+
+class Profile(Request[MountProfile]):
+    """Sample what the threads of a mount do; it ends with the connection of who asks."""
+
+    mount: str
+    seconds: float = 10.0
+    rate: int = 100  # samples/s
+    cpu: bool = False  # whether the time on a processor counts, instead of all time
+    by_request: bool = False  # whether the requests are told apart
 
 
 class Errors(Request[MountErrors]):
@@ -246,6 +269,7 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Stop: Outcome,
     Start: Outcome,
     Stacks: MountStacks,
+    Profile: MountProfile,
     Errors: MountErrors,
     Table: ServedTable,
     Prepare: TableOutcome,

@@ -123,6 +123,20 @@ def can_see_stacks(isolation: str) -> bool:
     return frames_are_own() or isolation == SHARED_GIL
 
 
+def can_profile(isolation: str) -> bool:
+    """Whether threads can be sampled: a process has no interpreter but its own."""
+    return isolation == PROCESS or can_see_stacks(isolation)
+
+
+def why_not_profiled(isolation: str) -> str:
+    """Say why threads cannot be sampled, and what to do."""
+    newer = {(3, 13): "3.13.16", (3, 14): "3.14.8"}.get(VERSION[:2], "3.14.8")
+    return (
+        f"reading stacks may crash Python {version_text()} where an app's isolation is {isolation!r}; "
+        f"use Python {newer} or newer, or isolation = 'process' for this mount"
+    )
+
+
 def keeps_memory(isolation: str) -> bool:
     """Whether ending an interpreter leaves its memory behind: about 23 MiB for each Flask or Django with its own GIL, on all of 3.13."""
     return isolation == OWN_GIL and VERSION < (3, 14)

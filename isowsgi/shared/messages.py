@@ -185,6 +185,23 @@ class TellStacks(Value):
     ask: int
 
 
+class Profile(Value):
+    """Sample what the threads do, and report it once that is over; it takes the place of one that runs."""
+
+    ask: int
+    mount: int  # whose requests
+    seconds: float
+    rate: int  # samples/s
+    cpu: bool  # whether the time on a processor counts, instead of all time
+    by_request: bool  # whether the requests are told apart
+
+
+class EndProfile(Value):
+    """Stop sampling; nobody waits for the report."""
+
+    ask: int
+
+
 class Measure(Value):
     """Report how many objects there are."""
 
@@ -197,7 +214,7 @@ class Reroute(Value):
     is_last: bool
 
 
-Order = Drain | Last | Stop | Reopen | TellStacks | Measure | Reroute | Limits
+Order = Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | Measure | Reroute | Limits
 
 # Reports: from an instance to the worker.
 
@@ -278,6 +295,14 @@ class Stacks(Value):
     is_last: bool
 
 
+class Profiled(Value):
+    """A part of the answer to `Profile`: of the JSON of a `shared.calltree.CallTree`."""
+
+    ask: int
+    text: str
+    is_last: bool
+
+
 class Measured(Value):
     """The answer to `Measure`."""
 
@@ -297,13 +322,18 @@ class Exited(Value):
 
 
 Report = (
-    Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Measured | Closed | Exited
+    Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Profiled | Measured | Closed | Exited
 )  # fmt: skip
 
-_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Measure, Reroute, Limits)}
+# Answers that come in parts, each with the number of the question.
+Part = Stacks | Profiled
+
+_ORDERS: dict[str, type[Order]] = {
+    kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Profile, EndProfile, Measure, Reroute, Limits)
+}
 _REPORTS: dict[str, type[Report]] = {
     kind.__name__: kind
-    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Measured, Closed, Exited)
+    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Profiled, Measured, Closed, Exited)
 }
 
 # The wire.

@@ -18,7 +18,7 @@ from isowsgi.instances.bootorder import name_of
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN
-from isowsgi.shared.messages import Stacks
+from isowsgi.shared.messages import Part
 from isowsgi.shared.routing import Route
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
@@ -77,8 +77,8 @@ class Surroundings(Protocol):
     def on_files(self, files: list[str]) -> None:
         """Take note of files on which an app depends."""
 
-    def on_stacks(self, instance: Instance, report: Stacks) -> None:
-        """Take a part of an answer to `messages.TellStacks`."""
+    def on_answer(self, instance: Instance, report: Part) -> None:
+        """Take a part of an answer to a question of the operator's."""
 
     def on_measured(self, now: float) -> None:
         """Take note that an instance has said how many objects it has."""

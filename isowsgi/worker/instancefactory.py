@@ -20,7 +20,7 @@ from isowsgi.instances.process import ProcessInstance
 from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
-from isowsgi.shared.messages import BootOrder, Stacks
+from isowsgi.shared.messages import BootOrder, Part
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.bootqueue import Boots, boots_at_a_time, machine_times
@@ -48,7 +48,7 @@ class Workshop:
         fork_servers: fork the mounts' processes.
         forks_processes: whether processes come from fork servers; asked for each.
         on_report: called when an instance has something to say, and the deployment has dealt with it.
-        on_files, on_stacks, on_measured: see `Surroundings`; set by those who want to know.
+        on_files, on_answer, on_measured: see `Surroundings`; set by those who want to know.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Workshop:
         self.forks_processes: Callable[[], bool] = lambda: False
         self.on_report: Callable[[], None] = lambda: None
         self.on_files: Callable[[list[str]], None] = lambda files: None
-        self.on_stacks: Callable[[Instance, Stacks], None] = lambda instance, report: None
+        self.on_answer: Callable[[Instance, Part], None] = lambda instance, report: None
         self.on_measured: Callable[[float], None] = lambda now: None
         self._acceptor: Acceptor | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -14,7 +14,7 @@ from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Stacks
+from isowsgi.shared.messages import Part
 from isowsgi.shared.rows import REQUESTS
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
@@ -128,9 +128,9 @@ class Supervisor:
                 call(f"{deployment.name}: start", deployment.start, now)  # without effect if the operator has stopped it
         self._reporter.publish(now)
 
-    def hear_stacks(self, on_stacks: Callable[[Instance, Stacks], None]) -> None:
-        """Have the answers to `messages.TellStacks` taken."""
-        self._workshop.on_stacks = on_stacks
+    def hear_answers(self, on_answer: Callable[[Instance, Part], None]) -> None:
+        """Have the answers that come in parts taken."""
+        self._workshop.on_answer = on_answer
 
     def choose(self, mount: int) -> Instance | NotServing:
         return self.table.deployment_of(mount).choose(time.monotonic())

@@ -273,7 +273,7 @@ class Place:
         """Have everything happen that goes by the worker's loop, in the bad mounts."""
         for path in ("/bad", "/child", "/nowhere", "/bad/raises"):
             self._ask(path, 0.5)
-        for command in ("status", "stacks", "reload"):
+        for command in ("status", "stacks", "profile", "reload"):
             for mount in ("/bad", "/child"):
                 self._control(command, mount)
         for half in (b"GET /ba", b"GET /bad HTTP/1.1\nx\r\n\r\n"):
@@ -319,7 +319,8 @@ class Place:
 
     def _control(self, command: str, mount: str) -> None:
         """Ask for something on the worker's control socket, and do not wait for the answer."""
-        request = json.dumps({"v": 1, "do": command, "mount": mount}).encode()
+        brief = {"seconds": 0.05} if command == "profile" else {}
+        request = json.dumps({"v": 1, "do": command, "mount": mount, **brief}).encode()
         for path in (self._folder / "control").glob("*.sock"):
             with socket.socket(socket.AF_UNIX) as sock:
                 try:

@@ -24,7 +24,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stacks
+from isowsgi.shared.messages import Closed, Failed, Profiled, Ready, Report, Stacks
 from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.worker.control import commands
 from isowsgi.worker.control.applying import Applying
@@ -50,6 +50,7 @@ _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "stop": controlmessages.Stop(mount="/"),
     "start": controlmessages.Start(mount="/"),
     "stacks": controlmessages.Stacks(mount="/"),
+    "profile": controlmessages.Profile(mount="/", seconds=0.01),
     "errors": controlmessages.Errors(mount="/"),
     "table": controlmessages.Table(),
     "prepare": controlmessages.Prepare(serial="s", config=stored.plain(_config("/", "/new"))),
@@ -61,7 +62,7 @@ _COMMANDS = [*_REQUESTS]
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
 _KINDS = frozenset((
     *("forbidden", "busy", "timeout", "malformed", "version", "command", "mount", "unknown-mount"),
-    *("quarantined", "stopped", "started", "failed", "stopping", "unchangeable", "outvoted", "not-prepared"),
+    *("quarantined", "stopped", "started", "failed", "stopping", "unchangeable", "outvoted", "not-prepared", "not-serving", "unsafe"),
 ))  # fmt: skip
 
 # Connections that were left open with half a request.
@@ -93,7 +94,7 @@ class _Supervisor:
         self._around.log = logging.getLogger("isowsgi-fuzz")
         self._around.log.addHandler(logging.NullHandler())
         self._around.log.propagate = False
-        self._on_stacks: Any = None
+        self._on_answer: Any = None
         config = _config(*_PATTERNS)
         self._around.board.set_mounts(_PATTERNS)
         self.live = LiveTable(config, self._around.board, self._around.containment, self._make, lambda deployment: None, lambda table: None)
@@ -111,8 +112,8 @@ class _Supervisor:
     def deployments(self) -> list[Deployment]:
         return self.live.table.deployments
 
-    def hear_stacks(self, on_stacks: Any) -> None:
-        self._on_stacks = on_stacks
+    def hear_answers(self, on_answer: Any) -> None:
+        self._on_answer = on_answer
 
     def turn(self) -> None:
         """Let what was begun happen."""
@@ -121,8 +122,11 @@ class _Supervisor:
             for instance in deployment.slots.all():
                 assert isinstance(instance, FakeInstance)
                 for ask in instance.asked:
-                    self._on_stacks(instance, Stacks(ask=ask, text="a stack\udc80", is_last=True))
+                    self._on_answer(instance, Stacks(ask=ask, text="a stack\udc80", is_last=True))
+                for ask in instance.profiles:
+                    self._on_answer(instance, Profiled(ask=ask, text="{}", is_last=True))
                 instance.asked.clear()
+                instance.profiles.clear()
                 if instance.state is State.BOOTING and self._fails.random() < 0.1:
                     self._says(deployment, instance, Failed(error="E", traceback="NameError: T"))
                 elif instance.state is State.BOOTING:

@@ -33,9 +33,10 @@ from isowsgi.shared.controlmessages import (
     Worker,
     WorkerStatus,
 )
-from isowsgi.shared.messages import Stacks
+from isowsgi.shared.messages import Part, Profiled
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
+from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_mib
@@ -67,19 +68,21 @@ class Commands:
         self._asked = 0
         self._heard: dict[int, dict[Instance, list[str]]] = {}  # stacks, by number of the question
         self._complete: dict[int, set[Instance]] = {}
+        self._profiling = Profiling()
         self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
             controlmessages.Status: self._status,
             controlmessages.Reload: self._reload,
             controlmessages.Stop: self._stop,
             controlmessages.Start: self._start,
             controlmessages.Stacks: self._stacks,
+            controlmessages.Profile: self._profile,
             controlmessages.Errors: self._errors,
             controlmessages.Table: self._table,
             controlmessages.Prepare: applying.prepare,
             controlmessages.Switch: applying.switch,
             controlmessages.Drop: applying.drop,
         }
-        supervisor.hear_stacks(self._hear)
+        supervisor.hear_answers(self._hear)
 
     def remember_stops(self, marks: StopMarks) -> None:
         """Keep stopped what was stopped in workers before this one, and note what is stopped from now on; before the mounts boot."""
@@ -176,6 +179,14 @@ class Commands:
             instances=[_stacks_of(instance, "".join(heard.get(instance, [])), instance in complete, now) for instance in instances]
         )
 
+    def _profile(self, request: controlmessages.Profile) -> Errand:
+        deployment = self._deployment(request.mount)
+        wanted = request.mount.removesuffix("/") or "/"
+        number = next(
+            (member.number for member in deployment.members if member.pattern in (request.mount, wanted)), deployment.mount.number
+        )
+        return (yield from self._profiling.profile(request, deployment, number))
+
     def _errors(self, request: controlmessages.Errors) -> Errand:
         deployment = self._deployment(request.mount)
         incidents = deployment.reports.incidents
@@ -253,8 +264,11 @@ class Commands:
             last_error=None if incident is None else LastError(at=incident.at, kind=incident.kind, error=incident.error),
         )
 
-    def _hear(self, instance: Instance, report: Stacks) -> None:
+    def _hear(self, instance: Instance, report: Part) -> None:
         """Take in a part of an instance's answer."""
+        if isinstance(report, Profiled):
+            self._profiling.hear(instance, report)
+            return
         heard = self._heard.get(report.ask)
         if heard is None:
             return  # its asker no longer waits

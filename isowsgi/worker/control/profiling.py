@@ -1,0 +1,140 @@
+"""`isowsgi profile` in a worker: has the instances of a mount sample their threads, and gathers what they found.
+
+On the acceptor's thread; nothing here waits, and nothing here reads what was found: that is for the command, which has time for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from isowsgi.instances.lifecycle import ENDS
+from isowsgi.shared import controlmessages, interpreters, messages
+from isowsgi.shared.controlmessages import InstanceProfile, MountProfile, Refusal
+from isowsgi.shared.messages import Profiled
+from isowsgi.worker.control.server import Errand
+from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.slots import Instance
+
+# How long an instance may take for its answer once its time is over. Its control thread needs milliseconds; one that waits for a GIL more.
+GRACE_S = 3.0
+
+# Limits of a profile: an hour's would be out of date when it comes, and samples more often than this cost more than they tell.
+MOST_SECONDS = 600.0
+MOST_RATE = 1000
+
+# Most that an instance may have found: some 20,000 calls, at 30 to 100 characters each.
+_MOST_CHARS = 4 * 1024 * 1024
+
+
+class _Found:
+    """What one instance has told so far."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.chars = 0
+        self.is_complete = False
+
+
+class _Session:
+    """One command's profile of one deployment."""
+
+    def __init__(self, deployment: Deployment, order: messages.Profile, end: float) -> None:
+        self.deployment = deployment
+        self.order = order
+        self.end = end  # monotonic seconds
+        self.found: dict[Instance, _Found] = {}
+        self.facts: dict[Instance, tuple[str, int, str]] = {}
+
+    def ask_new_ones(self, now: float) -> None:
+        """Have all that serve sample, those that were loaded meanwhile too; until the end."""
+        for instance in self.deployment.slots.serving():
+            if instance not in self.found and self.end - now >= 1 / self.order.rate:
+                self.found[instance] = _Found()
+                self.facts[instance] = instance.tag, instance.generation, instance.isolation
+                instance.tell(self.order.replace(seconds=self.end - now))
+
+    def is_complete(self) -> bool:
+        return all(found.is_complete or instance.state in ENDS for instance, found in self.found.items())
+
+    def answer(self) -> MountProfile:
+        return MountProfile(
+            mount=self.deployment.mount.pattern,
+            instances=[
+                InstanceProfile(tag=tag, generation=generation, isolation=isolation, **self._of(instance))
+                for instance, (tag, generation, isolation) in self.facts.items()
+            ],
+        )
+
+    def _of(self, instance: Instance) -> dict[str, str]:
+        found = self.found[instance]
+        if found.is_complete:
+            return {"profile": "".join(found.parts), "problem": ""}
+        if instance.state in ENDS:
+            return {"profile": "", "problem": "ended before it told what was sampled"}
+        return {"profile": "", "problem": f"no answer within {GRACE_S:g} s: C code holds the GIL of this interpreter"}
+
+
+class Profiling:
+    """One worker's profiles; one of a deployment at a time."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, _Session] = {}  # by the number of the question
+        self._numbers = itertools.count(1)
+
+    def profile(self, request: controlmessages.Profile, deployment: Deployment, mount: int) -> Errand:
+        """Return the errand of a command.
+
+        Args:
+            mount: the number of the mount that is meant.
+        """
+        now = time.monotonic()
+        self._check(request, deployment, now)
+        ask = next(self._numbers)
+        order = messages.Profile(
+            ask=ask, mount=mount, seconds=request.seconds, rate=request.rate, cpu=request.cpu, by_request=request.by_request
+        )
+        session = self._sessions[ask] = _Session(deployment, order, now + request.seconds)
+        try:
+            while now < session.end + GRACE_S and not (now >= session.end and session.is_complete()):
+                session.ask_new_ones(now)
+                now = yield
+            return session.answer()
+        finally:  # also if the command has gone
+            del self._sessions[ask]
+            for instance, found in session.found.items():
+                if not found.is_complete and instance.state not in ENDS:
+                    instance.tell(messages.EndProfile(ask=ask))
+
+    def hear(self, instance: Instance, report: Profiled) -> None:
+        """Take in a part of an instance's answer."""
+        session = self._sessions.get(report.ask)
+        found = session.found.get(instance) if session is not None else None
+        if found is None or found.is_complete:
+            return  # its asker no longer waits
+        found.chars += len(report.text)
+        if found.chars <= _MOST_CHARS:
+            found.parts.append(report.text)
+        found.is_complete = report.is_last
+
+    def _check(self, request: controlmessages.Profile, deployment: Deployment, now: float) -> None:
+        """Refuse what cannot be done, or must not.
+
+        Raises:
+            Refusal: that is so.
+        """
+        name = deployment.name
+        if not (0 < request.seconds <= MOST_SECONDS and 0 < request.rate <= MOST_RATE):
+            limits = f"expected more than 0 and at most {MOST_SECONDS:g} seconds and {MOST_RATE} samples/s"
+            raise Refusal("malformed", f"{limits}, got {request.seconds:g} and {request.rate}")
+        running = next((session for session in self._sessions.values() if session.deployment is deployment), None)
+        if running is not None:
+            raise Refusal(
+                "busy", f"{name} is being profiled by another command, for {max(running.end - now, 0):.0f} s more; try again then"
+            )
+        serving = deployment.slots.serving()
+        if not serving:
+            raise Refusal("not-serving", f"{name} is {deployment.state()}: there is nothing to profile until it serves")
+        unsafe = {each.isolation for each in serving if not interpreters.can_profile(each.isolation)}
+        if unsafe:
+            raise Refusal("unsafe", f"{name}: {interpreters.why_not_profiled(unsafe.pop())}")

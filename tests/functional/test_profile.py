@@ -1,0 +1,150 @@
+"""`isowsgi profile` on a real server: it names the slow lines of a page in each isolation, and leaves nothing running."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from isowsgi.shared import interpreters
+from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL
+from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, running_server
+
+ISOLATIONS = [isolation for isolation in (OWN_GIL, SHARED_GIL, PROCESS) if isolation != OWN_GIL or interpreters.own_gil_error() is None]
+CAN_PROFILE = [isolation for isolation in ISOLATIONS if interpreters.can_profile(isolation)]
+
+QUERY_LINE = (APPS / "slow_page.py").read_text().partition("cursor.execute")[0].count("\n") + 1
+
+CONFIG = "[defaults]\nthreads = 2\npythonpath = ['{apps}']\n[control]\nfolder = 'control'\n[mounts]\n" + "".join(
+    f'"/{isolation}" = {{ app = "slow_page", isolation = "{isolation}" }}\n' for isolation in ISOLATIONS
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("profile"), CONFIG, wait_for=len(ISOLATIONS)) as server:
+        yield server
+
+
+def begin(server: Server, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command in the server's folder; it is sampling once this returns."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "isowsgi", "profile", *arguments],
+        cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert command.stderr is not None
+    assert command.stderr.readline().startswith(("sampling", "isowsgi", "Usage"))
+    return command
+
+
+def ended(command: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = command.communicate(timeout=DEADLINE_S)
+    return command.returncode, out, err
+
+
+@contextmanager
+def asked(server: Server, *paths: str) -> Iterator[None]:
+    """Have each path asked for over and over, one after the other."""
+    ends = threading.Event()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=DEADLINE_S)
+        while not ends.is_set():
+            for path in paths:
+                connection.request("GET", path)
+                assert connection.getresponse().read()
+        connection.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("isolation", CAN_PROFILE)
+def test_the_slow_query_and_the_slow_template_are_named(server: Server, isolation: str) -> None:
+    file = server.folder / f"{isolation}.html"
+    with asked(server, f"/{isolation}/page", f"/{isolation}/quick"):
+        status, out, err = ended(begin(server, f"/{isolation}", "--seconds", "1", "--by", "request", "-o", file.name))
+
+    assert (status, err) == (0, f"wrote {file.name}\n"), out
+    _, requests, lines, _ = re.split(r"\n\n(?=requests|lines)", out)
+    assert re.search(rf"^ *[\d.]+ +[\d.]+ +[\d.]+ +GET /{isolation}/page *$", requests.splitlines()[2]), requests
+    top = lines.splitlines()[2:8]
+    assert any("total (" in line and f"slow_page.py:{QUERY_LINE})" in line for line in top), lines
+    assert any("{% for item in items %} (" in line and "slow_page.html:2)" in line for line in top), lines
+    page = file.read_text()
+    assert "{% for item in items %}" in page
+    assert "flamegraph()" in page
+
+
+@pytest.mark.parametrize("isolation", sorted({*ISOLATIONS} - {*CAN_PROFILE}))
+def test_where_stacks_cannot_be_read_safely_it_says_what_to_do(server: Server, isolation: str) -> None:
+    status, out, err = ended(begin(server, f"/{isolation}", "--seconds", "1"))
+
+    assert (status, out) == (1, "")
+    assert re.search(r"reading stacks may crash Python [\d.]+ where .*; use Python [\d.]+ or newer, or isolation = 'process'", err)
+
+
+def test_each_format_is_written_and_another_is_refused_before_anything_is_sampled(server: Server) -> None:
+    with asked(server, f"/{PROCESS}/quick"):
+        commands = [begin(server, f"/{PROCESS}", "--seconds", "0.3", "--cpu", "-o", "cpu.json")]
+        assert ended(commands[0])[0] == 0
+        assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "-o", "wall.txt"))[0] == 0
+    refused = ended(begin(server, f"/{PROCESS}", "-o", "graph.svg"))
+
+    speedscope = json.loads((server.folder / "cpu.json").read_text())
+    assert speedscope["$schema"] == "https://www.speedscope.app/file-format-schema.json"
+    assert speedscope["profiles"][0]["weights"]
+    assert all(re.fullmatch(r".+ \d+", line) for line in (server.folder / "wall.txt").read_text().splitlines())
+    assert refused[0] == 2
+    assert "expected a file that ends in .html, .json, .txt, got 'graph.svg'" in refused[2]
+
+
+def test_one_command_samples_a_mount_at_a_time_and_its_end_ends_the_sampling(server: Server) -> None:
+    first = begin(server, f"/{PROCESS}", "--seconds", "600")
+    try:
+
+        def second(said: str) -> bool:
+            return said in ended(begin(server, f"/{PROCESS}", "--seconds", "0.1"))[2]
+
+        eventually(lambda: second("is being profiled by another command, for "), "the first to begin")
+    finally:
+        first.kill()
+        first.communicate()
+
+    eventually(lambda: ended(begin(server, f"/{PROCESS}", "--seconds", "0.1"))[0] == 0, "the end of the first")
+
+
+def test_a_reload_in_the_middle_is_told_and_both_generations_are_sampled(server: Server) -> None:
+    with asked(server, f"/{PROCESS}/quick"):
+        command = begin(server, f"/{PROCESS}", "--seconds", "6")
+        reloaded = subprocess.run(
+            [sys.executable, "-m", "isowsgi", "reload", f"/{PROCESS}"],
+            cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+        )  # fmt: skip
+        status, out, err = ended(command)
+
+    assert (reloaded.returncode, status) == (0, 0), err
+    assert re.search(rf"/{PROCESS} was reloaded meanwhile; the profile is of the generations \d+, \d+", err)
+    assert len(re.findall(rf"/{PROCESS} #\d+ in worker", out)) == 2
+
+
+def test_a_mount_that_does_not_serve_is_told(server: Server, tmp_path: Path) -> None:
+    status, _, err = ended(begin(server, "/nowhere"))
+
+    assert status == 2
+    assert "no mount '/nowhere'" in err

@@ -1,0 +1,129 @@
+"""What instances told of their calls, put together: each format says the same, and nothing of it is believed unseen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from isowsgi.cli import calls, flamegraph
+from isowsgi.cli.calls import Call, Frame, Malformed
+
+VIEW, QUERY = ("page", "/srv/shop/views.py", 12), ("execute", "/venv/lib/python3.14/site-packages/django/db/utils.py", 99)
+REQUEST = ("GET /page", "", 0)
+
+
+def told(frames: Any, nodes: Any, **changes: Any) -> str:
+    return json.dumps({"samples": 3, "seconds": 1.0, "is_cut": False, "frames": frames, "nodes": nodes, **changes})
+
+
+def two_instances() -> Call:
+    root = Call()
+    calls.add(root, told([REQUEST, VIEW, QUERY], [[-1, 0, 0], [0, 1, 1000], [1, 2, 3000]]))
+    calls.add(root, told([QUERY, VIEW, REQUEST], [[-1, 2, 0], [0, 1, 0], [1, 0, 6000]]))
+    return root
+
+
+def test_the_same_calls_of_two_instances_are_one() -> None:
+    found = {line.frame: (line.self_us, line.total_us) for line in calls.lines(two_instances())}
+
+    assert found == {Frame(*REQUEST): (0, 10_000), Frame(*VIEW): (1000, 10_000), Frame(*QUERY): (9000, 9000)}
+
+
+def test_a_recursion_counts_once() -> None:
+    root = Call()
+    calls.add(root, told([VIEW], [[-1, 0, 10], [0, 0, 20], [1, 0, 30]]))
+
+    [line] = calls.lines(root)
+    assert (line.self_us, line.total_us) == (60, 60)
+
+
+def test_collapsed_stacks_have_a_line_for_each_stack() -> None:
+    text = calls.collapsed(two_instances(), "/srv")
+
+    assert text.splitlines() == [
+        "GET /page;page (shop/views.py:12) 1000",
+        "GET /page;page (shop/views.py:12);execute (django/db/utils.py:99) 9000",
+    ]
+
+
+def test_speedscope_gets_frames_samples_and_weights() -> None:
+    """By its schema, see `SPEEDSCOPE_SCHEMA`: what it requires, and no more."""
+    profile = calls.speedscope(two_instances(), "/shop", "isowsgi")
+    [sampled] = profile["profiles"]
+
+    assert set(profile) == {"$schema", "name", "exporter", "activeProfileIndex", "shared", "profiles"}
+    assert set(sampled) == {"type", "name", "unit", "startValue", "endValue", "samples", "weights"}
+    assert (sampled["type"], sampled["unit"], sampled["startValue"], sampled["endValue"]) == ("sampled", "microseconds", 0, 10_000)
+    names = [frame["name"] for frame in profile["shared"]["frames"]]
+    assert [[names[each] for each in stack] for stack in sampled["samples"]] == [["GET /page", "page"], ["GET /page", "page", "execute"]]
+    assert sampled["weights"] == [1000, 9000]
+    assert profile["shared"]["frames"][0] == {"name": "GET /page"}
+    assert profile["shared"]["frames"][1] == {"name": "page", "file": "/srv/shop/views.py", "line": 12}
+
+
+def test_a_flame_graph_has_each_call_with_all_below_it() -> None:
+    tree = calls.nested(two_instances(), "/shop", "/srv")
+    [request] = tree["children"]
+    [view] = request["children"]
+
+    assert (tree["value"], request["value"], view["value"], view["children"][0]["value"]) == (10_000, 10_000, 10_000, 9000)
+    assert (request["kind"], view["kind"], view["children"][0]["kind"]) == ("request", "app", "library")
+
+
+def test_no_name_of_an_apps_gets_out_of_the_page() -> None:
+    root = Call()
+    calls.add(root, told([("</script><script>alert(1)", "@title@", 1)], [[-1, 0, 10]]))
+    page = flamegraph.page("<b>", "a & b", calls.nested(root, "<i>", ""), flamegraph.table("t", ("x",), [("<td>",)]))
+
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 3
+    assert "<h1>&lt;b&gt;</h1>" in page
+    assert "&lt;td&gt;" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "src=" not in page
+
+
+DEEP = [[number - 1, 0, 1] for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{" * 100_000,
+        told([VIEW], [[0, 0, 1]]),
+        told([VIEW], [[-2, 0, 1]]),
+        told([VIEW], [[-1, 1, 1]]),
+        told([VIEW], [[-1, 0, -1]]),
+        told([VIEW], [[-1, 0]]),
+        told([["f", "g"]], []),
+        told([VIEW], DEEP),
+        told([VIEW], [], samples="many"),
+    ],
+)
+def test_what_is_no_profile_is_refused_whole(text: str) -> None:
+    root = Call()
+    with pytest.raises(Malformed):
+        calls.add(root, text)
+
+    assert root == Call()
+
+
+@pytest.mark.parametrize(
+    ("file", "is_apps", "shown"),
+    [
+        ("/srv/shop/views.py", True, "shop/views.py:3"),
+        ("/srv/shop/lib/python3.14/site-packages/django/x.py", False, "django/x.py:3"),
+        ("/usr/lib/python3.14/json/decoder.py", False, "json/decoder.py:3"),
+        ("/usr/lib/python3/dist-packages/flask/app.py", False, "flask/app.py:3"),
+        ("<frozen importlib._bootstrap>", False, "<frozen importlib._bootstrap>:3"),
+        ("/elsewhere/templates/a.html", True, "/elsewhere/templates/a.html:3"),
+    ],
+)
+def test_the_apps_own_lines_are_told_from_libraries(file: str, is_apps: bool, shown: str) -> None:
+    frame = Frame("f", file, 3)
+
+    assert (frame.is_apps, frame.place("/srv")) == (is_apps, shown)
