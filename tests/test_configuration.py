@@ -203,6 +203,26 @@ def test_hosts_that_are_wrong_or_taken_are_told(read: Write, text: str, expected
     assert faults(read, f"[mounts]\n{text}\n") == expected
 
 
+def test_a_redirect_has_no_app_and_nothing_of_the_defaults(read: Write) -> None:
+    text = '[defaults]\ngroup = "g"\nenv = { A = "1" }\n[mounts]\n"/" = { redirect = "https://a.example{path}", hosts = "b.example" }\n'
+    (only,) = read(text).mounts
+
+    assert (only.pattern, only.redirect, only.status, str(only.app)) == ("b.example/", "https://a.example{path}", 302, "-")
+    assert (only.group, only.env, only.lazy) == (None, {}, True)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ('redirect = "/{path}"', "redirect: expected an address such as "),
+        ('redirect = "/new{path}"\nstatus = 200', "status: expected one of 301, 302, 303, 307, 308, got 200"),
+        ('redirect = "/new{path}"\nthreads = 2', "threads: unknown key; expected one of hosts, redirect, status"),
+    ],
+)
+def test_a_redirect_that_is_wrong_is_told(read: Write, table: str, expected: str) -> None:
+    assert faults(read, f'[mounts."/old"]\n{table}\n')[0].startswith(f'mounts."/old".{expected}')
+
+
 @pytest.mark.parametrize(
     ("written", "target", "call"),
     [
@@ -427,9 +447,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, env, env_file, group, hosts, idle_timeout, instances, isolation, lazy, log, max_age, max_requests, "
-    "max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, "
-    "queue, queue_timeout, replace, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
+    "app, body_timeout, boot_timeout, env, env_file, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, max_age, "
+    "max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, "
+    "pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'

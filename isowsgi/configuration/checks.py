@@ -104,6 +104,27 @@ def one_of(value: Any, *, names: tuple[str, ...]) -> str:
     return typed(str, value)
 
 
+def one_of_numbers(value: Any, *, numbers: tuple[int, ...]) -> int:
+    if typed(int, value) not in numbers:
+        raise Fault(f"expected one of {', '.join(map(str, numbers))}, got {spelt(value)}")
+    return typed(int, value)
+
+
+def redirect(value: Any) -> str:
+    """Check where a mount's requests are sent; nothing that a client sends may choose the host."""
+    example = 'expected an address such as "https://www.example.com{path}" or "/new{path}"'
+    if not typed(str, value).isascii() or not value.isprintable() or not set(' "<>\\^`|').isdisjoint(value):
+        raise Fault(f"{example}, percent-encoded where it holds other characters, got {spelt(value)}")
+    fixed, _, rest = value.partition("{path}")
+    if set("{}") & set(fixed + rest):
+        raise Fault(f"{{path}} may stand in it once, and no other brace, got {spelt(value)}")
+    if "#" in value or "?" in fixed:
+        raise Fault(f"expected no fragment, and {{path}} before the query, got {spelt(value)}")
+    if not re.match(r"https?://[^/?@]+(/|\?|$)|/(?!/)[^?]*", fixed) or (fixed == "/" and fixed != value):
+        raise Fault(f"{example}, got {spelt(value)}: a client must not be able to choose the host")
+    return typed(str, value)
+
+
 def url_path(value: Any) -> str:
     if not typed(str, value).startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
         raise Fault(f"expected a path below the mount as a browser sends it, such as '/health', got {spelt(value)}")

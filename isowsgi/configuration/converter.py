@@ -47,6 +47,9 @@ from isowsgi.configuration.tables import (
     PolicyValue,
     PolicyWord,
     Python,
+    RedirectStatus,
+    RedirectTable,
+    RedirectTarget,
     Replace,
     Seconds,
     Switch,
@@ -55,7 +58,7 @@ from isowsgi.configuration.tables import (
     Venv,
     settings_of,
 )
-from isowsgi.configuration.values import CRASH_ACTIONS, MAX_COUNT, MAX_INSTANCES, MAX_THREADS, REPLACE_ORDERS, App
+from isowsgi.configuration.values import CRASH_ACTIONS, MAX_COUNT, MAX_INSTANCES, MAX_THREADS, REDIRECT_STATUSES, REPLACE_ORDERS, App
 from isowsgi.shared import policies
 
 
@@ -82,7 +85,7 @@ def make_converter(
     kinds[Mounts] = lambda value: _mounts(converter, some(value), seen, where)
     for kind, check in kinds.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
-    long_form = table_check(MountTable)  # only now: it looks its fields' checks up at once
+    long_form, redirect_form = table_check(MountTable), table_check(RedirectTable)  # only now: they look their fields' checks up at once
     given = _sound_defaults(converter, defaults)
 
     def mount_check(value: Any, kind: Any) -> Any:
@@ -90,6 +93,8 @@ def make_converter(
             raise wrong_type("an app (a string) or a table", value)
         if isinstance(value, str):
             return MountTable(app=checks.app(value, folder=folder))
+        if "redirect" in value and "app" not in value:
+            return redirect_form(value, RedirectTable)
         table = long_form(value, kind)
         # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
         said = settings_of(table)
@@ -160,6 +165,8 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Globs: lambda value: tuple(checks.one_or_more(converter, value, Glob)),
         HostName: checks.host_name,
         HostNames: lambda value: tuple(checks.one_or_more(converter, value, HostName)),
+        RedirectTarget: checks.redirect,
+        RedirectStatus: partial(checks.one_of_numbers, numbers=REDIRECT_STATUSES),
         MountHost: checks.mount_host,
         MountHosts: lambda value: checks.mount_hosts(converter, value, MountHost),
     }

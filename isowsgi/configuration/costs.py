@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # Settings of a mount that only the worker obeys; `warmup` and `boot_timeout` from the next load on.
 _OF_THE_WORKER = frozenset({
-    "boot_timeout", "hosts", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "replace", "touch",
-    "warmup",
+    "boot_timeout", "hosts", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "redirect", "replace",
+    "status", "touch", "warmup",
 })  # fmt: skip
 
 # Settings that the instances are told, by `messages.Limits`.
@@ -55,6 +55,8 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
         cost = Cost.IN_PLACE if group in befores and all(_goes_on(old.mounts[each], new.mounts[each]) for each in group) else Cost.LOAD
         settings = new.mounts[group[0]]
         replaced = [old.mounts[each] for each in group if each in old.mounts]
+        if settings.get("redirect"):
+            cost = Cost.IN_PLACE  # there is nothing to load
         if cost is Cost.LOAD and any(each.get("isolation") == '"main"' for each in [*replaced, settings]):
             cost = Cost.SIGHUP
         elif cost is Cost.LOAD and any(each.get("replace") == '"stop-first"' for each in replaced):

@@ -112,11 +112,11 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Setting, .
 
 def _said(table: Any, salt: str) -> Settings:
     """Return what differs from the defaults of a table's class; of a mapping, each of its names by itself."""
-    said = {}
+    said: Settings = {}
     for field in attrs.fields(type(table)):
         value = getattr(table, field.name)
         if field.name == "app":
-            said["app"] = text_of(f"{value.target}:{value.call}")
+            said |= {"app": text_of(f"{value.target}:{value.call}")} if value.target else {}
         elif field.name == "env":
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
         elif isinstance(value, Mapping):

@@ -16,10 +16,7 @@ from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
 from isowsgi.configuration.merging import mounts_of, named
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import IncludedTables, settings_of
-from isowsgi.configuration.values import App, Config, Mount
-
-# What stands for the app of a mount that cannot be read; people see "-". It is never loaded.
-_NO_APP = App(kind="module", target="", call="")
+from isowsgi.configuration.values import NO_APP, Config, Mount
 
 
 def files(patterns: Iterable[str], folder: str) -> list[str]:
@@ -34,7 +31,7 @@ def files(patterns: Iterable[str], folder: str) -> list[str]:
 
 def faulty_mount(pattern: str, host: str, prefix: str, hosts: Iterable[str], file: str, fault: str) -> Mount:
     """Return what stands for a mount that cannot be read: it is answered 503, so that no other mount gets its requests."""
-    return Mount(pattern=pattern, host=host, prefix=prefix, hosts=tuple(hosts), app=_NO_APP, file=file, fault=fault)
+    return Mount(pattern=pattern, host=host, prefix=prefix, hosts=tuple(hosts), app=NO_APP, file=file, fault=fault)
 
 
 def keep_faulty(new: Config, old: Config) -> Config:

@@ -6,8 +6,8 @@ from typing import Any
 from isowsgi.configuration import checks, groups, pythons
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
-from isowsgi.configuration.tables import Mounts, settings_of
-from isowsgi.configuration.values import MAIN_GROUP, Mount
+from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
+from isowsgi.configuration.values import MAIN_GROUP, NO_APP, Mount
 
 
 def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
@@ -26,11 +26,14 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
     faults: list[Exception] = []
     merged = _join_groups(own, defaults, written, faults)
     mounts: list[Mount] = []
-    for (addresses, _), text, said, table in zip(tables, written, merged, own, strict=True):
+    for (addresses, table), text, said, keys in zip(tables, written, merged, own, strict=True):
+        if isinstance(table, RedirectTable):
+            mounts.append(Mount(number=len(mounts), app=NO_APP, lazy=True, **settings_of(table) | named(addresses)))
+            continue
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in joint_faults(values):
-            faults.append(at(("mounts", text, key) if key in table else ("defaults", key) if key in defaults else ("mounts", text), fault))
+            faults.append(at(("mounts", text, key) if key in keys else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
         mounts.append(Mount(number=len(mounts), **values | named(addresses)))
     if faults:
@@ -42,6 +45,8 @@ def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: l
     """Give each mount what the others of its group say; contradictions are added to `faults`."""
     members: dict[str, list[int]] = {}
     for number, said in enumerate(own):
+        if "redirect" in said:
+            continue
         both = defaults | said
         name = MAIN_GROUP if both.get("isolation") == "main" else both.get("group")
         if both.get("isolation") == "main" and "group" in both:

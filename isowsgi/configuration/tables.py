@@ -5,7 +5,7 @@ from typing import Any, NewType
 import attrs
 
 from isowsgi.configuration.checks import Pattern
-from isowsgi.configuration.values import CRASH_WINDOW_S, CRASHES, HEAD_TIMEOUT_S, MAX_LEAKED, MAX_STUCK, App
+from isowsgi.configuration.values import CRASH_WINDOW_S, CRASHES, HEAD_TIMEOUT_S, MAX_LEAKED, MAX_STUCK, REDIRECT_STATUS, App
 
 # Each kind of value has its own type, by which cattrs finds its check; None: not set.
 
@@ -46,6 +46,8 @@ Globs = NewType("Globs", tuple[str, ...])
 HostName = NewType("HostName", str)
 HostNames = NewType("HostNames", tuple[str, ...])
 MountHost = NewType("MountHost", str)
+RedirectTarget = NewType("RedirectTarget", str)
+RedirectStatus = NewType("RedirectStatus", int)
 MountHosts = NewType("MountHosts", tuple[str, ...])
 
 
@@ -87,11 +89,21 @@ class Settings:
     on_crash: OnCrash | None = None
     preload: Modules | None = None
     policy: Policy | None = None
+    https_only: Switch | None = None
 
 
 @attrs.frozen(kw_only=True)
 class MountTable(Settings):
     app: App
+    hosts: MountHosts | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RedirectTable:
+    """A mount without an app."""
+
+    redirect: RedirectTarget
+    status: RedirectStatus = RedirectStatus(REDIRECT_STATUS)
     hosts: MountHosts | None = None
 
 
@@ -124,7 +136,7 @@ class StatusTable:
 
 
 # The addresses of each mount, its pattern first, and what is said of it.
-Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable], ...])
+Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable | RedirectTable], ...])
 
 
 @attrs.frozen(kw_only=True)
@@ -146,7 +158,7 @@ class IncludedTables:
     defaults: Settings = Settings()
 
 
-def settings_of(table: Settings) -> dict[str, Any]:
+def settings_of(table: Settings | RedirectTable) -> dict[str, Any]:
     """Return what a table says, the variables of its files among its environment."""
     said = {name: value for name, value in attrs.asdict(table, recurse=False).items() if value is not None}
     env = said.pop("env_file", {}) | said.get("env", {})

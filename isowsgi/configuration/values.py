@@ -28,6 +28,8 @@ CRASH_WINDOW_S = 600.0
 HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
 REPLACE_ORDERS = ("load-first", "stop-first")
 CRASH_ACTIONS = ("quarantine", "process", "serve")
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)  # RFC 9110 section 15.4, those that lead to another address
+REDIRECT_STATUS = 302  # what Apache and Caddy answer where nothing is said: no browser remembers it
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
 
@@ -43,6 +45,10 @@ class App:
     def __str__(self) -> str:
         """Return it as people read it, and as it may be written in the config file."""
         return f"{self.target}:{self.call}" if self.target else "-"
+
+
+# What stands for the app of a mount that has none; people see "-". It is never loaded.
+NO_APP = App(kind="module", target="", call="")
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +96,9 @@ class Mount:
     fault: str = ""  # of that file, if it has any: the mount is not served then
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
+    https_only: bool = False  # whether requests that came without TLS are sent to the same address with it
+    redirect: str = ""  # where its requests are sent, by the acceptor; it has no app then
+    status: int = REDIRECT_STATUS  # of that answer
 
     @property
     def sharing(self) -> tuple[str, str]:

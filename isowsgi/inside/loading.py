@@ -68,6 +68,8 @@ class Loader:
         self.whose = ""
         if order.hooks:  # before the app is loaded, see `private`
             from isowsgi.inside import hooks  # noqa: F401 # most mounts have none, and need not pay for it
+        if any(member.https_only for member in order.members):  # as well
+            from isowsgi.inside import httpsonly  # noqa: F401
 
     def gateways(self) -> dict[int, Gateway]:
         """Load the apps, then the hooks, and ask for the warm-up requests; return what calls each app, by its mount's number."""
@@ -116,6 +118,10 @@ class Loader:
         }
         if (status := order.status) is not None:
             extra["isowsgi.status"] = {"host": status.host, "allow": status.allow, "hosts": status.hosts, "board": self._board_fd}
+        if member.https_only:
+            from isowsgi.inside.httpsonly import HttpsOnly  # late, as in __init__
+
+            app = HttpsOnly(app)
         prefix = next(route.prefix for route in order.serving.routes if route.mount == member.mount)
         parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._on_exception)
         if self.hooks is None or not self.hooks.for_requests:

@@ -101,10 +101,7 @@ class BootOrders:
             tag=_tag(mount, generation, slot),
             generation=generation,
             isolation=isolation,
-            members=[
-                Member(mount=member.number, pattern=member.pattern, app=_app(member.app, target), warmup=member.warmup)
-                for member, target in zip(members, paths.targets, strict=True)
-            ],
+            members=[_member(member, target) for member, target in zip(members, paths.targets, strict=True)],
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
             loading=self._loading(mount, extensions, is_replacement),
@@ -198,6 +195,11 @@ def limits_of(mount: Mount) -> Limits:
 
 def _status_page(mount: Mount, status: Status) -> StatusPage:
     return StatusPage(host=mount.host, allow=list(status.allow), hosts=[*status.hosts, *mount.hosts])
+
+
+def _member(mount: Mount, target: str) -> Member:
+    app = _app(mount.app, target)
+    return Member(mount=mount.number, pattern=mount.pattern, app=app, warmup=mount.warmup, https_only=mount.https_only)
 
 
 def _app(app: App, target: str) -> messages.App:

@@ -16,6 +16,16 @@ UNAVAILABLE = "503 Service Unavailable"
 TIMED_OUT = "504 Gateway Timeout"
 
 
+# Redirects, by their numbers.
+MOVED = {
+    301: "301 Moved Permanently",
+    302: "302 Found",
+    303: "303 See Other",
+    307: "307 Temporary Redirect",
+    308: "308 Permanent Redirect",
+}
+
+
 def plain(status: str, text: str = "", retry_after_s: int | None = None) -> bytes:
     """Return an answer in plain text.
 
@@ -26,16 +36,21 @@ def plain(status: str, text: str = "", retry_after_s: int | None = None) -> byte
     return _answer(status, "text/plain", f"{text or status}\n".encode(), retry_after_s)
 
 
-def page(status: str, text: str, retry_after_s: int | None = None) -> tuple[bytes, int]:
-    """Return an answer as a web page, and the length of its body."""
+def page(status: str, text: str, retry_after_s: int | None = None, location: str = "") -> tuple[bytes, int]:
+    """Return an answer as a web page, and the length of its body.
+
+    Args:
+        location: where to go instead; no line end may be in it.
+    """
     import html  # late: the apps' interpreters have no pages to make
 
     reason = status.partition(" ")[2]
     body = f"<!doctype html>\n<title>{status}</title>\n<h1>{reason}</h1>\n<p>{html.escape(text)}</p>\n".encode()
-    return _answer(status, "text/html; charset=utf-8", body, retry_after_s), len(body)
+    return _answer(status, "text/html; charset=utf-8", body, retry_after_s, location), len(body)
 
 
-def _answer(status: str, content_type: str, body: bytes, retry_after_s: int | None) -> bytes:
+def _answer(status: str, content_type: str, body: bytes, retry_after_s: int | None, location: str = "") -> bytes:
+    place = f"Location: {location}\r\n" if location else ""
     retry = "" if retry_after_s is None else f"Retry-After: {retry_after_s}\r\n"
-    head = f"HTTP/1.1 {status}\r\nConnection: close\r\n{retry}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status}\r\nConnection: close\r\n{retry}{place}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

@@ -32,6 +32,7 @@ class Member(Value):
     pattern: str
     app: App
     warmup: str | None
+    https_only: bool = False
 
 
 class Host(Value):

@@ -149,6 +149,15 @@ class Peeker:
             self._matched[host, path] = mount
         return mount
 
+    def address(self, head: bytes, peer: Any) -> tuple[str, str]:
+        """Return the path of a complete head, as it was sent but without a SCRIPT_NAME that goes before all, and its query.
+
+        Raises:
+            gunicorn.http.errors.ParseException: as `look`.
+        """
+        request = self.parse(head, peer)
+        return request.path.removeprefix(dict(request.headers).get("SCRIPT_NAME", self._script_name)), request.query
+
     def parse(self, data: bytes, peer: Any) -> Request:
         """Return gunicorn's reading of a head."""
         # The request's number on its connection only matters to the PROXY protocol, whose header is gone before the first one.

@@ -159,6 +159,8 @@ class Deployment:
 
     def state(self) -> str:
         """Return in a word how it is; the only answer to that, for the status page, the commands, the metrics and the log."""
+        if self.mount.redirect:
+            return "serving"
         if self.is_quarantined or self.is_stopped:
             return "quarantined" if self.is_quarantined else "stopped"
         if self.is_asleep():
@@ -375,7 +377,7 @@ class Deployment:
 def facts_of(deployment: Deployment, mount: Mount) -> dict[str, Any]:
     """Return what both the status page and `isowsgi status` say of a mount, as JSON has it."""
     return {
-        "app": str(mount.app),
+        "app": f"redirect to {mount.redirect}" if mount.redirect else str(mount.app),
         "isolation": deployment.siting.isolation,
         "reason": deployment.siting.why(),
         "group": mount.group,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
 from gunicorn.http.errors import ParseException
 
-from isowsgi.shared import answers
+from isowsgi.configuration import Mount
+from isowsgi.shared import answers, redirects
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
 from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
@@ -87,6 +88,7 @@ class Dispatcher:
         self._origins = origins
         self._has_tls = has_tls
         self._proxy_header = proxy_header
+        self.redirects: Mapping[int, Mount] = {}  # mounts that have no app, by their numbers; the table sets these
         self._is_holding = False  # whether held connections will be looked at
 
     def set_table(self, router: Router, head_timeout_s: float) -> None:
@@ -134,6 +136,8 @@ class Dispatcher:
             self._wait_for_more(client, data)
         elif look.mount is None:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
+        elif look.mount in self.redirects:
+            self._redirect(client, data[: look.length], self.redirects[look.mount])
         else:
             self._dispatch(client, data, look.mount)
 
@@ -179,6 +183,15 @@ class Dispatcher:
                 client.is_held = True
                 self._park(client, mount)
                 self._look_at_held_soon()
+
+    def _redirect(self, client: Client, head: bytes, mount: Mount) -> None:
+        try:
+            location = redirects.location(mount.redirect, len(mount.prefix), *self._peeker.address(head, client.peer))
+        except ParseException as exc:
+            self._refuse(client, exc)
+            return
+        status = answers.MOVED[mount.status]
+        self._answer(client, head, status, f"This address has moved to {location}", mount.number, location=location)
 
     def _park(self, client: Client, mount: int) -> None:
         client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf

@@ -52,17 +52,25 @@ class Replies:
         self._clients.linger(client)
 
     def answer(
-        self, client: Client, data: bytes, status: str, text: str, mount: int | None = None, retry_after_s: int | None = None
+        self,
+        client: Client,
+        data: bytes,
+        status: str,
+        text: str,
+        mount: int | None = None,
+        retry_after_s: int | None = None,
+        location: str = "",
     ) -> None:
         """Answer a request.
 
         Args:
             data: what has come of it.
             mount: for which it is counted; None: it is none's.
+            location: see `answers.page`.
         """
         row = self._row if mount is None else self._board.mount_row(mount)
         row.count_response(int(status[:3]))
-        answer, length = answers.page(status, text, retry_after_s)
+        answer, length = answers.page(status, text, retry_after_s, location)
         try:
             client.sock.send(answer[:-length] if data.startswith(b"HEAD ") else answer, socket.MSG_DONTWAIT)
         except OSError:  # its buffer is full of answers it never read, or it is gone

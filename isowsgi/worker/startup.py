@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from isowsgi.configuration import Mount
 from isowsgi.instances.bootorder import BootOrders
-from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_mib
 from isowsgi.worker.supervisor import Supervisor
 
@@ -58,10 +58,11 @@ def rows(deployments: list[Deployment], orders: BootOrders, grown_mib: int) -> l
 def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -> Row:
     serving = deployment.slots.serving()
     threads = str(orders.threads_of(mount))
-    state, isolation = deployment.state(), deployment.siting.isolation
+    facts = facts_of(deployment, mount)
+    state, isolation = deployment.state(), deployment.siting.isolation if not mount.redirect else "-"
     return Row(
         mount=mount.pattern,
-        app=str(mount.app),
+        app=facts["app"],
         state="lazy" if state == "asleep" else state,
         isolation=isolation if mount.group is None else f"{isolation}, group {mount.group}",
         why=deployment.siting.why(),

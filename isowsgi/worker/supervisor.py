@@ -105,6 +105,7 @@ class Supervisor:
         """Have all who look at the table see another one."""
         assert self._acceptor is not None, "mounts were started"
         self._acceptor.dispatcher.set_table(table.router, table.config.head_timeout)
+        self._acceptor.dispatcher.redirects = table.redirects
         if self._reporter is not None:
             self._reporter.mounts = table.mounts
 
@@ -112,6 +113,7 @@ class Supervisor:
         """Boot every mount that is not lazy."""
         self._workshop.start(acceptor)
         self._acceptor = acceptor
+        acceptor.dispatcher.redirects = self.table.redirects
         self._reporter = Reporter(self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()

@@ -1,4 +1,4 @@
-"""One app at many hosts, and wildcard hosts: each request reaches the mount that its host names, on connections that are kept open too."""
+"""Hosts, wildcards and redirects: each request reaches the mount that its host names, on connections that are kept open too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from typing import Any
+
+import pytest
 
 from tests.conftest import DEADLINE_S, ROOT, Server, shared_server
 from tests.raw import Client
@@ -20,8 +22,11 @@ threads = 1
 "*.example/" = "hello:environ"
 "shop.example/" = { app = "hello:environ", hosts = ["www.shop.example", "shop.test"] }
 "shop.example/v1" = { app = "hello:environ", isolation = "process", hosts = ["*.test"] }
+"old.example/" = { redirect = "https://www.example.com{path}", status = 301, hosts = ["older.example"] }
+"/moved" = { redirect = "/v2{path}" }
+"/secure" = { app = "hello:environ", https_only = true, warmup = "/" }
 """
-server = shared_server(CONFIG, wait_for=4)
+server = shared_server(CONFIG, wait_for=5)
 
 
 def asked(client: Client, host: str, path: str) -> dict[str, Any]:
@@ -68,3 +73,49 @@ def test_another_host_is_taken_up_while_the_app_and_its_connections_go_on(server
         seen = [asked(client, host, "/") for host in hosts]
     assert [each["isowsgi.mount"] for each in seen] == ["shop.example/", "/", "shop.example/"]
     assert seen[0]["isowsgi.generation"] == before["isowsgi.generation"]
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "status", "location"),
+    [
+        ("old.example", "/a%2Fb?x=1", 301, "https://www.example.com/a%2Fb?x=1"),
+        ("old.example", "//evil.example/%0d%0aX: y", 400, None),
+        ("old.example", "//evil.example/%0d%0a", 301, "https://www.example.com//evil.example/%0d%0a"),
+        ("OLD.example:80", "http://old.example/x", 301, "https://www.example.com/x"),
+        ("older.example", "/", 301, "https://www.example.com/"),
+        ("x.test", "/moved/%C3%A9?q", 302, "/v2/%C3%A9?q"),
+        ("x.test", "/moved", 302, "/v2"),
+        ("x.test", "/secure/a?b", 301, "https://x.test/secure/a?b"),
+    ],
+)
+def test_a_request_is_sent_elsewhere_without_an_app(server: Server, host: str, target: str, status: int, location: str | None) -> None:
+    with Client(server) as client:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        answer = client.answer()
+
+    assert (answer.status, answer.fields.get("location")) == (status, location)
+
+
+def test_what_came_by_a_trusted_proxys_tls_reaches_the_app_and_what_follows_on_the_connection_need_not(server: Server) -> None:
+    with Client(server) as client:
+        for proto, status in (("https", 200), ("http", 301), ("https", 200)):
+            client.send(f"GET /secure HTTP/1.1\r\nHost: x.test\r\nX-Forwarded-Proto: {proto}\r\n\r\n")
+            assert client.answer().status == status
+
+
+def test_a_redirect_is_a_mount_that_serves_and_has_nothing_to_load(server: Server) -> None:
+    command = [sys.executable, "-m", "isowsgi"]
+    where: dict[str, Any] = {
+        "cwd": server.folder,
+        "env": {"PYTHONPATH": str(ROOT)},
+        "capture_output": True,
+        "text": True,
+        "timeout": DEADLINE_S,
+    }
+
+    status = subprocess.run([*command, "status", "--json"], check=True, **where)
+    refused = subprocess.run([*command, "reload", "/moved"], check=False, **where)
+
+    (moved,) = [mount for mount in json.loads(status.stdout)["workers"][0]["mounts"] if mount["mount"] == "/moved"]
+    assert (moved["app"], moved["state"], moved["instances"]) == ("redirect to /v2{path}", "serving", [])
+    assert (refused.returncode, "has no app" in refused.stdout + refused.stderr) == (1, True)

@@ -96,7 +96,7 @@ def check(
     orders = BootOrders(gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
     reports = []
     for mount in config.mounts:
-        if not patterns or mount.pattern in patterns:
+        if not mount.redirect and (not patterns or mount.pattern in patterns):
             group = [member for member in config.mounts if member.group and member.group == mount.group]
             order = orders.write(group or [mount], mount.isolation, 0, 0, 0)
             limit_s = timeout_s or mount.boot_timeout

@@ -105,7 +105,7 @@ class Commands:
 
     def _status(self, request: controlmessages.Status) -> Errand:
         deployments = self._supervisor.deployments if request.mount is None else [self._deployment(request.mount)]
-        wanted = None if request.mount is None else request.mount.removesuffix("/") or "/"
+        wanted = None if request.mount is None else {request.mount, request.mount.removesuffix("/")}
         now = time.monotonic()
         return WorkerStatus(
             python=interpreters.version_text(),
@@ -115,7 +115,7 @@ class Commands:
                 self._status_of(deployment, member, now)
                 for deployment in deployments
                 for member in deployment.members
-                if wanted in (None, member.pattern)
+                if wanted is None or member.pattern in wanted
             ],
         )
         yield  # never reached: makes this function a generator, as the others are
@@ -149,6 +149,7 @@ class Commands:
 
     def _stop(self, request: controlmessages.Stop) -> Errand:
         deployment = self._deployment(request.mount)
+        _refuse_redirect(deployment)
         deployment.halt(time.monotonic())
         self._mark(deployment)
         while any(instance.state is not State.STUCK for instance in deployment.slots.all()):
@@ -222,6 +223,7 @@ class Commands:
                 self._marks.set(member.pattern, deployment.is_stopped)
 
     def _refuse_quarantined(self, deployment: Deployment) -> None:
+        _refuse_redirect(deployment)
         if deployment.is_quarantined:
             raise Refusal(
                 "quarantined", f"{deployment.mount.pattern} crashed its worker too often and is quarantined until gunicorn reloads (SIGHUP)"
@@ -277,6 +279,11 @@ class Commands:
             parts.append(report.text)
         if report.is_last:
             self._complete[report.ask].add(instance)
+
+
+def _refuse_redirect(deployment: Deployment) -> None:
+    if deployment.mount.redirect:
+        raise Refusal("failed", f"{deployment.mount.pattern} has no app: its requests are sent to {deployment.mount.redirect}")
 
 
 def _stacks_of(instance: Instance, text: str, is_complete: bool, now: float) -> InstanceStacks:
