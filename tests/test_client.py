@@ -97,11 +97,18 @@ MOUNT = {
     "mount": ESCAPES, "app": ESCAPES, "isolation": ESCAPES, "reason": ESCAPES, "group": None, "state": ESCAPES, "generation": 1,
     "reloads": 0, "stuck": 0, "retry_in_s": None, "instances": [INSTANCE], "last_error": {"at": 1e300, "kind": ESCAPES, "error": ESCAPES},
 }  # fmt: skip
+GROUP = {
+    **dict.fromkeys(("kind", "type", "place", "request", "error", "details"), ESCAPES),
+    "count": 1,
+    "first": 1.5,
+    "at": 1e30,
+    "generation": 1,
+}
 ANSWERS: dict[str, dict[str, Any]] = {
     "status": {"python": ESCAPES, "up_s": 1.5, "rss_mib": 1, "mounts": [MOUNT]},
     "reload": {"mount": ESCAPES, "outcome": ESCAPES, "generation": 1, "text": ESCAPES},
     "stacks": {"instances": [{**INSTANCE, **STACKS}]},
-    "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT]},
+    "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT], "groups": [GROUP]},
     "table": {"salt": "", "tables": {ESCAPES: {}}, "mounts": [{"mount": ESCAPES, "settings": {ESCAPES: ESCAPES}}]},
 }
 REQUESTS: dict[str, controlmessages.Request[Any]] = {

@@ -13,6 +13,7 @@ import pytest
 from isowsgi.inside import extensions
 from isowsgi.inside.extensions import stamp_of
 from isowsgi.shared import interpreters, loadfailures, messages
+from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.messages import BootOrder
 from tests.conftest import DEADLINE_S, ROOT
 from tests.orders import copy_extension, order_for, with_values
@@ -262,4 +263,4 @@ def test_a_boot_that_fails_with_a_very_long_text_is_still_the_apps_failure(tmp_p
 
     assert state == "failed"
     assert error.startswith("ValueError: xxx")
-    assert len(error) <= messages.MAX_ERROR_CHARS
+    assert len(error) <= MAX_ERROR_CHARS

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 import isowsgi
 from isowsgi.shared import messages
+from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.messages import (
-    MAX_ERROR_CHARS,
     MAX_PACKET_BYTES,
+    Broken,
     Closed,
     Descriptors,
     Drain,
     Failed,
-    Raised,
     Ready,
     Reopen,
     Stacks,
@@ -117,11 +117,11 @@ def test_a_packet_that_was_cut_is_refused() -> None:
 )
 def test_no_value_of_a_field_is_taken_that_is_not_of_its_type(value: Any) -> None:
     try:
-        report = messages.decode_report(json.dumps({"is": "Raised", "request": "", "error": value, "traceback": ""}).encode())
+        report = messages.decode_report(json.dumps({"is": "Broken", "thread": "", "error": value, "traceback": ""}).encode())
     except MessageError:
         assert not isinstance(value, str)
     else:
-        assert isinstance(report, Raised)
+        assert isinstance(report, Broken)
         assert isinstance(report.error, str)
 
 

@@ -16,8 +16,9 @@ import click
 
 from isowsgi.cli import asking, client, comparison
 from isowsgi.cli.answers import Told, for_people
+from isowsgi.cli.errors import errors
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, MountErrors, MountStacks, MountStatus, Outcome, Request, WorkerStatus
+from isowsgi.shared.controlmessages import Error, MountStacks, MountStatus, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
@@ -108,20 +109,6 @@ def stacks(pattern: str, workers: list[Place], as_json: bool) -> None:
     if not as_json:
         for told in for_people(answers):
             _print_stacks(told)
-    sys.exit(asking.exit_code(answers))
-
-
-@click.command(short_help="Show the latest errors of one app.")
-@asking.one_mount
-@asking.as_json
-def errors(pattern: str, workers: list[Place], as_json: bool) -> None:
-    """Show why one mount's app last failed to load, and its latest exceptions."""
-    answers = client.ask(workers, controlmessages.Errors(mount=pattern), asking.TIMEOUT_S)
-    if as_json:
-        asking.print_json(answers)
-    asking.fail_on_bad_input(answers)
-    if not as_json:
-        _print_errors(for_people(answers))
     sys.exit(asking.exit_code(answers))
 
 
@@ -229,19 +216,6 @@ def _print_stacks(told: Told[MountStacks]) -> None:
         if instance.problem:
             click.echo(f"  {instance.problem}")
         click.echo(instance.stacks.rstrip() + "\n" if instance.stacks else "")
-
-
-def _print_errors(answers: Sequence[Told[MountErrors]]) -> None:
-    for line in asking.silent(answers):
-        click.echo(line, err=True)
-    told = [(each.place.worker, each.answer) for each in answers if not isinstance(each.answer, Error)]
-    found = [(incident, pid) for pid, answer in told for incident in [answer.boot, *answer.requests] if incident]
-    if not found and told:
-        click.echo("no errors so far")
-    for incident, pid in sorted(found, key=lambda pair: pair[0].at):
-        what = "could not be loaded" if incident.kind == "boot" else incident.request
-        click.echo(f"{_when(incident.at)} worker {pid}, {incident.tag}: {what}: {incident.error}")
-        click.echo(incident.details.rstrip() + "\n")
 
 
 def _when(at: float) -> str:

@@ -24,6 +24,7 @@ from isowsgi.inside import closing, environment, extensions, forks, leftovers, l
 from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
+from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.files import FileWatch
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
@@ -148,9 +149,9 @@ class Instance:
             self._containment,
             self._stacks,
             report=lambda report: self._control.report(report),
-            report_if_room=lambda report: self._control.report_if_room(report),
         )
-        self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._told.exception)
+        self._book = ErrorBook(_package_of(member.app) for member in order.members)
+        self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
         self._profiler = Profiler(lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
@@ -188,7 +189,7 @@ class Instance:
 
     def run(self) -> bool:
         """Be the instance until it has ended; return whether no thread is left."""
-        control = threading.Thread(target=self._guarded, args=(self._control.run,), name="isowsgi-control", daemon=True)
+        control = threading.Thread(target=self._guarded, args=(self._book.within, self._control.run), name="isowsgi-control", daemon=True)
         control.start()
         self._run_threads()
         if self._loader.hooks is not None:
@@ -199,6 +200,7 @@ class Instance:
         left = 0 if is_main else closing.threads_left()
         if left and self._must_free:
             left = leftovers.end_threads({control.ident, threading.main_thread().ident}, lambda: _thread._count() - 1)
+        self._book.flush(self._control.report)
         if not left:
             self._control.end()
             control.join()
@@ -268,7 +270,7 @@ class Instance:
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)
-        self._runner.work(service)
+        self._book.within(self._runner.work, service)
 
     def _jobs_in_flight(self) -> dict[int, str]:
         jobs = self._service.jobs if self._service is not None else []
@@ -296,6 +298,7 @@ class Instance:
             self._stacks,
             self._control_rows,
             self._containment,
+            self._book.add,
         )
         # Whichever comes last, this or an order, finds the other.
         self._service = service
@@ -367,7 +370,8 @@ class Instance:
             changed = self._files.changed(now)
             if changed is not None:
                 self._control.report(messages.Changed(file=changed))
-        return is_busy or self._files is not None
+        is_told = self._book.flush(self._control.report_if_room)
+        return is_busy or not is_told or self._files is not None
 
     # Orders, on the control thread. The runner's baton may be held by a thread inside a request, so they only leave a note and poke.
 
@@ -403,6 +407,11 @@ class Instance:
 
     def _poke(self) -> None:
         os.eventfd_write(self._fds.poke, 1)
+
+
+def _package_of(app: messages.App) -> str:
+    """Return the top-level module of an app."""
+    return "" if app.kind == "script" else app.target.partition(".")[0]
 
 
 def end_process(status: int) -> None:

@@ -97,20 +97,26 @@ class Control:
         """Tell the supervisor; from any thread."""
         self._send(report, 0)
 
-    def report_if_room(self, report: Report) -> None:
-        """Tell the supervisor, unless it has so much to read yet that the caller would have to wait; from any thread."""
-        self._send(report, socket.MSG_DONTWAIT)
+    def report_if_room(self, report: Report) -> bool:
+        """Tell the supervisor, unless it has so much to read yet that the caller would have to wait; from any thread.
 
-    def _send(self, report: Report, flags: int) -> None:
+        Returns:
+            whether it was told.
+        """
+        return self._send(report, socket.MSG_DONTWAIT)
+
+    def _send(self, report: Report, flags: int) -> bool:
         try:
             self._channel.send(messages.encode(report), flags)
+            return True
         except OSError as exc:
             if exc.errno == errno.EMSGSIZE:  # many extension modules with long names; without the report the mount would never serve
                 try:
                     self._channel.send(messages.encode(messages.shortened(report)), flags)
+                    return True
                 except OSError:
-                    return
-            # Else the worker is on its way out, or there is no room.
+                    return False
+            return False  # the worker is on its way out, or there is no room
 
     def rouse(self) -> None:
         """Wake the monitor; called by the runner when a request begins while the monitor rests."""

@@ -30,6 +30,7 @@ from isowsgi.inside.ending import Ending
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.errorgroups import CUT, TIMEOUT
 from isowsgi.shared.messages import Limits
 from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
@@ -216,6 +217,8 @@ class Watcher:
         stacks: of this interpreter's threads.
         rows: the control thread's, by the mount's number.
         containment: the instance's.
+        count_error: of a request that is ended here: takes the mount's number, the kind and type of error, the request's first line, a
+            text, and the stack of the thread, if that is known.
     """
 
     def __init__(
@@ -227,6 +230,7 @@ class Watcher:
         stacks: Stacks,
         rows: Mapping[int, Row],
         containment: Containment,
+        count_error: Callable[[int, str, str, str, str, str], None] = lambda *facts: None,
     ) -> None:
         self._jobs = jobs
         self.set_limits(limits)
@@ -235,6 +239,7 @@ class Watcher:
         self._stacks = stacks
         self._containment = containment
         self._rows = rows
+        self._count_error = count_error
 
     def set_limits(self, limits: Limits) -> None:
         self._timeout_s, self._slow_s = limits.request_timeout_s, limits.slow_request_s
@@ -311,6 +316,7 @@ class Watcher:
             if job.ending.time_out(request, lambda: not connection.is_taken and connection.waits_for_client() == what, act, None):
                 job.cut, job.interrupt_at, job.stuck_at = request, now + (self._timeout_s or math.inf), math.inf
                 self._log.info("%s; closing its connection: %s", fault, line)
+                self._count_error(connection.gateway.mount, CUT, "client too slow", line, fault, "")
 
     def _look_for_slow(self, job: Job, now: float) -> None:
         words = job.row.words
@@ -332,6 +338,8 @@ class Watcher:
         if job.ending.time_out(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
             self._log.warning("no progress for %.1f s, request timed out: %s\n%s", waited_s, line, stack)
+            text = f"no progress for {waited_s:.1f} s"
+            self._count_error(connection.gateway.mount, TIMEOUT, "504 Gateway Timeout", line, text, stack)
 
     def _cut(self, connection: Any, is_answered: bool) -> None:
         """Shut down the connection of a request that timed out, after a status for its client if one may still be sent."""

@@ -15,6 +15,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import _make_early_hints_callback
 from gunicorn.util import has_fileno
 
+from isowsgi.inside.errornotes import note_given, note_handled
 from isowsgi.inside.fields import BLOCKS, STATUSES, check_block, check_status
 from isowsgi.shared.rows import RESPONSES
 
@@ -137,6 +138,7 @@ class Response:
     is_taken_over = False
     _lines = b"\r\n"  # of the head, for `headers`, and the empty one
     _omits_body = False
+    is_5xx = False  # whether that is what the app wants the client to get
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
@@ -170,6 +172,7 @@ class Response:
             try:
                 if self.is_taken_over:
                     return self.write
+                note_given(exc_info)
                 if self.headers_sent:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
@@ -182,6 +185,9 @@ class Response:
         self._take_headers(headers)
         self.status = status
         self._class, has_no_length, omits_body = known
+        if self._class == 5:
+            self.is_5xx = True
+            note_handled()
         self._omits_body = omits_body = omits_body or self.req.method == "HEAD"
         if has_no_length and self.response_length is not None:
             self.response_length = None

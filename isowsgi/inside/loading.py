@@ -10,6 +10,7 @@ from typing import Any
 from gunicorn import util
 
 from isowsgi.inside import environment
+from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.private import theirs
 from isowsgi.inside.wsgi import Application, Gateway
 from isowsgi.shared.messages import App, BootOrder, Member
@@ -35,7 +36,8 @@ class Loader:
     Args:
         rows: the control thread's on the scoreboard, by the mount's number.
         errors: what the apps have as `wsgi.errors`.
-        end_lines: called at a request's end, see `wsgi.Gateway`; `on_exception` too.
+        end_lines: called at a request's end, see `wsgi.Gateway`.
+        book: counts the apps' errors.
 
     Attributes:
         hooks: the mount's, once they are loaded, if it has any.
@@ -51,7 +53,7 @@ class Loader:
         rows: Mapping[int, Row],
         errors: Any,
         end_lines: Callable[[], None],
-        on_exception: Callable[[str, BaseException], None],
+        book: ErrorBook,
     ) -> None:
         assert order.fds is not None, "the maker of the instance gives it descriptors"
         self._order = order
@@ -60,7 +62,7 @@ class Loader:
         self._control_rows = rows
         self._errors = errors
         self._end_lines = end_lines
-        self._on_exception = on_exception
+        self._book = book
         self._board_fd = order.fds.board
         self._is_draining = False
         self.hooks: Hooks | None = None
@@ -79,6 +81,7 @@ class Loader:
             apps = [self._load_app(member) for member in order.members]
         finally:
             end_loading()
+        self._book.listen()
         if order.hooks:
             self.is_in_hook = True
             self._load_hooks()
@@ -123,7 +126,7 @@ class Loader:
 
             app = HttpsOnly(app)
         prefix = next(route.prefix for route in order.serving.routes if route.mount == member.mount)
-        parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._on_exception)
+        parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._book)
         if self.hooks is None or not self.hooks.for_requests:
             return Gateway(*parts)
         from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks

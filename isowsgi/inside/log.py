@@ -20,6 +20,7 @@ from gunicorn import glogging
 from gunicorn.instrument.statsd import Statsd
 
 from isowsgi.inside import applogging
+from isowsgi.inside.errornotes import note_text
 from isowsgi.inside.patientlock import PatientLock
 from isowsgi.inside.private import theirs
 from isowsgi.inside.streams import LineStream, empty_stdin
@@ -145,7 +146,7 @@ class Log:
     def capture_streams(self) -> tuple[LineStream, LineStream]:
         """Send what this interpreter prints to the error log; return its new standard output and error."""
         out = LineStream("<stdout>", 1, lambda line: self._emit(logging.INFO, line))
-        err = LineStream("<stderr>", 2, lambda line: self._emit(logging.WARNING, line))
+        err = LineStream("<stderr>", 2, lambda line: self._emit(logging.WARNING, line), note_text)
         _app_sys.stdout = _app_sys.__stdout__ = out
         _app_sys.stderr = _app_sys.__stderr__ = err
         _app_sys.stdin = _app_sys.__stdin__ = empty_stdin()

@@ -27,6 +27,7 @@ from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
 from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.errorgroups import QUEUE
 from isowsgi.shared.handover import ARM_EDGE, Exchange
 from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.peek import Peeker, Refused, peek
@@ -126,6 +127,8 @@ class Service:
             mount = self._mount_of(data, connection) if data else None
             if mount is not None and mount in self._gateways:
                 self._own.job.rows[mount].count_turned_away()
+                line = data.partition(b"\r\n")[0].decode("latin-1")
+                self._gateways[mount].errors.add(mount, QUEUE, "503 Service Unavailable", line, "its queue was full or too slow")
                 connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
                 self._holdings.linger(connection)
             elif data:

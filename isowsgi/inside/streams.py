@@ -21,6 +21,7 @@ class LineStream(io.TextIOBase):
         name: "<stdout>" or "<stderr>".
         fileno: the descriptor that code below Python would write to; such output carries no tag.
         emit: takes one line, without its end.
+        hear: takes each text as it was written.
     """
 
     encoding = "utf-8"
@@ -29,10 +30,11 @@ class LineStream(io.TextIOBase):
     line_buffering = True
     mode = "w"
 
-    def __init__(self, name: str, fileno: int, emit: Callable[[str], None]) -> None:
+    def __init__(self, name: str, fileno: int, emit: Callable[[str], None], hear: Callable[[str], None] = lambda text: None) -> None:
         self.name = name
         self._fileno = fileno
         self._emit = emit
+        self._hear = hear
         self._unfinished: dict[int, str] = {}
         self.buffer = _BinarySide(self)
 
@@ -41,6 +43,7 @@ class LineStream(io.TextIOBase):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if self.closed:
             raise ValueError("I/O operation on closed file")
+        self._hear(text)
         thread = threading.get_ident()
         pending = self._unfinished.pop(thread, "") + text
         if "\n" in pending:

@@ -16,7 +16,7 @@ from isowsgi.inside.loading import Loader
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import messages
-from isowsgi.shared.containment import Containment, traceback_of
+from isowsgi.shared.containment import Containment, one_line, traceback_of
 from isowsgi.shared.messages import BootOrder, Report
 
 # Longest traceback that is sent to the supervisor; a packet's limit is the socket's send buffer, 208 KiB by default.
@@ -25,16 +25,12 @@ MAX_TRACEBACK_CHARS = 32 * 1024
 # Names and paths of extension modules in one packet: some 40 KiB, beside a traceback.
 _EXTENSIONS_PER_PACKET = 200
 
-# How long after an exception of a request the next one is passed on; all are in the log, and the supervisor keeps the latest few.
-_EXCEPTION_PAUSE_S = 0.1
-
 
 class Teller:
     """Makes reports; any thread of the instance may call it.
 
     Args:
         report: sends one.
-        report_if_room: sends one, or drops it where that would have to wait.
         stacks: of the interpreter's threads.
     """
 
@@ -45,7 +41,6 @@ class Teller:
         containment: Containment,
         stacks: Stacks,
         report: Callable[[Report], None],
-        report_if_room: Callable[[Report], None],
     ) -> None:
         self._links = order.environment.links
         self._reports_files = order.loading.report_files
@@ -53,8 +48,6 @@ class Teller:
         self._containment = containment
         self._stacks = stacks
         self._report = report
-        self._report_if_room = report_if_room
-        self._next_exception = 0.0
 
     def ready(self, started: float) -> None:
         """Say that the app is loaded.
@@ -113,14 +106,6 @@ class Teller:
         name = threading.current_thread().name
         self._report(messages.Broken(thread=name, error=one_line(exc)[:1000], traceback=_traceback()))
 
-    def exception(self, request: str, exc: BaseException) -> None:
-        """Pass on what a request raised; on a serving thread, so it must not wait, and reports must be few."""
-        now = time.monotonic()
-        if now < self._next_exception:
-            return
-        self._next_exception = now + _EXCEPTION_PAUSE_S
-        self._report_if_room(messages.Raised(request=request[:500], error=one_line(exc)[:1000], traceback=_traceback()[-8192:]))
-
     def stuck(self, stack: str) -> None:
         """Pass on the stack of a thread that does not come out of its request."""
         self._report(messages.Stuck(stack=stack[-MAX_TRACEBACK_CHARS:]))
@@ -146,18 +131,6 @@ class Teller:
         for start in range(0, max(len(text), 1), MAX_TRACEBACK_CHARS):
             end = start + MAX_TRACEBACK_CHARS
             self._report(kind(ask=ask, text=text[start:end], is_last=end >= len(text)))
-
-
-def one_line(exc: BaseException) -> str:
-    try:
-        lines = traceback.format_exception_only(exc)
-    except Exception:  # see `traceback_of`
-        lines = traceback_of(exc).splitlines()
-    try:
-        notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
-    except Exception:  # the app's code made them
-        notes = 0
-    return lines[max(-1 - notes, -len(lines))].strip()[: messages.MAX_ERROR_CHARS]
 
 
 def _traceback() -> str:

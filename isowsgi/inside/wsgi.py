@@ -19,10 +19,13 @@ from gunicorn.workers.base import Worker
 
 from isowsgi.inside import forks
 from isowsgi.inside.deadlines import RequestTimeout
+from isowsgi.inside.errorbook import ErrorBook
+from isowsgi.inside.errornotes import noted
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.inside.takeover import app_socket
 from isowsgi.shared import answers
+from isowsgi.shared.errorgroups import CUT
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.peek import Look
 from isowsgi.shared.progress import delivered
@@ -31,6 +34,8 @@ from isowsgi.shared.rows import EXCEPTIONS, RESPONSES, Row
 # How long, and by gunicorn's default up to 64 KiB, a body that the app left unread is read away to keep the connection: gunicorn
 # gthread's DEFAULT_WORKER_DATA_TIMEOUT.
 _DRAIN_S = 5.0
+
+_SHORT = "the app sent less than its Content-Length promised"
 
 Application = Callable[[dict[str, Any], Any], Any]
 
@@ -134,7 +139,7 @@ class Gateway:
         prefix: the mount's, as SCRIPT_NAME gets it.
         extra: environ entries that are the same for every request.
         end_lines: called at a request's end, so that what the app printed without a line end reaches the log.
-        on_exception: takes the request's method and target, and what the app raised; called while that is handled.
+        errors: counts what goes wrong.
     """
 
     def __init__(
@@ -146,7 +151,7 @@ class Gateway:
         prefix: str,
         extra: Mapping[str, Any],
         end_lines: Callable[[], None],
-        on_exception: Callable[[str, BaseException], None] = lambda request, exc: None,
+        errors: ErrorBook | None = None,
     ) -> None:
         self.mount = mount
         self.cfg = cfg
@@ -157,7 +162,7 @@ class Gateway:
         self._base = {**base_environ(cfg), **self._extra, "SCRIPT_NAME": prefix}
         self.plain = PlainSettings(cfg, len(prefix))
         self._end_lines = end_lines
-        self._on_exception = on_exception
+        self.errors = errors or ErrorBook()
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
@@ -212,6 +217,8 @@ class Gateway:
             self._answer_error(connection, request, response, exc, row)
         finally:
             self._end_lines()
+            if noted or (response is not None and response.is_5xx):
+                self.errors.settle(self.mount, request, response, row)
         return Fate.LINGER
 
     def warm_up(self, path: str, server: Any) -> str:
@@ -302,6 +309,7 @@ class Gateway:
                     request.method, request.uri, response.dropped, response.status,
                 )  # fmt: skip
             elif length is not None and response.truncated:
+                self.errors.add(self.mount, CUT, "body shorter than its Content-Length", f"{request.method} {request.uri}", _SHORT)
                 self._log.warning(
                     "%s %s: the app sent %d bytes of the %d that its Content-Length promised; closing the connection",
                     request.method, request.uri, response.sent, response.response_length,
@@ -328,6 +336,7 @@ class Gateway:
         if response is not None and connection.ending.claim():
             _count_response(row, 408)
             _try_send(connection.sock, answers.plain(answers.TOO_LATE))
+        self.errors.add(self.mount, CUT, "client too slow", what, "the client sent too little of the body in time")
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
@@ -339,7 +348,7 @@ class Gateway:
             row.words[EXCEPTIONS] += 1
             row.set_error(f"{row.line()}: {type(exc).__name__}: {_text_of(exc)}")
         if response is not None and not isinstance(exc, ParseException):
-            self._on_exception(f"{request.method} {request.uri}", exc)
+            self.errors.raised(exc)
         if response is not None and response.headers_sent:
             # The client has a status already; all that can still be said is that the response is not whole.
             self._log.exception("Error handling request %s %s after its response had begun", request.method, request.uri)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from isowsgi.instances.base import NOT_SERVED, HostedInstance
 from isowsgi.instances.judge import cut
 from isowsgi.shared import interpreters, messages
+from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.rows import BUSY
@@ -118,9 +119,7 @@ class InterpreterInstance(HostedInstance):
 
     def _report_failure(self, failure: str, threads_left: int) -> None:
         # Outside of the app's code, so nobody inside could say it.
-        self._report_from_keeper(
-            messages.Failed(error=failure.strip().splitlines()[-1][: messages.MAX_ERROR_CHARS], traceback=failure[-32_768:])
-        )
+        self._report_from_keeper(messages.Failed(error=failure.strip().splitlines()[-1][:MAX_ERROR_CHARS], traceback=failure[-32_768:]))
         self._report_from_keeper(messages.Closed(threads=threads_left))
 
     def _eventfd(self) -> int:

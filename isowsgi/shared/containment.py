@@ -21,6 +21,9 @@ _PAUSE_S = 60.0
 # Kinds of mistakes that are remembered for that. They are places in isowsgi's code, so there are few.
 _MOST_KINDS = 256
 
+# Longest error text that is passed on: one line, that people read. A packet's limit is the socket's send buffer, 208 KiB by default.
+MAX_ERROR_CHARS = 2000
+
 _Failure = tuple[str, type[BaseException], int]  # what was done, and what was raised at which line
 
 
@@ -95,6 +98,19 @@ def traceback_of(exc: BaseException | None) -> str:
             lines.append(f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}\n')
             trace = trace.tb_next
         return "".join([*lines, type(exc).__name__, ": ", _text_of(exc), "\n"])
+
+
+def one_line(exc: BaseException) -> str:
+    """Return an exception in a line."""
+    try:
+        lines = traceback.format_exception_only(exc)
+    except Exception:  # see `traceback_of`
+        lines = traceback_of(exc).splitlines()
+    try:
+        notes = len("\n".join(map(str, getattr(exc, "__notes__", ()))).splitlines())  # they come behind it
+    except Exception:  # the app's code made them
+        notes = 0
+    return lines[max(-1 - notes, -len(lines))].strip()[:MAX_ERROR_CHARS]
 
 
 def _text_of(exc: BaseException | None) -> str:

@@ -87,6 +87,21 @@ class Incident(OpenValue):
     request: str = ""  # its first line
 
 
+class ErrorGroup(OpenValue):
+    """Errors of a mount's requests that are of one type, at one place."""
+
+    kind: str  # see `errorgroups`
+    type: str
+    place: str
+    count: int
+    first: float  # seconds since the epoch
+    at: float  # the last one
+    generation: int
+    request: str  # the last one's method and target
+    error: str  # in one line
+    details: str  # traceback or stack
+
+
 class WorkerStatus(OpenValue):
     python: str
     up_s: float
@@ -125,6 +140,11 @@ class MountErrors(OpenValue):
     mount: str
     boot: Incident | None
     requests: list[Incident]  # latest last
+    groups: list[ErrorGroup] = []  # the most frequent first
+
+
+class WorkerErrors(OpenValue):
+    mounts: list[MountErrors]  # those that have any, without tracebacks
 
 
 class MountTable(OpenValue):
@@ -173,7 +193,7 @@ class TableOutcome(OpenValue):
     stays: list[str] = []  # what stays as it is for it, and can be `Prepare.without`
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountProfile | MountErrors | ServedTable | TableOutcome
+Answer = WorkerStatus | Outcome | MountStacks | MountProfile | MountErrors | WorkerErrors | ServedTable | TableOutcome
 
 A = TypeVar("A", bound=Answer)
 
@@ -228,6 +248,10 @@ class Errors(Request[MountErrors]):
     mount: str
 
 
+class AllErrors(Request[WorkerErrors]):
+    """Errors of all mounts."""
+
+
 class Table(Request[ServedTable]):
     """What config is served."""
 
@@ -271,6 +295,7 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Stacks: MountStacks,
     Profile: MountProfile,
     Errors: MountErrors,
+    AllErrors: WorkerErrors,
     Table: ServedTable,
     Prepare: TableOutcome,
     Switch: TableOutcome,

@@ -8,6 +8,7 @@ from typing import Any
 
 import isowsgi
 from isowsgi.shared import wire
+from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.routing import Route
 from isowsgi.shared.wire import MessageError, Value, plain
 
@@ -266,12 +267,19 @@ class Changed(Value):
     file: str
 
 
-class Raised(Value):
-    """A request ended with an exception."""
+class Erred(Value):
+    """Errors of requests that are counted together, see `errorgroups`."""
 
-    request: str
-    error: str
-    traceback: str
+    mount: int  # its number
+    kind: str
+    type: str
+    place: str
+    count: int  # in this instance so far
+    first: float  # seconds since the epoch
+    at: float  # the last one
+    request: str  # the last one's method and target
+    error: str  # in one line
+    traceback: str  # or stack; "": that of the last report
 
 
 class Stuck(Value):
@@ -323,7 +331,7 @@ class Exited(Value):
 
 
 Report = (
-    Ready | Failed | Extensions | Refused | Files | Changed | Raised | Stuck | Broken | Stacks | Profiled | Measured | Closed | Exited
+    Ready | Failed | Extensions | Refused | Files | Changed | Erred | Stuck | Broken | Stacks | Profiled | Measured | Closed | Exited
 )  # fmt: skip
 
 # Answers that come in parts, each with the number of the question.
@@ -334,7 +342,7 @@ _ORDERS: dict[str, type[Order]] = {
 }
 _REPORTS: dict[str, type[Report]] = {
     kind.__name__: kind
-    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Raised, Stuck, Broken, Stacks, Profiled, Measured, Closed, Exited)
+    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Erred, Stuck, Broken, Stacks, Profiled, Measured, Closed, Exited)
 }
 
 # The wire.
@@ -375,10 +383,6 @@ def read_boot_order(facts: object) -> BootOrder:
         raise MessageError(f"the worker runs isowsgi {release}, but {isowsgi.__version__} is installed now; restart gunicorn")
     order: BootOrder = _read(facts, {"BootOrder": BootOrder})
     return order
-
-
-# Longest error text that is passed on: one line, that people read. A packet's limit is the socket's send buffer, 208 KiB by default.
-MAX_ERROR_CHARS = 2000
 
 
 def shortened(message: Report) -> Report:

@@ -101,6 +101,7 @@ class Acceptor:
         origins: Origins | None = None,
         relay: Relay | None = None,
         proxy_header: Callable[[bytes, Any], Header | None] | None = None,
+        on_refused: Callable[[int, str, str], None] = lambda mount, line, text: None,
     ) -> None:
         self._loop = loop
         self._row = board.acceptor_row()
@@ -108,8 +109,7 @@ class Acceptor:
         self._relay = relay
         self._has_proxy_headers = proxy_header is not None
         self._shares = Shares(max_connections)
-        self._stopping = False
-        self._next_yield = 0.0
+        self._stopping, self._next_yield = False, 0.0
         self._listeners = Listeners(
             loop=loop, listeners=listeners, shared=shared, row=self._row, max_connections=max_connections,
             count_closed=lambda: self._clients.closed + board.total(CLOSED),
@@ -119,8 +119,9 @@ class Acceptor:
         self._clients = Clients(loop.epoll, origins, self._listeners.look, loop.containment)
         self._guarded = self._clients.guarded
         self._replies = Replies(
-            clients=self._clients, peeker=peeker, board=board, log=log, containment=loop.containment, refuse_by_gunicorn=refuse_by_gunicorn
-        )
+            clients=self._clients, peeker=peeker, board=board, log=log, containment=loop.containment,
+            refuse_by_gunicorn=refuse_by_gunicorn, on_refused=on_refused,
+        )  # fmt: skip
         self.dispatcher = Dispatcher(
             loop=loop, clients=self._clients, replies=self._replies, shares=self._shares, peeker=peeker, choose=choose,
             head_timeout_s=head_timeout_s, origins=origins, has_tls=relay is not None, proxy_header=proxy_header,

@@ -1,39 +1,95 @@
-"""What went wrong in a mount recently: its last failed boot and its last exceptions, for `isowsgi errors`. Values only, no I/O."""
+"""What went wrong in a mount recently: its last failed boot, and the errors of its requests by groups. Values only, no I/O."""
 
 from __future__ import annotations
 
-from collections import deque
+import time
 
-from isowsgi.shared.controlmessages import Incident
+from isowsgi.shared.controlmessages import ErrorGroup, Incident
+from isowsgi.shared.errorgroups import Group, Groups
+from isowsgi.shared.messages import Erred
 
-# Exceptions of requests that are kept for each mount, the latest.
+# Groups of which the last error is told as an incident too, the latest.
 KEPT = 20
 
 # Of a traceback its end is kept: there is the error.
 _MAX_DETAILS_CHARS = 16 * 1024
 
+# Kinds of groups that an instance's reports are compared with. No sound instance has as many; a child process may say anything.
+_MOST_TOLD = 500
+
+# Most that a count can grow by in one report: more than any instance serves between two of them.
+_MOST_AT_ONCE = 10**9
+
 
 class Incidents:
-    """One mount's, in one worker."""
+    """One deployment's, in one worker.
+
+    Attributes:
+        groups: errors of requests, by the mount's pattern; kept over generations, and handed on to the deployment that replaces this one.
+    """
 
     def __init__(self) -> None:
         self.last_boot: Incident | None = None
-        self._requests: deque[Incident] = deque(maxlen=KEPT)
+        self.groups: dict[str, Groups] = {}
 
     def add(self, incident: Incident) -> None:
-        if incident.kind == "boot":
-            self.last_boot = incident
-        else:
-            self._requests.append(incident)
+        """Note why nothing could be loaded."""
+        self.last_boot = incident
+
+    def of(self, pattern: str) -> Groups:
+        """Return the groups of a mount."""
+        return self.groups.setdefault(pattern, Groups())
+
+    def count(
+        self, pattern: str, generation: int, key: tuple[str, str, str], request: str, error: str, details: str = "", count: int = 1
+    ) -> None:
+        """Count errors of a mount that happened just now."""
+        group = self.of(pattern).of(*key)
+        group.generation = generation
+        group.add(count, time.time(), request, error, details)
 
     def latest(self) -> Incident | None:
         """Return what went wrong last."""
-        both = [incident for incident in (self.last_boot, *self._requests) if incident is not None]
+        both = [incident for incident in (self.last_boot, *self.of_requests()) if incident is not None]
         return max(both, key=lambda incident: incident.at, default=None)
 
-    def of_requests(self) -> list[Incident]:
-        """Return those of requests, the latest last."""
-        return list(self._requests)
+    def of_requests(self, pattern: str | None = None) -> list[Incident]:
+        """Return the last error of each group, the latest last; None: of all mounts."""
+        groups = [(mount, group) for mount, each in self.groups.items() if pattern in (None, mount) for group in list(each.table.values())]
+        latest = sorted(groups, key=lambda pair: pair[1].at)[-KEPT:]
+        return [
+            incident(group.at, group.key.kind, f"{mount} #{group.generation}", group.generation, group.error, group.details, group.request)
+            for mount, group in latest
+        ]
+
+    def groups_of(self, pattern: str, most: int | None = None, with_details: bool = True) -> list[ErrorGroup]:
+        """Return the groups of a mount, the most frequent first."""
+        groups = sorted(self.of(pattern).table.values(), key=lambda group: -group.count)
+        return [_told(group, with_details) for group in groups[:most]]
+
+
+class Heard:
+    """What one instance has reported so far, so that each of its errors is counted once."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, str, str, str], int] = {}
+
+    def news(self, report: Erred) -> int:
+        """Return how many errors a report adds."""
+        key = report.mount, report.kind, report.type[:200], report.place[:500]
+        if key not in self._counts and len(self._counts) >= _MOST_TOLD:
+            return 0
+        before = self._counts.get(key, 0)
+        self._counts[key] = max(before, report.count)
+        return min(max(report.count - before, 0), _MOST_AT_ONCE)
+
+
+def _told(group: Group, with_details: bool) -> ErrorGroup:
+    kind, type_, place = group.key
+    return ErrorGroup(
+        kind=kind, type=type_, place=place, count=group.count, first=group.first, at=group.at, generation=group.generation,
+        request=group.request, error=group.error, details=group.details if with_details else "",
+    )  # fmt: skip
 
 
 def incident(at: float, kind: str, tag: str, generation: int, error: str, details: str, request: str = "") -> Incident:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import loadfailures, messages
 from isowsgi.shared.containment import traceback_of
+from isowsgi.shared.errorgroups import REFUSED, STUCK
 from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
+from isowsgi.shared.places import place_in
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
-from isowsgi.worker.incidents import Incidents, incident
+from isowsgi.worker.incidents import Heard, Incidents, incident
 from isowsgi.worker.slots import Instance
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Reports:
         self._rows = [deployment.surroundings.board.mount_row(member.number).words for member in deployment.members]
         self._traceback = ""  # of the last boot that failed
         self.incidents = Incidents()
+        self._heard: dict[Instance, Heard] = {}
         self.stacks: dict[Instance, str] = {}
         self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
             messages.Ready: self._on_ready,
@@ -49,7 +52,7 @@ class Reports:
             messages.Refused: lambda instance, report, now: deployment.siting.on_refused(instance, report, now),
             messages.Files: lambda instance, report, now: deployment.surroundings.on_files(report.files),
             messages.Changed: lambda instance, report, now: deployment.replace(f"{report.file} has changed", now),
-            messages.Raised: self._on_raised,
+            messages.Erred: self._on_erred,
             messages.Stuck: self._on_stuck,
             messages.Broken: self._on_broken,
             messages.Stacks: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
@@ -113,12 +116,12 @@ class Reports:
 
     def faulty(self, fault: str) -> None:
         """Note that nothing will be loaded: the mount's config file has faults."""
-        self._add("boot", self._deployment.name, 0, fault, fault)
+        self._add_boot(self._deployment.name, 0, fault, fault)
         self._log.error("%s: its config file has a fault, so it answers 503: %s", self._deployment.name, fault)
 
     def boot_failed(self, tag: str, generation: int, error: str, details: str, hint: str = "") -> None:
         """Note why nothing could be loaded; the same traceback is not logged every minute."""
-        self._add("boot", tag, generation, error, details)
+        self._add_boot(tag, generation, error, details)
         for words in self._rows:
             words[BOOT_FAILURES] += 1
         is_news, self._traceback = details != self._traceback, details
@@ -153,15 +156,27 @@ class Reports:
         self.boot_failed(instance.tag, instance.generation, instance.error, instance.traceback, hint)
         deployment.recovery.lose_boot(instance, now)
 
-    def _on_raised(self, instance: Instance, report: messages.Raised, now: float) -> None:
-        self._add("exception", instance.tag, instance.generation, report.error, report.traceback, report.request)
+    def _on_erred(self, instance: Instance, report: messages.Erred, now: float) -> None:
+        pattern = next((member.pattern for member in self._deployment.members if member.number == report.mount), None)
+        count = self._heard.setdefault(instance, Heard()).news(report)
+        if pattern is not None and count:
+            key = report.kind, report.type, report.place
+            self.incidents.count(pattern, instance.generation, key, report.request, report.error, report.traceback, count)
+
+    def refused(self, mount: int, line: str, text: str) -> None:
+        """Note a request that was answered 503 before an instance had it."""
+        pattern = next((member.pattern for member in self._deployment.members if member.number == mount), self._deployment.mount.pattern)
+        self.incidents.count(pattern, self._deployment.generation, (REFUSED, "503 Service Unavailable", ""), line, text)
 
     def _on_stuck(self, instance: Instance, report: messages.Stuck, now: float) -> None:
         if instance.state in ENDS:
             return  # its last words came late
         self._log.error("%s: a thread is stuck in its request; replacing the instance\n%s", instance.tag, report.stack)
         line, _, stack = report.stack.partition("\n")
-        self._add("stuck", instance.tag, instance.generation, "a thread is stuck in its request", stack, line)
+        key = STUCK, "stuck thread", place_in(stack)
+        for member in self._deployment.members[:1]:
+            text = "a thread is stuck in its request"
+            self.incidents.count(member.pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text, stack)
         self.stacks[instance] = report.stack[-_MAX_STACK_CHARS:]
         self.call_stuck(instance, now)
 
@@ -195,6 +210,7 @@ class Reports:
         deployment.stuck += bool(instance.threads_left) and not was_stuck
         deployment.quotas.pop(instance, None)
         self.stacks.pop(instance, None)
+        self._heard.pop(instance, None)
         for words in self._rows:
             words[CRASHES] += bool(instance.how_it_ended)
         if instance in deployment.slots.live and instance.state is State.CLOSED and not deployment.is_over:
@@ -205,8 +221,8 @@ class Reports:
         if instance.state is not State.STUCK:
             self._deployment.stuck += 1
 
-    def _add(self, kind: str, tag: str, generation: int, error: str, details: str, request: str = "") -> None:
-        self.incidents.add(incident(time.time(), kind, tag, generation, error, details, request))
+    def _add_boot(self, tag: str, generation: int, error: str, details: str) -> None:
+        self.incidents.add(incident(time.time(), "boot", tag, generation, error, details))
 
 
 def _is_last(instance: Instance, report: Report) -> bool:

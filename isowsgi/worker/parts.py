@@ -164,6 +164,7 @@ def _make_acceptor(given: Given, loop: Loop, supervisor: Supervisor, origins: Or
         listeners=[listener.sock for listener in given.listeners],
         peeker=Peeker(supervisor.table.router, Settings(dict(given.settings)), os.environ.get("SCRIPT_NAME", "")),
         choose=supervisor.choose,
+        on_refused=supervisor.count_refused,
         board=given.board,
         log=given.log,
         refuse_by_gunicorn=given.refuse_by_gunicorn,

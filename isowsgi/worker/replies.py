@@ -15,6 +15,9 @@ from isowsgi.shared.peek import Peeker
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.clients import Client, Clients
 
+# Of a request line, for people.
+_MAX_LINE_BYTES = 500
+
 
 class Replies:
     """See the module's text.
@@ -26,6 +29,7 @@ class Replies:
         log: gunicorn's logger.
         containment: where mistakes end.
         refuse_by_gunicorn: answers a parse error: takes the socket, the client's address and the exception.
+        on_refused: takes the mount's number, the request's first line and a text, for each 5xx of a mount.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Replies:
         log: Any,
         containment: Containment,
         refuse_by_gunicorn: Callable[[socket.socket, Any, Exception], None],
+        on_refused: Callable[[int, str, str], None],
     ) -> None:
         self._clients = clients
         self._peeker = peeker
@@ -45,6 +50,7 @@ class Replies:
         self._log = log
         self._containment = containment
         self._refuse_by_gunicorn = refuse_by_gunicorn
+        self._on_refused = on_refused
 
     def refuse(self, client: Client, exc: Exception) -> None:
         """Have gunicorn answer what its parser refuses: same statuses, same pages, same log."""
@@ -70,6 +76,9 @@ class Replies:
         """
         row = self._row if mount is None else self._board.mount_row(mount)
         row.count_response(int(status[:3]))
+        if mount is not None and status.startswith("5"):
+            line = data[:_MAX_LINE_BYTES].partition(b"\r\n")[0].decode("latin-1")
+            self._containment.call("count of errors", self._on_refused, mount, line, text)
         answer, length = answers.page(status, text, retry_after_s, location)
         try:
             client.sock.send(answer[:-length] if data.startswith(b"HEAD ") else answer, socket.MSG_DONTWAIT)

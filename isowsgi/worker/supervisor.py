@@ -137,6 +137,10 @@ class Supervisor:
     def choose(self, mount: int) -> Instance | NotServing:
         return self.table.deployment_of(mount).choose(time.monotonic())
 
+    def count_refused(self, mount: int, line: str, text: str) -> None:
+        """Note a request of a mount that was answered without any instance; see `replies.Replies`."""
+        self.table.deployment_of(mount).reports.refused(mount, line.removesuffix(" HTTP/1.1"), text)
+
     def tick(self) -> None:
         """Do what time has made due; to be called about once a second."""
         if self._is_over:

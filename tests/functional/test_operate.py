@@ -260,7 +260,10 @@ def test_errors_show_the_exceptions_of_requests_and_no_terminal_obeys_them(serve
     assert server.get("/s/raise").status_code == 500
 
     shown = eventually(lambda: (text := isowsgi(server, "errors", "/s").stdout) and "LookupError" in text and text)
-    assert "/s #1: GET /s/raise: LookupError: no such thing \\x1b[31m" in str(shown)
+    assert "/s: 1 error in 1 group" in str(shown)
+    assert "       1  LookupError: no such thing \\x1b[31m" in str(shown)
+    assert "operated.py:" in str(shown)
+    assert ": GET /s/raise\n" in str(shown)
     assert "Traceback" in str(shown)
     assert "\x1b" not in str(shown)
 

@@ -31,6 +31,7 @@ from isowsgi.shared.controlmessages import (
     Request,
     ServedTable,
     Worker,
+    WorkerErrors,
     WorkerStatus,
 )
 from isowsgi.shared.messages import Part, Profiled
@@ -45,6 +46,9 @@ from isowsgi.worker.supervisor import Supervisor
 
 # How long an instance has for telling its stacks. Its control thread needs milliseconds; one that C code keeps from running needs more.
 STACKS_S = 1.0
+
+# Groups of each mount that are told where all mounts are asked for.
+_MOST_OF_EACH = 5
 
 # What an instance may have told of its stacks before the rest is left out.
 _MAX_STACKS_CHARS = 1024 * 1024
@@ -77,6 +81,7 @@ class Commands:
             controlmessages.Stacks: self._stacks,
             controlmessages.Profile: self._profile,
             controlmessages.Errors: self._errors,
+            controlmessages.AllErrors: self._all_errors,
             controlmessages.Table: self._table,
             controlmessages.Prepare: applying.prepare,
             controlmessages.Switch: applying.switch,
@@ -191,7 +196,22 @@ class Commands:
     def _errors(self, request: controlmessages.Errors) -> Errand:
         deployment = self._deployment(request.mount)
         incidents = deployment.reports.incidents
-        return MountErrors(mount=deployment.mount.pattern, boot=incidents.last_boot, requests=incidents.of_requests())
+        patterns = {mount.pattern for mount, _ in self._supervisor.table.mounts}
+        pattern = request.mount if request.mount in patterns else request.mount.removesuffix("/")
+        return MountErrors(
+            mount=pattern, boot=incidents.last_boot, requests=incidents.of_requests(pattern), groups=incidents.groups_of(pattern)
+        )
+        yield  # never reached, as above
+
+    def _all_errors(self, request: controlmessages.AllErrors) -> Errand:
+        mounts = []
+        for mount, deployment in self._supervisor.table.mounts:
+            incidents = deployment.reports.incidents
+            groups = incidents.groups_of(mount.pattern, _MOST_OF_EACH, with_details=False)
+            boot = incidents.last_boot and incidents.last_boot.replace(details="")
+            if groups or boot:
+                mounts.append(MountErrors(mount=mount.pattern, boot=boot, requests=[], groups=groups))
+        return WorkerErrors(mounts=mounts)
         yield  # never reached, as above
 
     def _table(self, request: controlmessages.Table) -> Errand:

@@ -1,0 +1,167 @@
+"""Exceptions that were seen in the requests that are being served: what each thread's request will be told to have failed of.
+
+Frameworks catch what an app raises and answer 500 themselves. So it is noted wherever an exception shows on its way: a framework publishes
+it (`errorsources`), it is logged, its traceback is written to `wsgi.errors`, or it is handed to `start_response`. At the request's end
+`errorbook` knows what the client has got, and makes one error of all notes.
+
+Notes are made within calls of the app's, so each is one of the app's exceptions in the hands of its own code: its class, its text and its
+frames are untrusted, and nothing that they do comes out of here. Of an exception nothing is kept but texts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from _thread import get_ident
+from typing import Any, NamedTuple
+
+from isowsgi.inside.deadlines import RequestTimeout
+from isowsgi.shared.containment import one_line, traceback_of
+from isowsgi.shared.errorgroups import LOGGED, MAX_DETAILS_CHARS, Group, Groups
+from isowsgi.shared.places import place_in, place_of
+
+# How an exception came to be known. Of several in one request the one with the highest rank is what it failed of, the last one if they are
+# equals.
+HANDLED = 0  # it was being handled when something else was said; that means little unless the request fails
+WRITTEN = 1  # a traceback in `wsgi.errors`
+LOGGED_WITH = 2  # a log record's `exc_info`
+GIVEN = 3  # to `start_response`
+PUBLISHED = 4  # by a framework's signal
+RAISED = 5  # out of the app
+
+# How long after a group's last traceback the next one is made in the same thread: that of a deep stack takes longer than a hello.
+_PAUSE_S = 1.0
+
+# Notes of one request that are kept; a request may log as many exceptions as it likes.
+_MOST_NOTES = 16
+
+_TRACEBACK = "Traceback (most recent call last)"
+
+# Whose exceptions say what became of the client: ClientGone, RequestTimeout.
+_OURS_FOR_CLIENTS = frozenset(("isowsgi.inside.http", "isowsgi.inside.deadlines"))
+
+
+class Note(NamedTuple):
+    """An exception that was seen.
+
+    Attributes:
+        error, details: its line and its traceback; "" if those of its group are new enough.
+    """
+
+    rank: int
+    type: str
+    place: str
+    error: str
+    details: str
+
+
+class ThreadNotes:
+    """What is known of a thread's errors. Its owner alone writes here, but for `Group.details`, which `errorbook` takes.
+
+    Attributes:
+        notes: of the current request.
+        groups: by the mount's number.
+    """
+
+    __slots__ = ("_shown", "groups", "notes", "packages")
+
+    def __init__(self, packages: frozenset[str]) -> None:
+        self.packages = packages  # those that are the app's, wherever they lie
+        self.notes: list[Note] = []
+        self.groups: dict[int, Groups] = {}
+        self._shown = Groups()  # when tracebacks were made last
+
+    def note(self, rank: int, exc: BaseException, trace: Any) -> None:
+        type_, place = _name_of(exc), place_of(trace, self.packages)
+        if _is_due(self._shown.of(LOGGED, type_, place)):
+            self.keep(Note(rank, type_, place, one_line(exc), traceback_of(exc)[-2 * MAX_DETAILS_CHARS :]))
+        else:
+            self.keep(Note(rank, type_, place, "", ""))
+
+    def keep(self, note: Note) -> None:
+        for place, other in enumerate(self.notes):
+            if other.type == note.type and other.place == note.place:  # the same exception, most likely, seen in another way
+                rank, error, details = max(note.rank, other.rank), note.error or other.error, note.details or other.details
+                del self.notes[place]
+                self.notes.append(Note(rank, note.type, note.place, error, details))
+                return
+        if len(self.notes) < _MOST_NOTES or note.rank >= PUBLISHED:
+            self.notes.append(note)
+
+
+# By thread: those that serve, and the control thread. One interpreter may have several instances: the main one.
+threads: dict[int, ThreadNotes] = {}
+
+# Those of them that have notes: empty nearly always, so that a request's end costs a look at it.
+noted: dict[int, ThreadNotes] = {}
+
+
+def note(rank: int, exc: Any, trace: Any = None) -> None:
+    """Note an exception, if the calling thread serves a request; raises nothing but what is raised in it from outside."""
+    ident = get_ident()
+    mine = threads.get(ident)
+    if mine is None or not isinstance(exc, BaseException):
+        return
+    try:
+        if type.__getattribute__(type(exc), "__module__") not in _OURS_FOR_CLIENTS:
+            mine.note(rank, exc, exc.__traceback__ if trace is None else trace)
+    except RequestTimeout:
+        raise
+    except BaseException:  # of the exception's class, which is the app's code
+        mine.keep(Note(rank, "exception", "", "", ""))
+    if mine.notes:
+        noted[ident] = mine
+
+
+def note_handled(rank: int = HANDLED) -> None:
+    """Note the exception that is being handled, if there is one."""
+    exc = sys.exc_info()[1]
+    if exc is not None:
+        note(rank, exc)
+
+
+def note_given(exc_info: Any) -> None:
+    """Note what is given to `start_response`."""
+    if isinstance(exc_info, tuple) and len(exc_info) == 3:
+        note(GIVEN, exc_info[1], exc_info[2])
+
+
+def note_text(text: str) -> None:
+    """Note an exception whose traceback is written to `wsgi.errors`, or that is being handled while something else is written there."""
+    mine = threads.get(get_ident())
+    if mine is None:
+        return
+    exc = sys.exc_info()[1]
+    if _TRACEBACK not in text:
+        if exc is not None:
+            note(HANDLED, exc)
+    elif exc is not None:
+        note(WRITTEN, exc)
+    elif (read := _read_text(text)) is not None:
+        mine.keep(read)
+        noted[get_ident()] = mine
+
+
+def _is_due(group: Group) -> bool:
+    now = time.monotonic()
+    if group.shown_at >= 0 and now - group.shown_at < _PAUSE_S:
+        return False
+    group.shown_at = now
+    return True
+
+
+def _name_of(exc: BaseException) -> str:
+    kind = type(exc)
+    module, name = type.__getattribute__(kind, "__module__"), type.__getattribute__(kind, "__qualname__")
+    return str(name) if module in ("builtins", "__main__") else f"{module}.{name}"
+
+
+def _read_text(text: str) -> Note | None:
+    """Return what a traceback says as a text."""
+    start = text.rfind(_TRACEBACK)
+    tail = text[start:][-2 * MAX_DETAILS_CHARS :]
+    lines = [line for line in tail.splitlines()[1:] if line and not line[0].isspace()]
+    if not lines:
+        return None
+    name = lines[0].partition(":")[0]
+    return Note(WRITTEN, name[:200], place_in(tail), lines[0], text[-2 * MAX_DETAILS_CHARS :])

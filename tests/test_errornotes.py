@@ -1,0 +1,239 @@
+"""One request is one error at most, whatever its exception is and however often it was seen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.inside import errornotes, errorsources
+from isowsgi.inside.deadlines import RequestTimeout
+from isowsgi.inside.errorbook import ErrorBook
+from isowsgi.inside.http import ClientGone
+from isowsgi.shared.errorgroups import MAX_DETAILS_CHARS, MOST_GROUPS
+from isowsgi.shared.messages import Erred
+from isowsgi.shared.places import place_in, place_of
+
+
+class Request:
+    method, uri = "GET", "/a"
+
+
+class Response:
+    """What a request led to."""
+
+    def __init__(self, status: str) -> None:
+        self.status = status
+        self.is_5xx, self.headers_sent = status.startswith("5"), True
+
+
+class Desk:
+    """A book, as its instance has it; the calling thread serves."""
+
+    def __init__(self) -> None:
+        self.book = ErrorBook()
+        self.told: list[Erred] = []
+        self.has_room = True
+
+    def end(self, status: str = "500 Internal Server Error") -> None:
+        self.book.settle(0, Request(), Response(status), None)
+
+    def flush(self) -> bool:
+        return self.book.flush(self._send)
+
+    def _send(self, report: Erred) -> bool:
+        if self.has_room:
+            self.told.append(report)
+        return self.has_room
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Return the last count of each kind and type."""
+        self.flush()
+        return {(report.kind, report.type): report.count for report in self.told}
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    ident = threading.get_ident()
+    desk.book.within(lambda: None)
+    errornotes.threads[ident] = desk.book._threads[0]
+    yield desk
+    errornotes.threads.pop(ident)
+    errornotes.noted.clear()
+
+
+def note(exc: BaseException, rank: int = errornotes.LOGGED_WITH) -> None:
+    try:
+        raise exc
+    except BaseException as caught:
+        errornotes.note(rank, caught)
+
+
+def test_an_exception_that_is_seen_in_three_ways_is_one_error_with_its_traceback(desk: Desk) -> None:
+    try:
+        raise KeyError("sku")
+    except KeyError as exc:
+        errornotes.note(errornotes.PUBLISHED, exc)
+        errornotes.note(errornotes.LOGGED_WITH, exc)
+        errornotes.note_text("Traceback (most recent call last):\n ...\nKeyError: 'sku'\n")
+    desk.end()
+
+    assert desk.counts() == {("exception", "KeyError"): 1}
+    [report] = desk.told
+    assert (report.error, report.request) == ("KeyError: 'sku'", "GET /a")
+    assert f"{__file__}:" in report.place
+    assert "raise KeyError" in report.traceback
+    assert not errornotes.noted
+
+
+def test_the_exception_that_a_framework_publishes_is_what_the_request_failed_of(desk: Desk) -> None:
+    note(ValueError("an attempt"))
+    note(KeyError("sku"), errornotes.PUBLISHED)
+    note(OSError("the log of it failed"))
+    desk.end()
+
+    assert desk.counts() == {("exception", "KeyError"): 1}
+
+
+def test_what_was_logged_in_a_request_that_did_not_fail_is_apart(desk: Desk) -> None:
+    note(ValueError("an attempt"))
+    note(OSError("handled"), errornotes.HANDLED)
+    desk.end("200 OK")
+    desk.end("503 Service Unavailable")
+
+    assert desk.counts() == {("logged", "ValueError"): 1, ("response", "503 Service Unavailable"): 1}
+
+
+def test_what_comes_out_of_the_app_is_an_error_although_the_response_had_begun(desk: Desk) -> None:
+    note(ValueError("late"), errornotes.RAISED)
+    desk.end("200 OK")
+
+    assert desk.counts() == {("exception", "ValueError"): 1}
+
+
+@pytest.mark.parametrize("exc", [ClientGone("gone"), RequestTimeout()])
+def test_what_became_of_the_client_is_no_error_of_the_apps(desk: Desk, exc: BaseException) -> None:
+    note(exc)
+    desk.end("200 OK")
+
+    assert desk.counts() == {}
+
+
+def test_a_thread_that_serves_nothing_notes_nothing(desk: Desk) -> None:
+    thread = threading.Thread(target=note, args=(ValueError("x"),))
+    thread.start()
+    thread.join()
+
+    assert not errornotes.noted
+
+
+def test_counts_are_exact_in_a_flood_and_reports_that_find_no_room_are_made_again(desk: Desk) -> None:
+    for number in range(3000):
+        note(ValueError(str(number)))
+        desk.end()
+        if number % 100 == 0:
+            desk.has_room = number % 200 == 0
+            assert desk.flush() is desk.has_room
+    desk.has_room = True
+
+    assert desk.counts() == {("exception", "ValueError"): 3000}
+    assert desk.told[-1].first <= desk.told[-1].at
+    assert len(desk.told) < 50
+    assert not desk.flush() or desk.told[-1].count == 3000
+
+
+def test_an_app_that_makes_a_type_for_each_error_gets_fifty_groups_and_one_for_the_rest(desk: Desk) -> None:
+    for number in range(200):
+        note(type(f"E{number}" * 1000, (Exception,), {})("x"))
+        desk.end()
+
+    counts = desk.counts()
+    assert len(counts) == MOST_GROUPS + 1
+    assert sum(counts.values()) == 200
+    assert counts["exception", "other"] == 150
+    assert all(len(type_) <= 120 for _, type_ in counts)
+
+
+class Recursive(Exception):
+    def __str__(self) -> str:
+        return str(self)
+
+
+class Exiting(Exception):
+    def __str__(self) -> str:
+        sys.exit(1)
+
+
+class Changing(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise SystemExit
+
+
+class Nameless(Exception, metaclass=Changing):
+    pass
+
+
+@pytest.mark.parametrize("exc", [Recursive(), Exiting(), Nameless(), ValueError("x" * 10_000_000), ValueError("\ud800\0\x1b[31m")])
+def test_no_exception_of_the_apps_does_anything_but_be_counted(desk: Desk, exc: BaseException) -> None:
+    note(exc)
+    desk.end()
+
+    [(kind, _)] = desk.counts()
+    assert kind == "exception"
+    assert len(desk.told[-1].traceback) <= MAX_DETAILS_CHARS + 4
+    assert len(desk.told[-1].error) <= 1000
+
+
+def test_a_traceback_that_comes_as_text_alone_is_read(desk: Desk) -> None:
+    frames = '  File "/srv/a.py", line 3, in f\n    x\n  File "/v/site-packages/b.py", line 9, in g\n'
+    text = f"E: Traceback (most recent call last):\n{frames}b.E: no\n"
+    errornotes.note_text(text)
+    desk.end()
+
+    assert desk.counts() == {("exception", "b.E"): 1}
+    assert desk.told[0].place == "/srv/a.py:3 in f"
+
+
+def test_a_place_is_the_innermost_line_of_the_apps_own_code() -> None:
+    source = "def f(function):\n    function()\n"
+    library: dict[str, Any] = {"__name__": "lib.core"}
+    exec(compile(source, "/v/lib/python3/site-packages/lib/core.py", "exec"), library)
+    try:
+        library["f"](lambda: library["f"](lambda: 1 / 0))
+    except ZeroDivisionError as exc:
+        trace = exc.__traceback__
+    try:
+        library["f"](None)
+    except TypeError as exc:
+        of_library = exc.__traceback__
+
+    assert place_of(trace).startswith(f"{__file__}:")
+    assert place_of(of_library).startswith(f"{__file__}:")
+    assert place_of(of_library, frozenset({"lib"})) == "/v/lib/python3/site-packages/lib/core.py:2 in f"
+    assert place_of(None) == ""
+    assert place_in("no frames") == ""
+
+
+def test_a_log_record_is_heard_of_whatever_becomes_of_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = logging.getLogRecordFactory()
+    monkeypatch.setattr(errorsources, "_connected", {"flask.signals", "django.core.signals", "pyramid.config"})
+    logger = logging.getLogger("silent")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
+    desk.book.listen()
+    try:
+        try:
+            raise KeyError("sku")
+        except KeyError:
+            logger.exception("failed")
+    finally:
+        logging.setLogRecordFactory(before)
+    desk.end()
+
+    assert desk.counts() == {("exception", "KeyError"): 1}
