@@ -27,6 +27,8 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_soak test_status test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status)))
 
+same_on_each_release += tests/test_importing.py
+
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
 
@@ -103,6 +105,10 @@ neighbours: ## use each standard module in an interpreter after another one has 
 
 packages: ## use twenty popular packages in two mounts each, with reloads; some minutes (PYTHON=the newest found, ARGS="psycopg2 numpy")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.packages .venv/used$$version $(ARGS)
+
+.PHONY: imports
+imports: ## serve configuration files by uWSGI and Apache and, imported, by isowsgi, and compare the answers (ARGS="uwsgi django.ini")
+	@$(call venv,py$$version,test) && exec $$bin/python -m tests.imports.sidebyside $(ARGS)
 
 lint: ## ruff and mypy
 	@$(call venv,lint,lint) && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/mypy

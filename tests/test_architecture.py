@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "isolation": {"shared", "inside", "configuration", "instances", "isolation"},
     "worker": {"shared", "inside", "configuration", "master", "instances", "isolation", "worker"},
     "status": {"shared", "status"},
-    "cli": {"shared", "configuration", "isolation", "cli"},
+    "importing": {"shared", "configuration", "importing"},
+    "cli": {"shared", "configuration", "isolation", "importing", "cli"},
 }
 
 

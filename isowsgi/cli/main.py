@@ -16,6 +16,7 @@ from isowsgi import configuration
 from isowsgi.cli import asking
 from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
+from isowsgi.cli.importing import import_
 from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
 from isowsgi.shared import gunicorn_parts, interpreters
@@ -27,7 +28,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile):
+for command in (*COMMANDS, plan, apply, profile, import_):
     main.add_command(command)
 
 

@@ -1,0 +1,80 @@
+"""What a source becomes: mounts, gunicorn's settings, lines for a proxy, and files to write beside. Values only, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from isowsgi.importing.account import Account, At
+
+
+@dataclass(kw_only=True)
+class MountDraft:
+    """A mount to be.
+
+    Attributes:
+        pattern: host and path, as in the config file.
+        settings: values by key, in the order in which they are written.
+        notes: comments above it.
+        unusable: keys that the loader refuses here, with the reason: they are written as comments. "app": the whole mount is.
+    """
+
+    pattern: str
+    app: str
+    at: At
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """All that is to be written.
+
+    Attributes:
+        server: gunicorn's settings, by name.
+        tables: of the config file besides mounts, as {"worker": {"max_rss": 500}}.
+        proxy: lines for an nginx `server` block.
+        scripts: files beside the config file that mounts name, by file name.
+    """
+
+    source: str
+    mounts: list[MountDraft] = field(default_factory=list)
+    server: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    proxy: list[str] = field(default_factory=list)
+    scripts: dict[str, str] = field(default_factory=dict)
+
+    def mount(self, wanted: MountDraft, account: Account) -> None:
+        """Add a mount, or say why its line is not taken: another one has the pattern."""
+        for other in self.mounts:
+            if other.pattern == wanted.pattern:
+                if (other.app, other.settings) == (wanted.app, wanted.settings):
+                    account.taken(wanted.at, f"the same as {other.at}: one mount serves both")
+                else:
+                    text = f"{wanted.pattern} is the app of {other.at} already, and isowsgi has one table for all addresses"
+                    account.left(wanted.at, text + "; give this app a host of its own, or a gunicorn of its own")
+                return
+        self.mounts.append(wanted)
+        account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app}')
+
+    def set_server(self, name: str, value: Any, account: Account, at: At, note: str = "") -> None:
+        """Set one of gunicorn's settings; the first word counts, but for `workers`, where the largest does."""
+        said = f"gunicorn's {name} = {value!r}" + (f": {note}" if note else "")
+        before = self.server.get(name)
+        if name == "workers" and before is not None and before != value:
+            self.server[name] = max(before, value)
+            account.changed(at, f"all apps run in the same workers: gunicorn's workers = {self.server[name]}")
+        elif before is not None and before != value:
+            account.left(at, f"gunicorn's {name} is {before!r} already, for all apps; start a gunicorn of its own for another one")
+        else:
+            self.server[name] = value
+            account.changed(at, said) if note else account.taken(at, said)
+
+    def bind(self, address: str, account: Account, at: At, note: str = "") -> None:
+        """Add an address to listen on."""
+        binds = self.server.setdefault("bind", [])
+        if address not in binds:
+            binds.append(address)
+        said = f"gunicorn's bind = {address!r}" + (f": {note}" if note else "")
+        account.changed(at, said) if note else account.taken(at, said)

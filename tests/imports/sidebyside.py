@@ -1,0 +1,171 @@
+"""Serve configuration files by their own server and, imported, by isowsgi; compare the answers: `make imports`.
+
+python -m tests.imports.sidebyside [uwsgi|apache] [SOURCE...]
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import DEADLINE_S, ROOT
+from tests.imports import tree
+
+# A server has so long to answer its first request.
+_START_S = 20.0
+
+
+class CannotRun(Exception):
+    """The original server is not on this machine."""
+
+
+def ask(port: int, method: str, host: str, target: str) -> tuple[int, Any]:
+    """Return the status, and what an app of ours said, or None."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+    try:
+        body = b"a=b&c=d" if method == "POST" else None
+        connection.request(method, target, body, {"Host": host, "Connection": "close"})
+        answer = connection.getresponse()
+        content = answer.read()
+    finally:
+        connection.close()
+    try:
+        return answer.status, json.loads(content)
+    except ValueError:
+        return answer.status, None
+
+
+def _listens(log: Path, pattern: str, process: subprocess.Popen[bytes]) -> int:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        if found := re.search(pattern, log.read_text(errors="replace")):
+            return int(found[1])
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"no server listens:\n{log.read_text(errors='replace')}")
+
+
+@contextmanager
+def _running(command: list[str], log: Path, pattern: str, env: dict[str, str], folder: Path) -> Iterator[int]:
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **env}, cwd=folder)
+    try:
+        yield _listens(log, pattern, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# What a test must not do: become another user, go into the background, start other programs, listen on other addresses.
+_NOT_IN_A_TEST = re.compile(
+    r"^\s*<?(uid|gid|daemonize|pidfile|chmod-socket|attach-daemon|mule|spooler|cron2?|stats|cheaper.*|worker-reload-mercy|subscribe2|processes|"
+    r"reload-on-rss|limit-as|cheap|idle|unknown-thing|req-logger|logformat|http|socket|http-socket|\"http-socket\")\b.*\n",
+    re.MULTILINE,
+)
+
+
+def _uwsgi_for(source: Path) -> list[str]:
+    """Return the command of the index' uWSGI, or of Debian's for the forms that need libraries when it is built."""
+    index, debian = os.environ.get("UWSGI"), shutil.which("uwsgi-core")
+    if index and source.suffix == ".ini":
+        return [index]
+    if debian:
+        return [debian, "--plugin", "python3"]
+    raise CannotRun("no uwsgi-core with uwsgi-plugin-python3 on the PATH, nor UWSGI=PATH/bin/uwsgi of a venv with uwsgi")
+
+
+@contextmanager
+def uwsgi(source: Path, scratch: Path) -> Iterator[int]:
+    """Run the original uWSGI, from the index; with an address of its own, and without what a test must not do."""
+    program = _uwsgi_for(source)
+    for path in source.parent.iterdir():
+        if path.is_file():
+            path.write_text(_NOT_IN_A_TEST.sub("", path.read_text()))
+    form = {".ini": "--ini", ".yaml": "--yaml", ".xml": "--xml", ".json": "--json"}[source.suffix]
+    command = [*program, form, source.name, "--http-socket", "127.0.0.1:0"]
+    with _running(command, scratch / "uwsgi.log", r"uwsgi socket 0 bound to TCP address 127\.0\.0\.1:(\d+)", {}, source.parent) as port:
+        _wait_for_answer(port)
+        yield port
+
+
+def _wait_for_answer(port: int) -> None:
+    end = time.monotonic() + _START_S
+    while True:
+        try:
+            ask(port, "GET", "localhost", "/")
+            return
+        except (OSError, http.client.HTTPException):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+@contextmanager
+def isowsgi(source: Path, scratch: Path) -> Iterator[int]:
+    """Import a source with the command, and serve what that wrote, with the addresses and the user of this test."""
+    env = {"PYTHONPATH": str(ROOT), "ISOWSGI_CACHE_DIR": str(scratch)}
+    target = scratch / "isowsgi.toml"
+    command = [sys.executable, "-m", "isowsgi", "import", str(source), "-o", str(target)]
+    subprocess.run(command, check=True, env={**os.environ, **env}, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "gunicorn", "--config", str(scratch / "gunicorn.conf.py"), "--no-control-socket"]
+    subprocess.run([*command, "--check-config"], check=True, env={**os.environ, **env}, cwd=scratch)
+    command += ["--bind", "127.0.0.1:0", "--workers", "1", "--user", str(os.getuid()), "--group", str(os.getgid())]
+    pattern = r"Listening at: http://127\.0\.0\.1:(\d+)"
+    with _running(command, scratch / "gunicorn.log", pattern, env, scratch) as port:
+        yield port
+
+
+# What is known to differ, by kind: a status of the original with the one that isowsgi gives instead.
+def compare(kind: str, sources: list[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Yield source, request and the difference, None if there is none."""
+    serve: dict[str, Callable[[Path, Path], Any]] = {"uwsgi": uwsgi}
+    names = [line.split()[0] for line in (tree.HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
+    for name in dict.fromkeys(names):
+        if sources and name not in sources:
+            continue
+        with tempfile.TemporaryDirectory(prefix="isi-") as folder:
+            srv = tree.make(Path(folder))
+            tree.make_venv(srv)
+            conf = tree.copied(kind, srv)
+            scratch = srv.parent / "out"
+            scratch.mkdir()
+            whole = conf / (name.partition("/")[0])
+            with isowsgi(whole, scratch) as ours, serve[kind](conf / name, scratch) as theirs:
+                for method, host, target in tree.requests_of(kind, name):
+                    expected, got = ask(theirs, method, host, target), ask(ours, method, host, target)
+                    difference = None if expected == got else f"original {expected}\n    isowsgi  {got}"
+                    yield name, f"{method} {host} {target}", difference
+
+
+def main(arguments: list[str]) -> int:
+    kinds = [argument for argument in arguments if argument in ("uwsgi", "apache")] or ["uwsgi"]
+    wrong = 0
+    for kind in kinds:
+        try:
+            for source, request, difference in compare(kind, [each for each in arguments if each not in kinds]):
+                print(f"{kind} {source}: {request}: {'the same' if difference is None else difference}", flush=True)
+                wrong += difference is not None
+        except CannotRun as exc:
+            print(f"{kind}: skipped: {exc}")
+    print(f"{wrong} differences")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

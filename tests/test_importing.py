@@ -1,0 +1,235 @@
+"""`isowsgi import`: every line of a source is told once, and what is written passes the loader."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isowsgi.cli.importing import import_
+from isowsgi.configuration import load
+from isowsgi.importing import account, kinds, making, uwsgiforms
+from isowsgi.importing.account import Account, BadSource
+from tests.conftest import examples
+from tests.imports import expected, tree
+
+SOURCES = [(kind, source) for kind in expected.KINDS for source in expected.sources(kind)]
+
+
+@pytest.fixture(scope="module")
+def srv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tree.make(tmp_path_factory.mktemp("imports"))
+
+
+@pytest.fixture(scope="module")
+def folders(srv: Path) -> dict[str, Path]:
+    return {kind: tree.copied(kind, srv) for kind in expected.KINDS}
+
+
+@pytest.mark.parametrize("kind", expected.KINDS)
+def test_each_source_becomes_what_the_file_beside_it_shows(kind: str, tmp_path: Path) -> None:
+    """After a change: python -m tests.imports.expected, and read the difference."""
+    shown = (tree.HERE / kind / "expected.txt").read_text()
+
+    assert expected.everything(kind, tmp_path).split("##########") == shown.split("##########")
+
+
+@pytest.mark.parametrize("kind", expected.KINDS)
+def test_there_are_at_least_twelve_sources_of_each_kind(kind: str) -> None:
+    assert len(expected.sources(kind)) >= 12
+
+
+@pytest.mark.parametrize(("kind", "source"), SOURCES)
+def test_what_is_written_has_mounts_and_no_faults(kind: str, source: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    made = making.make(str(folders[kind] / source), str(tmp_path / "isowsgi.toml"), None, {})
+    for path, text in made.files.items():
+        Path(path).write_text(text)
+
+    assert made.kind == kind
+    assert load(tmp_path / "isowsgi.toml").mounts
+    compile((tmp_path / "gunicorn.conf.py").read_text(), "gunicorn.conf.py", "exec")
+
+
+@pytest.mark.parametrize(("kind", "source"), SOURCES)
+def test_every_line_that_says_something_is_in_exactly_one_entry(kind: str, source: str, folders: dict[str, Path]) -> None:
+    made = making.make(str(folders[kind] / source), "isowsgi.toml", None, {})
+    told = [(entry.at.file, line) for entry in made.entries for line in entry.at.lines]
+
+    assert len(told) == len(set(told))
+    assert len(told) + made.quiet_lines == sum(len(account.lines_of(Path(path).read_text())) for path in made.sources)
+    assert [entry for entry in made.entries if entry.notes == (account.UNKNOWN,)] == []
+
+
+def told_lines(made_of: Account) -> list[tuple[str, int]]:
+    return [(entry.at.file, line) for entry in made_of.entries() for line in entry.at.lines]
+
+
+WORDS = (
+    *(
+        "module",
+        "mount",
+        "chdir",
+        "env",
+        "if-env",
+        "if-exists",
+        "if-not-env",
+        "endif",
+        "for",
+        "endfor",
+        "set-ph",
+        "threads",
+        "harakiri",
+        "ini",
+    ),
+    *("else", "socket", "http", "home", "pythonpath", "static-map", "cron", "log-4xx", "nonsense", "processes", "uid", "touch-reload"),
+    "manage-script-name",
+)
+VALUES = (
+    "",
+    "1",
+    "app:app",
+    "a=b",
+    "/x=app:app",
+    "%(nonsense)",
+    "%d",
+    "$(HOME)",
+    "/srv",
+    ":8000",
+    "/run/x.sock",
+    "a b c",
+    "=",
+    "%%",
+    "\x00",
+    "é",
+    "%(a ",
+)
+INI_LINES = st.one_of(
+    st.builds("{} = {}".format, st.sampled_from(WORDS), st.sampled_from(VALUES)),
+    st.sampled_from(["[uwsgi]", "[other]", "# comment", "; comment", "", "   ", "\t", "endif", "need-app"]),
+    st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\n"), max_size=20),
+)
+
+
+@given(st.lists(INI_LINES, max_size=25))
+@examples(200)
+def test_no_line_of_any_ini_file_is_dropped(lines: list[str]) -> None:
+    """Or the file is refused, with the line."""
+    text = "\n".join(["[uwsgi]", *lines])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.ini")
+        path.write_text(text, newline="")
+        made_of = Account()
+        try:
+            kinds.READERS["uwsgi"](str(path), made_of, {})
+        except BadSource:
+            return  # with the line, as test_bad_input shows
+        told = told_lines(made_of)
+    said = [line for line in text.split("\n") if line.strip(" \t\r") and line.strip(" \t\r")[0] not in ";#"]
+
+    assert len(told) == len(set(told)) == len(said)
+
+
+def test_placeholders_of_uwsgi_are_filled_in_as_it_does(folders: dict[str, Path]) -> None:
+    made = making.make(str(folders["uwsgi"] / "names.ini"), "isowsgi.toml", None, {})
+
+    assert 'IMPORT_NAME = "names.ini in uwsgi"' in made.files["isowsgi.toml"]
+    assert 'IMPORT_SUM = "404"' in made.files["isowsgi.toml"]
+    assert 'IMPORT_HOST = "$(IMPORT_NOWHERE)"' in made.files["isowsgi.toml"]
+
+
+def test_conditions_are_decided_by_the_environment_of_the_import(folders: dict[str, Path]) -> None:
+    made = making.make(str(folders["uwsgi"] / "flask.ini"), "isowsgi.toml", None, {"IMPORT_VENV": "/nowhere"})
+
+    assert '# venv = "/nowhere"' in made.files["isowsgi.toml"]
+    assert "IMPORT_VENV_IS" not in made.files["isowsgi.toml"]
+
+
+BAD = [
+    ("x.ini", "[uwsgi]\nmodule = a\nthreads = many\n", "x.ini:3: expected a whole number for threads, got 'many'"),
+    ("x.ini", "[uwsgi]\nif-env = A\nif-env = B\n", "x.ini:3: expected the end of 'x.ini:2' before another condition"),
+    ("x.ini", "[uwsgi]\nini = gone.ini\n", "gone.ini: expected a file, got none"),
+    ("x.ini", "[uwsgi]\nini = x.ini\n", "expected at most 200 included files"),
+    ("x.ini", "[uwsgi]\nmaster = 1\n", "expected at least one WSGI app, got none"),
+    ("x.xml", "<uwsgi><module>a</uwsgi>", "x.xml:1: expected XML, got mismatched tag"),
+    ("x.xml", '<!DOCTYPE u [<!ENTITY a "b">]><uwsgi><module>&a;</module></uwsgi>', "x.xml:1: expected no entity declarations"),
+    ("x.yaml", "uwsgi:\n  a: [\n", "x.yaml:3: expected YAML, got"),
+    ("x.json", '{"uwsgi": {"a": }}', "x.json:1: expected JSON, got a fault in column 17"),
+    ("x.txt", "hello\n", "x.txt: expected a configuration of uWSGI, Apache or NGINX Unit; say which with --from"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "fault"), BAD)
+def test_bad_input_is_told_with_file_line_and_what_was_expected(
+    name: str, text: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(text)
+    result = CliRunner().invoke(import_, [name])
+
+    assert result.exit_code == 2
+    assert fault in result.stderr
+
+
+@pytest.fixture
+def ini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("a.ini").write_text("[uwsgi]\nmodule = a:app\nenv = PASSWORD=hush\n")
+    os.chmod("a.ini", 0o640)
+    return "a.ini"
+
+
+def test_nothing_is_overwritten_without_force(ini: str) -> None:
+    Path("gunicorn.conf.py").write_text("mine")
+    refused = CliRunner().invoke(import_, [ini, "-o", "isowsgi.toml"])
+
+    assert refused.exit_code == 2
+    assert "gunicorn.conf.py: expected no such file; --force overwrites it" in refused.stderr
+    assert not Path("isowsgi.toml").exists()
+    assert Path("gunicorn.conf.py").read_text() == "mine"
+
+    assert CliRunner().invoke(import_, [ini, "-o", "isowsgi.toml", "--force"]).exit_code == 0
+    assert "isowsgi.Worker" in Path("gunicorn.conf.py").read_text()
+
+
+def test_who_may_not_read_the_source_may_not_read_what_is_made_of_it(ini: str) -> None:
+    CliRunner().invoke(import_, [ini, "-o", "isowsgi.toml"])
+
+    assert Path("isowsgi.toml").stat().st_mode & 0o077 in (0o040, 0o000)
+
+
+def test_values_of_variables_are_in_the_file_and_not_in_the_report(ini: str) -> None:
+    result = CliRunner().invoke(import_, [ini])
+
+    assert 'PASSWORD = "hush"' in result.stdout
+    assert "hush" not in result.stderr
+    assert "a.ini:3: env = PASSWORD=..." in result.stderr
+
+
+def test_the_report_is_there_for_programs(ini: str) -> None:
+    report = json.loads(CliRunner().invoke(import_, [ini, "--json"]).stdout)
+
+    assert report["kind"] == "uwsgi"
+    assert [(line["lines"], line["outcome"]) for line in report["lines"]] == [([1], "taken over"), ([2], "taken over"), ([3], "taken over")]
+    assert set(report["files"]) == {"isowsgi.toml", "gunicorn.conf.py"}
+
+
+def test_a_comment_of_the_source_cannot_become_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of files are in comments of what is written."""
+    monkeypatch.chdir(tmp_path)
+    name = 'a\n[mounts."/"].ini'
+    Path(name.replace("/", "_")).write_text("[uwsgi]\nmodule = a:app\n")
+    made = making.make(name.replace("/", "_"), "isowsgi.toml", None, {})
+
+    assert made.files["isowsgi.toml"].count("[mounts") == 2
+    assert made.files["isowsgi.toml"].splitlines()[0].startswith("# Made by")
+
+
+def test_an_ini_section_is_known_by_its_own_line_only() -> None:
+    assert uwsgiforms.looks_like_ini("a\n [uwsgi] \nb")
+    assert not uwsgiforms.looks_like_ini("see [uwsgi] there")
