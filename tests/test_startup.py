@@ -1,12 +1,8 @@
-"""The table that the log gets at the start: lines of equal columns, whatever the names hold, and nothing imported for it."""
+"""The table that the log gets at the start: lines of equal columns, whatever the names hold."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from isowsgi.worker.startup import Row, draw
-from tests.conftest import ROOT
 
 
 def row(mount: str, why: str = "configured", threads: str = "4") -> Row:
@@ -32,11 +28,3 @@ def test_a_cell_cannot_leave_its_line() -> None:
 
     assert len(lines) == 2
     assert "first second [2J third" in lines[1]
-
-
-def test_a_worker_does_not_import_what_only_the_command_needs() -> None:
-    """rich was a sixth of the CPU time of a start, and 2.8 MiB in each worker until it ended."""
-    code = "import sys, isowsgi.worker.gunicorn; from isowsgi.worker.startup import draw, Row; draw([Row(*'abcdefgh')])"
-    code += "; print(sorted({'rich', 'click'} & {name.partition('.')[0] for name in sys.modules}))"
-
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout == "[]\n"
