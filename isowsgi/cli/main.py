@@ -19,6 +19,7 @@ from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.importing import import_
 from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
+from isowsgi.cli.run import run
 from isowsgi.shared import gunicorn_parts, interpreters
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile, import_):
+for command in (*COMMANDS, plan, apply, profile, run, import_):
     main.add_command(command)
 
 
