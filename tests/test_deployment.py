@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from isowsgi.configuration import Config
 from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.bootqueue import Boots
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memorylimit import MemoryWatch
-from isowsgi.worker.reloadqueue import TURN_S, Turns
+from isowsgi.worker.reloadqueue import TURN_S, Places, Turns
 from isowsgi.worker.supervisor import Supervisor
 from tests.conftest import examples
 from tests.fakes import FakeInstance, Site, up
@@ -349,6 +353,79 @@ def test_a_replacement_that_takes_long_keeps_nobody_from_theirs_for_ever() -> No
     assert len(quick.made) == 1
     turns.pass_on(slow.now + TURN_S)
     assert len(quick.made) == 2
+
+
+def test_workers_load_one_after_the_other_beside_what_serves() -> None:
+    """Three workers that loaded one mount each kept two cores busy; their neighbours' p99 was twice as long."""
+    shared = LastApplied()
+    # A worker of its own: the locks are those of a process.
+    other = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS_A_PLACE, str(shared.fileno())], pass_fds=[shared.fileno()], stdin=PIPE, stdout=PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        looks: list[float] = []
+        turns = Turns(Places(shared), lambda: looks.append(0.0))
+        site = up(turns)
+        site.deployment.replace("test", 0.0)
+        turns.pass_on(1.0)
+        assert (len(site.made), len(looks)) == (1, 2)
+
+        other.kill()  # the kernel frees what it has
+    turns.pass_on(2.0)
+    assert len(site.made) == 2
+
+
+_HOLDS_A_PLACE = """
+import fcntl, sys
+fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, 2)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_worker_waits_for_the_others_for_ever() -> None:
+    class Full(Places):
+        def take(self) -> bool:
+            return False
+
+    turns = Turns(Full())
+    site = up(turns)
+    site.deployment.replace("test", 0.0)
+    turns.pass_on(29.0)
+    assert len(site.made) == 1
+
+    turns.pass_on(31.0)
+    assert len(site.made) == 2
+
+
+def test_a_place_is_given_back_between_two_loads_and_at_the_end() -> None:
+    class Counted(Places):
+        are_shared = True
+        held = given = 0
+
+        def take(self) -> bool:
+            self.held = 1
+            return True
+
+        def give_back(self) -> None:
+            self.given += self.held
+            self.held = 0
+
+    places = Counted()
+    turns = Turns(places)
+    first, second = up(turns), up(turns)
+    for site in (first, second):
+        site.deployment.replace("test", 0.0)
+    first.ready(first.made[1])
+    turns.pass_on(1.0)
+    assert (places.given, len(second.made)) == (1, 1)
+
+    turns.pass_on(1.05)
+    assert len(second.made) == 2
+    turns.end()
+    assert places.given == 2
 
 
 @pytest.mark.parametrize("loses_interest", ["sleep", "halt"])

@@ -18,6 +18,7 @@ from isowsgi.worker.change import Unchangeable
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.livetable import LiveTable
+from isowsgi.worker.reloadqueue import Turns
 from isowsgi.worker.table import Table
 from tests.fakes import FakeInstance, FakeSurroundings
 
@@ -529,3 +530,21 @@ def test_a_change_that_cannot_begin_is_given_up(monkeypatch: pytest.MonkeyPatch)
             site.live.prepare(config(mount("/a"), mount("/b")), NOW)
 
     site.apply(mount("/a"), mount("/b"))
+
+
+def test_what_is_prepared_is_loaded_in_turn_and_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an apply loaded was not paced as a reload is: the neighbours' p99 was four times as long."""
+    site = Site(mount("/old"))
+    turns = Turns()
+    monkeypatch.setattr(site.around, "may_boot", lambda deployment, now: not deployment.is_prepared or turns.take(deployment, now))
+    change = site.live.prepare(config(mount("/old"), mount("/a"), mount("/b", instances=2)), NOW)
+    a, b = change.fresh
+    counts = [(len(a.slots.all()), len(b.slots.all()))]
+
+    for _ in range(3):
+        site.all_load()
+        turns.pass_on(NOW)
+        counts.append((len(a.slots.all()), len(b.slots.all())))
+
+    assert counts == [(1, 0), (1, 1), (1, 2), (1, 2)]
+    assert change.is_ready()

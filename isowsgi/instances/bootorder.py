@@ -77,7 +77,7 @@ class BootOrders:
         generation: int,
         first_row: int,
         extensions: Mapping[str, Sequence[int]] | None = None,
-        is_replacement: bool = False,
+        has_time: bool = False,
         routes: Sequence[Route] | None = None,
         status: Status | None = None,
     ) -> BootOrder:
@@ -91,7 +91,7 @@ class BootOrders:
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
             routes: those that decide which requests are its, see `Router.rivals`; None: it is asked for nothing but its own mounts.
             status: who may see the status page, if this is it; None: nobody but who asks from this machine.
-            is_replacement: whether its mount is served while it boots, so that it may take its time, see `inside.pace`.
+            has_time: whether no request waits for it, so that it may take its time, see `inside.pace`.
         """
         mount = members[0]
         paths = _resolved([*mount.pythonpath, *self._path_in_env(mount), *self._gunicorns_path], mount, members)
@@ -104,7 +104,7 @@ class BootOrders:
             members=[_member(member, target) for member, target in zip(members, paths.targets, strict=True)],
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
-            loading=self._loading(mount, extensions, is_replacement),
+            loading=self._loading(mount, extensions, has_time),
             serving=self._serving(members, isolation, list(routes) if routes is not None else _routes_of(members)),
             settings=self._settings,
             log=mount.log,
@@ -156,11 +156,11 @@ class BootOrders:
             preload=list(mount.preload),
         )
 
-    def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, is_replacement: bool) -> Loading:
+    def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool) -> Loading:
         return Loading(
             extensions=None if extensions is None else {path: list(stamp) for path, stamp in extensions.items()},
             imports=[],
-            pause_s=_pause_s(mount) if is_replacement else 0.0,
+            pause_s=_pause_s(mount) if has_time else 0.0,
             watch=mount.watch,
             report_files=self._report_files,
         )

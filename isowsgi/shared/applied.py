@@ -17,8 +17,8 @@ from isowsgi.shared.sharedmemory import Text, make_memory, text_bytes
 MAX_BYTES = 4 << 20
 
 
-# Bytes whose locks say who decides just now, and who watches the config files.
-_DECIDE_BYTE, _WATCH_BYTE = 0, 1
+# Bytes whose locks say who decides just now, who watches the config files, and from which on who loads something beside what serves.
+_DECIDE_BYTE, _WATCH_BYTE, _FIRST_PLACE = 0, 1, 2
 
 
 class Applied(NamedTuple):
@@ -53,6 +53,10 @@ class LastApplied:
         self._memory = mmap.mmap(self._fd, text_bytes(MAX_BYTES))
         self._text = Text(self._memory, 0, MAX_BYTES)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the memory, whose locks workers have."""
+        return self._fd
+
     def turn(self) -> int:
         """Return a number that changes with each decision; costs next to nothing."""
         return self._text.turn()
@@ -67,11 +71,14 @@ class LastApplied:
 
     def may_watch(self) -> bool:
         """Whether the caller's process is the one that watches the config files: one of the workers, and when it ends, another."""
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _WATCH_BYTE)
-        except OSError:
-            return False
-        return True
+        return self._lock(_WATCH_BYTE)
+
+    def take_place(self, number: int) -> bool:
+        """Take one of the places for loading, until it is given back or the caller's process ends; False if another process has it."""
+        return self._lock(_FIRST_PLACE + number)
+
+    def give_place(self, number: int) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _FIRST_PLACE + number)
 
     def decide(self, table: Applied, before: str) -> bool:
         """Decide on a table, for all workers; return False if one was decided on already that has the same serial.
@@ -85,12 +92,8 @@ class LastApplied:
             ValueError: the table is too long.
         """
         data = json.dumps(table._asdict()).encode("ascii")
-        try:
-            fcntl.lockf(
-                self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DECIDE_BYTE
-            )  # of the process: the kernel takes it back from one that dies
-        except OSError as exc:
-            raise Deciding from exc
+        if not self._lock(_DECIDE_BYTE):
+            raise Deciding
         try:
             last = self.read()
             if last is not None and last.base > table.base:
@@ -104,3 +107,11 @@ class LastApplied:
             return True
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _DECIDE_BYTE)
+
+    def _lock(self, byte: int) -> bool:
+        """Have the lock of a byte; False if another process has it. It is the process', and the kernel takes it back from one that dies."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except OSError:
+            return False
+        return True

@@ -175,7 +175,8 @@ class Deployment:
         return bool(self.slots.serving())
 
     def is_replacing(self) -> bool:
-        return self.slots.is_replacing() or self.succession.is_open
+        """Whether a new generation is on its way beside what serves, or for a table that does not serve yet."""
+        return self.slots.is_replacing() or self.succession.is_open or (self.is_prepared and self.slots.is_booting())
 
     def is_asleep(self) -> bool:
         """Whether it has no instance because no request has needed one."""
@@ -281,9 +282,11 @@ class Deployment:
             self._boot(self.slots.coming, slot, now)
 
     def go_on(self, now: float) -> None:
-        """Replace if that was asked for while it could not be done."""
+        """Replace, or load, if that was asked for while it could not be done."""
         if self.wanted:
             self.replace(self.wanted, now)
+        elif self.is_in_line:
+            self.start(now)
 
     def halt(self, now: float) -> None:
         """End its instances and answer 503 until `resume`."""

@@ -26,7 +26,7 @@ from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.bootqueue import Boots, boots_at_a_time, machine_times
 from isowsgi.worker.departures import Departures
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.reloadqueue import Turns
+from isowsgi.worker.reloadqueue import LOOK_S, Places, Turns
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.trials import Placement
 
@@ -41,6 +41,7 @@ class Workshop:
         containment: ends our own mistakes.
         drain_s: how long requests of a replaced instance may take to end.
         origins_fd: of the table that says where connections come from; None: their sockets do.
+        places: where something may be loaded beside what serves.
 
     Attributes:
         leaked: interpreters ended on a release that keeps their memory.
@@ -52,7 +53,14 @@ class Workshop:
     """
 
     def __init__(
-        self, orders: BootOrders, board: Scoreboard, log: Any, containment: Containment, drain_s: float, origins_fd: int | None
+        self,
+        orders: BootOrders,
+        board: Scoreboard,
+        log: Any,
+        containment: Containment,
+        drain_s: float,
+        origins_fd: int | None,
+        places: Places,
     ) -> None:
         self.orders = orders
         self.board = board
@@ -60,7 +68,8 @@ class Workshop:
         self.containment = containment
         self.drain_s = drain_s
         self.placement = Placement(orders, containment)
-        self.turns = Turns()
+        self.turns = Turns(places, self._look_again)
+        self._will_look = False
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
         self.departures = Departures(log)
         self.leaked = 0
@@ -126,13 +135,14 @@ class Workshop:
         return self.turns.take(deployment, now)
 
     def may_boot(self, deployment: Deployment, now: float) -> bool:
-        return self.boots.take(deployment, now)
+        return self.turns.take(deployment, now) if deployment.is_prepared else self.boots.take(deployment, now)
 
     def hurry(self, deployment: Deployment) -> None:
         self.boots.hurry(deployment)
 
     def leave_line(self, deployment: Deployment) -> None:
         self.boots.leave(deployment)
+        self.turns.leave(deployment)
 
     def recall(self, deployment: Deployment) -> None:
         """Settle where a deployment lives by what an earlier trial found."""
@@ -160,7 +170,7 @@ class Workshop:
             deployment.generation,
             first_row,
             extensions,
-            is_replacement=deployment.is_serving(),
+            has_time=deployment.is_serving() or deployment.is_prepared,
             routes=deployment.routes,
             status=deployment.status,
         )
@@ -174,6 +184,16 @@ class Workshop:
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)
         return InterpreterInstance(order, fds, board)
+
+    def _look_again(self) -> None:
+        if not self._will_look:
+            self._will_look = True
+            self._parts().later(LOOK_S, self._look_for_place, "queue of replacements")
+
+    def _look_for_place(self) -> None:
+        self._will_look = False
+        if not self.is_stopping:
+            self.turns.pass_on(time.monotonic())
 
     def _on_reports(self, deployment: Deployment, instance: HostedInstance) -> None:
         deployment.reports.read(instance, time.monotonic())

@@ -31,6 +31,7 @@ from isowsgi.worker.control.server import ControlServer, drive
 from isowsgi.worker.control.watching import LOOK_S, FileWatcher
 from isowsgi.worker.listeners import most_connections
 from isowsgi.worker.loop import Loop
+from isowsgi.worker.reloadqueue import Places, places_at_a_time
 from isowsgi.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _make_supervisor(given: Given, orders: BootOrders, origins: Origins | None) 
         suspects=given.verdicts[SUSPECT],
         on_files=given.on_files,
         origins_fd=None if origins is None else origins.fd,
+        places=Places(given.last_applied if given.cfg.workers > 1 else None, places_at_a_time()),
     )
 
 

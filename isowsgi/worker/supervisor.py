@@ -23,6 +23,7 @@ from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.instancefactory import Workshop
 from isowsgi.worker.livetable import LiveTable
 from isowsgi.worker.memorylimit import MemoryWatch, rss_mib
+from isowsgi.worker.reloadqueue import Places
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.table import Table
 from isowsgi.worker.workerreport import Reporter
@@ -43,6 +44,7 @@ class Supervisor:
         suspects: patterns that were being loaded when a worker died.
         on_files: takes files that, once changed, should make the worker reload; None: no file is watched.
         origins_fd: of the table that says where connections come from; None: their sockets do.
+        places: where workers may load something beside what serves; None: this worker is alone.
 
     Attributes:
         live: the table that serves, and its changes.
@@ -63,6 +65,7 @@ class Supervisor:
         suspects: Collection[str] = (),
         on_files: Callable[[list[str]], None] | None,
         origins_fd: int | None = None,
+        places: Places | None = None,
     ) -> None:
         self._board = board
         self._log = log
@@ -72,7 +75,7 @@ class Supervisor:
         self._reporter: Reporter | None = None
         self.rss_at_start = 0
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
-        self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd)
+        self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd, places or Places())
         self._workshop.on_report = self._on_report
         if on_files is not None:
             self._workshop.on_files = on_files
@@ -195,6 +198,7 @@ class Supervisor:
     def finish(self) -> None:
         """Tell every instance that its next response on each connection is the last."""
         self._is_stopping = self._workshop.is_stopping = True
+        self._containment.call("queue of replacements", self._workshop.turns.end)
         for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: closing its connections", deployment.finish)
         if self._reporter is not None:
