@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from isowsgi.configuration import App, Config, ConfigError, Mount, Status, load, pythons
+from isowsgi.configuration import App, Config, ConfigError, Mount, Status, foreign, load, pythons
+from isowsgi.configuration.tables import MountTable, RedirectTable, WorkerTable
 from isowsgi.shared import policies, regularfiles
 from tests.conftest import eventually, examples
 
@@ -451,6 +453,7 @@ MOUNT_KEYS = (
     "max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, "
     "pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
 )
+AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 MAIN = '[mounts]\n"/" = "a"\n'
 
@@ -492,6 +495,52 @@ MAIN = '[mounts]\n"/" = "a"\n'
 )
 def test_a_wrong_file_is_told_so_line_by_line(read: Write, text: str, expected: list[str]) -> None:
     assert faults(read, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ('[mounts]\n/blog = "a"\n', 'quote the pattern: "/blog" = ...'),
+        ('[mounts]\n  /blog={ app = "a" }\n', 'quote the pattern: "/blog" = ...'),
+        ('[mounts]\nshop.example.com/ = "a"\n', 'quote the pattern: "shop.example.com/" = ...'),
+        ('[mounts]\n*.example.com/ = "a"\n', 'quote the pattern: "*.example.com/" = ...'),
+        ('[mounts./blog]\napp = "a"\n', 'quote the pattern: [mounts."/blog"]'),
+        ('[mounts]\n"/" = a/b\n', "invalid value"),
+    ],
+)
+def test_a_pattern_without_its_quotes_is_told_so(read: Write, text: str, ending: str) -> None:
+    (fault,) = faults(read, text)
+
+    assert fault.endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("timeout = 3", "timeout: unknown key; here it is 'request_timeout' (seconds without progress)"),
+        ("processes = 3", "processes: unknown key; here it is 'instances'"),
+        ('wsgi-file = "a.py"', "wsgi-file: unknown key; here it is 'app', as in"),
+        ('module = "a"', "module: unknown key; here it is 'app', as in"),
+        ('virtualenv = "v"', "virtualenv: unknown key; here it is 'venv'"),
+        ('chdir = "/"', "chdir: unknown key; mounts share one working directory"),
+        ("uid = 3", "uid: unknown key; gunicorn's `user` is that of all mounts"),
+        ('static = "/"', "static: unknown key; files are the proxy's"),
+        ("boot_timeou = 3", "boot_timeou: unknown key; did you mean 'boot_timeout'?"),
+    ],
+)
+def test_a_key_of_another_server_is_told_what_it_is_here(read: Write, key: str, expected: str) -> None:
+    found = faults(read, f'[mounts."/"]\n{key}\n')
+
+    assert found[0].startswith(f'mounts."/".{expected}')
+    assert [fault for fault in found if "missing" in fault] == ([] if "'app'" in expected else [f'mounts."/".app: missing; {AN_APP}'])
+
+
+def test_every_key_that_a_foreign_one_is_here_is_one() -> None:
+    valid = {field.name for table in (MountTable, RedirectTable, WorkerTable) for field in attrs.fields(table)}
+    named = {name for text in foreign._KEYS.values() for name in re.findall(r"'([a-z_]+)(?: = [a-z]+)?'", text)}
+
+    assert named <= valid
+    assert not {*foreign._KEYS} & {field.name for field in attrs.fields(MountTable)}
 
 
 NAME = "expected a name that is not empty and holds no '=' and no NUL"

@@ -26,10 +26,26 @@ _BAD_INPUT = ("unknown-mount", "mount")
 
 
 def where(command: F) -> F:
-    """Add the options that say which gunicorn is meant."""
+    """Add the options that say which gunicorn is meant; its config file may be an argument, too."""
+
+    @wraps(command)
+    def one_file(file: str | None, config: str | None, **others: Any) -> None:
+        command(config=one_of(file, config), **others)
+
     pidfile = click.option("--pidfile", metavar="FILE", help="Only the gunicorn whose process id is in this file.")
     config = click.option("--config", "-c", metavar="FILE", help="Config file of the running gunicorn.  [default: isowsgi.toml]")
-    return config(pidfile(command))
+    return click.argument("file", required=False)(config(pidfile(one_file)))  # type: ignore[return-value] # click's decorators forget the type
+
+
+def one_of(file: str | None, config: str | None) -> str | None:
+    """Return the config file that is named by an argument or by the option.
+
+    Raises:
+        click.UsageError: they differ.
+    """
+    if file is not None and config is not None and file != config:
+        raise click.UsageError(f"two config files: {file!r} and --config {config!r}")
+    return file if config is None else config
 
 
 def master(command: F) -> F:

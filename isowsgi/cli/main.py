@@ -34,15 +34,17 @@ for command in (*COMMANDS, plan, apply, profile, run, import_):
 
 
 @main.command()
-@click.argument("config", default="isowsgi.toml", type=click.Path())
+@click.argument("file", required=False, type=click.Path())
+@click.option("--config", "-c", metavar="FILE", help="The same as the argument.  [default: isowsgi.toml]")
 @click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Check only this mount; may be given more than once.")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S", help="Seconds that an app may take to load.")
-def check(config: str, patterns: tuple[str, ...], wants_json: bool, timeout_s: float | None) -> None:
-    """Find out which isolation each mount of CONFIG gets, by loading its app in throw-away processes.
+def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants_json: bool, timeout_s: float | None) -> None:
+    """Find out which isolation each mount of FILE gets, by loading its app in throw-away processes.
 
     Exit code: 0 every mount has an isolation, 1 some mount has none, 2 the config file has faults.
     """
+    config = asking.one_of(file, config) or "isowsgi.toml"
     loaded = _load(config, wants_json)
     if loaded.faults:
         asking.fail_by_faults(loaded.faults, wants_json, 2)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import attrs
 from cattrs import AttributeValidationNote, ForbiddenExtraKeysError, IterableValidationNote
 
+from isowsgi.configuration import foreign
 from isowsgi.configuration.values import LONG_INT_BITS
 
 Place = tuple[str | int, ...]  # of a value in the file: keys, and indexes of lists
@@ -69,14 +70,15 @@ def quoted(text: str) -> str:
 
 def walk(group: ExceptionGroup[Exception], place: Place = ()) -> Iterator[tuple[Place, str]]:
     """Walk what cattrs raised: groups, with the key or index of each member in a note."""
-    suggested = set()
+    suggested: set[str] = set()
     for member in group.exceptions:
         if isinstance(member, ForbiddenExtraKeysError):
             valid = sorted(field.name for field in attrs.fields(member.cl))
             for key in member.extra_fields:
-                near = difflib.get_close_matches(key.lower(), valid, n=1)
-                suggested.update(near)
-                yield (*place, key), _unknown_key(key, near, valid)
+                meant = foreign.meaning(key) if "threads" in valid else None  # a mount's key
+                near = difflib.get_close_matches(key.lower(), valid, n=1) if meant is None else []
+                suggested.update(near or (["app"] if meant is not None and meant.startswith("'app'") else []))
+                yield (*place, key), _unknown_key(key, near, valid, meant)
     for member in group.exceptions:
         notes = [note for note in getattr(member, "__notes__", ()) if isinstance(note, (AttributeValidationNote, IterableValidationNote))]
         step = [note.name if isinstance(note, AttributeValidationNote) else note.index for note in notes]
@@ -95,7 +97,9 @@ SOME_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
 _MISSING: dict[str | int, str] = {"mounts": SOME_MOUNT, "app": 'expected an app, as in app = "shop.wsgi:application"'}
 
 
-def _unknown_key(key: str, near: list[str], valid: list[str]) -> str:
+def _unknown_key(key: str, near: list[str], valid: list[str], meant: str | None) -> str:
+    if meant is not None:
+        return f"unknown key; here it is {meant}" if meant.startswith("'") else f"unknown key; {meant}"
     if near:
         return f"unknown key; did you mean {near[0]!r}?"
     if key == "app":

@@ -4,7 +4,7 @@ import re
 import tomllib
 from typing import Any
 
-from isowsgi.configuration.faults import ConfigError, Place, place_text, walk
+from isowsgi.configuration.faults import ConfigError, Place, place_text, quoted, walk
 from isowsgi.shared import regularfiles
 
 
@@ -21,7 +21,7 @@ def parse(shown: str, absolute: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode("utf-8-sig"))  # some editors put a byte order mark before it
     except (ValueError, RecursionError) as exc:  # ValueError: not UTF-8, a syntax error, an int of too many digits
-        raise ConfigError((f"{shown}: {_syntax_fault(exc)}",)) from exc
+        raise ConfigError((f"{shown}: {_syntax_fault(exc)}{_unquoted(exc, content)}",)) from exc
 
 
 def _syntax_fault(exc: Exception) -> str:
@@ -33,6 +33,20 @@ def _syntax_fault(exc: Exception) -> str:
     found = re.fullmatch(r"(?P<what>.*) \(at (?P<where>line \d+, column \d+|end of document)\)", text)
     where, what = (found["where"] + ": ", found["what"]) if found else ("", text)
     return f"{where}not valid TOML: {what[:1].lower()}{what[1:]}"
+
+
+# A key that holds what a pattern does, and TOML's bare keys do not; it may stand after a table's name, in its head.
+_BARE_PATTERN = re.compile(r"\s*(\[\s*mounts\s*\.\s*)?([^\s\"'=\[\]#]*[/*][^\s\"'=\]#]*)\s*[]=]")
+
+
+def _unquoted(exc: Exception, content: bytes) -> str:
+    """Return what to write if a syntax fault is a pattern without its quotes, the usual one; else ""."""
+    found = re.search(r"at line (\d+)", str(exc))
+    lines = content.decode("utf-8", "replace").splitlines()
+    if not found or int(found[1]) > len(lines) or not (bare := _BARE_PATTERN.match(lines[int(found[1]) - 1])):
+        return ""
+    text = quoted(bare[2])
+    return f"; quote the pattern: [mounts.{text}]" if bare[1] else f"; quote the pattern: {text} = ..."
 
 
 def texts_of(shown: str, data: dict[str, Any], group: ExceptionGroup[Exception]) -> tuple[str, ...]:

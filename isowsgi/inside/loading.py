@@ -8,6 +8,7 @@ from importlib.machinery import SourceFileLoader
 from typing import Any
 
 from gunicorn import util
+from gunicorn.errors import AppImportError
 
 from isowsgi.inside import environment
 from isowsgi.inside.errorbook import ErrorBook
@@ -174,5 +175,21 @@ def load(app: App, mount: int) -> Application:
         _app_sys.modules[name] = module
         loader.exec_module(module)
         target = name
-    loaded: Application = util.import_app(f"{target}:{app.call}")
+    try:
+        loaded: Application = util.import_app(f"{target}:{app.call}")
+    except AppImportError as exc:
+        raise AppImportError(f"{exc}{_meant(target, app.call)}") from None
     return loaded
+
+
+def _meant(module: str, call: str) -> str:
+    """Return which name of a module may be meant by one that it does not have; "" if none is like it."""
+    import difflib  # for a load that has failed; none pays for it that works
+
+    names = vars(_app_sys.modules[module])
+    name = call.partition("(")[0].strip()
+    likely = [each for each, value in names.items() if callable(value) and not each.startswith("_")]
+    near = difflib.get_close_matches(name, likely, 1) or [
+        each for each in ("application", "app", "create_app", "make_app") if each in likely
+    ]
+    return "" if name in names or not near else f" Did you mean {near[0]!r}?"

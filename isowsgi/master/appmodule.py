@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from types import FrameType
 from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.errors import AppImportError
 
 from isowsgi import configuration
 from isowsgi.shared import interpreters
@@ -20,13 +24,28 @@ def config(path: str) -> Any:
 
     Raises:
         SystemExit: the file has faults; they are printed, a line each.
+        AppImportError: another worker class than isowsgi's would serve it; gunicorn prints its text and stops.
     """
+    if _is_to_be_served():
+        text = "isowsgi: gunicorn runs with another worker class, which cannot serve the apps of a config file; add -k isowsgi.Worker"
+        raise AppImportError(text)
     try:
         configuration.load(path, own_gil_error=interpreters.own_gil_error())
     except configuration.ConfigError as exc:
         print(exc, file=sys.stderr)
         raise SystemExit(1) from exc
     return not_called
+
+
+def _is_to_be_served() -> bool:
+    """Whether gunicorn imports it to serve it: its own classes of workers do, and isowsgi's does not; `--check-config` only imports it."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        cfg = getattr(frame.f_locals.get("self"), "cfg", None)
+        if isinstance(cfg, Config):
+            return not cfg.check_config
+        frame = frame.f_back
+    return False
 
 
 def config_path(app: str) -> str:

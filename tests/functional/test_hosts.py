@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ threads = 1
 "shop.example/v1" = { app = "hello:environ", isolation = "process", hosts = ["*.test"] }
 "old.example/" = { redirect = "https://www.example.com{path}", status = 301, hosts = ["older.example"] }
 "/moved" = { redirect = "/v2{path}" }
+"/misspelt" = "hello:enviro"
 "/secure" = { app = "hello:environ", https_only = true, warmup = "/" }
 """
 server = shared_server(CONFIG, wait_for=5)
@@ -119,3 +121,21 @@ def test_a_redirect_is_a_mount_that_serves_and_has_nothing_to_load(server: Serve
     (moved,) = [mount for mount in json.loads(status.stdout)["workers"][0]["mounts"] if mount["mount"] == "/moved"]
     assert (moved["app"], moved["state"], moved["instances"]) == ("redirect to /v2{path}", "serving", [])
     assert (refused.returncode, "has no app" in refused.stdout + refused.stderr) == (1, True)
+
+
+def test_another_worker_class_fails_at_the_start_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "isowsgi.toml").write_text("[mounts]\n'/' = 'hello'\n")
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--bind", "127.0.0.1:0", "--log-level", "error", "isowsgi.toml"]
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if "isowsgi" in line] == [
+        "isowsgi: gunicorn runs with another worker class, which cannot serve the apps of a config file; add -k isowsgi.Worker"
+    ]
+
+
+def test_a_misspelt_callable_is_told_which_one_is_meant(server: Server) -> None:
+    server.wait_for_log(r"Failed to find attribute 'enviro' in 'hello'. Did you mean 'environ'\?")
