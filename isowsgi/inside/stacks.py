@@ -17,6 +17,7 @@ from itertools import starmap
 from operator import methodcaller
 from typing import Any
 
+from isowsgi.inside import tasks
 from isowsgi.inside.private import theirs
 
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
@@ -49,7 +50,7 @@ class Stacks:
         return "" if frame is None else stack_from_app(frame)
 
     def of_all(self, busy: Mapping[int, str]) -> str:
-        """Return the stacks of all threads, those that serve first; of those that wait only the names.
+        """Return the stacks of all threads, those that serve first, and of asyncio's tasks; of threads that wait only the names.
 
         Args:
             busy: the request line of each thread that serves one, by its number.
@@ -59,9 +60,12 @@ class Stacks:
         names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(app_threads.items())}
         idents = {*names, *busy, *(sys._current_frames() if self._frames_are_own else ())}
         texts, waiting = [], []
+        loops: list[Any] = []
         for ident in sorted(idents, key=lambda ident: (ident not in busy, names.get(ident, ""))):
             if ident == threading.get_ident() or (frame := frame_of(ident)) is None:
                 continue
+            if tasks.IS_KNOWN:
+                loops += tasks.loops_of(frame)
             name = names.get(ident, f"thread {ident}")
             if ident in busy:
                 texts.append(f"{name}: {busy[ident]}\n{stack_from_app(frame)}")
@@ -71,6 +75,8 @@ class Stacks:
                 waiting.append(name)
         if waiting:
             texts.append(f"waiting: {', '.join(waiting)}")
+        if loops and (text := tasks.told(loops)):
+            texts.append(text)
         return "\n".join(texts)
 
 
