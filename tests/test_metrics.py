@@ -36,7 +36,9 @@ def board() -> Iterator[Board]:
 
 @pytest.fixture
 def region(board: Board) -> Scoreboard:
-    return worker(board, mount("/a", instances=[instance(), instance("stuck", generation=2)]), mount('/"b\\'), **WORKER)
+    return worker(
+        board, mount("/a", instances=[instance(), instance("stuck", generation=2)], error_types={"KeyError": 3}), mount('/"b\\'), **WORKER
+    )
 
 
 def text(board: Board) -> str:
@@ -78,6 +80,15 @@ def test_instances_are_told_by_generation_and_state(board: Board, region: Scoreb
     assert value(board, "isowsgi_instances", mount="/a", generation="1", state="serving") == 1
     assert value(board, "isowsgi_instances", mount="/a", generation="2", state="stuck") == 1
     assert value(board, "isowsgi_mount_ready", mount="/a") == 1
+
+
+def test_errors_of_workers_that_ended_stay_counted(board: Board, region: Scoreboard) -> None:
+    """A counter that falls is taken for one that began anew, and all of it for an increase."""
+    board.retire(region, None, 0.0)
+    worker(board, mount("/a", error_types={"KeyError": 1, "timeout": 2}), **WORKER)
+
+    assert value(board, "isowsgi_errors_total", mount="/a", type="KeyError") == 4
+    assert value(board, "isowsgi_errors_total", mount="/a", type="timeout") == 2
 
 
 def test_a_pattern_may_hold_what_must_be_escaped(board: Board, region: Scoreboard) -> None:

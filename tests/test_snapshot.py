@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from isowsgi.shared import errortotals
 from isowsgi.shared.board import Board
 from isowsgi.shared.rows import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.status.snapshot import patterns, snapshot, unready
+from isowsgi.worker.recent import Recent
 
 
 @pytest.fixture
@@ -139,3 +141,77 @@ def test_a_worker_that_has_not_reported_yet_is_counted_and_no_more(board: Board)
 
     assert snapshot(board.read(), 0, 0.0)["workers"] == [{"worker": 0}]
     assert snapshot(board.read(), 0, 0.0)["mounts"] == []
+
+
+GROUP = {
+    "kind": "exception", "type": "KeyError", "place": "/a.py:1 in f", "count": 3, "first": 5.0, "at": 9.0, "generation": 1,
+    "request": "GET /a", "error": "KeyError: 'a'",
+}  # fmt: skip
+
+
+def test_errors_of_a_type_and_place_are_the_sum_over_workers_with_the_latest_request(board: Board) -> None:
+    later = {**GROUP, "count": 2, "first": 4.0, "at": 10.0, "request": "GET /b"}
+    for groups in ([GROUP], [later, {**GROUP, "kind": "timeout", "count": 9}]):
+        worker(board, mount("/a", errors=groups, error_types={"KeyError": 3}))
+
+    timeout, exception = taken(board)["errors"]
+    assert (timeout["kind"], timeout["count"]) == ("timeout", 9)
+    assert exception == {**GROUP, "count": 5, "first": 4.0, "at": 10.0, "request": "GET /b"}
+    assert taken(board)["error_types"] == {"KeyError": 6}
+
+
+@pytest.mark.parametrize(
+    ("app", "responses", "failed", "is_troubled"),
+    [
+        ("a:app", 100, 5, True),
+        ("a:app", 101, 5, False),  # less than 5 %
+        ("a:app", 4, 4, False),  # too few to say
+        ("isowsgi.status:application", 10, 10, False),  # says that another mount is not ready
+    ],
+)
+def test_a_mount_is_in_trouble_for_a_high_share_of_5xx_over_all_workers(
+    board: Board, app: str, responses: int, failed: int, is_troubled: bool
+) -> None:
+    worker(board, mount("/a", app=app, recent={"seconds": 60.0, "responses": responses - 1, "failed": failed - 1}))
+    worker(board, mount("/a", app=app, recent={"seconds": 5.0, "responses": 1, "failed": 1}))
+
+    text = f"answered {failed} of {responses} requests of the last minute with 5xx"
+    assert taken(board)["trouble"] == ({"level": "bad", "text": text} if is_troubled else None)
+
+
+def test_what_is_recent_leaves_out_what_was_counted_more_than_a_minute_ago(board: Board) -> None:
+    region = worker(board, mount("/a"), mount("/b"))
+    words = region.row(region.allot(1, [1], "own-gil") + 1).words
+    words[RESPONSES + 2] = words[RESPONSES + 5] = 10
+    recent = Recent(region)
+    assert recent.of(1)["responses"] == 0
+    recent.look(0.0)
+    words[RESPONSES + 5] += 3
+    recent.look(1.0)  # too soon
+    recent.look(30.0)
+    words[RESPONSES + 2] += 1
+    region.mount_row(1).words[RESPONSES + 5] += 1
+    recent.look(60.0)
+
+    assert recent.of(1) == {"seconds": 60.0, "responses": 5, "failed": 4}
+    recent.look(90.0)
+    assert recent.of(1) == {"seconds": 60.0, "responses": 2, "failed": 1}
+    assert recent.of(0) == {"seconds": 60.0, "responses": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    "mounts", [7, [7], [{}], [{"pattern": "/a"}], [{"pattern": "/a", "error_types": 7}], [{"pattern": "/a", "error_types": {"E": -1}}]]
+)
+def test_what_no_worker_reports_counts_no_error(mounts: object) -> None:
+    assert errortotals.reported({"mounts": mounts}) == {}
+
+
+def test_types_of_errors_are_bounded_and_the_rest_is_counted_together() -> None:
+    totals: errortotals.ErrorTotals = {}
+    for number in range(300):
+        errortotals.add(totals, {("/a", f"E{number}"): 1, ("/not here", "E"): 1}, ["/a"])
+
+    assert sum(totals.values()) == 300
+    assert len(totals) == 101
+    assert totals["/a", "other"] == 200
+    assert errortotals.from_rows(errortotals.rows(totals)) == totals

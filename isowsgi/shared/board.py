@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from isowsgi.shared import errortotals
 from isowsgi.shared.rows import (
     CRASHES,
     HEAD_BYTES,
@@ -42,6 +43,7 @@ class Reading(NamedTuple):
 
     totals: Totals  # of all workers that ever lived
     regions: list[RegionReading]  # those that live
+    errors: errortotals.ErrorTotals = {}  # of all workers that ever lived, as far as they had reported them
 
 
 class Board:
@@ -55,6 +57,7 @@ class Board:
         if fd is None:
             fd = make_memory("isowsgi-scoreboard", HEAD_BYTES, fcntl.F_SEAL_SHRINK)  # it grows with each region
             self._own_totals: Totals | None = {}
+            self._own_errors: errortotals.ErrorTotals = {}
         else:
             self._own_totals = None
         self.fd = fd
@@ -111,7 +114,9 @@ class Board:
                 add(totals, {("", ""): _crash()})
             if crashed:
                 add(totals, {(crashed, ""): _crash()})
-            data = json.dumps([[*key, counters.requests, *counters.words] for key, counters in totals.items()]).encode()
+            errortotals.add(self._own_errors, errortotals.reported(region.report()), own)
+            counts = [[*key, counters.requests, *counters.words] for key, counters in totals.items()]
+            data = json.dumps([counts, errortotals.rows(self._own_errors)]).encode()
             self._words[_SEQUENCE] = sequence
             self._retired.write(data)
         finally:
@@ -127,7 +132,7 @@ class Board:
         """Return the counters of all workers that ever lived, each counted once, and what the living ones say."""
         for _ in range(_MOST_TRIES):
             sequence = self._words[_SEQUENCE]
-            totals = self._retired_totals()
+            totals, errors = self._retired_totals()
             regions_there = (os.fstat(self.fd).st_size - HEAD_BYTES) // REGION_BYTES
             count = min(max(self._words[_REGIONS], 0), regions_there, _MAX_REGIONS)
             numbers = [number for number in range(count) if self._words[_STATES + number]]
@@ -139,7 +144,8 @@ class Board:
             self._mapped.pop(number).close()
         for region in regions:
             add(totals, region.totals)
-        return Reading(totals, regions)
+            errortotals.add(errors, errortotals.reported(region.report))
+        return Reading(totals, regions, errors)
 
     def close(self) -> None:
         for region in self._mapped.values():
@@ -153,14 +159,15 @@ class Board:
             self._mapped[number] = Scoreboard(self.fd, number)
         return self._mapped[number]
 
-    def _retired_totals(self) -> Totals:
+    def _retired_totals(self) -> tuple[Totals, errortotals.ErrorTotals]:
         if self._own_totals is not None:
-            return dict(self._own_totals)
+            return dict(self._own_totals), dict(self._own_errors)
         try:
-            rows = json.loads(self._retired.read() or b"[]")
-            return {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
-        except (ValueError, TypeError):  # overwritten by another process
-            return {}
+            rows, errors = json.loads(self._retired.read() or b"[[], []]")
+            totals = {(pattern, isolation): Counters(requests, tuple(words)) for pattern, isolation, requests, *words in rows}
+            return totals, errortotals.from_rows(errors)
+        except (ValueError, TypeError, RecursionError):  # overwritten by another process
+            return {}, {}
 
 
 def _crash() -> Counters:

@@ -103,9 +103,10 @@ class Groups:
         return sum(group.count for group in self.table.values() if group.key.kind != LOGGED)
 
     def by_type(self) -> dict[str, int]:
-        """Return how many there were of each type, of exceptions, and of each kind of what has no exception."""
+        """Return how many there were of each type, of exceptions, and of each kind of what has no exception; not what was only logged."""
         counts: dict[str, int] = {}
         for key, group in self.table.copy().items():
-            name = key.type if key.kind == EXCEPTION else key.kind
-            counts[name] = counts.get(name, 0) + group.count
+            if key.kind != LOGGED:
+                name = key.type if key.kind == EXCEPTION else key.kind
+                counts[name] = counts.get(name, 0) + group.count
         return counts

@@ -250,7 +250,7 @@ class Scoreboard(Region):
         """Return what the worker published last."""
         try:
             report = json.loads(self._report.read() or b"null")
-        except ValueError:  # overwritten by another process, or being erased
+        except (ValueError, RecursionError):  # overwritten by another process, or being erased
             return None
         return report if isinstance(report, dict) else None
 
@@ -271,6 +271,17 @@ class Scoreboard(Region):
         """Return the sum of one word over rows, or over every nth of them; by default over all that were allotted."""
         end = first + rows if rows is not None else self._used
         return sum(self._words[first * ROW_WORDS + word : end * ROW_WORDS : ROW_WORDS * every])
+
+    def responses_by_mount(self) -> dict[int, tuple[int, int]]:
+        """Return how many responses each mount's rows have counted, and how many 5xx among them, by the mount's number; quick."""
+        end = self.rows_used() * ROW_WORDS
+        columns = [self._words[ROW_WORDS + RESPONSES + place : end : ROW_WORDS].tolist() for place in range(1, 6)]
+        mounts = self._words[ROW_WORDS + MOUNT : end : ROW_WORDS].tolist()
+        found: dict[int, tuple[int, int]] = {}
+        for mount, failed, whole in zip(mounts, columns[4], map(sum, zip(*columns, strict=True)), strict=True):
+            before = found.get(mount - 1, (0, 0))
+            found[mount - 1] = before[0] + whole, before[1] + failed
+        return found
 
     def totals(self) -> Totals:
         """Return the counters of each mount and isolation, and the acceptor's."""

@@ -82,6 +82,7 @@ def families(reading: Reading) -> Iterator[Metric]:
     yield _durations(served)
     yield _responses(by_mount)
     yield from (_counter(family, _MOUNT, {(pattern,): counters for pattern, counters in by_mount.items()}) for family in _BY_MOUNT)
+    yield _errors(reading)
     yield from _mounts(reading)
     yield from _workers(reading)
 
@@ -112,6 +113,14 @@ def _responses(by_mount: dict[str, Counters]) -> Metric:
     for pattern, counters in by_mount.items():
         for code, count in responses(counters).items():
             metric.add_metric((pattern, code), count)
+    return metric
+
+
+def _errors(reading: Reading) -> Metric:
+    text = "Errors of requests by the exception's type, or by kind where there is none: response, timeout, queue, refused, cut, stuck."
+    metric = CounterMetricFamily("isowsgi_errors_total", text, labels=("mount", "type"))
+    for key, count in reading.errors.items():
+        metric.add_metric(key, count)
     return metric
 
 

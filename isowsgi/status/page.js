@@ -160,6 +160,10 @@ function notes(mount, now) {
   const slow = mount.requests_in_flight.filter((request) => !request.is_stuck && request.age_s >= SLOW_S);
   for (const request of slow.slice(0, 4)) made.push(note("warn", `in flight for ${duration(request.age_s)}`, request.line));
   if (slow.length > 4) made.push(note("warn", `and ${slow.length - 4} more`, ""));
+  for (const group of mount.errors.slice(0, 3)) {
+    const what = `${group.count} \u00d7 ${group.error || group.type}, last ${ago(now - group.at)} ago`;
+    made.push(note("", what, [group.place, group.request].filter(Boolean).join(" \u00b7 ")));
+  }
   if (mount.last_error) {
     const age = now - mount.last_error.at;
     made.push(note(age < 60 || mount.state === "failed" ? "bad" : "", `last error, ${ago(age)} ago`, mount.last_error.text));
@@ -179,7 +183,7 @@ function card(mount, snapshot) {
   const made = notes(mount, snapshot.now);
   const hasStack = mount.instances.some((instance) => instance.stack);
   const generation = mount.generation ? ` \u00b7 generation ${mount.generation}` : "";
-  const edge = level === "bad" || level === "warn" ? level : "";
+  const edge = mount.trouble?.level ?? (level === "bad" || level === "warn" ? level : "");
   return element(
     "article",
     { class: `card ${edge} ${hasStack ? "has-stack" : ""}`, id: `mount-${snapshot.mounts.indexOf(mount)}`, "data-mount": pattern },
@@ -225,14 +229,15 @@ function sums(snapshot) {
 }
 
 function verdict(snapshot) {
-  const troubled = snapshot.mounts.filter((mount) => LEVELS[mount.state] === "bad" || mount.state === "booting");
+  const isBad = (mount) => LEVELS[mount.state] === "bad" || mount.trouble?.level === "bad";
+  const troubled = snapshot.mounts.filter((mount) => isBad(mount) || mount.state === "booting");
   if (troubled.length === 0) return ["good", ["All mounts are healthy."]];
   const parts = troubled.flatMap((mount, place) => [
     place ? ", " : "",
     element("a", { href: `#mount-${snapshot.mounts.indexOf(mount)}` }, mount.pattern),
-    ` ${TROUBLES[mount.state]}`,
+    ` ${TROUBLES[mount.state] ?? mount.trouble.text}`,
   ]);
-  return [troubled.some((mount) => LEVELS[mount.state] === "bad") ? "bad" : "warn", [...parts, "."]];
+  return [troubled.some(isBad) ? "bad" : "warn", [...parts, "."]];
 }
 
 function workerRow(worker, now) {

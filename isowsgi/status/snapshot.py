@@ -37,6 +37,17 @@ _COUNTERS = {
 }
 _SECONDS = {"busy_s": rows.BUSY_NS, "cpu_s": rows.CPU_NS, "boot_s": rows.BOOT_NS}
 
+# From when on a mount is in trouble for what it answers: as many 5xx in the last minute, and such a share of all its responses. The share
+# is that of the alert rule IsowsgiMountFailing.
+_MANY_FAILED = 5
+_FAILING_SHARE = 0.05
+
+# Answers 503 to whoever asks whether all mounts are ready, and one is not.
+_OWN_APP = "isowsgi.status:application"
+
+# Groups of errors that are listed for a mount, the most frequent first.
+_MOST_GROUPS = 10
+
 _Said = tuple[RegionReading, dict[str, Any]]  # a worker, and what it says of a mount
 _Request = tuple[RegionReading, Busy]
 
@@ -98,6 +109,9 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
     said: dict[str, list[_Said]] = defaultdict(list)
     busy: dict[str, list[_Request]] = defaultdict(list)
     errors: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    types: dict[str, dict[str, int]] = defaultdict(dict)
+    for (pattern, name), count in reading.errors.items():
+        types[pattern][name] = count
     for region in reading.regions:
         for mount in mounts_of(region):
             said[mount["pattern"]].append((region, mount))
@@ -118,7 +132,7 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
             "worker_crashes": acceptor.get(rows.CRASHES),
         },
         "mounts": [
-            _mount(pattern, said[pattern], busy[pattern], errors[pattern], counted.get(pattern, ZERO), now_ms)
+            _mount(pattern, said[pattern], busy[pattern], errors[pattern], types[pattern], counted.get(pattern, ZERO), now_ms)
             for pattern in patterns(reading)
         ],
     }
@@ -130,7 +144,13 @@ def _worker(region: RegionReading) -> dict[str, Any]:
 
 
 def _mount(
-    pattern: str, said: list[_Said], busy: list[_Request], errors: list[dict[str, Any]], counters: Counters, now_ms: int
+    pattern: str,
+    said: list[_Said],
+    busy: list[_Request],
+    errors: list[dict[str, Any]],
+    error_types: dict[str, int],
+    counters: Counters,
+    now_ms: int,
 ) -> dict[str, Any]:
     newest = max(said, key=lambda pair: pair[0].report["started"] if pair[0].report else 0)[1]
     instances = [{**instance, "worker": region.number} for region, mount in said for instance in mount["instances"]]
@@ -154,9 +174,42 @@ def _mount(
         "buckets": counters.buckets(),
         # What went wrong last, in a request or at a boot.
         "last_error": max([*errors, *(mount["boot_error"] for _, mount in said if mount["boot_error"])], key=_at, default=None),
+        "errors": _groups(said),
+        "error_types": error_types,
+        "recent": (recent := _recent(said)),
+        "trouble": _trouble(newest["app"], recent),
         "instances": instances,
         "requests_in_flight": _listed(busy, instances, now_ms),
     }
+
+
+def _groups(said: list[_Said]) -> list[dict[str, Any]]:
+    """Return a mount's errors by type and place, summed over its workers."""
+    sums: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for _, mount in said:
+        for group in mount.get("errors", ()):
+            before = sums.setdefault((group["kind"], group["type"], group["place"]), {**group, "count": 0})
+            last = group if group["at"] >= before["at"] else before
+            before |= {**last, "count": before["count"] + group["count"], "first": min(before["first"], group["first"])}
+    return sorted(sums.values(), key=lambda group: -group["count"])[:_MOST_GROUPS]
+
+
+def _recent(said: list[_Said]) -> dict[str, Any]:
+    """Return how many responses of a mount there were in the last minute, and how many 5xx among them."""
+    told = [mount["recent"] for _, mount in said if "recent" in mount]
+    return {
+        "seconds": max((each["seconds"] for each in told), default=0.0),
+        "responses": sum(each["responses"] for each in told),
+        "failed": sum(each["failed"] for each in told),
+    }
+
+
+def _trouble(app: str, recent: dict[str, Any]) -> dict[str, str] | None:
+    """Return what is wrong with a mount although it is ready, for a banner; None: nothing is."""
+    failed, responses = recent["failed"], recent["responses"]
+    if app == _OWN_APP or failed < _MANY_FAILED or failed < _FAILING_SHARE * responses:
+        return None
+    return {"level": "bad", "text": f"answered {failed} of {responses} requests of the last minute with 5xx"}
 
 
 def _live(instances: Iterable[dict[str, Any]]) -> int:

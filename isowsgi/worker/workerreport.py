@@ -18,11 +18,13 @@ from isowsgi.configuration import Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
+from isowsgi.shared.controlmessages import ErrorGroup
 from isowsgi.shared.rows import RELOADS, STUCK
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_bytes
+from isowsgi.worker.recent import Recent
 from isowsgi.worker.slots import Instance
 
 # Part of the text, so that a reader of another release can tell; readers ignore what they do not know.
@@ -30,6 +32,7 @@ VERSION = 1
 
 # Most of an error that is published: the log has it whole.
 _MAX_ERROR_CHARS = 500
+_MAX_REQUEST_CHARS = 200
 
 # Share of the acceptor's time that may go into texts published because something happened; what is left out comes with the next tick.
 _MOST_OF_TIME = 0.05
@@ -37,6 +40,9 @@ _MOST_OF_TIME = 0.05
 # The same of those published at ticks, when nothing has happened; with a thousand mounts a text takes long. And how old one may get.
 _MOST_OF_IDLE_TIME = 0.01
 _OLDEST_S = 3.0
+
+# Groups of errors of each mount that are published, the most frequent; `isowsgi errors` has them all.
+_MOST_GROUPS = 10
 
 # How long a report that was too long is shortened before it is written: else all of it is encoded for nothing each time.
 _SHORT_S = 30.0
@@ -69,6 +75,7 @@ class Reporter:
         self._all = all_deployments
         self._orders = orders
         self._acceptor = acceptor
+        self._recent = Recent(board)
         self._started = time.time()
         self._next = 0.0
         self._next_idle = 0.0
@@ -103,6 +110,7 @@ class Reporter:
                 words = self._board.mount_row(member.number).words
                 words[RELOADS] += reloads
                 words[STUCK] += stuck
+        self._recent.look(now)
         report = self._worker()
         parked = self._acceptor.parked()
         try:
@@ -126,7 +134,7 @@ class Reporter:
                 return
             except ValueError:
                 self._short_until = now + _SHORT_S
-        mounts = [{**mount, "boot_error": None, "instances": []} for mount in report["mounts"]]
+        mounts = [{**mount, "boot_error": None, "errors": [], "instances": []} for mount in report["mounts"]]
         self._board.publish({**report, "mounts": mounts})
 
     def _worker(self) -> dict[str, Any]:
@@ -148,8 +156,8 @@ class Reporter:
         }
 
     def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:
-        boot = deployment.reports.incidents.last_boot
-        slots = deployment.slots
+        slots, incidents = deployment.slots, deployment.reports.incidents
+        boot = incidents.last_boot
         instances = [*(instance for instance in slots.all() if instance.state not in ENDS), *slots.left]
         return {
             "pattern": mount.pattern,
@@ -157,6 +165,9 @@ class Reporter:
             "threads": self._orders.threads_of(mount),
             "parked": parked,
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
+            "recent": self._recent.of(mount.number),
+            "errors": [_group(group) for group in incidents.groups_of(mount.pattern, _MOST_GROUPS, with_details=False)],
+            "error_types": incidents.of(mount.pattern).by_type(),
             "instances": [self._instance(instance, deployment) for instance in instances],
         }
 
@@ -176,3 +187,9 @@ class Reporter:
             "stuck_since": instance.stuck_since if is_stuck else None,
             "stack": deployment.reports.stacks.get(instance) if is_stuck else None,
         }
+
+
+def _group(group: ErrorGroup) -> dict[str, Any]:
+    names = ("kind", "type", "place", "count", "first", "at", "generation", "request", "error")
+    facts = {name: getattr(group, name) for name in names}
+    return {**facts, "error": group.error[:_MAX_ERROR_CHARS], "request": group.request[:_MAX_REQUEST_CHARS]}
