@@ -135,6 +135,63 @@ def test_no_line_of_any_ini_file_is_dropped(lines: list[str]) -> None:
     assert len(told) == len(set(told)) == len(said)
 
 
+APACHE_LINES = st.one_of(
+    st.sampled_from(
+        [
+            *(
+                "<VirtualHost *:80>",
+                "</VirtualHost>",
+                "<Directory /srv>",
+                "</Directory>",
+                "<IfModule !x>",
+                "</IfModule>",
+                "<If true>",
+                "</If>",
+            ),
+            *("ServerName a.example", "ServerAlias *.b.example c.*", "WSGIScriptAlias / /srv/a.wsgi", "WSGIScriptAlias /a /srv/b.wsgi \\"),
+            *(
+                "WSGIDaemonProcess d threads=2",
+                "WSGIProcessGroup d",
+                "SetEnv A b",
+                "Alias /s /srv/s",
+                "Redirect /o /n",
+                "Define A b",
+                "Use X",
+            ),
+            *(
+                "# comment",
+                "",
+                "  \\",
+                "Require all granted",
+                "Options None",
+                'Nonsense ${A} "quoted',
+                "DocumentRoot /srv",
+                "LoadModule a b",
+            ),
+        ]
+    ),
+    st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\n"), max_size=20),
+)
+
+
+@given(st.lists(APACHE_LINES, max_size=25))
+@examples(200)
+def test_no_line_of_any_apache_file_is_dropped(lines: list[str]) -> None:
+    """Or the file is refused, with the line."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.conf")
+        path.write_text("\n".join(lines), newline="")
+        made_of = Account()
+        try:
+            kinds.READERS["apache"](str(path), made_of, {})
+        except BadSource:
+            return
+        told = told_lines(made_of)
+
+    assert len(told) == len(set(told))
+    assert len(told) + made_of.quiet_lines() == len(account.lines_of("\n".join(lines)))
+
+
 def test_placeholders_of_uwsgi_are_filled_in_as_it_does(folders: dict[str, Path]) -> None:
     made = making.make(str(folders["uwsgi"] / "names.ini"), "isowsgi.toml", None, {})
 
@@ -160,6 +217,15 @@ BAD = [
     ("x.xml", '<!DOCTYPE u [<!ENTITY a "b">]><uwsgi><module>&a;</module></uwsgi>', "x.xml:1: expected no entity declarations"),
     ("x.yaml", "uwsgi:\n  a: [\n", "x.yaml:3: expected YAML, got"),
     ("x.json", '{"uwsgi": {"a": }}', "x.json:1: expected JSON, got a fault in column 17"),
+    ("x.conf", "WSGIScriptAlias /a\n", "x.conf:1: expected a path and a script after wsgiscriptalias, got '/a'"),
+    (
+        "x.conf",
+        "Listen 80\n<VirtualHost *:80>\n</Directory>\n",
+        "x.conf:3: expected </VirtualHost>, which x.conf:2 opens, got '</Directory>'",
+    ),
+    ("x.conf", "<VirtualHost *:80>\n", "x.conf:1: expected </VirtualHost> before the end of the file"),
+    ("x.conf", "WSGIDaemonProcess a threads=x\n", "x.conf:1: expected a whole number for threads, got 'x'"),
+    ("x.conf", "Include x.conf\n", "expected at most 20 files within files"),
     ("x.txt", "hello\n", "x.txt: expected a configuration of uWSGI, Apache or NGINX Unit; say which with --from"),
 ]
 

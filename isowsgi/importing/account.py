@@ -55,7 +55,7 @@ class BadSource(Exception):
 UNKNOWN = "isowsgi import does not know this line; look it up in the other server's manual"
 
 # What a report shows of a line.
-_MOST_CHARS = 200
+_MOST_CHARS = 2000
 
 
 class Account:

@@ -14,13 +14,13 @@ class MountDraft:
 
     Attributes:
         pattern: host and path, as in the config file.
-        settings: values by key, in the order in which they are written.
+        app: None for one that has `redirect` in its settings.
         notes: comments above it.
         unusable: keys that the loader refuses here, with the reason: they are written as comments. "app": the whole mount is.
     """
 
     pattern: str
-    app: str
+    app: str | None
     at: At
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Draft:
                     account.left(wanted.at, text + "; give this app a host of its own, or a gunicorn of its own")
                 return
         self.mounts.append(wanted)
-        account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app}')
+        account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app or wanted.settings["redirect"]}')
 
     def set_server(self, name: str, value: Any, account: Account, at: At, note: str = "") -> None:
         """Set one of gunicorn's settings; the first word counts, but for `workers`, where the largest does."""

@@ -79,7 +79,7 @@ def _moved(draft: Draft, folder: str, scratch: str) -> Draft:
     names = {os.path.join(folder, name): os.path.join(scratch, name) for name in draft.scripts}
     mounts = [
         MountDraft(
-            pattern=mount.pattern, app=names.get(mount.app, mount.app), at=mount.at, settings=mount.settings, unusable=mount.unusable
+            pattern=mount.pattern, app=names.get(mount.app or "", mount.app), at=mount.at, settings=mount.settings, unusable=mount.unusable
         )
         for mount in draft.mounts
     ]  # fmt: skip

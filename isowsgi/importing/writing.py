@@ -11,7 +11,7 @@ from tomlkit.items import Item, Table
 from isowsgi.importing.draft import Draft, MountDraft
 
 # The order of a mount's keys in the file; others follow as they come.
-_ORDER = ("pythonpath", "venv", "python", "env", "env_file", "group", "isolation", "threads", "instances")
+_ORDER = ("redirect", "status", "hosts", "pythonpath", "venv", "python", "env", "env_file", "group", "isolation", "threads", "instances")
 
 
 def config_file(draft: Draft, title: str) -> str:
@@ -46,7 +46,8 @@ def _mount(mount: MountDraft) -> Table:
     table = tomlkit.table()
     for note in mount.notes:
         table.add(_comment(note))
-    table.add("app", _item(mount.app))
+    if mount.app is not None:
+        table.add("app", _item(mount.app))
     for key in sorted(mount.settings, key=_rank):
         value = _item(mount.settings[key])
         if key in mount.unusable:
@@ -63,7 +64,7 @@ def _refused(mount: MountDraft) -> str:
     document = tomlkit.document()
     mounts = tomlkit.table(is_super_table=True)
     table = tomlkit.table()
-    for key, value in {"app": mount.app, **mount.settings}.items():
+    for key, value in (({"app": mount.app} if mount.app else {}) | mount.settings).items():
         table.add(key, _item(value))
     mounts.add(mount.pattern, table)
     document.add("mounts", mounts)

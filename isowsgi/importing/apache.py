@@ -1,0 +1,314 @@
+"""Apache with mod_wsgi: httpd.conf, or a folder such as sites-enabled."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from isowsgi.importing import daemonoptions
+from isowsgi.importing.account import Account, At, BadSource
+from isowsgi.importing.apacheconfig import Host, Reading, Told
+from isowsgi.importing.daemonoptions import Daemon
+from isowsgi.importing.draft import Draft, MountDraft
+from isowsgi.importing.nginx import files_at
+
+# mod_wsgi's own for a daemon process; Apache's processes have others, by their MPM.
+_THREADS = 15
+
+# A path, and what stands for all that is below it.
+_EXPRESSION = re.compile(r"\^?(/[\w/.~-]*?)/?(\(/\.\*\)\??|\(/\|\$\)|\(/\.\*\|\$\)|/?\.\*|/?\(\.\*\)|)\$?")
+
+_NOT_HERE = "what this section is about has no WSGI app of its own that is known; write it to the mount"
+
+
+@dataclass
+class _Site:
+    """A host with what it is to serve.
+
+    Attributes:
+        names: under which it is mounted; none: it takes every host.
+    """
+
+    host: Host
+    names: list[str]
+    aliases: list[Told] = field(default_factory=list)
+
+
+def import_from(path: str, account: Account, environ: Mapping[str, str]) -> Draft:
+    """Read a file, or all files of a folder in the order of their names, as Apache includes them.
+
+    Raises:
+        BadSource: a file cannot be read.
+    """
+    reading = Reading(account, environ)
+    if os.path.isdir(path):
+        names = sorted(
+            name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name)) and not name.endswith(("~", ".bak", ".swp"))
+        )
+        if not names:
+            raise BadSource(path, "expected files with virtual hosts, got none")
+        for name in names:
+            reading.file(os.path.join(path, name), os.path.join(path, name))
+    else:
+        reading.file(path, path)
+    return _Import(reading, account, path).run()
+
+
+class _Import:
+    """Makes a draft of what was read."""
+
+    def __init__(self, reading: Reading, account: Account, source: str) -> None:
+        self.reading, self.account = reading, account
+        self.draft = Draft(source=source)
+        self.daemons: dict[str, Daemon] = {}
+        self.named: set[str] = set()
+
+    def run(self) -> Draft:
+        everywhere = [self.reading.main, *self.reading.hosts]
+        for host in everywhere:
+            for told in host.told:
+                if told.name == "wsgidaemonprocess":
+                    self._daemon(told)
+        for site in self._sites():
+            taken: list[tuple[str, At]] = []
+            for told in site.aliases:
+                for where, script in self._places(told):
+                    self._mount(site, told, where, script, taken)
+        for host in everywhere:
+            for told in host.told:
+                self._rest(told, host)
+        groups = [mount.settings.get("group") for mount in self.draft.mounts]
+        for mount in self.draft.mounts:
+            if groups.count(mount.settings.get("group")) == 1:
+                mount.settings.pop("group", None)  # an interpreter of its own all the same
+        for daemon in self.daemons.values():
+            if daemon.name not in self.named:
+                self.account.left(daemon.at, "no app that is imported runs in this daemon process")
+        return self.draft
+
+    def _daemon(self, told: Told) -> None:
+        if not told.words:
+            raise BadSource(told.at, "expected a name after WSGIDaemonProcess, got none")
+        daemon = daemonoptions.read(told, self.draft, self.account)
+        daemon.settings.setdefault("threads", _THREADS)
+        self.daemons[daemon.name] = daemon
+
+    def _sites(self) -> list[_Site]:
+        """Return the hosts that have apps, with their names.
+
+        Apache sends a request for an unknown host to the first host of the address. Here a mount without a host takes it, and would take
+        from other hosts what their mounts do not take; so it is written only where they take everything.
+        """
+        main = _Site(self.reading.main, [], _aliases(self.reading.main))
+        sites = [_Site(host, list(dict.fromkeys(host.names)), _aliases(host)) for host in self.reading.hosts]
+        by_address: dict[str, list[_Site]] = {}
+        for site in sites:
+            by_address.setdefault(site.host.address.rpartition(":")[2], []).append(site)
+        for members in by_address.values():
+            first, others = members[0], members[1:]
+            for site in others:
+                if not site.names and site.host.at is not None:
+                    self.account.changed(
+                        site.host.at, "it has no ServerName, and another host of this address is before it: it was never reached"
+                    )
+                    site.aliases = []
+            if all(_takes_all(site) or {*site.names} <= {*first.names} for site in others):
+                self._takes_strangers(first, sites)
+            elif first.aliases and first.host.at is not None:
+                self.account.changed(first.host.at, "requests for unknown hosts went to this first host; they are answered 404 now")
+        return [*sites, main]
+
+    def _takes_strangers(self, first: _Site, sites: list[_Site]) -> None:
+        """Have a host take every host, if no other one loses anything by that."""
+        rest = [site for site in sites if site is not first and site.aliases and not {*site.names} <= {*first.names}]
+        if first.aliases and all(_takes_all(site) for site in rest):
+            for site in sites:
+                if site is first or ({*site.names} <= {*first.names} and site.names):
+                    site.names = []
+
+    def _places(self, told: Told) -> list[tuple[str, str]]:
+        """Return path and script of each app of a WSGIScriptAlias or WSGIScriptAliasMatch."""
+        options = [word for word in told.words if re.match(r"(process-group|application-group|callable-object)=", word)]
+        plain = [word for word in told.words if word not in options]
+        if len(plain) != 2:
+            raise BadSource(told.at, f"expected a path and a script after {told.name}, got {' '.join(told.words)!r}")
+        where, target = plain
+        if told.name == "wsgiscriptaliasmatch":
+            found = _EXPRESSION.fullmatch(where)
+            passes_on = target.endswith("$1") and found is not None and found[2].startswith("(/.*)")
+            target = target.removesuffix("$1") if passes_on else target
+            if found is None or "$" in target:
+                self.account.left(told.at, "write a mount for each path that this expression stands for")
+                return []
+            where = found[1]
+            if not passes_on:
+                text = f"a mount takes {where} and all below it; SCRIPT_NAME was all that the expression matched, and is {where} now"
+                self.account.changed(told.at, text)
+        if target.endswith("/") or os.path.isdir(target):
+            names = sorted(name for name in os.listdir(target) if name.endswith((".wsgi", ".py"))) if os.path.isdir(target) else []
+            self.account.changed(told.at, f"a mount for each script that is in {target} now: {', '.join(names) or 'none'}")
+            return [(f"{where.rstrip('/')}/{name}", os.path.join(target, name)) for name in names]
+        return [(where.rstrip("/"), target)]
+
+    def _mount(self, site: _Site, told: Told, where: str, script: str, taken: list[tuple[str, At]]) -> None:
+        """Add a mount; Apache takes the first alias that matches, and isowsgi the longest."""
+        for other, at in taken:
+            if (where + "/").startswith(other + "/") and where != other:
+                self.account.left(told.at, f"never reached: {at} comes first and takes {other or '/'} and all below it")
+                return
+        taken.append((where, told.at))
+        options = dict(word.split("=", 1) for word in told.words if re.match(r"(process-group|application-group|callable-object)=", word))
+        process = options.get("process-group") or self._word("wsgiprocessgroup", site, where, script)
+        application = options.get("application-group") or self._word("wsgiapplicationgroup", site, where, script)
+        name = options.get("callable-object") or self._word("wsgicallableobject", site, where, script)
+        daemon = self.daemons.get(process)
+        settings = dict(daemon.settings) if daemon else self._embedded(told)
+        if daemon:
+            self.named.add(daemon.name)
+            self.account.changed(
+                told.at, 'its daemon process is an interpreter of the worker; isolation = "process" is a process of its own'
+            )
+        elif process and not process.startswith("%{"):
+            self.account.changed(told.at, f"no WSGIDaemonProcess {process} was read: threads, venv and folders are to be added")
+        if env := self._env(site, where, script):
+            settings["env"] = {**settings.get("env", {}), **env}
+        if group := _group(application, process, site):
+            settings["group"] = group
+        if self._word("wsgiscriptreloading", site, where, script).lower() != "off" and not self._has_touch(settings.get("group")):
+            settings["touch"] = script
+        host = site.names[0] if site.names else ""
+        if len(site.names) > 1:
+            settings["hosts"] = site.names[1:]
+        app = script if name in ("", "application") else f"{script}:{name}"
+        self.draft.mount(MountDraft(pattern=host + (where or "/"), app=app, at=told.at, settings=settings), self.account)
+
+    def _has_touch(self, group: str | None) -> bool:
+        """Whether a mount of the group says it already: what one says holds for all."""
+        return group is not None and any(mount.settings.get("group") == group and "touch" in mount.settings for mount in self.draft.mounts)
+
+    def _embedded(self, told: Told) -> dict[str, Any]:
+        settings: dict[str, Any] = {"pythonpath": [], "threads": _THREADS}
+        for each in self.reading.main.told:
+            if each.name == "wsgipythonhome" and each.words:
+                settings["venv"] = each.words[0]
+            elif each.name == "wsgipythonpath" and each.words:
+                settings["pythonpath"] = [folder for folder in each.words[0].split(":") if folder]
+        text = f"it ran in Apache's own processes (embedded mode); here with {_THREADS} threads in each of gunicorn's workers"
+        self.account.changed(told.at, text)
+        return settings
+
+    def _word(self, name: str, site: _Site, where: str, script: str) -> str:
+        """Return the value of a directive that holds for an app: the nearest section's, then the host's, then the server's."""
+        best, rank = "", -1
+        for host, base in ((self.reading.main, 0), (site.host, 1)):
+            for told in host.told:
+                if told.name == name and told.words and (found := _reach(told, where, script)) is not None and found + base >= rank:
+                    best, rank = told.words[0], found + base
+        return best
+
+    def _env(self, site: _Site, where: str, script: str) -> dict[str, str]:
+        env = {}
+        for host in dict.fromkeys((self.reading.main.address, site.host.address)):
+            for told in (self.reading.main if not host else site.host).told:
+                if told.name == "setenv" and told.words and _reach(told, where, script) is not None:
+                    env[told.words[0]] = told.words[1] if len(told.words) > 1 else ""
+        return env
+
+    def _rest(self, told: Told, host: Host) -> None:
+        """Say what became of a directive that is part of mounts, or of none."""
+        account, words = self.account, told.words
+        used = [
+            mount
+            for mount in self.draft.mounts
+            if told.here is None or _reach(told, mount.pattern.partition("/")[2], mount.app or "") is not None
+        ]
+        if told.name in ("user", "group") and words:
+            daemons = self.daemons
+            if not daemons:
+                self.draft.set_server(told.name, words[0], account, told.at)
+            else:
+                account.left(told.at, f"daemon processes have users of their own; gunicorn's {told.name} is theirs")
+        elif told.name == "setenv" and words:
+            text = f"env.{words[0]}: in the app's os.environ, and no longer in the environ of its requests"
+            (account.changed if used else account.left)(told.at, text if used else _NOT_HERE)
+        elif told.name == "alias" and len(words) == 2:
+            self.draft.proxy += files_at(words[0], words[1])
+            account.left(told.at, f"let the proxy serve {words[1]}: the location line is below")
+        elif told.name == "redirect":
+            self._redirect(told, host)
+        elif told.name == "keepalivetimeout" and words and words[0].isdigit():
+            self.draft.set_server("keepalive", int(words[0]), account, told.at)
+        elif told.name == "documentroot":
+            account.left(told.at, "let the proxy serve what is in that folder, if anything was asked for there")
+        elif told.name == "wsgiscriptreloading":
+            account.changed(
+                told.at, "touch of each mount: a changed script replaces that app, without a gap" if words != ["Off"] else "no touch"
+            )
+        elif told.name in _PARTS:
+            (account.taken if used else account.left)(told.at, _PARTS[told.name] if used else _NOT_HERE)
+
+    def _redirect(self, told: Told, host: Host) -> None:
+        *status, where, target = told.words if len(told.words) >= 2 else ("", "")
+        code = {"permanent": 301, "temp": 302, "seeother": 303}.get(status[0] if status else "temp") or (status[0] if status else "302")
+        names = host.names
+        if where == "/" or not names or not re.match(r"https?://|/", target) or str(code) not in ("301", "302", "307", "308"):
+            self.account.left(
+                told.at, "the proxy's: return 301 https://$host$request_uri; or https_only for a mount, if TLS ends before gunicorn"
+            )
+            return
+        settings: dict[str, Any] = {"redirect": target.rstrip("/") + "{path}", "status": int(code)}
+        if names[1:]:
+            settings["hosts"] = names[1:]
+        self.draft.mount(MountDraft(pattern=names[0] + where.rstrip("/"), app=None, at=told.at, settings=settings), self.account)
+
+
+_PARTS = {
+    "wsgiprocessgroup": "the daemon process' settings are the mount's",
+    "wsgiapplicationgroup": "group, where several apps share an interpreter",
+    "wsgicallableobject": "the name after the colon of the app",
+    "wsgipythonhome": "venv, for apps without a daemon process that has one",
+    "wsgipythonpath": "pythonpath, for apps without a daemon process that has one",
+}
+
+
+def _aliases(host: Host) -> list[Told]:
+    return [told for told in host.told if told.name.startswith("wsgiscriptalias")]
+
+
+def _takes_all(site: _Site) -> bool:
+    """Whether a host's apps leave no path to others; a host without an app takes nothing from one that has."""
+    return any(told.name == "wsgiscriptalias" and told.words[:1] == ["/"] for told in site.aliases)
+
+
+def _reach(told: Told, where: str, script: str) -> int | None:
+    """Return how near a directive is to an app, or None if it does not hold for it."""
+    if told.here is None:
+        return 0
+    kind, place = told.here
+    place = place.rstrip("/")
+    if kind == "directory" and (script + "/").startswith(place + "/"):
+        return 10 + 2 * len(place)
+    if kind == "location" and (f"/{where.strip('/')}/").startswith((place or "") + "/"):
+        return 100_000 + 2 * len(place)
+    if kind in ("directorymatch", "locationmatch"):
+        try:
+            found = re.search(place, os.path.dirname(script) + "/" if kind.startswith("d") else f"/{where.strip('/')}")
+        except re.error:
+            return None
+        return None if found is None else 50_000
+    return None
+
+
+def _group(application: str, process: str, site: _Site) -> str:
+    """Return the group of apps that share an interpreter, or "" for one of its own, as mod_wsgi has it unless told."""
+    if application in ("", "%{RESOURCE}"):
+        return ""
+    if application == "%{GLOBAL}":
+        application = "global"
+    elif application == "%{SERVER}":
+        application = site.host.names[0] if site.host.names else "server"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{process}-{application}" if process and not process.startswith("%{") else application)
+    return name[:64].strip("-")
