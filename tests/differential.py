@@ -116,7 +116,7 @@ class Wire:
     def fileno(self) -> int:
         return -1
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, flags: int = 0) -> int:
         self.sendall(data)
         return len(data)
 

@@ -451,7 +451,8 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 MOUNT_KEYS = (
     "app, body_timeout, boot_timeout, env, env_file, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, max_age, "
     "max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, "
-    "pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, slow_request, threads, touch, venv, warmup, watch"
+    "pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, threads, touch, venv, warmup, "
+    "watch"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'

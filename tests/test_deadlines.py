@@ -44,7 +44,9 @@ def interrupt_often() -> None:
         nonlocal served
         job.enter()
         while not is_over.is_set():
-            connection: Any = SimpleNamespace(response=None, reader=SimpleNamespace(taken=0), key=5, gateway=SimpleNamespace(mount=0))
+            connection: Any = SimpleNamespace(
+                response=None, reader=SimpleNamespace(taken=0), key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0)
+            )
             try:
                 serve_one(connection)
             except RequestTimeout as exc:
@@ -100,7 +102,7 @@ def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
     with client, sock:
         reader = SimpleNamespace(taken=0, is_waiting=False)
         connection: Any = SimpleNamespace(
-            is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0), sock=sock,
+            is_taken=False, response=None, reader=reader, key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
         watcher = Watcher([job], LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
@@ -122,7 +124,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     rows = board.control_rows(1, [0])
     log = logging.getLogger("test")
     reader = SimpleNamespace(taken=0, is_waiting=False)
-    bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, gateway=SimpleNamespace(mount=0))
+    bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0))
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
     watcher = Watcher(jobs, LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):

@@ -268,6 +268,10 @@ class Wire:
         self.sends.append(data)
         self._sock.sendall(data)
 
+    def send(self, data: bytes, flags: int) -> int:
+        self.sendall(data)
+        return len(data)
+
     def fileno(self) -> int:
         return self._sock.fileno()
 

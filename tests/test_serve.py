@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import re
 import select
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +24,11 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, CLOSED_THERE, LINGERING, RETURNED, Loans, Mail, Port, SameProcess, number_of
 from isowsgi.shared.messages import Descriptors
 from isowsgi.shared.peek import Peeker
+from isowsgi.shared.progress import since_last_bytes_ns
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.rows import BUSY, CLOSED, INTERNAL_ERRORS, STOPPING
-from isowsgi.shared.scoreboard import Scoreboard
-from tests.conftest import DEADLINE_S
+from isowsgi.shared.rows import BUSY, BUSY_NS, CLOSED, INTERNAL_ERRORS, REQUESTS, SENDING_NS, STOPPING
+from isowsgi.shared.scoreboard import END_COUNTERS, FIRST_COUNTER, Counters, Scoreboard
+from tests.conftest import DEADLINE_S, eventually
 from tests.orders import any_order
 
 CFG = Settings(snapshot(Config()))
@@ -47,6 +52,9 @@ class Place:
 
     def __init__(self) -> None:
         self.during_a_request: Callable[[], None] = lambda: None
+        self.note: Callable[[dict[str, Any]], object] = lambda environ: None
+        self.body = b"ok"
+        self._sends_since = math.inf
         self.connections, self.returns, self.lingering = select.epoll(), select.epoll(), select.epoll()
         self.poke_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.board = Scoreboard()
@@ -59,7 +67,7 @@ class Place:
             poke=self.poke_fd,
         )
         order = any_order(fds=fds, threads=1, keepalive_s=60.0, listeners=[["127.0.0.1", 80]])
-        gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
+        gateway = self.gateway = Gateway(0, self._app, CFG, QuietLog(), "/a", {}, lambda: None)
         peeker = Peeker(Router([Route(0, "", "/a")]), CFG)
         returns, lingering = (Port.open(epoll.fileno(), ARM_EDGE) for epoll in (self.returns, self.lingering))
         exchange = SameProcess(returns, lingering, self.board.row(0).words, lambda: None)
@@ -73,8 +81,9 @@ class Place:
 
     def _app(self, environ: Any, start_response: Any) -> list[bytes]:
         self.during_a_request()
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
+        self.note(environ)
+        start_response("200 OK", [("Content-Length", str(len(self.body)))])
+        return [self.body]
 
     def drain(self) -> None:
         self.service.draining = True
@@ -97,6 +106,20 @@ class Place:
     def serve(self, fd: int) -> None:
         """Do what the runner does with a connection."""
         self.service.settle(self.service.serve(fd))
+
+    def counters(self) -> Counters:
+        """Return what the thread has counted."""
+        words = self.board.row(2).words
+        return Counters(words[REQUESTS], tuple(words[FIRST_COUNTER:END_COUNTERS]))
+
+    def sends_since(self) -> float:
+        """Return for how long the thread has waited in a call for the client to take the response, as far as was asked."""
+        [connection] = self.service._connections.values()
+        if connection.waits_for_client() != "send":
+            self._sends_since = math.inf
+        else:
+            self._sends_since = min(self._sends_since, time.monotonic())
+        return time.monotonic() - self._sends_since
 
     def given_back(self) -> list[int]:
         """Return the connections that the acceptor was handed."""
@@ -393,3 +416,88 @@ def test_ten_thousand_connections_leave_no_descriptor_in_a_child(child: Child) -
 
     assert len(os.listdir("/proc/self/fd")) == before
     assert child.service.open_connections() == 0
+
+
+# How long a request waited.
+
+
+def waited(place: Place) -> float:
+    """Serve a request; return what its app was told."""
+    told: list[float] = []
+    place.note = lambda environ: told.append(environ["isowsgi.queue_s"])
+    place.ask()
+    [queue_s] = told
+    return queue_s
+
+
+def test_a_request_has_waited_since_the_acceptor_saw_its_first_byte(place: Place) -> None:
+    place.board.arrivals()[place.fd] = time.monotonic_ns() - 3 * 10**9
+
+    assert 3 <= waited(place) < 3 + DEADLINE_S
+    assert place.counters().waiting_buckets()[11] == 1, "more than 2.5 s, and at most 5"
+    assert waited(place) < 3, "the next one on the connection came later"
+
+
+@pytest.mark.parametrize("written_ns", [0, -1, 1 << 62], ids=["never", "nonsense", "in the future"])
+def test_a_request_whose_arrival_was_not_noted_has_not_waited(place: Place, written_ns: int) -> None:
+    place.board.arrivals()[place.fd] = written_ns
+
+    assert waited(place) < DEADLINE_S
+
+
+def test_the_kernel_says_when_the_latest_bytes_came(place: Place) -> None:
+    """A thread that looks again after a while may find a request that has waited for as long, or one that has just come."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        sock, _ = server.accept()
+        with sock:
+            client.sendall(b"GET")
+            sock.recv(1, socket.MSG_PEEK)
+            eventually(lambda: since_last_bytes_ns(sock) > 50e6)
+            client.sendall(b" /")
+            assert sock.recv(5, socket.MSG_WAITALL) == b"GET /"
+            eventually(lambda: since_last_bytes_ns(sock) < 50e6 or client.send(b"x") < 0, "a look soon after the bytes came")
+    assert since_last_bytes_ns(place.client) == 0, "of a Unix socket it does not know"
+    assert since_last_bytes_ns(sock) == 0, "nor of one that is closed"
+
+
+# How long a client took for a response.
+
+
+def test_the_time_in_which_a_client_takes_a_response_is_not_the_apps(place: Place) -> None:
+    body = b"x" * (4 << 20)
+    place.body = body
+    place.client.sendall(REQUEST)
+    [fd] = place.service.poll(True)
+    taking = threading.Thread(target=take_late, args=(place, len(body)))
+    taking.start()
+    place.serve(fd)
+    taking.join(DEADLINE_S)
+
+    counters = place.counters()
+    assert sum(counters.sending_buckets()) == sum(counters.app_buckets()) == 1
+    assert counters.sending_buckets()[0] == 0, "the thread was in it for 50 ms at least"
+    assert counters.get(SENDING_NS) >= 50e6
+    assert counters.get(SENDING_NS) <= counters.get(BUSY_NS)
+
+
+def take_late(place: Place, length: int) -> None:
+    eventually(lambda: place.sends_since() > 0.05)
+    while length > 0:
+        length -= len(place.client.recv(1 << 20))
+
+
+def test_a_response_that_the_kernel_takes_at_once_costs_no_look_at_the_clock(place: Place) -> None:
+    place.ask()
+
+    assert place.counters().sending_buckets() == (1, *[0] * 15)
+    assert place.counters().get(SENDING_NS) == 0
+
+
+def test_a_response_says_where_its_time_went_if_that_is_wanted(place: Place) -> None:
+    assert b"Server-Timing" not in place.answer()
+
+    place.gateway.has_server_timing = True
+    place.board.arrivals()[place.fd] = 0
+    head = place.answer().decode()
+    assert re.search(r"\r\nServer-Timing: queue;dur=\d+\.\d{3}, app;dur=\d+\.\d{3}\r\n", head), head
+    assert head.endswith("\r\n\r\nok")

@@ -82,6 +82,7 @@ class Settings:
     max_age: LongSeconds | None = None
     log: NewFile | None = None
     slow_request: LongSeconds | None = None
+    server_timing: Switch | None = None
     on_boot: Hook | None = None
     on_drain: Hook | None = None
     on_request_start: Hook | None = None

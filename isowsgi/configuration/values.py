@@ -87,6 +87,7 @@ class Mount:
     max_age: float = 0.0  # seconds; 0: for ever
     log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
     slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
+    server_timing: bool = False  # whether responses say in a Server-Timing field where their time went
     on_boot: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
     on_drain: str | None = None
     on_request_start: str | None = None

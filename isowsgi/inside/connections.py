@@ -21,6 +21,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Closable, Exchange, key_of
 from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.origins import Origins
+from isowsgi.shared.rows import ARRIVALS
 
 # The event of bytes that have come, and nothing else.
 MORE = select.EPOLLIN
@@ -51,6 +52,7 @@ class Holdings:
         exchange: by which connections come and go.
         gateway: of the app that a connection's first request is taken to be for.
         closed_row: returns the words of the row where the calling thread counts what it closes.
+        arrivals: see `rows.Region.arrivals`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Holdings:
         gateway: Gateway,
         containment: Containment,
         closed_row: Callable[[], memoryview],
+        arrivals: memoryview,
     ) -> None:
         serving, fds = order.serving, order.fds
         assert fds is not None, "the maker of the instance gives it descriptors"
@@ -75,6 +78,7 @@ class Holdings:
         self._gateway = gateway
         self._containment = containment
         self._closed_row = closed_row
+        self._arrivals = arrivals
         self.connections: dict[int, Connection] = {}  # by their descriptors
         self.next_sweep = 0.0  # monotonic seconds when `close_expired` is due
 
@@ -107,8 +111,11 @@ class Holdings:
                 peer = sock.getpeername()
                 is_only = self._only_listener is not None and isinstance(peer, tuple)
                 server = self._only_listener if is_only else self._listener_of(sock.getsockname())
-            connection = Connection(sock, fd, key_of(sock, self._exchange.worker_fd(fd)), peer, server, self._gateway, facts)
+            number = self._exchange.worker_fd(fd)
+            connection = Connection(sock, fd, key_of(sock, number), peer, server, self._gateway, facts)
             connection.has_pending_event = flags != MORE
+            arrived_ns = self._arrivals[number] if number < ARRIVALS else 0
+            connection.arrived_ns = arrived_ns if arrived_ns > 0 else time.monotonic_ns()
             self.connections[fd] = connection
         except (OSError, ValueError):  # it was reset, or what is known of it cannot be read
             self._part(sock, fd)

@@ -32,7 +32,7 @@ from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorgroups import CUT, TIMEOUT
 from isowsgi.shared.messages import Limits
-from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
+from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, SHORT_WAIT_NS, TIMEOUTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -197,7 +197,13 @@ class Job:
         connection, self.connection = self.connection, None
         if connection is not None:
             response, reader = connection.response, connection.reader
-            self.row.end(time.monotonic_ns() - self._began_ns, reader.taken, response.sent if response is not None else 0)
+            waiting_ns, sending_ns, sent = connection.waiting_ns, 0, 0
+            if response is not None:
+                sending_ns, sent = response.sending_ns, response.sent
+            if waiting_ns <= SHORT_WAIT_NS and sending_ns <= SHORT_WAIT_NS:
+                self.row.end(time.monotonic_ns() - self._began_ns, reader.taken, sent)
+            else:
+                self.row.end_slow(time.monotonic_ns() - self._began_ns, waiting_ns, sending_ns, reader.taken, sent)
             reader.taken = 0
         else:
             self.row.say_idle()

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn import SERVER
@@ -27,6 +28,8 @@ _LINE_PEEK_BYTES = 8192
 
 # A body chunk up to this size is copied behind the head, so that one system call and one packet carry both.
 _JOIN_MAX_BYTES = 64 * 1024
+
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
 
 # Most bytes per sendfile() call: the kernel's own bound, MAX_RW_COUNT, is a page less than 2 GiB.
 _MAX_SENDFILE_BYTES = 1 << 30
@@ -121,6 +124,8 @@ class Response:
         board: the words of the thread's row, once it has one.
         is_taken_over: whether the app has its client's connection to itself, see `takeover`.
         ending: the request's, see `ending.Ending`, once it has one.
+        sending_ns: for how long its thread has waited for the client to take it, or has sent a file.
+        timing: returns a Server-Timing field for the head; None: it has none of ours.
     """
 
     # Most stay as they are here; set in the class, they cost a request nothing.
@@ -136,6 +141,8 @@ class Response:
     must_close = False
     is_sending = False
     is_taken_over = False
+    sending_ns = 0
+    timing: Callable[[], bytes] | None = None
     _lines = b"\r\n"  # of the head, for `headers`, and the empty one
     _omits_body = False
     is_5xx = False  # whether that is what the app wants the client to get
@@ -294,6 +301,7 @@ class Response:
             os.pread(fd, 1, offset)  # what cannot be read, as it is open for writing only, is the app's mistake: while there is no head yet
         self._send(self._head() + (b"%X\r\n" % count if framed else b""))
         self.is_sending = True
+        began = time.monotonic_ns()
         try:
             while self.sent < count:
                 sent = os.sendfile(self.sock.fileno(), fd, offset + self.sent, min(count - self.sent, _MAX_SENDFILE_BYTES))
@@ -306,6 +314,7 @@ class Response:
             raise  # of the file: the log should have it
         finally:
             self.is_sending = False
+            self.sending_ns += time.monotonic_ns() - began
         if framed:
             if self.sent < count:
                 raise OSError(f"the file shrank while it was sent: {self.sent} of {count} bytes; the response cannot be completed")
@@ -330,16 +339,30 @@ class Response:
         if self.should_close():
             self.must_close = True  # decided with this head, which says so
         connection = "upgrade" if self.upgrade else "close" if self.must_close else "keep-alive"
-        return _head_start(self.req.version, self.status, connection, self.chunked) + self._lines
+        start = _head_start(self.req.version, self.status, connection, self.chunked)
+        return start + self._lines if self.timing is None else start + self.timing() + self._lines
 
     def _send(self, data: bytes) -> None:
+        """Send bytes. Nearly always the kernel has room for all of them: then nobody is waited for, and no clock is read."""
+        try:
+            sent = self.sock.send(data, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise _client_error(exc) from exc
+        if sent != len(data):
+            self._send_patiently(memoryview(data)[sent:])
+
+    def _send_patiently(self, data: memoryview) -> None:
         self.is_sending = True
+        began = time.monotonic_ns()
         try:
             self.sock.sendall(data)
         except OSError as exc:
             raise _client_error(exc) from exc
         finally:
             self.is_sending = False
+            self.sending_ns += time.monotonic_ns() - began
 
 
 # A second, and heads as they begin in it: with a Date field (RFC 9110 section 5.6.7).

@@ -88,6 +88,8 @@ class Loader:
             self._load_hooks()
             self.is_in_hook = False
         gateways = {member.mount: self._make_gateway(member, app) for member, app in zip(order.members, apps, strict=True)}
+        for gateway in gateways.values():
+            gateway.has_server_timing = order.serving.server_timing
         for member in order.members:
             self._warm_up(gateways[member.mount], member.warmup)
         return gateways

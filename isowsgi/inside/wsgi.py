@@ -65,6 +65,7 @@ class Connection:
     __slots__ = (
         "_parser",
         "app_socket",
+        "arrived_ns",
         "cfg",
         "ending",
         "facts",
@@ -81,6 +82,7 @@ class Connection:
         "response",
         "server",
         "sock",
+        "waiting_ns",
     )  # fmt: skip
 
     def __init__(self, sock: Any, fd: int, key: int, peer: Any, server: Any, gateway: Gateway, facts: dict[str, str]) -> None:
@@ -96,6 +98,8 @@ class Connection:
         self.app_socket = app_socket(self)
         self.enter(gateway)
         self.idle_since = 0.0  # monotonic seconds; 0 while a thread serves it or it waits for one
+        self.arrived_ns = 0  # monotonic nanoseconds when its current request came, or the last one
+        self.waiting_ns = 0  # for how long that request waited for a thread
         self.fate = Fate.KEEP
         self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
@@ -126,6 +130,18 @@ class Connection:
             self._parser = RequestParser(self.cfg, self.sock, self.peer)
             self._parser.unreader = self.reader
         return self._parser
+
+
+class _Timing:
+    """Makes a response's Server-Timing field (W3C): how long its request waited for a thread, and how long the app took."""
+
+    def __init__(self, waiting_ns: int) -> None:
+        self._waiting_ns = waiting_ns
+        self._began_ns = time.monotonic_ns()
+
+    def __call__(self) -> bytes:
+        app_ns = time.monotonic_ns() - self._began_ns
+        return b"Server-Timing: queue;dur=%.3f, app;dur=%.3f\r\n" % (self._waiting_ns / 1e6, app_ns / 1e6)
 
 
 class Gateway:
@@ -163,6 +179,7 @@ class Gateway:
         self.plain = PlainSettings(cfg, len(prefix))
         self._end_lines = end_lines
         self.errors = errors or ErrorBook()
+        self.has_server_timing = False  # whether responses say where their time went
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
@@ -199,6 +216,9 @@ class Gateway:
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
                 environ["gunicorn.socket"] = connection.app_socket
                 self._complete(environ, connection.facts)
+            environ["isowsgi.queue_s"] = connection.waiting_ns / 1e9
+            if self.has_server_timing:
+                response.timing = _Timing(connection.waiting_ns)
             if row is not None:
                 response.board = row.words
             response.ending = connection.ending
@@ -241,6 +261,7 @@ class Gateway:
             "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
             "wsgi.input": Body(LengthReader(None, 0)),
             "wsgi.early_hints": lambda headers: None,
+            "isowsgi.queue_s": 0.0,
         }
         environ.setdefault("SERVER_NAME", "localhost")
         environ.setdefault("SERVER_PORT", "80")

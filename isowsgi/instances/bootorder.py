@@ -177,6 +177,7 @@ class BootOrders:
             keepalive_s=self._cfg.keepalive,
             drain_s=float(self._cfg.graceful_timeout),
             limits=limits_of(mount),
+            server_timing=mount.server_timing,
         )
 
 

@@ -96,6 +96,7 @@ class Serving(Value):
     keepalive_s: float
     drain_s: float
     limits: Limits
+    server_timing: bool = False  # whether responses say where their time went
 
 
 class StatusPage(Value):

@@ -10,6 +10,9 @@ from termios import TIOCOUTQ
 # Where the kernel's tcp_info (linux/tcp.h, from 4.1 on) has tcpi_bytes_acked.
 _BYTES_ACKED = struct.Struct("=120xQ")
 
+# And where tcpi_last_data_recv, in milliseconds.
+_LAST_RECEIVED = struct.Struct("=52xI")
+
 
 def delivered(sock: socket.socket) -> int:
     """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
@@ -24,6 +27,18 @@ def delivered(sock: socket.socket) -> int:
         return acked
     except (OSError, struct.error, ValueError):  # closed
         return 0
+
+
+def since_last_bytes_ns(sock: socket.socket) -> int:
+    """Return how long ago the latest bytes came, in the kernel's ticks of 1 to 10 ms; 0 if it does not say: it does for TCP."""
+    try:
+        if sock.family == socket.AF_UNIX:
+            return 0
+        ms: int
+        (ms,) = _LAST_RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size))
+    except (OSError, struct.error, ValueError):  # closed, or a sandbox with its own kernel
+        return 0
+    return ms * 1_000_000
 
 
 def _unread(sock: socket.socket) -> int:

@@ -57,7 +57,15 @@ HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's 
 HANDSHAKE_FAILURES = 36
 INTERNAL_ERRORS = 37  # isowsgi's own mistakes that were contained; counted where they are contained, see `containment`
 FAILED_STARTS = 38  # of workers that gunicorn started with and that have nothing to serve; row 0
-BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S
+BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S; row 0: a probe's waits for the shared GIL
+# Requests that waited long for a thread, or whose client was waited for long while the response was sent, are counted here instead, once in
+# each of the four: by how long they took, the same without the time of sending, how long they waited, and how long they were sent.
+SLOW_BUCKETS = 58
+SLOW_APP_BUCKETS = 76
+WAITINGS = 94  # these two: see WAIT_LIMITS_S
+SENDINGS = 110
+WAITING_NS = 126  # the sums of the latter two
+SENDING_NS = 127
 
 # Words of row 0, the acceptor's.
 AT_CAPACITY = 0  # 1 while the worker has as many connections as worker_connections allows
@@ -69,17 +77,23 @@ STOPPING = 3  # 1 from before the listeners are closed: the next response on eac
 BUCKET_LIMITS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LIMITS_NS = tuple(int(limit * 1e9) for limit in BUCKET_LIMITS_S)
 
+# What a request waited at most, to be counted in a bucket. Nearly all wait for less than the first: then nothing is written of it, and a
+# reader knows their number, as it is that of the requests in BUCKETS. So a request pays for it only if it has waited.
+WAIT_LIMITS_S = BUCKET_LIMITS_S[2:]
+_WAIT_NS = _LIMITS_NS[2:]
+SHORT_WAIT_NS = _WAIT_NS[0]
+
 # Words that say what is so just now, and not how often it was.
 _OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING, PROGRESS_AT)
 
 # Names stand on the board as numbers; append only.
 ISOLATIONS = ("own-gil", "shared-gil", "main", "process")
 
-_WORDS_END = 64
+_WORDS_END = 128
 _LINE_WORDS = 24
 _ERROR_WORDS = 32
 ROW_WORDS = _WORDS_END + _LINE_WORDS + _ERROR_WORDS
-_ROW_BYTES = ROW_WORDS * 8  # 15 cache lines
+_ROW_BYTES = ROW_WORDS * 8  # 23 cache lines
 _LINE_OFFSET = _WORDS_END * 8
 _ERROR_OFFSET = _LINE_OFFSET + _LINE_WORDS * 8
 LINE_BYTES = _LINE_WORDS * 8
@@ -96,7 +110,12 @@ RETIRED_BYTES = 8 << 20
 
 NAMES_OFFSET = -(-ROWS * _ROW_BYTES // GRANULE) * GRANULE
 REPORT_OFFSET = NAMES_OFFSET + text_bytes(NAMES_BYTES)
-REGION_BYTES = REPORT_OFFSET + text_bytes(REPORT_BYTES)
+ARRIVALS_OFFSET = REPORT_OFFSET + text_bytes(REPORT_BYTES)
+
+# Connections whose arrival at the acceptor can be noted, by their descriptors' numbers: fs.nr_open allows no more unless it was raised.
+ARRIVALS = 1 << 20
+
+REGION_BYTES = ARRIVALS_OFFSET + ARRIVALS * 8
 
 # The board's own head, and the retired counters behind it; the regions follow.
 RETIRED_OFFSET = GRANULE
@@ -143,6 +162,25 @@ class Row:
             words[BYTES_OUT] += bytes_out
         if bytes_in:
             words[BYTES_IN] += bytes_in
+
+    def end_slow(self, elapsed_ns: int, waiting_ns: int, sending_ns: int, bytes_in: int, bytes_out: int) -> None:
+        """Say that a request has ended for whose thread or client was waited, and count it.
+
+        Args:
+            waiting_ns: for a thread, before it began.
+            sending_ns: for the client, of the elapsed time.
+        """
+        words = self.words
+        words[BUSY] = 0
+        words[BUSY_NS] += elapsed_ns
+        words[WAITING_NS] += waiting_ns
+        words[SENDING_NS] += sending_ns
+        words[SLOW_BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1
+        words[SLOW_APP_BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns - sending_ns)] += 1
+        words[WAITINGS + bisect_left(_WAIT_NS, waiting_ns)] += 1
+        words[SENDINGS + bisect_left(_WAIT_NS, sending_ns)] += 1
+        words[BYTES_OUT] += bytes_out
+        words[BYTES_IN] += bytes_in
 
     def say_idle(self) -> None:
         """Say that no request is served, where its end was interrupted and so may not say it."""
@@ -207,6 +245,12 @@ class AcceptorRow(Row):
         """Count one of TLS; by the relay's thread."""
         self.words[HANDSHAKES if succeeded else HANDSHAKE_FAILURES] += 1
 
+    def count_gil_wait(self, waited_ns: int) -> None:
+        """Count how long the probe waited for the GIL that the worker's interpreters share; by its thread alone."""
+        words = self.words
+        words[BUSY_NS] += waited_ns
+        words[BUCKETS + bisect_left(_LIMITS_NS, waited_ns)] += 1
+
     def count_failed_start(self) -> None:
         self.words[FAILED_STARTS] += 1
 
@@ -259,6 +303,13 @@ class Region:
     def thread_rows(self, first: int, mounts: Sequence[int], thread: int) -> dict[int, Row]:
         """Return the rows of one thread in a block, by the mount's number."""
         return self.control_rows(first + len(mounts) * (1 + thread), mounts)
+
+    def arrivals(self) -> memoryview:
+        """Return when the next request of each connection came, in monotonic nanoseconds, by the number of the worker's descriptor.
+
+        The acceptor notes it before it hands a connection over, so its new owner may read it; as what stands in `origins`.
+        """
+        return memoryview(self._memory)[ARRIVALS_OFFSET : ARRIVALS_OFFSET + ARRIVALS * 8].cast("q")
 
     def close(self) -> None:
         """Let go of the memory; not of the descriptor."""

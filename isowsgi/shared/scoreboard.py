@@ -48,14 +48,21 @@ from isowsgi.shared.rows import (
     ROW_WORDS,
     ROWS,
     ROWS_USED,
+    SENDING_NS,
+    SENDINGS,
+    SLOW_APP_BUCKETS,
+    SLOW_BUCKETS,
+    WAIT_LIMITS_S,
+    WAITINGS,
     Region,
     Row,
 )
 from isowsgi.shared.sharedmemory import Text
 
-# Words that are summed over rows and kept when a worker ends: all from the first class of responses to the last bucket, and REQUESTS.
+# Words that are summed over rows and kept when a worker ends: all from the first class of responses to the last sum, and REQUESTS.
 FIRST_COUNTER = RESPONSES + 1
-END_COUNTERS = BUCKETS + len(BUCKET_LIMITS_S) + 1
+END_COUNTERS = SENDING_NS + 1
+_BUCKETS = len(BUCKET_LIMITS_S) + 1  # one has no limit
 
 
 def faults(patterns: Sequence[str]) -> list[str]:
@@ -79,7 +86,29 @@ class Counters(NamedTuple):
 
     def buckets(self) -> tuple[int, ...]:
         """Return how many requests fell into each bucket."""
-        return self.words[BUCKETS - FIRST_COUNTER :]
+        return self._with(SLOW_BUCKETS)
+
+    def app_buckets(self) -> tuple[int, ...]:
+        """Return the same without the time in which a thread waited for the client to take the response."""
+        return self._with(SLOW_APP_BUCKETS)
+
+    def waiting_buckets(self) -> tuple[int, ...]:
+        """Return how many requests had waited how long for a thread, by WAIT_LIMITS_S."""
+        return self._waits(WAITINGS)
+
+    def sending_buckets(self) -> tuple[int, ...]:
+        """Return for how many requests the client was waited for how long, by WAIT_LIMITS_S."""
+        return self._waits(SENDINGS)
+
+    def _with(self, slow: int) -> tuple[int, ...]:
+        return tuple(map(int.__add__, self._from(BUCKETS, _BUCKETS), self._from(slow, _BUCKETS)))
+
+    def _waits(self, first: int) -> tuple[int, ...]:
+        short, *long = self._from(first, len(WAIT_LIMITS_S) + 1)
+        return (sum(self._from(BUCKETS, _BUCKETS)) + short, *long)
+
+    def _from(self, first: int, count: int) -> tuple[int, ...]:
+        return self.words[first - FIRST_COUNTER : first - FIRST_COUNTER + count]
 
     def plus(self, other: Counters) -> Counters:
         return Counters(self.requests + other.requests, tuple(map(int.__add__, self.words, other.words)))

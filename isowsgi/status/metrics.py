@@ -7,7 +7,8 @@ whichever worker answers a scrape, it answers for all of them.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
@@ -16,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from isowsgi.shared import rows
 from isowsgi.shared.board import Board, Reading
-from isowsgi.shared.rows import BUCKET_LIMITS_S
+from isowsgi.shared.rows import BUCKET_LIMITS_S, WAIT_LIMITS_S
 from isowsgi.shared.scoreboard import ZERO, Counters
 from isowsgi.status.snapshot import mounts_of, patterns, responses, unready, wholes
 
@@ -41,6 +42,29 @@ _BY_BOTH = (
     _Family("isowsgi_cpu_seconds_total", "CPU time of the threads that serve a mount.", rows.CPU_NS, 1e9),
     _Family("isowsgi_exceptions_total", "Exceptions that the app raised while serving a request.", rows.EXCEPTIONS),
 )
+
+
+class _Timing(NamedTuple):
+    """A histogram: its name, what it is of, its limits, its buckets, and the words whose sum it is."""
+
+    name: str
+    text: str
+    limits_s: Sequence[float]
+    buckets: Callable[[Counters], Sequence[int]]
+    sums: tuple[tuple[int, int], ...]
+
+
+_TIMINGS = (
+    _Timing("isowsgi_request_duration_seconds", "How long requests took, from their head to the end of the response.",
+            BUCKET_LIMITS_S, Counters.buckets, ((1, rows.BUSY_NS),)),
+    _Timing("isowsgi_request_waiting_seconds", "How long requests waited for a thread before that; the sum has only waits over 1 ms.",
+            WAIT_LIMITS_S, Counters.waiting_buckets, ((1, rows.WAITING_NS),)),
+    _Timing("isowsgi_request_app_seconds", "How long requests took without waiting for the client to take the response.",
+            BUCKET_LIMITS_S, Counters.app_buckets, ((1, rows.BUSY_NS), (-1, rows.SENDING_NS))),
+    _Timing("isowsgi_request_sending_seconds",
+            "How long clients were waited for while a response was sent; the sum has only waits over 1 ms.",
+            WAIT_LIMITS_S, Counters.sending_buckets, ((1, rows.SENDING_NS),)),
+)  # fmt: skip
 
 # By mount: what more than one part of a worker counts, or the main interpreter alone.
 _BY_MOUNT = (
@@ -79,7 +103,9 @@ def families(reading: Reading) -> Iterator[Metric]:
     served = {key: counters for key, counters in reading.totals.items() if key[0] and key[1]}
     by_mount = wholes(reading)
     yield from (_counter(family, _BOTH, served) for family in _BY_BOTH)
-    yield _durations(served)
+    for timing in _TIMINGS:
+        yield _histogram(timing, served)
+    yield _gil_waits(reading.totals.get(("", ""), ZERO))
     yield _responses(by_mount)
     yield from (_counter(family, _MOUNT, {(pattern,): counters for pattern, counters in by_mount.items()}) for family in _BY_MOUNT)
     yield _errors(reading)
@@ -95,16 +121,23 @@ def _counter(family: _Family, labels: Sequence[str], values: Mapping[Any, Counte
     return metric
 
 
-def _durations(served: dict[tuple[str, str], Counters]) -> Metric:
-    text = "How long requests took, from their head to the end of the response."
-    metric = HistogramMetricFamily("isowsgi_request_duration_seconds", text, labels=_BOTH)
+def _histogram(timing: _Timing, served: Mapping[tuple[str, str], Counters]) -> Metric:
+    metric = HistogramMetricFamily(timing.name, timing.text, labels=_BOTH)
     for key, counters in served.items():
-        buckets, so_far = [], 0
-        for limit, count in zip((*map(str, BUCKET_LIMITS_S), "+Inf"), counters.buckets(), strict=True):
-            so_far += count
-            buckets.append((limit, so_far))
-        metric.add_metric(key, buckets, counters.get(rows.BUSY_NS) / 1e9)
+        sum_ns = sum(sign * counters.get(word) for sign, word in timing.sums)
+        metric.add_metric(key, _cumulated(timing.limits_s, timing.buckets(counters)), max(sum_ns, 0) / 1e9)
     return metric
+
+
+def _gil_waits(acceptor: Counters) -> Metric:
+    text = "How long a thread waited for the GIL of shared-gil and main mounts; tried four times a second in each worker."
+    metric = HistogramMetricFamily("isowsgi_gil_wait_seconds", text)
+    metric.add_metric((), _cumulated(BUCKET_LIMITS_S, acceptor.buckets()), acceptor.get(rows.BUSY_NS) / 1e9)
+    return metric
+
+
+def _cumulated(limits_s: Iterable[float], counts: Iterable[int]) -> list[tuple[str, int]]:
+    return list(zip((*map(str, limits_s), "+Inf"), accumulate(counts), strict=True))
 
 
 def _responses(by_mount: dict[str, Counters]) -> Metric:

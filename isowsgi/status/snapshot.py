@@ -13,7 +13,7 @@ from typing import Any
 
 from isowsgi.shared import rows
 from isowsgi.shared.board import Reading
-from isowsgi.shared.rows import BUCKET_LIMITS_S, RESPONSES
+from isowsgi.shared.rows import BUCKET_LIMITS_S, RESPONSES, WAIT_LIMITS_S
 from isowsgi.shared.scoreboard import ZERO, Busy, Counters, RegionReading
 
 # The worst first: what a mount is, if it is not the same in all workers.
@@ -35,7 +35,9 @@ _COUNTERS = {
     "boot_failures": rows.BOOT_FAILURES,
     "crashes": rows.CRASHES,
 }
-_SECONDS = {"busy_s": rows.BUSY_NS, "cpu_s": rows.CPU_NS, "boot_s": rows.BOOT_NS}
+_SECONDS = {
+    "busy_s": rows.BUSY_NS, "cpu_s": rows.CPU_NS, "boot_s": rows.BOOT_NS, "waiting_s": rows.WAITING_NS, "sending_s": rows.SENDING_NS,
+}  # fmt: skip
 
 # From when on a mount is in trouble for what it answers: as many 5xx in the last minute, and such a share of all its responses. The share
 # is that of the alert rule IsowsgiMountFailing.
@@ -122,6 +124,7 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
     return {
         "now": round(now, 3),
         "bucket_limits_s": BUCKET_LIMITS_S,
+        "wait_limits_s": WAIT_LIMITS_S,
         "answered_by": os.getpid(),
         "workers": [_worker(region) for region in reading.regions],
         "acceptor": {
@@ -131,6 +134,7 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
             "responses": responses(acceptor),
             "worker_crashes": acceptor.get(rows.CRASHES),
         },
+        "gil_wait_buckets": acceptor.buckets(),
         "mounts": [
             _mount(pattern, said[pattern], busy[pattern], errors[pattern], types[pattern], counted.get(pattern, ZERO), now_ms)
             for pattern in patterns(reading)
@@ -172,6 +176,9 @@ def _mount(
         **{name: counters.get(word) for name, word in _COUNTERS.items()},
         **{name: round(counters.get(word) / 1e9, 6) for name, word in _SECONDS.items()},
         "buckets": counters.buckets(),
+        "waiting_buckets": counters.waiting_buckets(),
+        "app_buckets": counters.app_buckets(),
+        "sending_buckets": counters.sending_buckets(),
         # What went wrong last, in a request or at a boot.
         "last_error": max([*errors, *(mount["boot_error"] for _, mount in said if mount["boot_error"])], key=_at, default=None),
         "errors": _groups(said),

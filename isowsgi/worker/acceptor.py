@@ -123,8 +123,8 @@ class Acceptor:
             refuse_by_gunicorn=refuse_by_gunicorn, on_refused=on_refused,
         )  # fmt: skip
         self.dispatcher = Dispatcher(
-            loop=loop, clients=self._clients, replies=self._replies, shares=self._shares, peeker=peeker, choose=choose,
-            head_timeout_s=head_timeout_s, origins=origins, has_tls=relay is not None, proxy_header=proxy_header,
+            loop=loop, clients=self._clients, replies=self._replies, shares=self._shares, peeker=peeker, arrivals=board.arrivals(),
+            choose=choose, head_timeout_s=head_timeout_s, origins=origins, has_tls=relay is not None, proxy_header=proxy_header,
         )  # fmt: skip
         self._look, self.release = self.dispatcher.look, self.dispatcher.release
         self.watch, self.watch_room, self.unwatch, self.later = loop.watch, loop.watch_room, loop.unwatch, loop.later

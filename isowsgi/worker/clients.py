@@ -35,7 +35,20 @@ class Phase(Enum):
 class Client:
     """A connection while the acceptor owns it."""
 
-    __slots__ = ("armed_in", "began", "deadline", "discarded", "is_held", "is_new", "line_seen", "mount", "peer", "phase", "sock")
+    __slots__ = (
+        "armed_in",
+        "arrived",
+        "began",
+        "deadline",
+        "discarded",
+        "is_held",
+        "is_new",
+        "line_seen",
+        "mount",
+        "peer",
+        "phase",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket, peer: Any, deadline: float, armed_in: select.epoll | None) -> None:
         self.sock = sock
@@ -44,6 +57,7 @@ class Client:
         self.armed_in = armed_in  # None: not armed yet
         self.phase = Phase.PEEKING
         self.is_new = False  # whether a PROXY header may come before its request
+        self.arrived = 0.0  # monotonic seconds when a first byte of its request was seen, if it could not be handed over at once
         self.began = False  # whether a first byte of the head came; the deadline is the head's then
         self.line_seen = False  # whether the request line came and was checked
         self.mount = -1  # while PARKED

@@ -21,6 +21,7 @@ from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
 from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
 from isowsgi.shared.routing import Router
+from isowsgi.shared.rows import ARRIVALS
 from isowsgi.worker.clients import Client, Clients, Phase
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.proxyheader import Header
@@ -61,6 +62,7 @@ class Dispatcher:
         origins: of clients, for what a PROXY header says; None if there are no such headers.
         has_tls: whether the origins have what the relay says, too.
         proxy_header: reads a PROXY header, see `proxyheader.Reader`; None: there is none.
+        arrivals: see `rows.Region.arrivals`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Dispatcher:
         origins: Origins | None,
         has_tls: bool,
         proxy_header: Callable[[bytes, Any], Header | None] | None,
+        arrivals: memoryview,
     ) -> None:
         self._loop = loop
         self._containment = loop.containment
@@ -89,6 +92,7 @@ class Dispatcher:
         self._has_tls = has_tls
         self._proxy_header = proxy_header
         self.redirects: Mapping[int, Mount] = {}  # mounts that have no app, by their numbers; the table sets these
+        self._arrivals = arrivals
         self._is_holding = False  # whether held connections will be looked at
 
     def set_table(self, router: Router, head_timeout_s: float) -> None:
@@ -162,7 +166,8 @@ class Dispatcher:
     def _wait_for_more(self, client: Client, data: bytes) -> None:
         if data and not client.began:
             client.began = True
-            client.deadline = time.monotonic() + self.head_timeout_s
+            client.arrived = time.monotonic()
+            client.deadline = client.arrived + self.head_timeout_s
         client.line_seen = not client.is_new and b"\r\n" in data[2:]
         self._clients.arm(client)
 
@@ -176,7 +181,7 @@ class Dispatcher:
             assert not isinstance(instance, NotServing), "both kinds are dealt with"
             now = time.monotonic()
             if self._shares.may_have(instance, now):
-                self._give(client, data, mount, instance)
+                self._give(client, data, mount, instance, client.arrived or now)
             elif self._shares.is_stalled(instance, now):
                 self._answer(client, data, answers.UNAVAILABLE, "the app at this address does not answer", mount, answers.RETRY_LATER_S)
             else:
@@ -195,6 +200,7 @@ class Dispatcher:
 
     def _park(self, client: Client, mount: int) -> None:
         client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf
+        client.arrived = client.arrived or time.monotonic()
         self._clients.arm(client)
 
     def _look_at_held_soon(self) -> None:
@@ -215,8 +221,10 @@ class Dispatcher:
         if full:
             self._look_at_held_soon()
 
-    def _give(self, client: Client, data: bytes, mount: int, instance: Instance) -> None:
+    def _give(self, client: Client, data: bytes, mount: int, instance: Instance, arrived: float) -> None:
         fd = self._clients.part_with(client)
+        if fd < ARRIVALS:
+            self._arrivals[fd] = int(arrived * 1e9)
         try:
             instance.give(fd)
         except Exception:  # the hand-over failed: no memory for one more, or the instance is broken

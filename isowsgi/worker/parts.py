@@ -29,6 +29,7 @@ from isowsgi.worker.control import commands
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import ControlServer, drive
 from isowsgi.worker.control.watching import LOOK_S, FileWatcher
+from isowsgi.worker.gilprobe import GilProbe
 from isowsgi.worker.listeners import most_connections
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.reloadqueue import Places, places_at_a_time
@@ -117,6 +118,7 @@ def assemble(given: Given) -> Parts:
     tls_files = given.certificate[0] if given.certificate is not None else ()
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, tls_files)
     loop.every(LOOK_S, watcher.tick, "look at the config files")
+    loop.later(0, GilProbe(given.board.acceptor_row(), given.containment).start, "GIL probe")
     return Parts(
         loop=loop,
         orders=orders,

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from isowsgi.shared.interpreters import best_isolation
 from tests.bystander import again_if_disturbed
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually
 from tests.load import Load
+from tests.raw import Client
 
 # Its isolation is told, as `auto` tries the page's extension module in each server's folder: 0.9 s of CPU time, three times a server.
 STATUS = f'"/-/isowsgi" = {{ app = "isowsgi.status:application", isolation = "{best_isolation()}" }}\n'
@@ -188,6 +190,45 @@ def test_ready_tells_a_load_balancer_what_can_be_served(serve: StartServer) -> N
     statuses = [server.get(f"/-/isowsgi/{path}").status_code for path in ("live", "ready?mount=/a", "ready?mount=/x", "ready")]
 
     assert statuses == [200, 200, 503, 503]
+
+
+WAITS = """
+import os, time
+
+def application(environ, start_response):
+    print("begun", flush=True)
+    while environ["PATH_INFO"] == "/wait" and not os.path.exists("open"):
+        time.sleep(0.01)
+    body = repr(environ["isowsgi.queue_s"]).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.mark.parametrize("isolation", [best_isolation(), "process"])
+def test_an_app_is_told_how_long_its_request_waited_for_a_thread(serve: StartServer, isolation: str) -> None:
+    """Both one that the worker hands over and one on a connection that the busy app has already."""
+    settings = f'app = "code", pythonpath = ".", threads = 1, server_timing = true, isolation = "{isolation}"'
+    server = serve(f'[mounts]\n"/a" = {{ {settings} }}\n' + STATUS, wait_for=2, files={"code.py": WAITS})
+    with Client(server) as kept, Client(server) as blocking, Client(server) as handed:
+        assert 0 <= float(kept.ask("/a/").body) < DEADLINE_S
+        blocking.send("GET /a/wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.wait_for_log("begun", 2)
+        for client in (kept, handed):
+            client.send("GET /a/ HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: mount(server, "/a")["queued"] == 2, "both requests in the queue")
+        since = time.monotonic()
+        eventually(lambda: time.monotonic() - since > 0.1)
+        (server.folder / "open").write_text("")
+        answers = [client.answer() for client in (kept, handed, blocking)][:2]
+
+    waits = [float(answer.body) for answer in answers]
+    assert min(waits) > 0.1 - 0.02, "the kernel's tick is 10 ms at most"
+    for wait, answer in zip(waits, answers, strict=True):
+        assert answer.fields["server-timing"].startswith(f"queue;dur={wait * 1000:.3f}, app;dur=")
+    eventually(lambda: sum(mount(server, "/a")["waiting_buckets"]) == 4, "the end of the last request")
+    assert sum(mount(server, "/a")["waiting_buckets"][1:]) >= 2
+    assert mount(server, "/a")["waiting_s"] >= sum(waits) - 1e-6
 
 
 def test_only_the_status_page_is_given_the_board(serve: StartServer) -> None:
