@@ -24,6 +24,7 @@ from isowsgi.shared import sockets
 from isowsgi.shared.frames import encode
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from isowsgi.worker.control.server import MAX_CLIENTS
+from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, examples, receive_all
 
 TWO = '[mounts]\n"/a" = "hello"\n"/b" = "code"\n[defaults]\npythonpath = [".", "{apps}"]\n[control]\nfolder = "control"'
@@ -33,12 +34,8 @@ needs_stacks = pytest.mark.skipif(not can_see_stacks(best_isolation()), reason="
 
 
 def isowsgi(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in the server's folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "isowsgi", *arguments],
-        cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}, capture_output=True, text=True,
-        timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
+    """Call the command in the server's folder."""
+    return call(server.folder, *arguments, COLUMNS="200")
 
 
 def status(server: Server) -> list[dict[str, Any]]:

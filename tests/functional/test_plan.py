@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from rich.console import Console
 from isowsgi.cli.plan import lines
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting
-from tests.conftest import DEADLINE_S, ROOT, Server, running_server
+from tests.command import call
+from tests.conftest import ROOT, Server, running_server
 
 CONFIG = """
 [control]
@@ -46,10 +45,7 @@ def run(server: Server, changes: dict[str, str], *arguments: str) -> subprocess.
         content = content.replace(old, new)
     config.write_text(content)
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "isowsgi", *arguments],
-            cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
-        )  # fmt: skip
+        return call(server.folder, *arguments)
     finally:
         config.write_text(before)
 

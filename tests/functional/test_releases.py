@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 
 from isowsgi.shared import workdir
-from tests.conftest import DEADLINE_S, ROOT, Server, eventually, running_server
+from tests.command import call
+from tests.conftest import Server, eventually, running_server
 
 APP = """
 import json, os, sys
@@ -69,10 +69,7 @@ class Site:
 
     def isowsgi(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command in a shell that stands in current/."""
-        return subprocess.run(
-            [sys.executable, "-m", "isowsgi", *arguments], cwd=self.current, check=False, capture_output=True, text=True,
-            timeout=DEADLINE_S, env={**os.environ, "PYTHONPATH": str(ROOT), "PWD": str(self.current)},
-        )  # fmt: skip
+        return call(self.current, *arguments)
 
 
 @pytest.fixture(scope="module")
