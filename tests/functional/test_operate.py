@@ -25,12 +25,16 @@ from isowsgi.shared.frames import encode
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from isowsgi.worker.control.server import MAX_CLIENTS
 from tests.command import call
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, examples, receive_all
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, examples, receive_all, shared_server
 
 TWO = '[mounts]\n"/a" = "hello"\n"/b" = "code"\n[defaults]\npythonpath = [".", "{apps}"]\n[control]\nfolder = "control"'
 GOOD = "from wsgiref.simple_server import demo_app as application\n"
 
 needs_stacks = pytest.mark.skipif(not can_see_stacks(best_isolation()), reason="this CPython cannot read stacks safely")
+
+
+# For what leaves it as it was.
+site = shared_server(TWO, wait_for=2, files={"code.py": GOOD})
 
 
 def isowsgi(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,11 +97,10 @@ def test_status_shows_every_mount_of_every_worker(serve: StartServer) -> None:
     assert any("/a" in line and "serving" in line and best_isolation() in line for line in table.splitlines())
 
 
-def test_status_is_watched_until_ctrl_c(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
+def test_status_is_watched_until_ctrl_c(site: Server) -> None:
     master, terminal = os.openpty()
     command = [sys.executable, "-m", "isowsgi", "status", "--watch"]
-    watch = subprocess.Popen(command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}, stdout=terminal)
+    watch = subprocess.Popen(command, cwd=site.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}, stdout=terminal)
     os.close(terminal)
 
     def read() -> bytes:
@@ -275,11 +278,10 @@ BAD_INPUT = (
 )
 
 
-def test_bad_input_is_answered_by_one_line_and_exit_code_2(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
+def test_bad_input_is_answered_by_one_line_and_exit_code_2(site: Server) -> None:
 
     for arguments, said in BAD_INPUT:
-        refused = isowsgi(server, *arguments)
+        refused = isowsgi(site, *arguments)
         assert (refused.returncode, refused.stdout) == (2, ""), arguments
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -308,9 +310,8 @@ def test_the_control_socket_can_be_switched_off(serve: StartServer) -> None:
     assert isowsgi(server, "status").returncode == 2
 
 
-def test_only_the_owner_can_reach_the_socket(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
-    path = control_socket(server)
+def test_only_the_owner_can_reach_the_socket(site: Server) -> None:
+    path = control_socket(site)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -329,9 +330,8 @@ def test_a_worker_takes_no_folder_that_others_could_write_to(serve: StartServer,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_another_user_is_refused_even_if_the_folder_lets_him_in(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
-    path = control_socket(server)
+def test_another_user_is_refused_even_if_the_folder_lets_him_in(site: Server) -> None:
+    path = control_socket(site)
     path.chmod(0o666)
     path.parent.chmod(0o755)
     source = f"""if True:
@@ -344,7 +344,11 @@ def test_another_user_is_refused_even_if_the_folder_lets_him_in(serve: StartServ
         sock.connect({path.name!r})
         print(sock.recv(65536)[4:].decode())
     """
-    refused = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=DEADLINE_S, check=False)
+    try:
+        refused = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=DEADLINE_S, check=False)
+    finally:
+        path.parent.chmod(0o700)
+        path.chmod(0o600)
 
     assert json.loads(refused.stdout)["error"] == {
         "kind": "forbidden", "text": "only uid 0 and root may use this socket, got uid 65534",
@@ -376,20 +380,18 @@ MALFORMED = {
 }
 
 
-def test_what_cannot_be_done_is_answered_by_one_error(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
+def test_what_cannot_be_done_is_answered_by_one_error(site: Server) -> None:
 
     for data, kind in MALFORMED.values():
-        answer = told(control_socket(server), data)
+        answer = told(control_socket(site), data)
         assert (answer["v"], answer["ok"], answer["error"]["kind"]) == (1, False, kind), data
-    assert server.get("/a").status_code == 200
-    assert len(server.workers()) == 1
+    assert site.get("/a").status_code == 200
+    assert len(site.workers()) == 1
 
 
-def test_garbage_never_hurts_the_worker(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
-    path = control_socket(server)
-    [worker] = server.workers()
+def test_garbage_never_hurts_the_worker(site: Server) -> None:
+    path = control_socket(site)
+    [worker] = site.workers()
 
     @given(data=st.binary(max_size=200) | st.binary(max_size=50).map(lambda body: struct.pack("!I", len(body)) + body))
     @examples(150, suppress_health_check=list(HealthCheck))
@@ -402,9 +404,9 @@ def test_garbage_never_hurts_the_worker(serve: StartServer) -> None:
 
     throw()
 
-    assert server.get("/a").status_code == 200
-    assert [answer["pid"] for answer in status(server)] == [worker]
-    assert "mistake" not in server.log()
+    assert site.get("/a").status_code == 200
+    assert [answer["pid"] for answer in status(site)] == [worker]
+    assert "mistake" not in site.log()
 
 
 def test_a_connection_waits_while_the_queue_is_full(tmp_path: Path) -> None:
@@ -427,15 +429,14 @@ def test_a_connection_waits_while_the_queue_is_full(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_clients_that_say_nothing_are_bounded_and_closed(serve: StartServer) -> None:
-    server = serve(TWO, files={"code.py": GOOD}, wait_for=2)
-    path = control_socket(server)
+def test_clients_that_say_nothing_are_bounded_and_closed(site: Server) -> None:
+    path = control_socket(site)
     silent = [connect(path) for _ in range(MAX_CLIENTS)]
     try:
         assert told(path, encode({"v": 1, "do": "status"}))["error"]["kind"] == "busy"
-        assert server.get("/a").status_code == 200
+        assert site.get("/a").status_code == 200
         assert b"expected a complete request within" in receive_all(silent[0])
-        assert isowsgi(server, "status").returncode == 0
+        assert isowsgi(site, "status").returncode == 0
     finally:
         for sock in silent:
             sock.close()
