@@ -2,7 +2,9 @@
 
 Functional tests run several at a time, on machines with two cores and other work. So that they are quick and say the same each time:
 
-- Starting and ending a server takes about 0.5 s, 0.3 s of it CPU time. Tests that leave a server as they found it share one:
+- Starting and ending a server takes about 0.4 s, 0.2 s of it CPU time, and twice that unless it is forked by `starter`. What a test asks of
+  the system about a master, its command line or environment in /proc, needs one that is not: `launcher=["env"]`.
+- Tests that leave a server as they found it share one:
   `server = shared_server(CONFIG, wait_for=2)` in a module is a fixture. They run in one process then, one after the other.
 - `serve(CONFIG, wait_for=2)` starts one for a test alone. Who needs several starts them with `wait_for=0` and calls `wait_until_serving`
   for each after that. All of a test's servers are told to end together.
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,7 @@ import pytest
 import requests
 
 from tests import scheduling
+from tests.starter import Started, Starter
 
 APPS = Path(__file__).parent / "apps"
 ROOT = Path(__file__).parent.parent
@@ -69,6 +72,8 @@ EXAMPLES_FACTOR = int(os.environ.get("ISOWSGI_EXAMPLES", "1"))
 
 # Whether all of a corpus is used where a part of it shows as much, but for surprises: `ISOWSGI_WHOLE=1 make test`, as CI does once.
 WHOLE = bool(os.environ.get("ISOWSGI_WHOLE"))
+# Whether each gunicorn is started as a user does, and not as in `starter`. What measures coverage begins with a Python.
+COLD = WHOLE or "COVERAGE_PROCESS_CONFIG" in os.environ or "COVERAGE_PROCESS_START" in os.environ
 
 T = TypeVar("T")
 
@@ -110,6 +115,16 @@ def eventually(condition: Callable[[], T | None], what: str = "the condition", d
 ISOLATION = os.environ.get("ISOWSGI_ISOLATION", "")
 
 
+_starters: list[Starter] = []
+
+
+def starter(env: Mapping[str, str]) -> Starter:
+    """Return what starts the gunicorns of this process of the tests; started when it is first needed."""
+    if not _starters:
+        _starters.append(Starter(env))
+    return _starters[0]
+
+
 class Server:
     """A running gunicorn.
 
@@ -129,20 +144,19 @@ class Server:
         self._connections: list[socket.socket] = []
         self._was_told = False
         binds = [] if bind is None else ["--bind", bind]
-        command = [*launcher, sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", *binds]
-        command += ["--error-logfile", str(self.log_path), *arguments, *([] if app is None else [app])]
+        arguments = ["-k", "isowsgi.Worker", "--no-control-socket", *binds, "--error-logfile", str(self.log_path), *arguments]
+        if app is not None:
+            arguments.append(app)
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ours = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name}
+        started = None
         with open(folder / "stdout", "wb") as stdout:
-            self.process = subprocess.Popen(
-                command,
+            if not launcher and not COLD and not any(name.startswith(("PYTHON", "LD_")) for name in env):
+                started = starter(ours).start(arguments, folder, {**ours, **env}, stdout.fileno())
+            self.process: subprocess.Popen[bytes] | Started = started or subprocess.Popen(
+                [*launcher, sys.executable, "-m", "gunicorn", *arguments],
                 cwd=folder,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(paths),
-                    "PYTHONUNBUFFERED": "1",
-                    "ISOWSGI_CACHE_DIR": VERDICTS.name,
-                    **env,
-                },
+                env={**ours, **env},
                 stdout=stdout,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -323,6 +337,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Forget the bytecode of modules that tests wrote; that of the library and of the packages is kept for the next run."""
+    while _starters:
+        _starters.pop().end()
     written = getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
     if written is not None and "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(f"{BYTECODE}{written}", ignore_errors=True)

@@ -183,7 +183,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     lines = [f'"/{isolation}/a" = {{ app = "shell", isolation = "{isolation}", env = {{ SECRET = "a\'s" }} }}' for isolation in isolations]
     lines += [f'"/{isolation}/b" = {{ app = "shell", isolation = "{isolation}" }}' for isolation in isolations]
     instances = 2 * len(isolations) - 1  # the main interpreter is one
-    with running_server(tmp_path_factory.mktemp("walls"), "[mounts]\n" + "\n".join(lines), env={"TZ": "UTC"}, wait_for=instances) as server:
+    config = "[mounts]\n" + "\n".join(lines)
+    # By a launcher: a process that was forked shows the environment of another one.
+    with running_server(tmp_path_factory.mktemp("walls"), config, env={"TZ": "UTC"}, wait_for=instances, launcher=["env"]) as server:
         yield server
 
 

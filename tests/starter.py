@@ -1,0 +1,135 @@
+"""Starts gunicorns: a process that has imported what a gunicorn with isowsgi's worker imports, and that forks itself for each.
+
+These imports are half of the CPU time of a gunicorn with a small app, and the tests start three hundred. One that is forked is a child of
+the tests, as others are, and runs `python -m gunicorn` from its first line on: with its own arguments, environment, folder and output.
+`gunicorn.config` is imported there, as it takes defaults from all of these.
+
+`ISOWSGI_WHOLE=1` starts each gunicorn as a user does; so do tests with a launcher, and with variables that Python reads when it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Longest order: the arguments and the environment of a process.
+_MAX_ORDER_BYTES = 128 * 1024
+
+_CODE = "import sys; from tests import starter; starter.wait_for_orders(int(sys.argv[1]))"
+
+
+class Started:
+    """A process that was forked for the tests: what of `subprocess.Popen` they use."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll() is None:
+            fd = os.pidfd_open(self.pid)
+            try:
+                if not select.select([fd], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+            finally:
+                os.close(fd)
+            self.poll()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Starter:
+    """The process that forks them, from the tests' side.
+
+    Args:
+        env: its environment; what each gunicorn has of Python's own settings.
+    """
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-c", _CODE, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+
+    def start(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str], stdout: int) -> Started | None:
+        """Return a new gunicorn; None: it has to be started without this."""
+        order = json.dumps({"arguments": arguments, "folder": str(folder), "env": dict(env)}).encode()
+        if len(order) > _MAX_ORDER_BYTES:
+            return None
+        try:
+            socket.send_fds(self._socket, [order], [stdout])
+            answer = self._socket.recv(64)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        return Started(int(answer)) if answer else None
+
+    def end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+def wait_for_orders(fd: int) -> None:
+    """Be the process that forks; returns when the tests have ended, and in each gunicorn when that has."""
+    import gunicorn.arbiter  # noqa: F401
+
+    import isowsgi.master.appmodule
+    import isowsgi.worker.gunicorn  # noqa: F401
+    from isowsgi.inside.cloning import CannotClone, Cloner
+
+    assert "gunicorn.config" not in sys.modules, "it takes its defaults from the environment when it is imported"
+    sock = socket.socket(fileno=fd)
+    try:
+        cloner = Cloner()
+    except CannotClone:
+        return
+    while True:
+        order, fds, _, _ = socket.recv_fds(sock, _MAX_ORDER_BYTES, 1)
+        if not order:
+            return
+        pid = cloner.fork()
+        if pid == 0:
+            break
+        os.close(fds[0])
+        sock.send(str(pid).encode())
+    sock.close()
+    _become_gunicorn(json.loads(order), fds[0])
+
+
+def _become_gunicorn(order: dict[str, object], stdout: int) -> None:
+    arguments, folder, env = order["arguments"], order["folder"], order["env"]
+    assert isinstance(arguments, list)
+    assert isinstance(folder, str)
+    assert isinstance(env, dict)
+    os.dup2(stdout, 1)
+    os.dup2(stdout, 2)
+    os.close(stdout)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    sys.argv[:] = ["-m", *arguments]
+    sys.path[0] = folder
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
