@@ -16,7 +16,7 @@ from typing import Any
 
 from gunicorn.config import Config
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.deadlines import Job
 from isowsgi.inside.http import Response
 from isowsgi.inside.plainrequest import PlainReader

@@ -20,7 +20,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.ending import Ending
 from isowsgi.inside.plainrequest import PlainRequest
 from isowsgi.inside.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 from gunicorn.config import Config
 
 from isowsgi import configuration
-from isowsgi.configuration import App, Mount, gunicorn_settings
+from isowsgi.configuration import App, Mount, crossing
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.shared.messages import BootOrder, Descriptors
 
@@ -46,7 +46,7 @@ def any_order(isolation: str = "own-gil", first_row: int = 1, fds: Descriptors |
 
 
 def any_orders(mounts: Sequence[Mount]) -> BootOrders:
-    return BootOrders(gunicorn_settings.snapshot(Config()), Config(), [], report_files=False)
+    return BootOrders(crossing.snapshot(Config()), Config(), [], report_files=False)
 
 
 def with_values(order: BootOrder, **changes: Any) -> BootOrder:

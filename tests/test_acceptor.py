@@ -16,7 +16,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.settings import Settings
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_RETURN, Port

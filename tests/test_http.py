@@ -20,7 +20,7 @@ from gunicorn.http.wsgi import FileWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.settings import Settings
 from tests.conftest import DEADLINE_S, examples

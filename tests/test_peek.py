@@ -21,7 +21,7 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.settings import Settings
 from isowsgi.shared.peek import INCOMPLETE, PEEK_MAX_BYTES, Look, Peeker, Refused
 from isowsgi.shared.routing import Route, Router

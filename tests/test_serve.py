@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Gateway

@@ -24,7 +24,8 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import create
 from gunicorn.instrument.statsd import Statsd
 
-from isowsgi.configuration.gunicorn_settings import SETTINGS, Handling, check, snapshot
+from isowsgi.configuration.crossing import snapshot
+from isowsgi.configuration.gunicorn_settings import SETTINGS, Handling, check
 from isowsgi.inside.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from typing import Any
 from gunicorn.config import Config
 
 from bench.linkage import linkage_of
-from isowsgi.configuration.gunicorn_settings import snapshot
+from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.plainrequest import PlainReader, PlainSettings
 from isowsgi.inside.settings import Settings
 from isowsgi.shared.peek import Peeker

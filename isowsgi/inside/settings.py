@@ -17,7 +17,7 @@ class Settings:
     """The settings of one server, frozen when the interpreter was made; a reload of gunicorn makes new interpreters with new ones.
 
     Stands in for gunicorn.config.Config where gunicorn.http, gunicorn.glogging and gunicorn.instrument want a `cfg`. Made by
-    `isowsgi.configuration.gunicorn_settings.snapshot` on the other side. Safe to read from any thread.
+    `isowsgi.configuration.crossing.snapshot` on the other side. Safe to read from any thread.
     """
 
     # For the parser.

@@ -34,7 +34,7 @@ class BootOrders:
     """Writes the boot orders of one worker.
 
     Args:
-        settings: gunicorn's settings as `gunicorn_settings.snapshot` made them, for the inside.
+        settings: gunicorn's settings as `crossing.snapshot` made them, for the inside.
         cfg: gunicorn's own settings.
         listeners: addresses of the listening sockets, as `getsockname` gives them.
         report_files: whether instances shall say which files their modules came from.

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi import configuration
-from isowsgi.configuration import gunicorn_settings, remembered, stored
+from isowsgi.configuration import crossing, gunicorn_settings, remembered, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
@@ -230,7 +230,7 @@ class Plan:
                 return [str(exc)]
         elif cfg.cert_reqs:  # gunicorn would serve everybody
             return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile too"]
-        self._settings, self._tls_context = gunicorn_settings.snapshot(cfg), context
+        self._settings, self._tls_context = crossing.snapshot(cfg), context
         self._readings += 1
         is_elsewhere = (certificate and certificate[0]) != (self._certificate and self._certificate[0])
         self._certificate = certificate

@@ -54,6 +54,7 @@ MASTER_MODULES = (
     "isowsgi.shared.scoreboard",
     "isowsgi.shared.rows",
     "isowsgi.configuration.gunicorn_settings",
+    "isowsgi.configuration.crossing",
     "isowsgi.configuration.read",
     "isowsgi.configuration.included",
     "isowsgi.configuration.parsing",

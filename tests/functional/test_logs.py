@@ -18,7 +18,7 @@ import pytest
 from gunicorn import glogging
 from gunicorn.config import Config
 
-from isowsgi.configuration import gunicorn_settings
+from isowsgi.configuration import crossing
 from isowsgi.inside.settings import Settings
 from isowsgi.shared import logfiles
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
@@ -252,7 +252,7 @@ def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:
     def refuses(cfg: object) -> None:
         raise FileNotFoundError("no syslog here")
 
-    cfg = Settings({**gunicorn_settings.snapshot(Config()), "errorlog": str(tmp_path / "none" / "error.log")})
+    cfg = Settings({**crossing.snapshot(Config()), "errorlog": str(tmp_path / "none" / "error.log")})
     with open(tmp_path / "handed", "wb") as file:
         logger, problems = logfiles.make_logger(refuses, glogging.Logger, cfg, {cfg.errorlog: file.fileno()})
         logger.error("a line")
@@ -263,6 +263,6 @@ def test_a_logger_that_cannot_be_had_costs_no_mount(tmp_path: Path) -> None:
     assert "a line" in (tmp_path / "handed").read_text()
     assert cfg.errorlog == str(tmp_path / "none" / "error.log")
 
-    cfg = Settings({**gunicorn_settings.snapshot(Config()), "accesslog": str(tmp_path / "none" / "access.log")})
+    cfg = Settings({**crossing.snapshot(Config()), "accesslog": str(tmp_path / "none" / "access.log")})
     logger, [problem] = logfiles.make_logger(glogging.Logger, glogging.Logger, cfg, {})
     assert problem == f"cannot open '{tmp_path}/none/access.log', so its lines go to standard output"

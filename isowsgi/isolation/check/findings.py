@@ -14,7 +14,7 @@ from typing import Any
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi.configuration import Config, Mount, gunicorn_settings
+from isowsgi.configuration import Config, Mount, crossing
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.isolation import decision, trial
 from isowsgi.isolation.check import alternatives, declares
@@ -93,7 +93,7 @@ def check(
         memory: where the verdicts are remembered, for the next start of a worker.
     """
     cfg = GunicornConfig()
-    orders = BootOrders(gunicorn_settings.snapshot(cfg), cfg, [], report_files=False)
+    orders = BootOrders(crossing.snapshot(cfg), cfg, [], report_files=False)
     reports = []
     for mount in config.mounts:
         if not mount.redirect and (not patterns or mount.pattern in patterns):
