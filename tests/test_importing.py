@@ -226,6 +226,12 @@ BAD = [
     ("x.conf", "<VirtualHost *:80>\n", "x.conf:1: expected </VirtualHost> before the end of the file"),
     ("x.conf", "WSGIDaemonProcess a threads=x\n", "x.conf:1: expected a whole number for threads, got 'x'"),
     ("x.conf", "Include x.conf\n", "expected at most 20 files within files"),
+    ("x.json", '{"listeners": {\n"a" 1}}', "x.json:2: expected JSON, got a fault in column 5"),
+    (
+        "x.json",
+        '{"listeners": {"*:80": {"pass": "applications/a"}},\n"applications": {"a": {"type": "python",\n"module": "os; x"}}}',
+        "x.json:3: expected a name of Python's for module, got 'os; x'",
+    ),
     ("x.txt", "hello\n", "x.txt: expected a configuration of uWSGI, Apache or NGINX Unit; say which with --from"),
 ]
 

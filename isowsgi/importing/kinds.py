@@ -6,11 +6,15 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
-from isowsgi.importing import apache, sources, uwsgi, uwsgiforms
+from isowsgi.importing import apache, sources, unit, uwsgi, uwsgiforms
 from isowsgi.importing.account import Account, BadSource
 from isowsgi.importing.draft import Draft
 
-READERS: dict[str, Callable[[str, Account, Mapping[str, str]], Draft]] = {"uwsgi": uwsgi.import_from, "apache": apache.import_from}
+READERS: dict[str, Callable[[str, Account, Mapping[str, str]], Draft]] = {
+    "uwsgi": uwsgi.import_from,
+    "apache": apache.import_from,
+    "unit": unit.import_from,
+}
 
 _APACHE = r"^\s*(<VirtualHost|WSGI\w+|LoadModule|ServerName|Listen|Include(Optional)?|<IfModule)\b"
 

@@ -64,7 +64,7 @@ def settle(draft: Draft, account: Account, folder: str) -> None:
             _write(os.path.join(scratch, name), text)
         path = os.path.join(scratch, "isowsgi.toml")
         while any("app" not in mount.unusable for mount in draft.mounts):
-            _write(path, writing.config_file(_moved(draft, folder, scratch), ""))
+            _write(path, writing.config_file(draft, ""))
             try:
                 configuration.load(path)
             except configuration.ConfigError as exc:
@@ -72,18 +72,6 @@ def settle(draft: Draft, account: Account, folder: str) -> None:
                 _mark(draft, account, faults)
             else:
                 return
-
-
-def _moved(draft: Draft, folder: str, scratch: str) -> Draft:
-    """Return a draft whose scripts lie in another folder."""
-    names = {os.path.join(folder, name): os.path.join(scratch, name) for name in draft.scripts}
-    mounts = [
-        MountDraft(
-            pattern=mount.pattern, app=names.get(mount.app or "", mount.app), at=mount.at, settings=mount.settings, unusable=mount.unusable
-        )
-        for mount in draft.mounts
-    ]  # fmt: skip
-    return Draft(source=draft.source, mounts=mounts, tables=draft.tables)
 
 
 def _write(path: str, text: str) -> None:

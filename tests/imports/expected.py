@@ -9,7 +9,7 @@ from pathlib import Path
 from isowsgi.importing import account, making
 from tests.imports import tree
 
-KINDS = ("uwsgi", "apache")
+KINDS = ("uwsgi", "apache", "unit")
 
 # What counts as the environment: nothing of the machine's.
 ENVIRON: dict[str, str] = {}

@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.conftest import DEADLINE_S, ROOT
 from tests.imports import tree
+from tests.imports.expected import KINDS
 
 # A server has so long to answer its first request.
 _START_S = 12.0
@@ -195,6 +196,16 @@ def isowsgi(source: Path, scratch: Path) -> Iterator[int]:
         yield port
 
 
+def _as_documented(conf: Path, name: str, scratch: Path) -> Iterator[tuple[str, str, str | None]]:
+    """Compare with what Unit's documentation says: there is no Unit in the index, nor in Debian."""
+    with isowsgi(conf / name, scratch) as ours:
+        for host, target, app, paths in tree.expectations(name):
+            status, said = ask(ours, "GET", host, target)
+            got = (said["app"], f"{said['script_name'] or repr('')} {said['path_info'] or repr('')}") if said else (str(status), "")
+            expected = ("404", "") if app == "-" else (app, paths)
+            yield name, f"GET {host} {target}", None if got == expected else f"expected {expected}\n    isowsgi  {got}"
+
+
 def _variables_together(answer: tuple[int, Any]) -> tuple[int, Any]:
     """Return an answer with the variables of SetEnv in one place: the report says that they move from the environ to os.environ."""
     status, said = answer
@@ -216,6 +227,9 @@ def compare(kind: str, sources: list[str]) -> Iterator[tuple[str, str, str | Non
             scratch.mkdir()
             whole = conf / (name.partition("/")[0])
             try:
+                if kind == "unit":
+                    yield from _as_documented(conf, name, scratch)
+                    continue
                 with isowsgi(whole, scratch) as ours, serve[kind](conf / name, scratch) as theirs:
                     for method, host, target in tree.requests_of(kind, name):
                         expected, got = ask(theirs, method, host, target), ask(ours, method, host, target)
@@ -228,7 +242,7 @@ def compare(kind: str, sources: list[str]) -> Iterator[tuple[str, str, str | Non
 
 
 def main(arguments: list[str]) -> int:
-    kinds = [argument for argument in arguments if argument in ("uwsgi", "apache")] or ["uwsgi", "apache"]
+    kinds = [argument for argument in arguments if argument in KINDS] or list(KINDS)
     wrong = 0
     for kind in kinds:
         try:

@@ -90,4 +90,10 @@ def copied(kind: str, srv: Path) -> Path:
 def requests_of(kind: str, source: str) -> list[tuple[str, str, str]]:
     """Return method, host and target of each request for a source, from the list beside it."""
     rows = [line.split() for line in (HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
-    return [(method, host, target) for name, method, host, target in rows if name == source]
+    return [(row[1], row[2], row[3]) for row in rows if row[0] == source]
+
+
+def expectations(source: str) -> list[tuple[str, str, str, str]]:
+    """Return host, target, app with SCRIPT_NAME and PATH_INFO that Unit's documentation leads to, for each request to a source."""
+    rows = [line.replace('""', "''").split() for line in (HERE / "unit/requests.txt").read_text().splitlines() if line and line[0] != "#"]
+    return [(row[2], row[3], row[4], f"{row[5]} {row[6]}") for row in rows if row[0] == source]
