@@ -189,3 +189,17 @@ def test_a_mount_that_moves_to_another_file_and_a_new_include_are_differences_th
     assert before.mounts == moved.mounts == narrower.mounts
     assert [each.name for each in differences(summary(before, ""), summary(moved, ""))] == ["/a"]
     assert [each.name for each in differences(summary(moved, ""), summary(narrower, ""))] == ["[include]"]
+
+
+def test_an_empty_included_file_is_one_that_is_not_written_yet_and_one_may_have_no_mounts(folder: Path) -> None:
+    """A file that was dropped empty was a fault, in the log and by exit code 1."""
+    write(folder, "sites.d/a.toml", '[mounts]\n"/a" = "a"\n')
+    before = load(folder)
+
+    write(folder, "sites.d/a.toml", "# soon\n")
+    unwritten = load(folder)
+    assert (unwritten.faults, [*mounts(keep_faulty(unwritten, before))]) == ((), ["/", "/a"])
+
+    write(folder, "sites.d/a.toml", "[mounts]\n")
+    without = load(folder)
+    assert (without.faults, [*mounts(keep_faulty(without, before))]) == ((), ["/"])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from isowsgi.shared import controlmessages, sockets
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.controlmessages import Request
 from isowsgi.shared.rows import INTERNAL_ERRORS
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import loop as loop_module
+from isowsgi.worker.control import commands
+from isowsgi.worker.control.server import AT_ONCE, ControlServer, Errand, drive
 from isowsgi.worker.loop import Loop
+from tests.conftest import DEADLINE_S
 
 
 class Log:
@@ -189,3 +198,33 @@ def test_who_cannot_be_woken_is_tried_again(loop: Loop, event: int, monkeypatch:
     while len(called) < 2:
         assert time.monotonic() < deadline
         loop.turn(0.01)
+
+
+def test_an_errand_that_waits_for_nothing_goes_on_in_the_next_turn_of_the_loop(tmp_path: Path) -> None:
+    """Each of its steps would cost a tenth of a second otherwise, or all of them together keep requests waiting."""
+    steps = 50
+    log = logging.getLogger("test")
+    containment = Containment(log, Scoreboard().row(0).words)
+    loop = Loop(containment)
+
+    def begin(request: Request[Any]) -> Errand:
+        for _ in range(steps):
+            yield AT_ONCE
+        yield None
+        return controlmessages.TableOutcome(outcome="dropped", text="")
+
+    server = ControlServer(begin, commands.this_worker("/isowsgi.toml", 1), log, containment)
+    tmp_path.chmod(0o700)
+    path = server.open([str(tmp_path)], sockets.socket_name("/isowsgi.toml", 1, 2))
+    assert path is not None
+    drive(loop, server)
+    waits: list[float] = []
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(controlmessages.encode_request(controlmessages.Drop(serial="s")))
+        while not select.select([client], [], [], 0)[0]:
+            loop.turn(DEADLINE_S)
+            waits.append(server.wait_s())
+
+    server.close()
+    assert waits.count(0.0) == steps - 1  # the first one in the turn in which the request came

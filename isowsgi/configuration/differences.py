@@ -79,10 +79,15 @@ def summary(config: Config, salt: str) -> Summary:
     Args:
         salt: of the digests; those of two summaries can be compared only if they have the same.
     """
-    tables = {table: _said(getattr(config, field), salt) for field, table in _TABLES.items()}
+    return Summary(tables=tables_of(config, salt), mounts={mount.pattern: settings_of(mount, salt) for mount in config.mounts})
+
+
+def tables_of(config: Config, salt: str) -> dict[str, Settings]:
+    """Return the tables of a `Summary`."""
+    tables = {table: settings_of(getattr(config, field), salt) for field, table in _TABLES.items()}
     tables["acceptor"] = {"head_timeout": text_of(config.head_timeout)}
     tables["include"] = {"include": text_of(list(config.include))} if config.include else {}
-    return Summary(tables=tables, mounts={mount.pattern: _said(mount, salt) for mount in config.mounts})
+    return tables
 
 
 def differences(old: Summary, new: Summary) -> list[Difference]:
@@ -110,7 +115,7 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Setting, .
     )
 
 
-def _said(table: Any, salt: str) -> Settings:
+def settings_of(table: Any, salt: str) -> Settings:
     """Return what differs from the defaults of a table's class; of a mapping, each of its names by itself."""
     said: Settings = {}
     for field in attrs.fields(type(table)):

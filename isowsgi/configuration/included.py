@@ -16,7 +16,7 @@ from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
 from isowsgi.configuration.merging import mounts_of, named
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import IncludedTables, settings_of
-from isowsgi.configuration.values import NO_APP, Config, Mount
+from isowsgi.configuration.values import NO_APP, Config, Mount, numbered
 
 
 def files(patterns: Iterable[str], folder: str) -> list[str]:
@@ -45,7 +45,7 @@ def keep_faulty(new: Config, old: Config) -> Config:
     mounts = [before.get(mount.pattern, mount) if mount.fault else mount for mount in new.mounts]
     there = {mount.pattern for mount in mounts}
     mounts += [mount for mount in old.mounts if mount.file in new.faulty and mount.pattern not in there]
-    return attrs.evolve(new, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(mounts)))
+    return attrs.evolve(new, mounts=numbered(mounts))
 
 
 class Inclusion:
@@ -61,7 +61,7 @@ class Inclusion:
 
     Attributes:
         faults: of all files.
-        faulty: the files that have some.
+        faulty: the files that have some, and empty ones.
     """
 
     def __init__(
@@ -94,6 +94,9 @@ class Inclusion:
             self.faults += exc.faults
             self.faulty.append(file)
             return
+        if not data:
+            self.faulty.append(file)  # not written yet: what it had stays, and there is nothing to tell anybody
+            return
         try:
             mounts = self._read(file, data, f" in {shown}")
         except ExceptionGroup as group:
@@ -115,7 +118,7 @@ class Inclusion:
         written = data.get("defaults", {})
         if isinstance(self._written, dict) and isinstance(written, dict):
             written = {**self._written, **written}
-        converter = make_converter(folder, self._own_gil_error, written, self._seen, where=where)
+        converter = make_converter(folder, self._own_gil_error, written, self._seen, where=where, needs_mounts=False)
         tables = converter.structure(data, IncludedTables)
         defaults = {**self._defaults, **(own := settings_of(tables.defaults))}
         for key in ("env", "policy"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from isowsgi.configuration.values import Config
+from isowsgi.configuration.values import Config, numbered
 
 # What stands for the table among the names of what stays, as `differences.Difference` has it.
 CONTROL = "[control]"
@@ -43,4 +43,4 @@ def leave_out(new: Config, old: Config, stay: frozenset[str]) -> Config:
     mounts += [mount for mount in old.mounts if mount.pattern in stay and mount.pattern not in there]
     kept = [mount for mount in mounts if mount is not None]
     control = old.control if CONTROL in stay else new.control
-    return attrs.evolve(new, control=control, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(kept)))
+    return attrs.evolve(new, control=control, mounts=numbered(kept))

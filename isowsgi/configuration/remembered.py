@@ -86,7 +86,7 @@ def _load(path: str) -> Patterns:
 def _fault_of(config: Config, file: str) -> str:
     """Return the fault of a file, which begins with its name as it was given."""
     name = os.path.basename(file)
-    return next((fault for fault in config.faults if name in fault.partition(": ")[0]), f"{file}: cannot be read")
+    return next((fault for fault in config.faults if name in fault.partition(": ")[0]), f"{file}: cannot be read, or is empty")
 
 
 def _name(path: str) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
+from cattrs.gen import make_dict_unstructure_fn, override
 
-from isowsgi.configuration.values import Config, Mount
+from isowsgi.configuration.values import Config, Mount, numbered
 from isowsgi.shared import scoreboard
 
 # Lists, not tuples, so that what is told equals what is read of it.
 _converter = Converter(forbid_extra_keys=True, unstruct_collection_overrides={tuple: list})
+# Without the numbers, which are the mounts' places: else all that follow one that is gone would differ.
+_converter.register_unstructure_hook(Mount, make_dict_unstructure_fn(Mount, _converter, number=override(omit=True)))
 
 # What says nothing of what is served.
 _ASIDE: dict[type[Config | Mount], set[str]] = {
@@ -36,6 +41,8 @@ def differing(one: Any, other: Any) -> set[str] | None:
     Args:
         one, other: as `plain` has them. Either may be anything.
     """
+    if one == other:  # mostly, and in a tenth of the time
+        return set()
     try:
         ones, others = ({mount["pattern"]: _served(mount, Mount) for mount in config["mounts"]} for config in (one, other))
         tables = [{**_served(config, Config), "mounts": None} for config in (one, other)]
@@ -48,18 +55,39 @@ def _served(facts: dict[str, Any], cls: type[Config | Mount]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in _ASIDE[cls]}
 
 
-def restore(facts: object) -> Config:
+Known = Mapping[str, tuple[dict[str, Any], Mount]]
+"""Mounts by their patterns, each with its plain values."""
+
+
+def known(config: Config, facts: dict[str, Any] | None = None) -> Known:
+    """Return what `restore` need not make again of a config.
+
+    Args:
+        facts: the config's plain values, if they are there.
+    """
+    facts = facts or plain(config)
+    return {mount.pattern: (said, mount) for said, mount in zip(facts["mounts"], config.mounts, strict=True)}
+
+
+def restore(facts: Any, before: Known = MappingProxyType({})) -> Config:
     """Return the config that plain values are.
+
+    Args:
+        before: what it may have parts of: to make 200 mounts takes 4 ms, to compare them a tenth of that.
 
     Raises:
         NotAConfig: they are none.
     """
     try:
-        config = _converter.structure(facts, Config)
+        mounts = []
+        for said in facts["mounts"]:
+            was, mount = before.get(said["pattern"], (None, None))
+            mounts.append(mount if mount is not None and was == said else _converter.structure(said, Mount))
+        config = attrs.evolve(_converter.structure({**facts, "mounts": []}, Config), mounts=tuple(mounts))
         patterns = [mount.pattern for mount in config.mounts]
         if len(set(patterns)) < len(patterns) or scoreboard.faults(patterns):
             raise NotAConfig("its mounts are too many, or two have the same pattern")
-        return attrs.evolve(config, mounts=tuple(attrs.evolve(mount, number=number) for number, mount in enumerate(config.mounts)))
+        return attrs.evolve(config, mounts=numbered(config.mounts))
     except NotAConfig:
         raise
     except (BaseValidationError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:

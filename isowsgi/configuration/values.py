@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -144,8 +144,13 @@ class Config:
     mounts: tuple[Mount, ...]  # in the order of the file, then those of each included file
     include: tuple[str, ...] = attrs.field(default=(), eq=False)  # globs of more files, from the folder of this one
     faults: tuple[str, ...] = attrs.field(default=(), eq=False)  # of included files, as `ConfigError` has them
-    faulty: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files that have faults; absolute
+    faulty: tuple[str, ...] = attrs.field(default=(), eq=False)  # included files that have faults, or are empty; absolute
     head_timeout: float = HEAD_TIMEOUT_S  # seconds that a client has for sending a request's head
     limits: Limits = Limits()
     control: Control = Control()
     status: Status = Status()
+
+
+def numbered(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """Return mounts with their places as numbers; those that have them already as they are, for a copy takes a worker's time."""
+    return tuple(mount if mount.number == number else attrs.evolve(mount, number=number) for number, mount in enumerate(mounts))

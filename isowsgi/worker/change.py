@@ -79,7 +79,7 @@ class Change:
                 deployment = kept.get(_key(members))
                 if deployment is not None:
                     pairs = _pairs(deployment, members)
-                    self._placed.append(([attrs.evolve(after, number=before.number) for before, after in pairs], deployment))
+                    self._placed.append(([_as_numbered(before, after) for before, after in pairs], deployment))
                 else:
                     deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
                     self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
@@ -198,6 +198,11 @@ def _pairs(deployment: Deployment, members: Sequence[Mount]) -> list[tuple[Mount
 def _key(members: Sequence[Mount]) -> tuple[str, ...]:
     """Return what tells those that share an instance from others in the same config; their order in the file is nothing to them."""
     return tuple(sorted(member.pattern for member in members))
+
+
+def _as_numbered(before: Mount, after: Mount) -> Mount:
+    """Return what a mount becomes, with the number that it has; the same object if nothing differs, which is nearly all of a table."""
+    return before if before == after and before.file == after.file else attrs.evolve(after, number=before.number)
 
 
 def _is_any(members: Sequence[Mount], patterns: frozenset[str]) -> bool:

@@ -38,7 +38,7 @@ from isowsgi.shared.messages import Part, Profiled
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.profiling import Profiling
-from isowsgi.worker.control.server import Errand
+from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_mib
 from isowsgi.worker.slots import Instance
@@ -52,6 +52,9 @@ _MOST_OF_EACH = 5
 
 # What an instance may have told of its stacks before the rest is left out.
 _MAX_STACKS_CHARS = 1024 * 1024
+
+# Of how many mounts the settings are told before connections are looked at: a millisecond.
+_MOUNTS_AT_A_TIME = 50
 
 
 class Commands:
@@ -123,7 +126,7 @@ class Commands:
                 if wanted is None or member.pattern in wanted
             ],
         )
-        yield  # never reached: makes this function a generator, as the others are
+        yield None  # never reached: makes this function a generator, as the others are
 
     def _reload(self, request: controlmessages.Reload | controlmessages.Start) -> Errand:
         deployment = self._deployment(request.mount)
@@ -160,7 +163,7 @@ class Commands:
         while any(instance.state is not State.STUCK for instance in deployment.slots.all()):
             if not deployment.is_stopped:
                 raise Refusal("started", f"{deployment.name} was started meanwhile")
-            yield
+            yield None
         left = deployment.slots.all()
         text = f"stopped, but {len(left)} stuck instances remain until the worker is replaced" if left else "stopped"
         return _outcome(deployment, "stopped", text)
@@ -178,7 +181,7 @@ class Commands:
             for instance in instances:
                 instance.tell(messages.TellStacks(ask=ask))
             while now < deadline and len(complete) < len(instances):
-                now = yield
+                now = yield None
         finally:
             del self._heard[ask], self._complete[ask]
         return MountStacks(
@@ -201,7 +204,7 @@ class Commands:
         return MountErrors(
             mount=pattern, boot=incidents.last_boot, requests=incidents.of_requests(pattern), groups=incidents.groups_of(pattern)
         )
-        yield  # never reached, as above
+        yield None  # never reached, as above
 
     def _all_errors(self, request: controlmessages.AllErrors) -> Errand:
         mounts = []
@@ -212,15 +215,19 @@ class Commands:
             if groups or boot:
                 mounts.append(MountErrors(mount=mount.pattern, boot=boot, requests=[], groups=groups))
         return WorkerErrors(mounts=mounts)
-        yield  # never reached, as above
+        yield None  # never reached, as above
 
     def _table(self, request: controlmessages.Table) -> Errand:
         salt = secrets.token_hex(16)
-        said = differences.summary(self._supervisor.table.config, salt)
-        mounts = [MountTable(mount=pattern, settings=settings) for pattern, settings in said.mounts.items()]
+        config = self._supervisor.table.config
+        mounts = []
+        for number, mount in enumerate(config.mounts, 1):
+            mounts.append(MountTable(mount=mount.pattern, settings=differences.settings_of(mount, salt)))
+            if number % _MOUNTS_AT_A_TIME == 0:
+                yield AT_ONCE
         gunicorn = GunicornFile(path=self._conf_file.path, digest=self._conf_file.digest) if self._conf_file is not None else None
-        return ServedTable(salt=salt, tables=said.tables, mounts=mounts, gunicorn=gunicorn, certificate=self._applying.certificate_files())
-        yield  # never reached, as above
+        tables = differences.tables_of(config, salt)
+        return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=gunicorn, certificate=self._applying.certificate_files())
 
     # What they share.
 
@@ -274,7 +281,7 @@ class Commands:
                 return _outcome(deployment, "asleep", "went to sleep meanwhile")
             if not deployment.is_under_way():
                 raise Refusal("failed", f"{pattern}: was not loaded in time; see the error log", generation=deployment.generation)
-            yield
+            yield None
 
     def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> MountStatus:
         incident = deployment.reports.incidents.latest()

@@ -98,7 +98,7 @@ class Profiling:
         try:
             while now < session.end + GRACE_S and not (now >= session.end and session.is_complete()):
                 session.ask_new_ones(now)
-                now = yield
+                now = yield None
             return session.answer()
         finally:  # also if the command has gone
             del self._sessions[ask]

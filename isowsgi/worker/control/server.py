@@ -32,10 +32,16 @@ IDLE_S = 5.0
 # How often an errand that takes time is looked at when nothing else wakes the loop.
 _LOOK_S = 0.1
 
+# How much earlier than planned a timer may be by rounding.
+_EARLY_S = 0.001
+
 # Bytes that are read at a time.
 _CHUNK_BYTES = 64 * 1024
 
-Errand = Generator[None, float, Answer]
+Errand = Generator[bool | None, float, Answer]
+"""What a request asks for, in steps. After each the loop looks at connections; it yields `AT_ONCE` if it waits for nothing else."""
+
+AT_ONCE = True
 
 
 class _Client:
@@ -46,6 +52,7 @@ class _Client:
         self.fd = sock.fileno()
         self.decoder = Decoder(frames.MAX_REQUEST_BYTES)
         self.errand: Errand | None = None
+        self.is_eager = False  # its errand waits for nothing
         self.answer = b""
         self.is_answered = False
         self.deadline = now + IDLE_S
@@ -104,6 +111,8 @@ class ControlServer:
 
     def wait_s(self) -> float:
         """Return after how many seconds `tick` must be called at the latest."""
+        if any(client.is_eager for client in self._clients.values()):
+            return 0.0
         return _LOOK_S if self._clients else math.inf
 
     def turn(self) -> None:
@@ -198,12 +207,15 @@ class ControlServer:
 
     def _start(self, client: _Client, message: dict[str, Any]) -> None:
         client.errand = self._begin(controlmessages.decode_request(message))
-        next(client.errand)
+        client.is_eager = bool(next(client.errand))
 
     def _go_on(self, client: _Client, now: float) -> None:
         errand = client.errand
         assert errand is not None, "asked by tick()"
-        self._step(client, lambda: errand.send(now), now)
+        self._step(client, lambda: self._send(client, errand, now), now)
+
+    def _send(self, client: _Client, errand: Errand, now: float) -> None:
+        client.is_eager = bool(errand.send(now))
 
     def _step(self, client: _Client, step: Callable[[], None], now: float) -> None:
         """Take an errand's first or next step; the last one brings its answer."""
@@ -222,6 +234,7 @@ class ControlServer:
 
     def _answer(self, client: _Client, answer: Answer | Error, now: float) -> None:
         client.errand = None
+        client.is_eager = False
         client.is_answered = True
         client.answer = controlmessages.encode_answer(self._worker, answer)
         client.deadline = now + IDLE_S
@@ -251,18 +264,20 @@ class ControlServer:
 
 def drive(loop: Loop, server: ControlServer) -> None:
     """Have a loop call a server whenever it has something to do."""
-    is_planned = False
+    planned = math.inf  # monotonic seconds
 
     def plan() -> None:
-        nonlocal is_planned
-        wait_s = server.wait_s()
-        if not is_planned and wait_s != math.inf:
-            is_planned = True
-            loop.later(wait_s, tick, "control socket")
+        nonlocal planned
+        at = time.monotonic() + server.wait_s()
+        if at < planned:
+            planned = at
+            loop.later(at - time.monotonic(), tick, "control socket")
 
     def tick() -> None:
-        nonlocal is_planned
-        is_planned = False
+        nonlocal planned
+        if time.monotonic() < planned - _EARLY_S:
+            return  # it was planned before something more urgent was, and that has planned anew
+        planned = math.inf
         try:
             server.tick()
         finally:
