@@ -97,6 +97,11 @@ class Account:
         with self._lock:
             self._quick_s[phase].append(seconds)
 
+    def rename_phase(self, old: str, new: str) -> None:
+        """Count what was noted in one phase with another one."""
+        with self._lock:
+            self._quick_s[new] += self._quick_s.pop(old, [])
+
     def counts(self) -> dict[str, int]:
         with self._lock:
             return dict(self._counts)

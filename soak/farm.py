@@ -18,7 +18,7 @@ from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.board import Board
 from isowsgi.shared.controlmessages import Error, MountStatus
 from isowsgi.shared.scoreboard import Scoreboard
-from soak.site import APPS, ROOT, Failed, Gunicorn, rss_mib
+from soak.site import APPS, ROOT, Failed, Gunicorn, cpu_s, rss_mib
 from soak.wire import Broken, Connection
 
 # How long a command may take: longer than its own time limit.
@@ -148,6 +148,10 @@ class Farm(Gunicorn):
             "scoreboard rows of a worker": max(self._rows()),
         }
 
+    def used_s(self, *more: int) -> float:
+        """Return the CPU time that its processes have used so far, and some more, and this one with its children that have ended."""
+        return sum(os.times()[:4]) + sum(cpu_s(pid) for pid in {*more, *(process.pid for process in self.processes())})
+
     def _rows(self) -> list[int]:
         """Return how many rows of its region each worker has allotted."""
         for name in os.listdir(f"/proc/{self.master}/fd"):
@@ -162,6 +166,12 @@ class Farm(Gunicorn):
                 finally:
                     os.close(fd)
         raise Failed("the master has no scoreboard")
+
+
+def busy_s() -> float:
+    """Return for how long all cores together have not been idle; what a hypervisor took from them counts."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def differences(

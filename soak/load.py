@@ -3,8 +3,9 @@
     python -m soak.load PORT SEED [MOUNT ...]
 
 With mounts, it is a light load on these; without, the soak's. Both sides speak JSON, a line each. In:
-`{"arrived": [mount, worker, generation, at]}`, `{"phase": "quiet"}`, by which times are told apart, and `{"stop": true}`; the end of
-the input ends the process at once. Out: once a second the counts, each thing that is no ordinary answer, and at last "end".
+`{"arrived": [mount, worker, generation, at]}`; `{"phase": "quiet 1"}`, by which times are told apart; `{"rename": ["quiet 1", "quiet"]}`,
+which counts those of one phase with another; and `{"stop": true}`. The end of the input ends the process at once. Out: once a second the counts,
+each thing that is no ordinary answer, and at last "end".
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Load:
 
     def begin_phase(self, name: str) -> None:
         self._say({"phase": name})
+
+    def rename_phase(self, old: str, new: str) -> None:
+        self._say({"rename": [old, new]})
 
     def stop(self) -> bool:
         """Let every client end its request; False if the process did not end well."""
@@ -154,6 +158,8 @@ def _listen(account: Account, arrivals: Arrivals, stop: threading.Event) -> None
             arrivals.add(*message["arrived"])
         if "phase" in message:
             account.phase = message["phase"]
+        if "rename" in message:
+            account.rename_phase(*message["rename"])
         if "stop" in message:
             stop.set()
             return

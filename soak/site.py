@@ -299,6 +299,12 @@ def rss_mib(pid: int) -> float:
     return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used so far, 0 if it has ended."""
+    fields = _stat(pid)
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def ports_of(pid: int, server_port: int) -> list[int]:
     """Return the clients' ports of all connections that a process has."""
     inodes = set()
