@@ -4,8 +4,8 @@
 
 With mounts, it is a light load on these; without, the soak's. Both sides speak JSON, a line each. In:
 `{"arrived": [mount, worker, generation, at]}`; `{"phase": "quiet 1"}`, by which times are told apart; `{"rename": ["quiet 1", "quiet"]}`,
-which counts those of one phase with another; and `{"stop": true}`. The end of the input ends the process at once. Out: once a second the counts,
-each thing that is no ordinary answer, and at last "end".
+which counts those of one phase with another; `{"stop": true}`. The end of the input ends the process at once. Out: once a second the
+counts, each thing that is no ordinary answer, and at last "end".
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from isowsgi.configuration import App, Config, Mount, Status, costs
+from isowsgi.configuration import App, Config, Control, Mount, Status, costs
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import differences, summary
 
@@ -62,7 +62,11 @@ PAGE = mount("/status", app=App(kind="module", target="isowsgi.status", call="ap
         (config(mount("/a", isolation="main")), config(mount("/a", isolation="main", queue=1)), {"/a": Cost.IN_PLACE}),
         (config(mount("/a", isolation="main")), config(mount("/a", isolation="main", threads=1)), {"/a": Cost.SIGHUP}),
         (config(mount("/a", isolation="main")), config(), {"/a": Cost.SIGHUP}),
-        (config(mount("/a", replace="stop-first")), config(mount("/a", threads=1)), {"/a": Cost.STOP}),
+        (config(mount("/a", replace="stop-first")), config(mount("/a", threads=1)), {"/a": Cost.STOP_FIRST}),
+        (config(mount("/a")), config(mount("/a", threads=1, replace="stop-first")), {"/a": Cost.STOP_FIRST}),
+        (config(), config(mount("/a", replace="stop-first")), {"/a": Cost.LOAD}),
+        (config(), config(control=Control(watch=True)), {"[control]": Cost.IN_PLACE}),
+        (config(), config(control=Control(watch=True, enabled=False)), {"[control]": Cost.SIGHUP}),
         (config(mount("/a", replace="stop-first")), config(mount("/a")), {"/a": Cost.IN_PLACE}),
         (config(mount("/a", group="g")), config(mount("/a", group="g"), mount("/b", group="g")), {"/b": Cost.LOAD}),
         (config(mount("/a", group="g"), mount("/b", group="g")), config(mount("/a", group="g")), {"/b": Cost.LOAD}),
@@ -79,4 +83,4 @@ def test_costs_are_said_in_words() -> None:
     assert costs.text_of(Cost.LOAD, "+", "/a", None) == "loads it"
     assert costs.text_of(Cost.LOAD, "~", "/a", None) == "loads a new generation"
     assert costs.text_of(Cost.LOAD, "+", "/a", '"g"') == 'loads a new generation of group "g"'
-    assert costs.text_of(Cost.STOP, "~", "/a", None) == "needs `isowsgi stop /a` before, and `isowsgi start /a` after"
+    assert costs.text_of(Cost.STOP_FIRST, "~", "/a", None) == "ends, then loads a new generation; requests wait"

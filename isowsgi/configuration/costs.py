@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Cost(Enum):
     IN_PLACE = "in place"
     END = "end"
     SIGHUP = "sighup"
-    STOP = "stop"  # it must be stopped by the operator before
+    STOP_FIRST = "stop first"  # what serves ends, then a new generation is loaded
 
 
 def is_in_place(old: Mount, new: Mount) -> bool:
@@ -59,8 +59,8 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
             cost = Cost.IN_PLACE  # there is nothing to load
         if cost is Cost.LOAD and any(each.get("isolation") == '"main"' for each in [*replaced, settings]):
             cost = Cost.SIGHUP
-        elif cost is Cost.LOAD and any(each.get("replace") == '"stop-first"' for each in replaced):
-            cost = Cost.STOP
+        elif cost is Cost.LOAD and replaced and any(each.get("replace") == '"stop-first"' for each in [*replaced, settings]):
+            cost = Cost.STOP_FIRST
         elif cost is Cost.LOAD and settings.get("lazy") == "true":
             cost = Cost.LOAD_LATER
         costs |= dict.fromkeys(group, cost)
@@ -72,10 +72,14 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
     return costs
 
 
-def of_table(name: str, new: Summary) -> Cost:
-    """Return what it costs that a table differs."""
+def of_table(name: str, changed: Collection[str], new: Summary) -> Cost:
+    """Return what it costs that a table differs.
+
+    Args:
+        changed: its settings that do.
+    """
     if name == "control":
-        return Cost.SIGHUP
+        return Cost.IN_PLACE if {*changed} <= {"watch"} else Cost.SIGHUP
     has_page = any(settings.get("app", "").startswith('"isowsgi.status:') for settings in new.mounts.values())
     return Cost.LOAD if name == "status" and has_page else Cost.IN_PLACE
 
@@ -107,8 +111,6 @@ def text_of(cost: Cost, sign: str, name: str, group: str | None) -> str:
         return "loads a new generation of the status page"
     if cost is Cost.LOAD:
         return "loads it" if sign == "+" and group is None else "loads a new generation" + (f" of group {group}" if group else "")
-    if cost is Cost.STOP:
-        return f"needs `isowsgi stop {name}` before, and `isowsgi start {name}` after"
     return _TEXTS[cost]
 
 
@@ -116,5 +118,6 @@ _TEXTS = {
     Cost.LOAD_LATER: "loaded at its first request",
     Cost.IN_PLACE: "in place",
     Cost.END: "ends when its requests are answered",
+    Cost.STOP_FIRST: "ends, then loads a new generation; requests wait",
     Cost.SIGHUP: "needs SIGHUP to gunicorn",
 }

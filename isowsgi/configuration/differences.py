@@ -92,10 +92,11 @@ def tables_of(config: Config, salt: str) -> dict[str, Settings]:
 
 def differences(old: Summary, new: Summary) -> list[Difference]:
     """Return what must change for the one to become the other: tables, then mounts in the new one's order, then those that are gone."""
-    found = [
-        Difference(sign="~", name=f"[{name}]", settings=_changed(old.tables.get(name, {}), said), cost=costs.of_table(name, new))
-        for name, said in new.tables.items()
-    ]
+    found = []
+    for name, said in new.tables.items():
+        changed = _changed(old.tables.get(name, {}), said)
+        cost = costs.of_table(name, [setting.name for setting in changed], new)
+        found.append(Difference(sign="~", name=f"[{name}]", settings=changed, cost=cost))
     of_mounts = costs.of_mounts(old, new)
     for pattern, said in new.mounts.items():
         before = old.mounts.get(pattern)

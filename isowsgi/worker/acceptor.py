@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from isowsgi.shared import answers
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker, peek
+from isowsgi.shared.routing import Router
 from isowsgi.shared.rows import CLOSED
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.clients import Client, Clients, Phase
@@ -48,6 +49,7 @@ class Relay(Protocol):
     def results(self) -> Iterable[tuple[socket.socket | None, Any, Exception | None]]: ...
     def open_connections(self) -> int: ...
     def make_room(self) -> None: ...
+    def set_limits(self, opening_s: float, stall_s: float) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -144,6 +146,16 @@ class Acceptor:
     def lingering_fd(self) -> int:
         """Return the epoll set in which instances arm connections that are answered and must be closed gently."""
         return self._clients.lingering.fileno()
+
+    def set_table(self, router: Router, head_timeout_s: float, stall_s: float) -> None:
+        """Route by another table from now on.
+
+        Args:
+            stall_s: how long a client of any mount may take nothing of what is sent to it.
+        """
+        self.dispatcher.set_table(router, head_timeout_s)
+        if self._relay is not None:
+            self._relay.set_limits(head_timeout_s, stall_s)
 
     def start_accepting(self) -> None:
         self._listeners.start()

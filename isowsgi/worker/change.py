@@ -2,7 +2,8 @@
 
 A mount whose app must be loaded for its new settings gets a deployment of its own, which nobody can reach until the switch. So a change is
 what is added and what is gone, and both are deployments. The others pass from one table to the next as they are: with their instances,
-generations, connections and counters. If their settings differ, they are told so at the switch; `configuration.costs` says which can.
+generations, connections and counters. If their settings differ, they are told so at the switch; `configuration.costs` says which can. With
+`replace = "stop-first"` a new deployment is loaded only after the switch, when the one before it has gone.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
@@ -104,9 +105,14 @@ class Change:
     def begin(self, now: float) -> None:
         """Load what is new and not lazy."""
         self._has_begun = True
+        following = [deployment for deployment, _ in self.following()]
         for deployment in self.fresh:
-            if not deployment.mount.lazy:
+            if not deployment.mount.lazy and deployment not in following:
                 deployment.start(now)  # without effect on one that the operator has stopped
+
+    def following(self) -> list[tuple[Deployment, list[Deployment]]]:
+        """Return what must not be loaded beside those before it, and these: it is loaded when they have gone, after the switch."""
+        return [each for each in self._before if each[1] and any(one.mount.replace == "stop-first" for one in (each[0], *each[1]))]
 
     def narrow(self, names: Iterable[str]) -> list[Deployment]:
         """Let some mounts stay as they are, with all that share an instance with them; the rest is changed.
@@ -144,7 +150,8 @@ class Change:
 
     def is_ready(self) -> bool:
         """Whether all that is new serves, or need not be loaded yet."""
-        return self._has_begun and all(map(_is_ready, self.fresh))
+        following = [deployment for deployment, _ in self.following()]
+        return self._has_begun and all(deployment in following or _is_ready(deployment) for deployment in self.fresh)
 
     def catch_up(self, now: float) -> None:
         """Stop or start what the operator has stopped or started since the change began."""
@@ -240,7 +247,7 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
     Raises:
         Unchangeable: that is among it.
     """
-    if old.config.control != config.control:
+    if attrs.evolve(old.config.control, watch=config.control.watch) != config.control:
         text = "[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file"
         raise Unchangeable([partial.CONTROL], text)
     gone = [deployment for deployment in old.deployments if _key(deployment.members) not in kept]
@@ -248,12 +255,6 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
         if deployment.siting.isolation == MAIN:
             text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_patterns([deployment]), f"{deployment.name}: {text}")
-        patterns = {member.pattern for member in deployment.members}
-        is_loaded = not deployment.is_stopped or bool(deployment.slots.all())
-        if deployment.mount.replace == "stop-first" and is_loaded and any(mount.pattern in patterns for each in wanted for mount in each):
-            text = 'has replace = "stop-first", so its two generations must not be loaded side by side; '
-            text += f"run `isowsgi stop {deployment.mount.pattern}` before, and `isowsgi start` after"
-            raise Unchangeable(patterns, f"{deployment.name}: {text}")
     for each in wanted:
         if each[0].isolation == MAIN and _key(each) not in kept:
             text = "only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"

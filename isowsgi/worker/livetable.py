@@ -102,8 +102,14 @@ class LiveTable:
                 self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
         for members, deployment in change.adjusted:
             self._containment.call(f"{deployment.name}: its settings", adjusting.adjust, deployment, members)
+        following = change.following()
+        for deployment, before in following:
+            deployment.succession.follow(before)
         self._containment.call("what was stopped meanwhile", change.catch_up, now)
         self._let_go(change.gone, now)
+        for deployment, _ in following:
+            if not deployment.succession.is_open and not deployment.mount.lazy:  # nothing of it was loaded
+                self._containment.call(f"{deployment.name}: start", deployment.start, now)
 
     def tick(self) -> None:
         """Do what is owed; about once a second."""

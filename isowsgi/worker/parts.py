@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from isowsgi.worker.listeners import most_connections
 from isowsgi.worker.loop import Loop
 from isowsgi.worker.reloadqueue import Places, places_at_a_time
 from isowsgi.worker.supervisor import Supervisor
+from isowsgi.worker.table import Table
 
 if TYPE_CHECKING:
     from isowsgi.worker.certificate import Certificate
@@ -106,7 +106,7 @@ def assemble(given: Given) -> Parts:
     origins = Origins() if given.tls_context is not None or given.cfg.proxy_protocol != "off" else None
     orders = _make_orders(given)
     supervisor = _make_supervisor(given, orders, origins)
-    relay = None if given.tls_context is None else _make_relay(given, origins)
+    relay = None if given.tls_context is None else _make_relay(given, supervisor.table, origins)
     loop = Loop(given.containment)
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
@@ -189,7 +189,7 @@ def open_control(parts: Parts, config: Config) -> None:
         parts.commands.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
 
 
-def _make_relay(given: Given, origins: Origins | None) -> Relay:
+def _make_relay(given: Given, table: Table, origins: Origins | None) -> Relay:
     from isowsgi.worker.tls import Relay  # most servers have a proxy for that, and need not pay for it
 
     assert origins is not None, "made with TLS"
@@ -200,8 +200,7 @@ def _make_relay(given: Given, origins: Origins | None) -> Relay:
         log=given.log,
         containment=Containment(given.log, given.board.row(0).words),
         opening_s=given.config.head_timeout,
-        # Each mount has its own limit, of which its instances know; 0 is none.
-        stall_s=max((mount.send_timeout or math.inf for mount in given.config.mounts), default=math.inf),
+        stall_s=table.stall_s,
         suppress_ragged_eofs=given.cfg.suppress_ragged_eofs,
     )
 

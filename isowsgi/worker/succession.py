@@ -8,6 +8,7 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isowsgi.instances.lifecycle import State
@@ -38,6 +39,10 @@ class Succession:
         leaving = self._leaving = deployment.slots.clear()
         for instance in leaving:
             deployment.retire(instance, now)
+
+    def follow(self, before: Sequence[Deployment]) -> None:
+        """Take the place of deployments that leave: load when all of them has gone."""
+        self._leaving = [instance for each in before for instance in each.slots.all()]
 
     def cancel(self) -> None:
         """Have nothing follow."""

@@ -107,7 +107,7 @@ class Supervisor:
     def _on_switch(self, table: Table) -> None:
         """Have all who look at the table see another one."""
         assert self._acceptor is not None, "mounts were started"
-        self._acceptor.dispatcher.set_table(table.router, table.config.head_timeout)
+        self._acceptor.set_table(table.router, table.config.head_timeout, table.stall_s)
         self._acceptor.dispatcher.redirects = table.redirects
         if self._reporter is not None:
             self._reporter.mounts = table.mounts

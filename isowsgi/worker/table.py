@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from isowsgi.configuration import Config, Mount
@@ -32,6 +33,11 @@ class Table:
         self.router = Router(route for mount, _ in self.mounts for route in own_routes(mount))
         self.redirects = {mount.number: mount for mount, _ in self.mounts if mount.redirect}
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
+
+    @property
+    def stall_s(self) -> float:
+        """Return how long a client may take nothing of what is sent to it, whatever it asks for; each mount has its limit, 0 is none."""
+        return max((mount.send_timeout or math.inf for mount in self.config.mounts), default=math.inf)
 
     def routes_of(self, deployment: Deployment) -> list[Route]:
         """Return the routes that decide which requests are a deployment's, see `Router.rivals`."""

@@ -101,6 +101,10 @@ class Relay:
         """Serve connections that come from now on with another context."""
         self._context = context
 
+    def set_limits(self, opening_s: float, stall_s: float) -> None:
+        """Have other time limits count, from each connection's next step on."""
+        self._opening_s, self._pump.stall_s = opening_s, stall_s
+
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 

@@ -98,7 +98,7 @@ class Pump:
         self._row = row
         self._log = log
         self._containment = containment
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._suppress_ragged_eofs = suppress_ragged_eofs
         self._buffer = bytearray(READ_BYTES)
         self._view = memoryview(self._buffer)
@@ -245,7 +245,7 @@ class Pump:
             if sent < len(session.to_client):
                 session.to_client = memoryview(session.to_client)[sent:]
                 if session.phase is not Phase.OPENING and (sent or session.deadline == math.inf):
-                    session.deadline = time.monotonic() + self._stall_s
+                    session.deadline = time.monotonic() + self.stall_s
                 return
             session.to_client = b""
         if session.phase is Phase.OPEN:
@@ -264,7 +264,7 @@ class Pump:
             session.tls.unwrap()
         except ssl.SSLError:  # what is wanted now is the client's own end, and that is not waited for
             pass
-        session.deadline = time.monotonic() + self._stall_s
+        session.deadline = time.monotonic() + self.stall_s
         self._send_to_client(session)
 
     def _fail_opening(self, session: Session) -> None:

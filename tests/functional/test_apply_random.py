@@ -41,9 +41,10 @@ class Entry(NamedTuple):
     lazy: bool
     isolation: str | None
     file: int
+    queue: int | None = None  # is taken up in place
 
     def line(self, pattern: str) -> str:
-        settings = {"threads": self.threads, "lazy": self.lazy or None, "isolation": self.isolation}
+        settings = {"threads": self.threads, "lazy": self.lazy or None, "isolation": self.isolation, "queue": self.queue}
         values = [f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None]
         return f'"{pattern}" = {{ app = "tells", env = {{ KEY = "{self.key}" }}, {", ".join(values) or "lazy = false"} }}'
 
@@ -57,7 +58,7 @@ class Drawn(NamedTuple):
     """
 
     mounts: dict[str, Entry]
-    grouped: frozenset[str]
+    grouped: tuple[str, ...]
     commons: tuple[int, ...]
 
     def texts(self) -> dict[str, str]:
@@ -70,7 +71,7 @@ class Drawn(NamedTuple):
             lines += ["[defaults]", f'pythonpath = ["{".." if number else "."}"]', f'env = {{ COMMON = "{self.commons[number]}" }}']
             lines += ["[mounts]", *(entry.line(pattern) for pattern, entry in self.mounts.items() if entry.file == number)]
             if not number:
-                lines += [f'"{pattern}" = {{ app = "tells", group = "g" }}' for pattern in sorted(self.grouped)]
+                lines += [f'"{pattern}" = {{ app = "tells", group = "g" }}' for pattern in self.grouped]
             texts[name] = "\n".join(lines) + "\n"
         return texts
 
@@ -81,9 +82,9 @@ class Drawn(NamedTuple):
     def everything(self, pattern: str) -> object:
         """Return all that decides on a mount's app."""
         if pattern in self.grouped:
-            return self.grouped, self.commons[0]
+            return sorted(self.grouped), self.commons[0]
         entry = self.mounts[pattern]
-        return entry, self.commons[entry.file]
+        return entry._replace(file=0, queue=None), self.commons[entry.file]
 
 
 entries = st.builds(
@@ -93,6 +94,7 @@ entries = st.builds(
     lazy=st.booleans(),
     isolation=st.sampled_from([None, None, None, "shared-gil", "process"]),
     file=st.integers(0, 2),
+    queue=st.sampled_from([None, 7]),
 )
 
 
@@ -100,12 +102,12 @@ entries = st.builds(
 def tables(draw: st.DrawFn) -> Drawn:
     mounts = draw(st.dictionaries(st.sampled_from(PATTERNS), entries, max_size=5))
     mounts[STOPPED] = draw(entries)._replace(lazy=False)
-    grouped = draw(st.sets(st.sampled_from(PATTERNS), max_size=3)) - mounts.keys()
+    grouped = [pattern for pattern in draw(st.lists(st.sampled_from(PATTERNS), max_size=3, unique=True)) if pattern not in mounts]
     commons = draw(st.tuples(*[st.integers(1, 2)] * len(FILES)))
-    return Drawn(mounts, frozenset(grouped), commons)
+    return Drawn(mounts, tuple(grouped), commons)
 
 
-FIRST = Drawn({STOPPED: Entry(1, None, False, None, 0)}, frozenset(), (1, 1, 1))
+FIRST = Drawn({STOPPED: Entry(1, None, False, None, 0)}, (), (1, 1, 1))
 
 
 class Living:

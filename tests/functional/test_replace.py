@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
 
+from isowsgi.cli.main import main
 from tests.conftest import DEADLINE_S, Server, eventually, running_server
 
 # As Zope's FileStorage does it. The lock goes with the opened file, so with the interpreter or the process.
@@ -26,6 +28,8 @@ def application(environ, start_response):
 CONFIG = """
 [defaults]
 pythonpath = "."
+[control]
+folder = "control"
 [mounts]
 "/process" = { app = "locks", isolation = "process", replace = "stop-first", touch = "process.touch", env = { DATA = "process.lock" } }
 "/own" = { app = "locks", isolation = "shared-gil", replace = "stop-first", touch = "own.touch", env = { DATA = "own.lock" } }
@@ -45,8 +49,8 @@ def touch(server: Server, mount: str, number: int) -> None:
     os.utime(path, (number, number))
 
 
-@pytest.mark.parametrize("mount", ["/process", "/own"])
-def test_the_old_one_ends_then_the_new_one_is_loaded_and_no_request_is_lost(server: Server, mount: str) -> None:
+def answers_until(server: Server, mount: str, change: Callable[[], object], generation: str) -> set[tuple[int, str]]:
+    """Make a change while three clients ask a mount, until a generation answers; return all statuses and texts."""
     answers: list[requests.Response] = []
     is_over = threading.Event()
 
@@ -58,17 +62,35 @@ def test_the_old_one_ends_then_the_new_one_is_loaded_and_no_request_is_lost(serv
     for thread in asking:
         thread.start()
     try:
-        touch(server, mount, 1)
-        eventually(lambda: any(answer.text == "2" for answer in answers), "an answer of the second generation")
+        change()
+        eventually(lambda: any(answer.text == generation for answer in answers), f"an answer of generation {generation}")
     finally:
         is_over.set()
         for thread in asking:
             thread.join(DEADLINE_S)
 
-    assert {(answer.status_code, answer.text) for answer in answers} == {(200, "1"), (200, "2")}
+    return {(answer.status_code, answer.text) for answer in answers}
+
+
+@pytest.mark.parametrize("mount", ["/process", "/own"])
+def test_the_old_one_ends_then_the_new_one_is_loaded_and_no_request_is_lost(server: Server, mount: str) -> None:
+    answers = answers_until(server, mount, lambda: touch(server, mount, 1), "2")
+
+    assert answers == {(200, "1"), (200, "2")}
     assert f"{mount} #2: cannot load" not in server.log()
     log = server.log()
     assert log.index(f"{mount} #1: ended") < log.index(f"{mount} #2: serving")
+
+    def apply() -> None:
+        file = server.folder / "isowsgi.toml"
+        file.write_text(file.read_text().replace(f'touch = "{mount[1:]}.touch"', f'touch = "{mount[1:]}.touch", threads = 3'))
+        shown = CliRunner().invoke(main, ["apply", "--config", str(file)])
+        assert shown.exit_code == 0, shown.output
+        assert f"~ {mount}  ends, then loads a new generation; requests wait" in shown.output
+
+    # With other settings it is another deployment, which takes the place of the one before it in the same way.
+    assert answers_until(server, mount, apply, "3") == {(200, "2"), (200, "3")}
+    assert f"{mount} #3: cannot load" not in server.log()
 
 
 def test_beside_the_old_one_such_an_app_cannot_be_loaded(server: Server) -> None:
