@@ -17,6 +17,7 @@ from isowsgi.cli import asking
 from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.importing import import_
+from isowsgi.cli.initial import init
 from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
 from isowsgi.cli.run import run
@@ -29,7 +30,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile, run, import_):
+for command in (*COMMANDS, plan, apply, profile, run, import_, init):
     main.add_command(command)
 
 

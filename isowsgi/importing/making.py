@@ -50,7 +50,7 @@ def make(source: str, target: str, kind: str | None, environ: Mapping[str, str])
         raise BadSource(source, "expected at least one WSGI app, got none; the report of --json says what became of each line")
     folder = os.path.dirname(os.path.abspath(target))
     settle(draft, account, folder)
-    title = f"Made by isowsgi import from {source}."
+    title = f"Made by isowsgi import from {source}. Check it with: gunicorn --config gunicorn.conf.py --check-config"
     files = {target: writing.config_file(draft, title)}
     files[os.path.join(os.path.dirname(target), "gunicorn.conf.py")] = writing.gunicorn_file(draft, os.path.abspath(target), title)
     files |= {os.path.join(os.path.dirname(target), name): text for name, text in draft.scripts.items()}

@@ -21,8 +21,7 @@ def config_file(draft: Draft, title: str) -> str:
         title: its first line, a comment.
     """
     document = tomlkit.document()
-    for line in (title, "Check it with: gunicorn --config gunicorn.conf.py --check-config"):
-        document.add(_comment(line))
+    document.add(_comment(title))
     for name, values in draft.tables.items():
         document.add(tomlkit.nl())
         table = tomlkit.table()
