@@ -38,8 +38,8 @@ from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 _MAX_EVENTS = 16
 
 # Since when the set was last looked at, from which on the kernel is asked when a request on a kept connection came: it knows no
-# better than its tick, 4 ms with most kernels. So whoever serves many requests asks for none.
-_ASK_NS = 4_000_000
+# better than its tick. So whoever serves many requests asks for none.
+_ASK_NS = 10_000_000
 
 _epoll = select.epoll  # as in `handover`
 

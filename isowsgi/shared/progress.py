@@ -13,6 +13,9 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 # And where tcpi_last_data_recv, in milliseconds.
 _LAST_RECEIVED = struct.Struct("=52xI")
 
+# The kernel counts ticks for it, 10 ms at most (CONFIG_HZ): one that has just passed says nothing.
+_TICK_MS = 10
+
 
 def delivered(sock: socket.socket) -> int:
     """Return a number that changes with every byte that the other side takes: over TCP how many it has taken.
@@ -30,7 +33,7 @@ def delivered(sock: socket.socket) -> int:
 
 
 def since_last_bytes_ns(sock: socket.socket) -> int:
-    """Return how long ago the latest bytes came, in the kernel's ticks of 1 to 10 ms; 0 if it does not say: it does for TCP."""
+    """Return how long ago the latest bytes came, to 10 ms; 0 if they have just come, or the kernel does not say: it does for TCP."""
     try:
         if sock.family == socket.AF_UNIX:
             return 0
@@ -38,7 +41,7 @@ def since_last_bytes_ns(sock: socket.socket) -> int:
         (ms,) = _LAST_RECEIVED.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size))
     except (OSError, struct.error, ValueError):  # closed, or a sandbox with its own kernel
         return 0
-    return ms * 1_000_000
+    return ms * 1_000_000 if ms > _TICK_MS else 0
 
 
 def _unread(sock: socket.socket) -> int:

@@ -4,7 +4,9 @@
 const PERIOD_MS = 1000;
 const KEPT = 61; // snapshots, a second each: the sparklines' minute
 const WINDOW = 30; // snapshots that rates and latencies are of
+const SLOW_WAIT_S = 0.1; // from when on a wait is marked
 const SLOW_S = 1; // from when on a request in flight is shown
+const MANY = 24; // mounts from which on a table is easier to read than cards
 const STALE_S = 5; // from when on a worker that has not reported is called silent
 
 const history = []; // snapshots, oldest first
@@ -23,17 +25,17 @@ function fact(name, value, level) {
   return element("div", {}, element("dt", {}, name), element("dd", { class: level }, value));
 }
 
-function spark(values) {
+function spark(values, kept = KEPT - 1) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "spark");
-  svg.setAttribute("viewBox", `0 0 ${KEPT - 2} 20`);
+  svg.setAttribute("viewBox", `0 0 ${kept - 1} 20`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   if (values.length < 2) return svg;
   const most = Math.max(...values, 1e-9);
-  const left = KEPT - 1 - values.length;
+  const left = kept - values.length;
   const points = values.map((value, place) => `${left + place} ${(19 - (18 * value) / most).toFixed(2)}`);
-  for (const [name, path] of [["area", `M${left} 20L${points.join("L")}L${KEPT - 2} 20Z`], ["stroke", `M${points.join("L")}`]]) {
+  for (const [name, path] of [["area", `M${left} 20L${points.join("L")}L${kept - 1} 20Z`], ["stroke", `M${points.join("L")}`]]) {
     const part = document.createElementNS("http://www.w3.org/2000/svg", "path");
     part.setAttribute("class", name);
     part.setAttribute("d", path);
@@ -64,6 +66,16 @@ function ago(seconds) {
   if (seconds < 90) return `${Math.max(Math.round(seconds), 0)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 129600 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
+}
+
+function memory(octets) {
+  if (octets === null || octets === undefined) return "\u2013";
+  const mib = octets / 1048576;
+  return mib >= 10240 ? `${(mib / 1024).toFixed(1)} GiB` : `${mib.toFixed(mib < 10 ? 1 : 0)} MiB`;
+}
+
+function percent(share) {
+  return share === null ? "\u2013" : `${(share * 100).toFixed(share < 0.1 && share > 0 ? 1 : 0)} %`;
 }
 
 function plural(number, noun) {
@@ -115,10 +127,59 @@ function quantile(buckets, limits, share) {
   return null;
 }
 
-function latencies(pattern, limits) {
-  const span = over((snapshot) => mountIn(snapshot, pattern)?.buckets);
+function ofWindow(of, limits, shares) {
+  const span = over(of);
   const buckets = span === null ? [] : span.after.map((value, place) => Math.max(value - span.before[place], 0));
-  return [quantile(buckets, limits, 0.5), quantile(buckets, limits, 0.99)];
+  return shares.map((share) => quantile(buckets, limits, share));
+}
+
+// What is shown of a mount, each worked out once for a picture.
+function figures(mount, snapshot) {
+  const { pattern } = mount;
+  const [p50, p99] = ofWindow((of) => mountIn(of, pattern)?.buckets, snapshot.bucket_limits_s, [0.5, 0.99]);
+  const waits = (name) => ofWindow((of) => mountIn(of, pattern)?.[name], snapshot.wait_limits_s, [0.99])[0];
+  const sharesGil = mount.isolation === "shared-gil" || mount.isolation === "main";
+  return {
+    p50,
+    p99,
+    waiting: waits("waiting_buckets"),
+    sending: waits("sending_buckets"),
+    gil: sharesGil ? ofWindow((of) => of.gil_wait_buckets, snapshot.bucket_limits_s, [0.99])[0] : null,
+    requests: rateOf((of) => mountIn(of, pattern)?.requests),
+    errors: rateOf((of) => mountIn(of, pattern)?.responses["5xx"]),
+    cpu: rateOf((of) => mountIn(of, pattern)?.cpu_s),
+    memory: mount.memory_bytes ?? null,
+  };
+}
+
+// What the reader asks for: kept in the address, so that it can be sent to somebody else. The mount that is looked at is its fragment.
+
+const asked = new URLSearchParams(location.search);
+
+function ask(name, value) {
+  if (value) asked.set(name, value);
+  else asked.delete(name);
+  const query = asked.toString();
+  window.history.replaceState(null, "", `${location.pathname}${query ? `?${query}` : ""}${location.hash}`);
+  redraw();
+}
+
+function chosenPattern() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // no fragment of ours
+  }
+}
+
+function wanted(snapshot, known) {
+  const words = (asked.get("filter") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+  const text = (mount) => `${mount.pattern} ${mount.app} ${mount.isolation} ${mount.state} ${mount.trouble ? "trouble" : ""}`.toLowerCase();
+  const found = snapshot.mounts.filter((mount) => words.every((word) => text(mount).includes(word)));
+  const sort = asked.get("sort") ?? "";
+  if (sort === "name") return found.sort((one, other) => (one.pattern < other.pattern ? -1 : 1));
+  if (!["requests", "p99", "errors", "waiting", "cpu", "memory"].includes(sort)) return found;
+  return found.sort((one, other) => (known.get(other)[sort] ?? -1) - (known.get(one)[sort] ?? -1));
 }
 
 // The parts.
@@ -171,48 +232,97 @@ function notes(mount, now) {
   return made;
 }
 
-function card(mount, snapshot) {
-  const { pattern } = mount;
+function isBad(mount) {
+  return LEVELS[mount.state] === "bad" || mount.trouble?.level === "bad";
+}
+
+function edgeOf(mount) {
   const level = LEVELS[mount.state];
-  const [p50, p99] = latencies(pattern, snapshot.bucket_limits_s);
-  const failures = (of) => mountIn(of, pattern)?.responses["5xx"];
-  const failing = rateOf(failures) > 0;
-  const cpu = rateOf((of) => mountIn(of, pattern)?.cpu_s);
+  return mount.trouble?.level ?? (level === "bad" || level === "warn" ? level : "");
+}
+
+function link(pattern) {
+  return `#${encodeURI(pattern)}`;
+}
+
+function card(mount, snapshot, known) {
+  const { pattern } = mount;
   const isFull = mount.threads > 0 && mount.in_flight >= mount.threads;
   const waiting = mount.queued + mount.parked;
   const made = notes(mount, snapshot.now);
   const hasStack = mount.instances.some((instance) => instance.stack);
   const generation = mount.generation ? ` \u00b7 generation ${mount.generation}` : "";
-  const edge = mount.trouble?.level ?? (level === "bad" || level === "warn" ? level : "");
+  const isChosen = pattern === chosenPattern();
   return element(
     "article",
-    { class: `card ${edge} ${hasStack ? "has-stack" : ""}`, id: `mount-${snapshot.mounts.indexOf(mount)}`, "data-mount": pattern },
+    { class: `card ${edgeOf(mount)} ${hasStack ? "has-stack" : ""} ${isChosen ? "chosen" : ""}`, "data-mount": pattern },
     element(
       "div",
       { class: "card-head" },
-      element("div", {}, element("h3", {}, pattern), element("p", { class: "app" }, mount.app)),
+      element("div", {}, element("h3", {}, element("a", { href: link(pattern) }, pattern)), element("p", { class: "app" }, mount.app)),
       badge(mount),
     ),
     element(
       "div",
       { class: "rate" },
-      element("p", {}, rate(rateOf((of) => mountIn(of, pattern)?.requests)), element("small", {}, "requests/s")),
+      element("p", {}, rate(known.requests), element("small", {}, "requests/s")),
       spark(perSecond((of) => mountIn(of, pattern)?.requests)),
     ),
     element(
       "dl",
       { class: "facts" },
-      fact("p50", duration(p50)),
-      fact("p99", duration(p99)),
+      fact("p50", duration(known.p50)),
+      fact("p99", duration(known.p99)),
       fact("in flight", `${mount.in_flight} / ${mount.threads}`, isFull ? "warn" : ""),
       fact("queue", String(waiting), waiting > 0 ? "warn" : ""),
-      fact("CPU", cpu === null ? "\u2013" : `${(cpu * 100).toFixed(cpu < 0.1 ? 1 : 0)} %`),
-      fact("5xx", count(mount.responses["5xx"]), failing ? "bad" : ""),
+      fact("CPU", percent(known.cpu)),
+      fact("5xx", count(mount.responses["5xx"]), known.errors > 0 ? "bad" : ""),
       fact("requests", count(mount.requests)),
       fact("reloads", String(mount.reloads)),
+      fact("wait p99", waitText(known.waiting), known.waiting > SLOW_WAIT_S ? "warn" : ""),
+      fact("send p99", waitText(known.sending)),
+      ...(known.gil === null ? [] : [fact("GIL p99", duration(known.gil), known.gil > SLOW_WAIT_S ? "warn" : "")]),
+      fact("memory", memory(known.memory)),
     ),
+    ...grown(mount),
     element("p", { class: "why" }, element("b", {}, `${mount.isolation}`), `, ${mount.reason}${generation}`),
     ...made,
+  );
+}
+
+// The first bucket of waits holds nearly all: within it nothing is known.
+function waitText(seconds) {
+  return seconds !== null && seconds <= 0.001 ? "< 1 ms" : duration(seconds);
+}
+
+// The memory's way, if the worker tells it: how much it has grown, and the line.
+function grown(mount) {
+  const values = mount.memory_trend?.mib ?? [];
+  if (values.length < 3) return [];
+  const seconds = mount.memory_trend.step_s * (values.length - 1);
+  const change = values[values.length - 1] - values[0];
+  const text = `memory ${change >= 0 ? "+" : "\u2212"}${Math.abs(change).toFixed(1)} MiB in ${ago(seconds)}`;
+  return [element("div", { class: "growth" }, element("p", {}, text), spark(values, values.length))];
+}
+
+function row(mount, known) {
+  const { pattern } = mount;
+  const cells = [
+    ["req/s", rate(known.requests)],
+    ["p50", duration(known.p50)],
+    ["p99", duration(known.p99)],
+    ["5xx", count(mount.responses["5xx"]), known.errors > 0 ? "bad" : ""],
+    ["busy", `${mount.in_flight}/${mount.threads}`, mount.threads > 0 && mount.in_flight >= mount.threads ? "warn" : ""],
+    ["wait p99", waitText(known.waiting), known.waiting > SLOW_WAIT_S ? "warn" : ""],
+    ["CPU", percent(known.cpu)],
+    ["memory", memory(known.memory)],
+  ];
+  return element(
+    "tr",
+    { class: `${edgeOf(mount)} ${pattern === chosenPattern() ? "chosen" : ""}`, "data-mount": pattern },
+    element("th", { scope: "row" }, element("a", { href: link(pattern) }, pattern)),
+    element("td", { class: "state" }, badge(mount)),
+    ...cells.map(([name, text, level]) => element("td", { class: `number ${level ?? ""}`, "data-name": name }, text)),
   );
 }
 
@@ -229,12 +339,11 @@ function sums(snapshot) {
 }
 
 function verdict(snapshot) {
-  const isBad = (mount) => LEVELS[mount.state] === "bad" || mount.trouble?.level === "bad";
   const troubled = snapshot.mounts.filter((mount) => isBad(mount) || mount.state === "booting");
   if (troubled.length === 0) return ["good", ["All mounts are healthy."]];
   const parts = troubled.flatMap((mount, place) => [
     place ? ", " : "",
-    element("a", { href: `#mount-${snapshot.mounts.indexOf(mount)}` }, mount.pattern),
+    element("a", { href: link(mount.pattern) }, mount.pattern),
     ` ${TROUBLES[mount.state] ?? mount.trouble.text}`,
   ]);
   return [troubled.some(isBad) ? "bad" : "warn", [...parts, "."]];
@@ -247,7 +356,36 @@ function workerRow(worker, now) {
   const cells = worker.pid
     ? [worker.pid, ago(now - worker.started), `${Math.round(worker.rss_bytes / 1048576)} MiB`, cpu === null ? "\u2013" : `${Math.round(cpu * 100)} %`, worker.connections.open, state]
     : ["\u2013", "", "", "", "", "starting"];
-  return element("tr", {}, ...cells.map((cell) => element("td", {}, String(cell))));
+  const names = ["process", "up", "memory", "CPU", "connections", "state"];
+  return element("tr", {}, ...cells.map((cell, place) => element("td", { "data-name": names[place] }, String(cell))));
+}
+
+// Cards, or for many mounts a table and the card of the one that is looked at.
+function drawMounts(snapshot) {
+  const known = new Map(snapshot.mounts.map((mount) => [mount, figures(mount, snapshot)]));
+  const shown = wanted(snapshot, known);
+  const isTable = (asked.get("view") ?? (snapshot.mounts.length > MANY ? "table" : "cards")) === "table";
+  const chosen = isTable ? snapshot.mounts.filter((mount) => mount.pattern === chosenPattern()) : [];
+  const draw = (mount) => card(mount, snapshot, known.get(mount));
+  exchange(document.getElementById("chosen"), chosen.map(draw));
+  exchange(document.getElementById("mounts"), isTable ? [] : shown.map(draw));
+  exchange(document.querySelector("#dense tbody"), isTable ? shown.map((mount) => row(mount, known.get(mount))) : []);
+  document.getElementById("dense").hidden = !isTable || shown.length === 0;
+  document.getElementById("none").hidden = shown.length > 0;
+  for (const head of document.querySelectorAll("#dense [data-sort]")) {
+    const isSorted = head.dataset.sort === asked.get("sort");
+    if (isSorted) head.setAttribute("aria-sort", head.dataset.sort === "name" ? "ascending" : "descending");
+    else head.removeAttribute("aria-sort");
+  }
+  for (const name of ["filter", "sort"]) {
+    const field = document.getElementById(name);
+    if (field !== document.activeElement) field.value = asked.get(name) ?? "";
+  }
+  document.getElementById("view").value = isTable ? "table" : "cards";
+}
+
+function redraw() {
+  if (history.length > 0) drawMounts(history[history.length - 1]);
 }
 
 function about(snapshot) {
@@ -256,12 +394,18 @@ function about(snapshot) {
   return [plural(snapshot.mounts.length, "mount"), plural(snapshot.workers.length, "worker"), ...versions].join(" \u00b7 ");
 }
 
-// A card that is being read, or whose text is selected, is not exchanged under the reader: its scroll positions are kept.
-function exchange(box, cards) {
+// A card that is being read, or whose text is selected, is not exchanged under the reader: what is scrolled and what has the focus is kept.
+function exchange(box, parts) {
   const scrolls = new Map();
   for (const pre of box.querySelectorAll("pre")) scrolls.set(pre.closest("[data-mount]").dataset.mount, pre.scrollTop);
-  box.replaceChildren(...cards);
+  const focused = box.contains(document.activeElement) ? document.activeElement : null;
+  const [owner, name] = [focused?.closest("[data-mount]")?.dataset.mount, focused?.localName];
+  box.replaceChildren(...parts);
   for (const pre of box.querySelectorAll("pre")) pre.scrollTop = scrolls.get(pre.closest("[data-mount]").dataset.mount) || 0;
+  if (owner !== undefined) {
+    const again = [...box.querySelectorAll("[data-mount]")].find((part) => part.dataset.mount === owner);
+    again?.querySelector(name)?.focus({ preventScroll: true });
+  }
 }
 
 function isSelecting() {
@@ -282,7 +426,8 @@ function draw(snapshot) {
   document.getElementById("sums").replaceChildren(...sums(snapshot));
   document.title = level === "bad" ? "\u25cf isowsgi" : "isowsgi";
   if (isSelecting()) return;
-  exchange(document.getElementById("mounts"), snapshot.mounts.map((mount) => card(mount, snapshot)));
+  drawMounts(snapshot);
+  if (!hasShown) show();
   document.querySelector("#workers tbody").replaceChildren(...snapshot.workers.map((worker) => workerRow(worker, snapshot.now)));
 }
 
@@ -308,5 +453,38 @@ async function turn() {
   }
   setTimeout(turn, document.hidden ? PERIOD_MS * 5 : PERIOD_MS);
 }
+
+// Bring the mount that the address names into view; when the page is opened, or another one is asked for.
+let hasShown = false;
+
+function show() {
+  hasShown = true;
+  if (!chosenPattern()) return;
+  const part = document.querySelector("#chosen [data-mount]") ?? document.querySelector("#mounts .chosen");
+  part?.scrollIntoView({ block: "nearest" });
+}
+
+window.addEventListener("hashchange", () => {
+  redraw();
+  show();
+});
+
+document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
+for (const name of ["filter", "sort", "view"]) {
+  document.getElementById(name).addEventListener("input", (event) => ask(name, event.target.value));
+}
+for (const head of document.querySelectorAll("#dense [data-sort]")) {
+  head.querySelector("button").addEventListener("click", () => ask("sort", head.dataset.sort === asked.get("sort") ? "" : head.dataset.sort));
+}
+document.addEventListener("keydown", (event) => {
+  const filter = document.getElementById("filter");
+  if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.target.matches("input, select")) {
+    event.preventDefault();
+    filter.focus();
+  } else if (event.key === "Escape" && event.target === filter) {
+    filter.value = "";
+    ask("filter", "");
+  }
+});
 
 turn();
