@@ -132,14 +132,14 @@ def test_the_old_with_all_differences_is_the_new(old: Summary, new: Summary) -> 
     assert (tables, mounts) == ({f"[{name}]": settings for name, settings in new.tables.items()}, new.mounts)
 
 
-@pytest.mark.parametrize("part", ["mount", "limits", "control", "status", "config"])
+@pytest.mark.parametrize("part", ["mount", "limits", "control", "status", "log", "config"])
 def test_every_setting_counts(tmp_path: Path, part: str) -> None:
     """One that is new in `Config` must be found here too."""
     (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
     config = configuration.load(tmp_path / "isowsgi.toml")
     table: Any = config if part == "config" else config.mounts[0] if part == "mount" else getattr(config, part)
     names = {field.name for field in attrs.fields(type(table))}
-    parts = {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status"}  # compared in other ways
+    parts = {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status", "log"}  # compared in other ways
     for name in names - parts - {"file", "include", "faults", "faulty"}:
         other = attrs.evolve(table, **{name: _other(getattr(table, name))})
         if part != "config":

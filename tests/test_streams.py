@@ -1,10 +1,12 @@
 """What an app prints arrives as whole lines, whoever else prints at the same time."""
 
 import io
+import logging
 import os
 import random
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -23,7 +25,7 @@ def lines() -> list[str]:
 
 @pytest.fixture
 def stream(lines: list[str]) -> LineStream:
-    return LineStream("<stdout>", 1, lines.append)
+    return LineStream("<stdout>", 1, lambda text, level: lines.append(text))
 
 
 def in_thread(function: Callable[[], object]) -> None:
@@ -54,7 +56,7 @@ def test_a_progress_bar_is_one_line_and_not_hundreds(stream: LineStream, lines: 
 @given(st.lists(st.text(alphabet="ab\n", max_size=8)))
 def test_however_a_text_is_cut_the_lines_are_the_texts(pieces: list[str]) -> None:
     lines: list[str] = []
-    stream = LineStream("<stdout>", 1, lines.append)
+    stream = LineStream("<stdout>", 1, lambda text, level: lines.append(text))
 
     lengths = [stream.write(piece) for piece in pieces]
     stream.close()
@@ -148,7 +150,7 @@ def test_it_answers_what_libraries_ask_a_standard_stream(stream: LineStream) -> 
 
 
 def test_a_stream_that_is_collected_does_not_close_the_process_descriptor(lines: list[str]) -> None:
-    stream = LineStream("<stderr>", 2, lines.append)
+    stream = LineStream("<stderr>", 2, lambda text, level: lines.append(text))
     del stream
 
     os.fstat(2)
@@ -158,3 +160,47 @@ def test_standard_input_is_at_its_end() -> None:
     """An app that reads it would otherwise wait for the terminal that started gunicorn."""
     with empty_stdin() as stdin:
         assert stdin.read() == ""
+
+
+def test_what_a_log_handler_writes_is_one_entry_with_the_level_that_the_app_gave_it() -> None:
+    entries: list[tuple[str, int | None]] = []
+    stream = LineStream("<stderr>", 2, lambda text, level: entries.append((text, level)))
+    handler = logging.StreamHandler(stream)
+    try:
+        raise KeyError("sku")
+    except KeyError as exc:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "failed", (), (KeyError, exc, exc.__traceback__))
+    handler.handle(record)
+    print("a\nb", file=stream)
+
+    text, level = entries[0]
+    assert level == logging.ERROR
+    assert text.startswith("failed\nTraceback (most recent call last):\n")
+    assert text.endswith("KeyError: 'sku'")
+    assert entries[1:] == [("a", None), ("b", None)]
+
+
+def test_a_traceback_that_is_printed_line_by_line_is_one_entry(stream: LineStream, lines: list[str]) -> None:
+    try:
+        raise KeyError("sku")
+    except KeyError:
+        traceback.print_exc(file=stream)
+    print("after", file=stream)
+
+    assert [line.splitlines()[0] for line in lines] == ["Traceback (most recent call last):", "after"]
+    assert lines[0].endswith("KeyError: 'sku'")
+
+
+def test_a_traceback_without_an_end_is_handed_on_at_the_requests_end(stream: LineStream, lines: list[str]) -> None:
+    print("Traceback (most recent call last):\n", end="", file=stream)
+    assert lines == []
+
+    stream.end_lines()
+    assert lines == ["Traceback (most recent call last):"]
+
+
+def test_an_entry_that_is_very_long_comes_in_pieces(stream: LineStream, lines: list[str]) -> None:
+    stream.write("Traceback (most recent call last):\n" + "x" * 100_000 + "\n")
+
+    assert max(map(len, lines)) == _MAX_LINE_CHARS
+    assert sum(map(len, lines)) == 100_000 + len("Traceback (most recent call last):\n")

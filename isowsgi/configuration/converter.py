@@ -30,6 +30,7 @@ from isowsgi.configuration.tables import (
     HostNames,
     Instances,
     Isolation,
+    LogFormat,
     LongSeconds,
     Module,
     Modules,
@@ -58,7 +59,16 @@ from isowsgi.configuration.tables import (
     Venv,
     settings_of,
 )
-from isowsgi.configuration.values import CRASH_ACTIONS, MAX_COUNT, MAX_INSTANCES, MAX_THREADS, REDIRECT_STATUSES, REPLACE_ORDERS, App
+from isowsgi.configuration.values import (
+    CRASH_ACTIONS,
+    LOG_FORMATS,
+    MAX_COUNT,
+    MAX_INSTANCES,
+    MAX_THREADS,
+    REDIRECT_STATUSES,
+    REPLACE_ORDERS,
+    App,
+)
 from isowsgi.shared import policies
 
 
@@ -155,6 +165,7 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Module: checks.module,
         Modules: lambda value: tuple(dict.fromkeys(checks.one_or_more(converter, value, Module))),
         Replace: partial(checks.one_of, names=REPLACE_ORDERS),
+        LogFormat: partial(checks.one_of, names=LOG_FORMATS),
         OnCrash: partial(checks.one_of, names=CRASH_ACTIONS),
         PolicyWord: checks.policy_word,
         PolicyValue: partial(checks.one_of, names=policies.VALUES),

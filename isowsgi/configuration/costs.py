@@ -80,6 +80,8 @@ def of_table(name: str, changed: Collection[str], new: Summary) -> Cost:
     """
     if name == "control":
         return Cost.IN_PLACE if {*changed} <= {"watch"} else Cost.SIGHUP
+    if name == "log":
+        return Cost.SIGHUP
     has_page = any(settings.get("app", "").startswith('"isowsgi.status:') for settings in new.mounts.values())
     return Cost.LOAD if name == "status" and has_page else Cost.IN_PLACE
 

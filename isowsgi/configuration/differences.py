@@ -22,7 +22,7 @@ from isowsgi.shared import policies
 _DIGEST_CHARS = 16
 
 # Tables of the file that are not mounts, by their field of `Config`.
-_TABLES = {"limits": "worker", "control": "control", "status": "status"}
+_TABLES = {"limits": "worker", "control": "control", "status": "status", "log": "log"}
 
 # Settings by name, as TOML writes them; those with their default are left out.
 Settings = dict[str, str]

@@ -12,7 +12,7 @@ from isowsgi.configuration.included import Inclusion
 from isowsgi.configuration.merging import mounts_of
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import ConfigTables, settings_of
-from isowsgi.configuration.values import Config, Control, Limits, Status
+from isowsgi.configuration.values import Config, Control, Limits, Log, Status
 from isowsgi.shared import scoreboard, workdir
 
 
@@ -53,7 +53,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     limits = Limits(**attrs.asdict(tables.worker))
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
+    log = Log(**attrs.asdict(tables.log))
     return Config(
         path=absolute, mounts=tuple(mounts), include=tables.include, faults=tuple(reading.faults), faulty=tuple(reading.faulty),
-        head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status,
+        head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status, log=log,
     )  # fmt: skip

@@ -35,6 +35,7 @@ Hook = NewType("Hook", str)
 Module = NewType("Module", str)
 Modules = NewType("Modules", tuple[str, ...])
 Replace = NewType("Replace", str)
+LogFormat = NewType("LogFormat", str)
 OnCrash = NewType("OnCrash", str)
 PolicyWord = NewType("PolicyWord", str)
 PolicyValue = NewType("PolicyValue", str)
@@ -131,6 +132,12 @@ class ControlTable:
 
 
 @attrs.frozen(kw_only=True)
+class LogTable:
+    format: LogFormat = LogFormat("text")
+    priorities: Switch = Switch(False)
+
+
+@attrs.frozen(kw_only=True)
 class StatusTable:
     allow: Networks = Networks(())
     hosts: HostNames = HostNames(())
@@ -149,6 +156,7 @@ class ConfigTables:
     worker: WorkerTable = WorkerTable()
     control: ControlTable = ControlTable()
     status: StatusTable = StatusTable()
+    log: LogTable = LogTable()
 
 
 @attrs.frozen(kw_only=True)

@@ -128,6 +128,17 @@ class Control:
     watch: bool = False  # whether a change of the config files is applied by itself
 
 
+LOG_FORMATS = ("text", "json")
+
+
+@attrs.frozen(kw_only=True)
+class Log:
+    """`[log]`: how lines of gunicorn's error log look."""
+
+    format: str = "text"  # one of LOG_FORMATS
+    priorities: bool = False  # whether each line begins with its priority, for journald
+
+
 @attrs.frozen(kw_only=True)
 class Status:
     """`[status]`: who may see the status page and the metrics, besides clients on this machine that come through no proxy."""
@@ -149,6 +160,7 @@ class Config:
     limits: Limits = Limits()
     control: Control = Control()
     status: Status = Status()
+    log: Log = Log()
 
 
 def numbered(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

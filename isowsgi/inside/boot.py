@@ -66,7 +66,7 @@ def run(order: BootOrder, logger: Any = None) -> None:
         logger: gunicorn's, where there is one already: in the main interpreter.
     """
     cfg = Settings(order.settings)
-    log = Log(cfg, order.tag, order.log, logger, order.log_files)
+    log = Log(cfg, order.tag, order.log, logger, order.log_files, order.log_form)
     prepare(order, log)
 
     def end_lines() -> None:
@@ -270,7 +270,7 @@ class Instance:
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)
-        self._book.within(self._runner.work, service)
+        self._book.within(self._runner.work, service, line=service.jobs[number].line)
 
     def _jobs_in_flight(self) -> dict[int, str]:
         jobs = self._service.jobs if self._service is not None else []

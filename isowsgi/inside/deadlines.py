@@ -188,6 +188,10 @@ class Job:
         self.is_serving = True
         self.connection = connection
 
+    def line(self) -> str:
+        """Return the first line of the current request, or ""."""
+        return self.row.line() if self.is_serving else ""
+
     def end(self) -> bool:
         """Say that the request is over, and count it; to be called again if RequestTimeout comes out of it.
 

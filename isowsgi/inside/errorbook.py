@@ -33,10 +33,14 @@ class ErrorBook:
         self._sums: dict[int, Groups] = {}  # by the mount's number
         self._flushing = Lock()
 
-    def within(self, function: Callable[..., object], *args: Any) -> None:
-        """Call what one of the instance's threads does for as long as it lives: it serves, or watches."""
+    def within(self, function: Callable[..., object], *args: Any, line: Callable[[], str] = str) -> None:
+        """Call what one of the instance's threads does for as long as it lives: it serves, or watches.
+
+        Args:
+            line: returns the first line of the request that the thread serves, or "".
+        """
         ident = get_ident()
-        mine = errornotes.threads[ident] = ThreadNotes(self._packages)
+        mine = errornotes.threads[ident] = ThreadNotes(self._packages, line)
         self._threads.append(mine)
         try:
             function(*args)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from _thread import get_ident
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from isowsgi.inside.deadlines import RequestTimeout
@@ -63,9 +64,10 @@ class ThreadNotes:
         groups: by the mount's number.
     """
 
-    __slots__ = ("_shown", "groups", "notes", "packages")
+    __slots__ = ("_shown", "groups", "line", "notes", "packages")
 
-    def __init__(self, packages: frozenset[str]) -> None:
+    def __init__(self, packages: frozenset[str], line: Callable[[], str]) -> None:
+        self.line = line  # of the request
         self.packages = packages  # those that are the app's, wherever they lie
         self.notes: list[Note] = []
         self.groups: dict[int, Groups] = {}
@@ -140,6 +142,12 @@ def note_text(text: str) -> None:
     elif (read := _read_text(text)) is not None:
         mine.keep(read)
         noted[get_ident()] = mine
+
+
+def line_of_request() -> str:
+    """Return the first line of the request that the calling thread serves, or ""."""
+    mine = threads.get(get_ident())
+    return mine.line() if mine is not None else ""
 
 
 def _is_due(group: Group) -> bool:

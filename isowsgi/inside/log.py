@@ -19,16 +19,17 @@ from typing import Any
 from gunicorn import glogging
 from gunicorn.instrument.statsd import Statsd
 
-from isowsgi.inside import applogging
-from isowsgi.inside.errornotes import note_text
+from isowsgi.inside import applogging, errornotes
 from isowsgi.inside.patientlock import PatientLock
 from isowsgi.inside.private import theirs
 from isowsgi.inside.streams import LineStream, empty_stdin
-from isowsgi.shared import logfiles
+from isowsgi.shared import logfiles, logformat
 
 TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from isowsgi.shared.messages import LogForm
 
 _app_sys = theirs("sys")
 
@@ -44,9 +45,18 @@ class Log:
         path: a file for all that would go to the error log; None: it goes there.
         logger: gunicorn's, where this interpreter has one already; None makes one.
         files: descriptors of log files by path, for those that this user may not open.
+        form: how lines look; None: as gunicorn's.
     """
 
-    def __init__(self, cfg: Any, tag: str, path: str | None = None, logger: Any = None, files: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        tag: str,
+        path: str | None = None,
+        logger: Any = None,
+        files: Mapping[str, int] | None = None,
+        form: LogForm | None = None,
+    ) -> None:
         self._tag = tag
         self._busy = threading.local()
         self._terminal = sys.stderr
@@ -56,6 +66,8 @@ class Log:
             applogging.keep(each)
         if path is not None:
             self._write_to(path, (files or {}).get(path))
+        if form is not None and hasattr(self.logger, "error_log"):
+            logformat.apply([self.logger.error_log], form.format, form.priorities, errornotes.line_of_request)
         self._be_patient()
         if logger is None and isinstance(self.logger, glogging.Logger):
             applogging.connect(self.logger, cfg)
@@ -145,8 +157,8 @@ class Log:
 
     def capture_streams(self) -> tuple[LineStream, LineStream]:
         """Send what this interpreter prints to the error log; return its new standard output and error."""
-        out = LineStream("<stdout>", 1, lambda line: self._emit(logging.INFO, line))
-        err = LineStream("<stderr>", 2, lambda line: self._emit(logging.WARNING, line), note_text)
+        out = LineStream("<stdout>", 1, lambda text, level: self._emit(level or logging.INFO, text, "stdout"))
+        err = LineStream("<stderr>", 2, lambda text, level: self._emit(level or logging.WARNING, text, "stderr"), errornotes.note_text)
         _app_sys.stdout = _app_sys.__stdout__ = out
         _app_sys.stderr = _app_sys.__stderr__ = err
         _app_sys.stdin = _app_sys.__stdin__ = empty_stdin()
@@ -157,8 +169,8 @@ class Log:
         self.logger.reopen_files()
         applogging.reopen_files()
 
-    def _emit(self, level: int, line: str) -> None:
-        """Log one line of the app's whatever the log level: the app printed it, and nobody else will show it."""
+    def _emit(self, level: int, line: str, stream: str) -> None:
+        """Log one entry of the app's whatever the log level: the app printed it, and nobody else will show it."""
         if getattr(self._busy, "emitting", False):
             # A handler that failed while it wrote this very line, and says so on sys.stderr.
             self._terminal.write(line + "\n")
@@ -166,7 +178,7 @@ class Log:
         self._busy.emitting = True
         try:
             error_log = self.logger.error_log
-            record = error_log.makeRecord(error_log.name, level, "(app)", 0, "%s: %s", (self._tag, line), None)
+            record = error_log.makeRecord(error_log.name, level, "(app)", 0, "%s: %s", (self._tag, line), None, extra={"stream": stream})
             error_log.callHandlers(record)
         except Exception:
             self._write_plainly(line)

@@ -13,10 +13,11 @@ import gunicorn
 
 import isowsgi
 from isowsgi.configuration import HOOKS, App, Mount, Status
+from isowsgi.configuration.values import Log as LogSettings
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
 from isowsgi.shared.interpreters import MAIN, PROCESS
-from isowsgi.shared.messages import BootOrder, Environment, Host, Limits, Loading, Member, Place, Reroute, Serving, StatusPage
+from isowsgi.shared.messages import BootOrder, Environment, Host, Limits, Loading, LogForm, Member, Place, Reroute, Serving, StatusPage
 from isowsgi.shared.routing import Route
 
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
@@ -41,6 +42,7 @@ class BootOrders:
         region: the worker's on the scoreboard.
         log_files: descriptors of gunicorn's log files by path, see `logfiles`.
         mount_logs: the same of the mounts' own.
+        log: how lines of the log look.
 
     Attributes:
         packages: the folders that hold the two packages each interpreter takes from here, by package.
@@ -55,6 +57,7 @@ class BootOrders:
         region: int = 0,
         log_files: Mapping[str, int] | None = None,
         mount_logs: Mapping[str, int] | None = None,
+        log: LogSettings = LogSettings(),  # noqa: B008 # a frozen value
     ) -> None:
         self._settings = dict(settings)
         self._cfg = cfg
@@ -67,6 +70,7 @@ class BootOrders:
         self._gunicorns_path = _gunicorns_path(cfg)
         self._log_files = dict(log_files or {})
         self._mount_logs = dict(mount_logs or {})
+        self._log_form = LogForm(format=log.format, priorities=log.priorities)
         self._start_folder = _start_folder()
 
     def write(
@@ -108,6 +112,7 @@ class BootOrders:
             serving=self._serving(members, isolation, list(routes) if routes is not None else _routes_of(members)),
             settings=self._settings,
             log=mount.log,
+            log_form=self._log_form,
             log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
             hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.

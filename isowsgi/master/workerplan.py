@@ -19,7 +19,7 @@ from isowsgi.configuration import crossing, gunicorn_settings, remembered, store
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
-from isowsgi.shared import certificates, conffile, interpreters
+from isowsgi.shared import certificates, conffile, interpreters, logformat
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.board import Board
 from isowsgi.shared.conffile import ConfFile
@@ -117,8 +117,14 @@ class Plan:
             self._read(config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
         except configuration.ConfigError as exc:
             raise RuntimeError(str(exc)) from exc
+        self._apply_log_form(log)
         if cfg.check_config and self._config is not None and self._config.faults:
             raise RuntimeError("\n".join(self._config.faults))
+
+    def _apply_log_form(self, log: Any) -> None:
+        """Have gunicorn's error log look as the config file says, here and in each worker that is forked from here; see `logformat`."""
+        if self._config is not None and (error_log := getattr(log, "error_log", None)) is not None:
+            logformat.apply([error_log], self._config.log.format, self._config.log.priorities)
 
     def share(self, app: Any, cfg: Any, log: Any) -> Share:
         """Return what the worker gets that is forked next."""
@@ -128,6 +134,7 @@ class Plan:
             self._is_for = cfg  # only once for each HUP, good or bad
             self._has_reloaded, self._forks = True, 0
             containment.call("reload of settings and config file", self._reread, app, cfg, log)
+        containment.call("form of the log", self._apply_log_form, log)
         self._forks += 1
         joins_others = self._forks > cfg.workers
         return Share(

@@ -133,6 +133,13 @@ class Descriptors(Value):
         return [fd for name in self.fields if (fd := getattr(self, name)) >= 0]
 
 
+class LogForm(Value):
+    """How lines of the log look, see `logformat`."""
+
+    format: str
+    priorities: bool
+
+
 class BootOrder(Value):
     """All that an instance has to know about its app and its place."""
 
@@ -148,6 +155,7 @@ class BootOrder(Value):
     serving: Serving
     settings: dict[str, Any]  # gunicorn's, see `inside.settings`
     log: str | None  # a file for the mount's lines
+    log_form: LogForm
     log_files: dict[str, int]  # descriptors of log files by path: gunicorn's, and the mount's own
     hooks: dict[str, str]
     status: StatusPage | None

@@ -250,6 +250,9 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
     if attrs.evolve(old.config.control, watch=config.control.watch) != config.control:
         text = "[control] differs: a running gunicorn keeps its control sockets; send SIGHUP to gunicorn to apply this file"
         raise Unchangeable([partial.CONTROL], text)
+    if old.config.log != config.log:
+        text = "[log] differs: a running gunicorn keeps the form of its log; send SIGHUP to gunicorn to apply this file"
+        raise Unchangeable([partial.LOG], text)
     gone = [deployment for deployment in old.deployments if _key(deployment.members) not in kept]
     for deployment in gone:
         if deployment.siting.isolation == MAIN:

@@ -141,6 +141,7 @@ def _make_orders(given: Given) -> BootOrders:
         region=given.board.region,
         log_files=logfiles.handed(glogging.loggers()),
         mount_logs=given.mount_logs,
+        log=given.config.log,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import re
@@ -40,6 +41,41 @@ def test_lines_of_eight_threads_in_two_mounts_stay_whole(serve: StartServer) -> 
     for tag in ("/a #1", "/b #1"):
         said = sorted(line.removeprefix("WARNING:root:") for line in lines_of(log, tag) if "line " in line)
         assert said == sorted(f"line {number}.{line} {str(number) * 300}" for number in range(THREADS) for line in range(LINES))
+
+
+def test_what_an_app_logs_is_one_entry_with_its_level_and_marked_lines(serve: StartServer) -> None:
+    server = serve('[mounts]\n"/a" = "logs"')
+    server.get("/a")
+
+    log = server.log()
+    [logged] = re.findall(r"\[CRITICAL\] /a #1: no stock\n((?:  \| .*\n)+)", log)
+    [printed] = re.findall(r"\[WARNING\] /a #1: Traceback \(most recent call last\):\n((?:  \| .*\n)+)", log)
+    assert logged.startswith("  | Traceback (most recent call last):\n")
+    assert logged.endswith("  | KeyError: 'sku'\n")
+    assert printed.endswith("  | KeyError: 'sku'\n")
+    assert "[WARNING] /a #1: to standard error\n" in log
+
+
+def test_the_log_can_be_json_with_priorities_also_what_gunicorn_says(serve: StartServer) -> None:
+    config = '[log]\nformat = "json"\npriorities = true\n[mounts]\n"/a" = "logs"\n"/p" = { app = "operated", isolation = "process" }'
+    server = serve(config, wait_for=0)
+    server.wait_for_log("serving, loaded", 2)
+    server.learn_port()
+    server.get("/a")
+    server.get("/p/raise")
+    server.wait_for_log("LookupError")
+
+    lines = server.log().splitlines()
+    entries = [(line[:3], json.loads(line[3:])) for line in lines if line.startswith("<")]
+    assert len(lines) - len(entries) <= 3, "what gunicorn says before it has read the config file"
+    [(priority, logged)] = [each for each in entries if each[1]["message"] == "no stock"]
+    assert (priority, logged["level"], logged["mount"], logged["generation"]) == ("<2>", "critical", "/a", 1)
+    assert (logged["stream"], logged["request"]) == ("stderr", "GET /a HTTP/1.1")
+    assert logged["traceback"].endswith("KeyError: 'sku'")
+    [(priority, raised)] = [each for each in entries if "Error handling request" in each[1]["message"]]
+    assert (priority, raised["mount"], raised["stream"], raised["request"]) == ("<3>", "/p", "log", "GET /p/raise HTTP/1.1")
+    assert "LookupError" in raised["traceback"]
+    assert [entry["mount"] for _, entry in entries if entry["message"].startswith("serving")] in (["/a", "/p"], ["/p", "/a"])
 
 
 def test_the_access_log_can_name_the_mount(serve: StartServer) -> None:
