@@ -29,6 +29,10 @@ from tests.faults.inject import ALWAYS, FAILED, MASTER, MET, MODE, NUMBER, OFF, 
 ROOT = Path(__file__).parent.parent.parent
 MODES = {"once": ONCE, "always": ALWAYS}
 
+# What is come to when a process is forked, and how long that may take: its mount waits for its turn to be loaded.
+_BIRTHS = ("isowsgi.instances.fork", "isowsgi.instances.process.ProcessInstance._fork")
+_BIRTH_S = 1.0
+
 # How long a point is made to fail, and how long all may take to be well again.
 _TROUBLE_S = 0.15
 _DEADLINE_S = 20.0
@@ -80,8 +84,9 @@ _CONFIG = """
 [mounts]
 "/good" = { app = "app", on_crash = "serve" }
 "/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
-"/child" = { app = "app", threads = 2, isolation = "process" }
+"/child" = { app = "app", threads = 2, isolation = "process", preload = ["xml.dom.minidom"] }
 [worker]
+fork_server = true
 max_stuck = 1000000  # what is believed of made-up reports leaves interpreters behind
 [control]
 folder = "FOLDER"
@@ -245,6 +250,8 @@ class Place:
             self._applies()
         if point.startswith(_MESSAGES):
             self._reaches(lambda: self._words[FAILED], _MESSAGE_S)
+        elif point.startswith(_BIRTHS):
+            self._reaches(lambda: self._words[FAILED], _BIRTH_S)
         while time.monotonic() < end:
             time.sleep(0.01)
         (self._folder / "bad.py").write_text(_BAD)

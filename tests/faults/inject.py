@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, get_args, get_origin
 
+from isowsgi.instances import forkservers
 from isowsgi.shared import handover, messages
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.instancereports import Reports
@@ -115,6 +116,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     _wrap_messages()
     Epoll.find_points()
     select.epoll = handover._epoll = Epoll  # type: ignore[assignment, misc] # all that ours do with a set
+    forkservers._PAUSE_S = forkservers._LONGEST_PAUSE_S = 0.1  # or what fails next would find no fork server
     temporary = os.path.join(FOLDER, f"{POINTS}.new")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(_names, file)
