@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import io
 import ipaddress
-import keyword
-import os
 import re
-import shlex
-import shutil
-import sysconfig
 import unicodedata
 from typing import Any, TypeVar
 
 import attrs
 from cattrs import Converter
-from dotenv.parser import parse_stream
 
-from isowsgi.configuration import pythons
 from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, quoted, spelt, wrong_type
-from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS, SCRIPT_SUFFIXES, App
-from isowsgi.shared import policies, regularfiles, routing
+from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS
+from isowsgi.shared import policies, routing
 
 T = TypeVar("T")
-
-# Largest pyvenv.cfg that is read; they have six lines.
-_MAX_PYVENV_BYTES = 64 * 1024
-
-# Largest env_file; all variables of a process must fit into its stack's quarter (execve(2)), 2 MiB by default.
-_MAX_ENV_BYTES = 2 * 1024 * 1024
 
 
 @attrs.frozen
@@ -158,107 +143,11 @@ def host_name(value: Any) -> str:
     return _host(value, value + "/")
 
 
-def new_path(value: Any, *, folder: str) -> str:
-    return _path(value, folder)[0]
-
-
-def new_file(value: Any, *, folder: str) -> str:
-    path, shown = _path(value, folder)
-    if os.path.isdir(path):
-        raise Fault(f"expected a file, got the folder {shown}")
-    return _in_existing_folder(path, shown)
-
-
-def new_folder(value: Any, *, folder: str) -> str:
-    path, shown = _path(value, folder)
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise Fault(f"expected a folder, got the file {shown}")
-    return _in_existing_folder(path, shown)
-
-
-def _in_existing_folder(path: str, shown: str) -> str:
-    if "\0" in path or not os.path.isdir(os.path.dirname(path)):
-        raise Fault(f"expected a path in an existing folder, got {shown}")
-    return path
-
-
 def isolation(value: Any, *, own_gil_error: str | None) -> str:
     one_of(value, names=ISOLATIONS)
     if value == "own-gil" and own_gil_error is not None:
         raise Fault(own_gil_error)
     return typed(str, value)
-
-
-def _path(value: Any, folder: str) -> tuple[str, str]:
-    """Return a path as an absolute one, and how to show it in a fault."""
-    if not typed(str, value):
-        raise Fault("expected a path, got ''")
-    expanded = os.path.expanduser(value)
-    if expanded.startswith("~") and (value.startswith("~/") or value == "~"):
-        raise Fault(
-            f"write the absolute path: uid {os.getuid()} has no home folder, neither by HOME nor in the user database, got {value!r}"
-        )
-    path = os.path.abspath(os.path.join(folder, expanded))
-    return path, repr(value) if path == value else f"{value!r} (that is {path!r})"
-
-
-def folder(value: Any, *, folder: str) -> str:
-    path, shown = _path(value, folder)
-    if not os.path.isdir(path):
-        raise Fault(f"expected an existing folder, got {shown}")
-    return path
-
-
-def venv(value: Any, *, folder: str) -> str:
-    path, shown = _path(value, folder)
-    try:
-        text = _pyvenv_cfg(path)
-    except (OSError, regularfiles.NotRegular, ValueError):  # ValueError: a NUL in the path
-        raise Fault(f"expected a virtual environment (a folder with pyvenv.cfg), got {shown}") from None
-    if _venv_version(text) is None:
-        raise Fault(f"expected a Python version in its pyvenv.cfg, got none in {shown}")
-    return path
-
-
-def _pyvenv_cfg(venv: str) -> str:
-    return regularfiles.read(os.path.join(venv, "pyvenv.cfg"), _MAX_PYVENV_BYTES).decode(errors="replace")
-
-
-def _venv_version(text: str) -> tuple[int, int] | None:
-    # venv writes `version`, uv `version_info`, virtualenv both.
-    found = re.search(r"^\s*version(?:_info)?\s*=\s*(\d+)\.(\d+)", text, re.MULTILINE | re.IGNORECASE)
-    return None if found is None else (int(found[1]), int(found[2]))
-
-
-def venv_fault(venv: str, wanted: tuple[int, int], python: str | None) -> str | None:
-    """Say why a venv, checked by `venv`, is none of the Python that runs the app, or return None."""
-    try:
-        version = _venv_version(_pyvenv_cfg(venv))
-    except (OSError, regularfiles.NotRegular):  # it was there a moment ago
-        version = None
-    again = f"recreate it with python{wanted[0]}.{wanted[1]} -m venv --clear {shlex.quote(venv)}"
-    if version is not None and version != wanted:
-        runs_on = f"gunicorn runs on Python {wanted[0]}.{wanted[1]}" if python is None else f"{python!r} is Python {wanted[0]}.{wanted[1]}"
-        own = os.path.join(venv, "bin", "python")
-        if python is None and version >= pythons.oldest_version() and os.path.exists(own):
-            again += f", or set python = {quoted(own)} to run the app on that Python, in its own process"
-        return f"made for Python {version[0]}.{version[1]}, but {runs_on}; {again}"
-    packages = f"lib/python{wanted[0]}.{wanted[1]}/site-packages"
-    if wanted == pythons.HOST:
-        packages = os.path.relpath(sysconfig.get_path("purelib", "venv", vars={"base": venv}), venv)
-    if not os.path.isdir(os.path.join(venv, packages)):
-        return f"expected the folder {packages!r} in {venv!r}, got none; {again}"
-    return None
-
-
-def python(value: Any, *, folder: str) -> str:
-    """Return the absolute path of another Python: a path, or the name of a command."""
-    found = None if os.sep in typed(str, value) else shutil.which(value)
-    path = os.path.abspath(found) if found else _path(value, folder)[0]
-    try:
-        return pythons.ask(path).path
-    except pythons.UnusableError as exc:
-        raise Fault(str(exc)) from exc
 
 
 def group(value: Any) -> str:
@@ -267,55 +156,6 @@ def group(value: Any) -> str:
     if value == MAIN_GROUP:
         raise Fault(f'{MAIN_GROUP!r} is the group of the mounts with isolation = "main"; choose another name')
     return typed(str, value)
-
-
-def env_name(value: Any) -> str:
-    if not value or "=" in value or "\0" in value:
-        raise Fault("expected a name that is not empty and holds no '=' and no NUL")
-    if value == "SCRIPT_NAME":
-        raise Fault("remove it: the mount's pattern says it")
-    return typed(str, value)
-
-
-def env_value(value: Any) -> str:
-    if not isinstance(value, (str, list, dict)):
-        raise Fault(f'{wrong_type("a string", value)}; write it in quotes: "{spelt(value)}"')
-    if "\0" in typed(str, value):
-        raise Fault("expected a string without NUL")
-    return typed(str, value)
-
-
-def env_file(value: Any, *, folder: str) -> dict[str, str]:
-    """Read a file of NAME=value lines as python-dotenv does, but for two things.
-
-    `${NAME}` stays as written: it would be filled from the environment of gunicorn, which is not the app's, and passwords hold `$`.
-    A line that does not parse, or that holds a name alone, is a fault: python-dotenv logs a warning and leaves it out.
-    """
-    path, shown = _path(value, folder)
-    try:
-        text = regularfiles.read(path, _MAX_ENV_BYTES).decode("utf-8-sig")  # some editors put a byte order mark before it
-    except UnicodeDecodeError as exc:
-        raise Fault(f"expected UTF-8, got byte {exc.object[exc.start]:#04x} in {shown}") from exc
-    except regularfiles.NotRegular as exc:
-        raise Fault(f"expected a readable file, got {exc}: {shown}") from exc
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        raise Fault(f"expected a readable file, got {shown}") from exc
-    faults, env = [], {}
-    for binding in parse_stream(io.StringIO(text, newline=None)):
-        source = binding.original.string
-        if binding.key is None and not binding.error:
-            continue  # a comment or an empty line
-        try:
-            if binding.key is None or binding.value is None:
-                raise Fault(f"expected NAME=value, got {spelt(source.strip())}")
-            env[env_name(binding.key)] = env_value(binding.value)
-        except Fault as fault:
-            line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
-            name = f"{binding.key}: " if binding.value is not None else ""
-            faults.append(Fault(f"{value!r}, line {line}: {name}{fault}"))
-    if faults:
-        raise ExceptionGroup("env_file", faults)
-    return env
 
 
 # Patterns.
@@ -435,61 +275,3 @@ def _host(host: str, pattern: str) -> str:
     if len(name) > MAX_HOST_CHARS or not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", name):
         raise Fault(f"expected a host of letters, digits, '-', '_' and '.', got {host!r}")
     return name
-
-
-# The app's grammar: gunicorn's `module:attribute`, and mod_wsgi's script files.
-
-
-def app(value: Any, *, folder: str) -> App:
-    """Read "module", "module:name", "module:factory('x', debug=True)", "path.wsgi" or "path.wsgi:name"."""
-    target, colon, call = typed(str, value).partition(":")
-    if not target:
-        raise Fault(f"expected an app, as in 'shop.wsgi:application' or 'shop/app.wsgi', got {spelt(value)}")
-    call = _call(call, value) if colon else "application"
-    # "shop.wsgi:application" is the attribute of a module, "shop.wsgi" alone a file: only a slash makes a file of the former.
-    if "/" in target or (not colon and target.endswith(SCRIPT_SUFFIXES)):
-        path, shown = _path(target, folder)
-        if not os.path.isfile(path):
-            module = "" if "/" in target else f"; for the module write {target + ':application'!r}"
-            raise Fault(f"expected an existing script file, got {shown}{module}")
-        return App(kind="script", target=path, call=call)
-    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in target.split(".")):
-        raise Fault(f"expected a dotted module name, got {spelt(target)}; a path to a script holds a slash")
-    return App(kind="module", target=target, call=call)
-
-
-def module(value: Any) -> str:
-    """Check the dotted name of a module."""
-    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in typed(str, value).split(".")):
-        raise Fault(f"expected a module's name such as 'sqlalchemy.orm', got {spelt(value)}")
-    return typed(str, value)
-
-
-def hook(value: Any) -> str:
-    """Check an import string of a function."""
-    module, _, function = typed(str, value).partition(":")
-    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in (*module.split("."), function)):
-        raise Fault(f"expected 'module:function', got {spelt(value)}")
-    return typed(str, value)
-
-
-def _call(call: str, app: str) -> str:
-    """Check what stands after the colon as gunicorn does at run time: a name, or a call of a name with literal arguments."""
-    wrong = Fault(f"expected a name or a call with literal arguments after ':', as in create_app(debug=True), got {spelt(app)}")
-    try:
-        expression = ast.parse(call, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise wrong from None
-    if isinstance(expression, ast.Name):
-        return call
-    if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Name):
-        raise wrong
-    for argument in [*expression.args, *(word.value for word in expression.keywords)]:
-        try:
-            ast.literal_eval(argument)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            source = ast.get_source_segment(call, argument)
-            raise Fault(f"expected literal arguments, got {source!r} in {spelt(app)}; compute it inside the factory") from None
-    if any(word.arg is None for word in expression.keywords):
-        raise wrong
-    return call

@@ -8,7 +8,7 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks
+from isowsgi.configuration import checks, places, targets, variables
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, wrong_type
 from isowsgi.configuration.merging import joint_faults
@@ -102,7 +102,7 @@ def make_converter(
         if not isinstance(value, (str, dict)):
             raise wrong_type("an app (a string) or a table", value)
         if isinstance(value, str):
-            return MountTable(app=checks.app(value, folder=folder))
+            return MountTable(app=targets.app(value, folder=folder))
         if "redirect" in value and "app" not in value:
             return redirect_form(value, RedirectTable)
         table = long_form(value, kind)
@@ -138,16 +138,16 @@ def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, st
 def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
     """Return the check of each kind of value."""
     return {
-        App: partial(checks.app, folder=folder),
-        Folder: partial(checks.folder, folder=folder),
+        App: partial(targets.app, folder=folder),
+        Folder: partial(places.folder, folder=folder),
         Folders: lambda value: tuple(checks.one_or_more(converter, value, Folder)),
-        Venv: partial(checks.venv, folder=folder),
-        Python: partial(checks.python, folder=folder),
+        Venv: partial(places.venv, folder=folder),
+        Python: partial(places.python, folder=folder),
         Group: checks.group,
-        EnvName: checks.env_name,
-        EnvValue: checks.env_value,
+        EnvName: variables.env_name,
+        EnvValue: variables.env_value,
         Env: lambda value: checks.mapping(converter, checks.typed(dict, value), EnvName, EnvValue),
-        EnvFile: partial(checks.env_file, folder=folder),
+        EnvFile: partial(variables.env_file, folder=folder),
         EnvFiles: lambda value: {n: v for file in checks.one_or_more(converter, value, EnvFile) for n, v in file.items()},
         Threads: partial(checks.whole_number, most=MAX_THREADS),
         Isolation: partial(checks.isolation, own_gil_error=own_gil_error),
@@ -157,12 +157,12 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Switch: partial(checks.typed, bool),
         Count: partial(checks.whole_number, least=0, most=MAX_COUNT),
         AtLeastOne: partial(checks.whole_number, most=MAX_COUNT),
-        Path: partial(checks.new_path, folder=folder),
-        NewFile: partial(checks.new_file, folder=folder),
-        NewFolder: partial(checks.new_folder, folder=folder),
+        Path: partial(places.new_path, folder=folder),
+        NewFile: partial(places.new_file, folder=folder),
+        NewFolder: partial(places.new_folder, folder=folder),
         UrlPath: checks.url_path,
-        Hook: checks.hook,
-        Module: checks.module,
+        Hook: targets.hook,
+        Module: targets.module,
         Modules: lambda value: tuple(dict.fromkeys(checks.one_or_more(converter, value, Module))),
         Replace: partial(checks.one_of, names=REPLACE_ORDERS),
         LogFormat: partial(checks.one_of, names=LOG_FORMATS),

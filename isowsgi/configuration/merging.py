@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from isowsgi.configuration import checks, groups, pythons
+from isowsgi.configuration import groups, places, pythons
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
@@ -72,7 +72,7 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
         wanted = 'isolation = "process" (or "auto")'
         yield "python", Fault(f"another Python runs in its own process: expected {wanted}, got {isolation!r}")
     elif venv is not None:
-        fault = checks.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
+        fault = places.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
         if fault is not None:
             yield "venv", Fault(fault)
     if isolation == "main":
