@@ -29,7 +29,7 @@ from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker, Refused
 from isowsgi.shared.routing import Route, Router
 
 # What an instance puts into every environ, in both environs here.
-EXTRA = {"wsgi.multithread": True, "isowsgi.mount": "/"}
+EXTRA = {"wsgi.multithread": True, "isowsgi.mount": "/", "isowsgi.queue_s": 0.0}
 
 # Objects that each side has its own of.
 _OBJECTS = ("gunicorn.socket", "wsgi.early_hints", "wsgi.errors", "wsgi.input")
