@@ -105,7 +105,7 @@ GROUP = {
     "generation": 1,
 }
 ANSWERS: dict[str, dict[str, Any]] = {
-    "status": {"python": ESCAPES, "up_s": 1.5, "rss_mib": 1, "mounts": [MOUNT]},
+    "status": {"python": ESCAPES, "up_s": 1.5, "rss_mib": 1, "at": 1.5, "mounts": [MOUNT]},
     "reload": {"mount": ESCAPES, "outcome": ESCAPES, "generation": 1, "text": ESCAPES},
     "stacks": {"instances": [{**INSTANCE, **STACKS}]},
     "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT], "groups": [GROUP]},

@@ -8,53 +8,63 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import deque
 from typing import TYPE_CHECKING
 
 import click
 
-from isowsgi.cli import asking, client, comparison
+from isowsgi.cli import asking, client, comparison, statusview
 from isowsgi.cli.answers import Told, for_people
 from isowsgi.cli.errors import errors
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, MountStacks, MountStatus, Outcome, Request, WorkerStatus
+from isowsgi.shared.controlmessages import Error, MountStacks, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    pass
 
 # How long a worker may take to answer `status --watch`, which obeys Ctrl-C only in between.
 _WATCH_TIMEOUT_S = 2.0
+
+# How far apart the two answers are that rates are made of, in seconds; and how many `--watch` keeps for them, as the status page does.
+_BETWEEN_S = 1.0
+_WATCHED = 30
 
 
 @click.command(short_help="Show every mount with its state.")
 @asking.where
 @asking.as_json
 @click.option("--watch", is_flag=True, help="Refresh every second, until Ctrl-C.")
-def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool) -> None:
-    """Show every mount with its state in all workers."""
+@click.option("--sort", type=click.Choice(list(statusview.SORTS)), help="What takes most first; or by name.")
+def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool, sort: str | None) -> None:
+    """Show every mount with its state in all workers.
+
+    Rates and latencies are those of the second that the command takes.
+    """
     workers = asking.find(config, pidfile)
     if watch:
-        _watch(config, pidfile, as_json)
+        _watch(config, pidfile, as_json, sort)
         return
     answers = client.ask(workers, controlmessages.Status(), asking.TIMEOUT_S)
     if as_json:
         asking.print_json(answers)
     else:
-        asking.console().print(_status_view(for_people(answers)))
+        before = for_people(answers)
+        if not all(isinstance(told.answer, Error) for told in answers):
+            time.sleep(_BETWEEN_S)
+            answers = client.ask(workers, controlmessages.Status(), asking.TIMEOUT_S)
+        asking.console().print(statusview.view(for_people(answers), before, sort))
         _hint(config, workers)
     sys.exit(asking.exit_code(answers))
 
 
-def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
+def _watch(config: str | None, pidfile: str | None, as_json: bool, sort: str | None) -> None:
     """Refresh the view every second; workers and even the server may start and end meanwhile."""
     from rich.live import Live
 
     # Taken where we wait, so that it comes between two pictures, and also if a shell started us in the background, with SIGINT ignored.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before: deque[list[Told[WorkerStatus]]] = deque(maxlen=_WATCHED)
     with Live(console=asking.console(), auto_refresh=False) as live:
         while True:
             try:
@@ -65,7 +75,8 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool) -> None:
                 if as_json:
                     asking.print_json(answers)
                 else:
-                    live.update(_status_view(for_people(answers)), refresh=True)
+                    before.append(for_people(answers))
+                    live.update(statusview.view(before[-1], before[0], sort), refresh=True)
             if signal.sigtimedwait({signal.SIGINT}, 1.0) is not None:
                 return
 
@@ -144,65 +155,6 @@ def _hint(config: str | None, workers: list[Place]) -> None:
 # Printing.
 
 
-_STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
-
-
-def _status_view(answers: Sequence[Told[WorkerStatus]]) -> Group:
-    """Draw a row for each mount, summed over all workers that answered; below it the last errors and the workers that did not answer."""
-    from rich.console import Group
-    from rich.text import Text
-
-    workers = [(told.place.worker, told.answer) for told in answers if not isinstance(told.answer, Error)]
-    masters = ", ".join(str(master) for master in sorted({told.place.master for told in answers}))
-    memory = ", ".join(f"{pid}: {worker.rss_mib} MiB" for pid, worker in workers)
-    table = _empty_table()
-    by_mount: dict[str, list[MountStatus]] = {}
-    for _, worker in workers:
-        for mount in worker.mounts:
-            by_mount.setdefault(mount.mount, []).append(mount)
-    errors = []
-    for pattern, mounts in by_mount.items():
-        table.add_row(*_row(pattern, mounts))
-        if last := max((mount.last_error for mount in mounts if mount.last_error), key=lambda error: error.at, default=None):
-            errors.append(Text(f"{_when(last.at)} {pattern}: {last.error}"))
-    title = Text(f"{len(workers)} of {len(answers)} workers of gunicorn {masters} ({memory})")
-    below = [Text("\nlast errors:"), *errors] if errors else []
-    return Group(title, Text(), table, *below, *map(Text, asking.silent(answers)))
-
-
-def _empty_table() -> Table:
-    from rich.table import Table
-
-    # The first column yields when the terminal is narrow: half a number is worth less than a folded pattern.
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("mount", overflow="fold")
-    for column in ("state", "isolation"):
-        table.add_column(column, no_wrap=True)
-    for column in ("gen", "busy", "requests", "reloads", "stuck"):
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _row(pattern: str, mounts: list[MountStatus]) -> list[str | Text]:
-    """Return the cells of a mount, by what each worker says of it."""
-    from rich.text import Text
-
-    states = Counter(mount.state for mount in mounts)
-    state = next(iter(states)) if len(states) == 1 else ", ".join(f"{number} {name}" for name, number in states.most_common())
-    instances = [instance for mount in mounts for instance in mount.instances]
-    generations = sorted({mount.generation for mount in mounts})
-    return [
-        Text(pattern),
-        Text(state, style=_STYLES.get(state, "bold red")),
-        ", ".join(sorted({mount.isolation for mount in mounts})),
-        str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
-        f"{sum(len(instance.in_flight) for instance in instances)}/{sum(instance.threads for instance in instances)}",
-        str(sum(instance.requests for instance in instances)),
-        str(sum(mount.reloads for mount in mounts)),
-        str(sum(mount.stuck for mount in mounts)),
-    ]
-
-
 def _print_stacks(told: Told[MountStacks]) -> None:
     if isinstance(told.answer, Error):
         click.echo(f"{asking.who(told)}: {told.answer.text}", err=True)
@@ -216,10 +168,3 @@ def _print_stacks(told: Told[MountStacks]) -> None:
         if instance.problem:
             click.echo(f"  {instance.problem}")
         click.echo(instance.stacks.rstrip() + "\n" if instance.stacks else "")
-
-
-def _when(at: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    except (OverflowError, ValueError, OSError):  # no time that a worker would tell
-        return "at an unknown time"

@@ -60,6 +60,26 @@ class LastError(OpenValue):
     error: str
 
 
+class MountCounts(OpenValue):
+    """What a worker has counted of a mount since it began."""
+
+    requests: int
+    responses: list[int]  # by class, 1xx to 5xx
+    cpu_s: float
+    busy_s: float
+    waiting_s: float
+    sending_s: float
+    bytes_in: int
+    bytes_out: int
+    exceptions: int
+    timeouts: int
+    turned_away: int
+    buckets: list[int]  # by rows.BUCKET_LIMITS_S: of the whole time, and of the app's
+    app_buckets: list[int]
+    waiting_buckets: list[int]  # by rows.WAIT_LIMITS_S
+    sending_buckets: list[int]
+
+
 class MountStatus(OpenValue):
     mount: str  # its pattern
     app: str
@@ -73,6 +93,7 @@ class MountStatus(OpenValue):
     retry_in_s: float | None
     instances: list[InstanceStatus]
     last_error: LastError | None
+    counts: MountCounts | None = None
 
 
 class Incident(OpenValue):
@@ -107,6 +128,7 @@ class WorkerStatus(OpenValue):
     up_s: float
     rss_mib: float
     mounts: list[MountStatus]
+    at: float = 0.0  # monotonic seconds when it was said
 
 
 class Outcome(OpenValue):

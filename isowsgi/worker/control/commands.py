@@ -35,8 +35,10 @@ from isowsgi.shared.controlmessages import (
     WorkerStatus,
 )
 from isowsgi.shared.messages import Part, Profiled
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
+from isowsgi.worker.control.counts import counts_of
 from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.deployment import Deployment, facts_of
@@ -64,10 +66,14 @@ class Commands:
         supervisor: whose mounts they are about.
         applying: carries out those about the table.
         conf_file: of gunicorn's settings, as they were read.
+        board: the worker's.
     """
 
-    def __init__(self, supervisor: Supervisor, applying: Applying, conf_file: ConfFile | None = None) -> None:
+    def __init__(
+        self, supervisor: Supervisor, applying: Applying, conf_file: ConfFile | None = None, board: Scoreboard | None = None
+    ) -> None:
         self._supervisor = supervisor
+        self._board = board
         self._conf_file = conf_file
         self._applying = applying
         self._marks: StopMarks | None = None
@@ -115,12 +121,14 @@ class Commands:
         deployments = self._supervisor.deployments if request.mount is None else [self._deployment(request.mount)]
         wanted = None if request.mount is None else {request.mount, request.mount.removesuffix("/")}
         now = time.monotonic()
+        counts = {} if self._board is None else counts_of(self._board)
         return WorkerStatus(
+            at=now,
             python=interpreters.version_text(),
             up_s=round(time.time() - self._began_at, 1),
             rss_mib=rss_mib(),
             mounts=[
-                self._status_of(deployment, member, now)
+                self._status_of(deployment, member, now).replace(counts=counts.get(member.pattern))
                 for deployment in deployments
                 for member in deployment.members
                 if wanted is None or member.pattern in wanted
