@@ -205,6 +205,37 @@ def test_hosts_that_are_wrong_or_taken_are_told(read: Write, text: str, expected
     assert faults(read, f"[mounts]\n{text}\n") == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "table", "expected"),
+    [
+        (
+            "*.example/",
+            'pythonpath = "t/{1}"',
+            "pythonpath: '{1}' stands for a tenant's label; set max_live too, or write the path without it",
+        ),
+        ("*.example/", 'exists = "t/{1}"', "exists: it is for tenants; set max_live too: how many of them have an instance at a time"),
+        (
+            "a.example/",
+            "max_live = 3",
+            "max_live: tenants are the hosts of a wildcard: expected a pattern such as '*.example.com/', got 'a.example/'",
+        ),
+        ("*.example/", "max_live = 0", "max_live: must be 1 to 1000, got 0"),
+        ("*.example/", 'max_live = 3\ngroup = "g"', "group: each tenant has its own instance; remove the group"),
+        ("*.example/", 'max_live = 3\nexists = "t"', "exists: expected a path with '{1}' for the tenant's label, got '"),
+        ("*.example/", 'max_live = 3\nhosts = "*.test"', "hosts: a tenant has one host; remove hosts, or write one more pattern"),
+        (
+            "*.example/",
+            'max_live = 3\nisolation = "main"',
+            "isolation: there is one main interpreter, and each tenant has its own instance",
+        ),
+    ],
+)
+def test_a_template_that_is_wrong_is_told(read: Write, pattern: str, table: str, expected: str) -> None:
+    found = faults(read, f'[mounts."{pattern}"]\napp = "a"\n{table}\n')
+
+    assert found[0].startswith(f'mounts."{pattern}".{expected}')
+
+
 def test_a_redirect_has_no_app_and_nothing_of_the_defaults(read: Write) -> None:
     text = '[defaults]\ngroup = "g"\nenv = { A = "1" }\n[mounts]\n"/" = { redirect = "https://a.example{path}", hosts = "b.example" }\n'
     (only,) = read(text).mounts
@@ -449,10 +480,10 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, env, env_file, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, max_age, "
-    "max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, "
-    "pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, threads, touch, venv, warmup, "
-    "watch"
+    "app, body_timeout, boot_timeout, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, "
+    "max_age, max_live, max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, "
+    "policy, preload, python, pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, "
+    "threads, touch, venv, warmup, watch"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'

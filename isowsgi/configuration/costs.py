@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # Settings of a mount that only the worker obeys; `warmup` and `boot_timeout` from the next load on.
 _OF_THE_WORKER = frozenset({
-    "boot_timeout", "hosts", "idle_timeout", "lazy", "max_age", "max_requests", "max_requests_jitter", "on_crash", "redirect", "replace",
-    "status", "touch", "warmup",
+    "boot_timeout", "exists", "hosts", "idle_timeout", "lazy", "max_age", "max_live", "max_requests", "max_requests_jitter", "on_crash",
+    "redirect", "replace", "status", "touch", "warmup",
 })  # fmt: skip
 
 # Settings that the instances are told, by `messages.Limits`.
@@ -42,7 +42,7 @@ def is_in_place(old: Mount, new: Mount) -> bool:
     """Whether a mount can go on with other settings."""
     if old == new:  # nearly all of a table, and a tenth of the time
         return True
-    if (old.lazy and not new.lazy) or (not old.request_timeout and new.request_timeout):
+    if (old.lazy and not new.lazy) or bool(old.max_live) != bool(new.max_live) or (not old.request_timeout and new.request_timeout):
         return False  # it may have to be loaded; what interrupts requests is there only if it was asked for when the app was loaded
     return attrs.evolve(old, **{name: getattr(new, name) for name in IN_PLACE}) == new
 
@@ -97,7 +97,11 @@ def _groups(mounts: Mapping[str, Settings]) -> list[tuple[str, ...]]:
 def _goes_on(old: Settings, new: Settings) -> bool:
     """Whether a mount can go on; as `is_in_place`, from what is told of settings: those with their default are left out."""
     changed = {name for name in {*old, *new} - {"file"} if old.get(name) != new.get(name)}
-    if ("lazy" in changed and "lazy" not in new) or ("request_timeout" in changed and old.get("request_timeout") == "0.0"):
+    if (
+        ("lazy" in changed and "lazy" not in new)
+        or ("max_live" in old) != ("max_live" in new)
+        or ("request_timeout" in changed and old.get("request_timeout") == "0.0")
+    ):
         return False
     return changed <= IN_PLACE
 

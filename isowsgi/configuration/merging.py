@@ -7,7 +7,9 @@ from isowsgi.configuration import groups, places, pythons
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
+from isowsgi.configuration.tenants import PLACE
 from isowsgi.configuration.values import MAIN_GROUP, NO_APP, Mount
+from isowsgi.shared import routing
 
 
 def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
@@ -32,10 +34,10 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
             continue
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
-        for key, fault in joint_faults(values):
+        for key, fault in (*joint_faults(values), *_tenant_faults(addresses, values)):
             faults.append(at(("mounts", text, key) if key in keys else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
-        mounts.append(Mount(number=len(mounts), **values | named(addresses)))
+        mounts.append(Mount(number=len(mounts), **values | named(addresses) | ({"lazy": True} if "max_live" in values else {})))
     if faults:
         raise ExceptionGroup("mounts", faults)
     return tuple(mounts)
@@ -84,6 +86,31 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
         if any(value != "allow" for value in values.get("policy", {}).values()):
             reason = "in the main interpreter an app's calls cannot be told from gunicorn's"
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
+
+
+def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
+    """Yield what is wrong with a template, or with what would be one."""
+    if "max_live" not in values:
+        if "exists" in values:
+            yield "exists", Fault("it is for tenants; set max_live too: how many of them have an instance at a time")
+        paths = {"app": [values["app"].target], "pythonpath": values["pythonpath"], "touch": [values.get("touch") or ""]}
+        for key, texts in paths.items():
+            if any(PLACE in text for text in texts):
+                yield key, Fault(f"{PLACE!r} stands for a tenant's label; set max_live too, or write the path without it")
+        return
+    if not addresses[0].host.startswith(routing.WILDCARD):
+        yield (
+            "max_live",
+            Fault(f"tenants are the hosts of a wildcard: expected a pattern such as '*.example.com/', got {str(addresses[0])!r}"),
+        )
+    if len(addresses) > 1:
+        yield "hosts", Fault("a tenant has one host; remove hosts, or write one more pattern")
+    if values.get("group") not in (None, MAIN_GROUP):
+        yield "group", Fault("each tenant has its own instance; remove the group")
+    if values.get("isolation") == "main":
+        yield "isolation", Fault("there is one main interpreter, and each tenant has its own instance")
+    if PLACE not in values.get("exists", PLACE):
+        yield "exists", Fault(f"expected a path with {PLACE!r} for the tenant's label, got {values['exists']!r}")
 
 
 def named(addresses: tuple[Pattern, ...]) -> dict[str, Any]:

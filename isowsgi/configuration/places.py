@@ -9,7 +9,7 @@ import shutil
 import sysconfig
 from typing import Any
 
-from isowsgi.configuration import pythons
+from isowsgi.configuration import pythons, tenants
 from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, quoted
 from isowsgi.shared import regularfiles
@@ -33,7 +33,7 @@ def path_of(value: Any, folder: str) -> tuple[str, str]:
 
 def folder(value: Any, *, folder: str) -> str:
     path, shown = path_of(value, folder)
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) and tenants.PLACE not in value:  # else it is looked for when a tenant's app is loaded
         raise Fault(f"expected an existing folder, got {shown}")
     return path
 

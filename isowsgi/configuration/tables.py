@@ -47,6 +47,7 @@ Globs = NewType("Globs", tuple[str, ...])
 HostName = NewType("HostName", str)
 HostNames = NewType("HostNames", tuple[str, ...])
 MountHost = NewType("MountHost", str)
+MaxLive = NewType("MaxLive", int)
 RedirectTarget = NewType("RedirectTarget", str)
 RedirectStatus = NewType("RedirectStatus", int)
 MountHosts = NewType("MountHosts", tuple[str, ...])
@@ -98,6 +99,8 @@ class Settings:
 class MountTable(Settings):
     app: App
     hosts: MountHosts | None = None
+    max_live: MaxLive | None = None
+    exists: Path | None = None
 
 
 @attrs.frozen(kw_only=True)

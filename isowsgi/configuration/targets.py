@@ -7,6 +7,7 @@ import keyword
 import os
 from typing import Any
 
+from isowsgi.configuration import tenants
 from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt
 from isowsgi.configuration.places import path_of
@@ -22,7 +23,7 @@ def app(value: Any, *, folder: str) -> App:
     # "shop.wsgi:application" is the attribute of a module, "shop.wsgi" alone a file: only a slash makes a file of the former.
     if "/" in target or (not colon and target.endswith(SCRIPT_SUFFIXES)):
         path, shown = path_of(target, folder)
-        if not os.path.isfile(path):
+        if not os.path.isfile(path) and tenants.PLACE not in target:
             module = "" if "/" in target else f"; for the module write {target + ':application'!r}"
             raise Fault(f"expected an existing script file, got {shown}{module}")
         return App(kind="script", target=path, call=call)

@@ -30,6 +30,7 @@ REPLACE_ORDERS = ("load-first", "stop-first")
 CRASH_ACTIONS = ("quarantine", "process", "serve")
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)  # RFC 9110 section 15.4, those that lead to another address
 REDIRECT_STATUS = 302  # what Apache and Caddy answer where nothing is said: no browser remembers it
+MAX_LIVE = 1000  # tenants of a template that have an instance at a time; an interpreter of a small app has 10 MiB
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
 LONG_INT_BITS = 1000  # shown in part: nobody reads more, and str() refuses an int of more than 4,300 digits
 
@@ -97,6 +98,8 @@ class Mount:
     fault: str = ""  # of that file, if it has any: the mount is not served then
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
+    max_live: int = 0  # tenants that have an instance at a time; 0: it is a mount as any other
+    exists: str | None = None  # absolute; with "{1}" for a tenant's label: it is one only while this is there
     https_only: bool = False  # whether requests that came without TLS are sent to the same address with it
     redirect: str = ""  # where its requests are sent, by the acceptor; it has no app then
     status: int = REDIRECT_STATUS  # of that answer

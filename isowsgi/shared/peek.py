@@ -149,6 +149,18 @@ class Peeker:
             self._matched[host, path] = mount
         return mount
 
+    def host(self, head: bytes, peer: Any) -> str:
+        """Return the Host field of a complete head, as `look` has read it to find the mount; "" if there is none.
+
+        Raises:
+            gunicorn.http.errors.ParseException: as `look`.
+        """
+        line = _PLAIN_LINE.match(head)
+        if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(head, line.end() - 1, len(head) - 2):
+            return str(dict(self.parse(head, peer).headers).get("HOST", ""))
+        field = _HOST_FIELD.search(head, line.end() - 1, len(head) - 2)
+        return "" if field is None else field[1].rstrip(b" \t").decode("latin-1")
+
     def address(self, head: bytes, peer: Any) -> tuple[str, str]:
         """Return the path of a complete head, as it was sent but without a SCRIPT_NAME that goes before all, and its query.
 

@@ -198,18 +198,22 @@ def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> I
     """
     busy = Tally(request.pattern for region in reading.regions for request in region.busy)
     queued: Tally[str] = Tally()
+    tenants: Tally[str] = Tally()
     threads: Tally[str] = Tally()
     objects: Tally[str] = Tally()
     for region in reading.regions:
         queued.update(region.queued)
     for mount in said:
         queued[mount["pattern"]] += mount["parked"]
+        if isinstance(said_of := mount.get("tenants"), dict) and isinstance(live := said_of.get("live"), int):
+            tenants[mount["pattern"]] += live
         for instance in mount["instances"]:
             threads[mount["pattern"]] += mount["threads"] * (instance["state"] == "serving")
             objects[mount["pattern"]] += instance["objects"]
     gauges = (
         ("isowsgi_requests_in_flight", "Requests that are being served now.", busy),
         ("isowsgi_requests_queued", "Requests that wait for a thread, or for their app to be loaded.", queued),
+        ("isowsgi_tenants", "Tenants of a template that have an instance now, in all workers; 0 for other mounts.", tenants),
         ("isowsgi_threads", "Threads that can serve the mount.", threads),
         ("isowsgi_objects", "Objects that the garbage collector knew of when last asked, mostly at boot.", objects),
     )

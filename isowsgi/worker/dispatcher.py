@@ -91,8 +91,10 @@ class Dispatcher:
         self._origins = origins
         self._has_tls = has_tls
         self._proxy_header = proxy_header
-        self.redirects: Mapping[int, Mount] = {}  # mounts that have no app, by their numbers; the table sets these
         self._arrivals = arrivals
+        self.special: Mapping[int, Mount] = {}  # mounts without an instance, by their numbers; the table sets these
+        # Returns the number of the tenant that a Host names, by the template's; why it has none just now; None if there is no such tenant.
+        self.tenant: Callable[[int, str], int | NotServing | None] = lambda template, host: None
         self._is_holding = False  # whether held connections will be looked at
 
     def set_table(self, router: Router, head_timeout_s: float) -> None:
@@ -140,8 +142,9 @@ class Dispatcher:
             self._wait_for_more(client, data)
         elif look.mount is None:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
-        elif look.mount in self.redirects:
-            self._redirect(client, data[: look.length], self.redirects[look.mount])
+        elif look.mount in self.special:
+            mount = self.special[look.mount]
+            (self._redirect if mount.redirect else self._dispatch_tenant)(client, data, look.length, mount)
         else:
             self._dispatch(client, data, look.mount)
 
@@ -189,14 +192,33 @@ class Dispatcher:
                 self._park(client, mount)
                 self._look_at_held_soon()
 
-    def _redirect(self, client: Client, head: bytes, mount: Mount) -> None:
+    def _dispatch_tenant(self, client: Client, data: bytes, length: int, template: Mount) -> None:
+        """Dispatch a request to the tenant that its host names."""
         try:
-            location = redirects.location(mount.redirect, len(mount.prefix), *self._peeker.address(head, client.peer))
+            tenant = self.tenant(template.number, self._peeker.host(data[:length], client.peer))
+        except ParseException as exc:
+            self._refuse(client, exc)
+            return
+        if tenant is None:
+            self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address", template.number)
+        elif tenant is NotServing.BOOTING:
+            self._park(client, template.number)  # until there is a place
+        elif tenant is NotServing.FAILED:
+            self._answer(
+                client, data, answers.UNAVAILABLE, "the app at this address is not available", template.number, answers.RETRY_SOON_S
+            )
+        else:
+            assert not isinstance(tenant, NotServing), "both kinds are dealt with"
+            self._dispatch(client, data, tenant)
+
+    def _redirect(self, client: Client, data: bytes, length: int, mount: Mount) -> None:
+        try:
+            location = redirects.location(mount.redirect, len(mount.prefix), *self._peeker.address(data[:length], client.peer))
         except ParseException as exc:
             self._refuse(client, exc)
             return
         status = answers.MOVED[mount.status]
-        self._answer(client, head, status, f"This address has moved to {location}", mount.number, location=location)
+        self._answer(client, data, status, f"This address has moved to {location}", mount.number, location=location)
 
     def _park(self, client: Client, mount: int) -> None:
         client.phase, client.mount, client.deadline = Phase.PARKED, mount, math.inf

@@ -17,6 +17,7 @@ from isowsgi.worker import adjusting
 from isowsgi.worker.change import Change
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.table import Table, grouped
+from isowsgi.worker.tenants import Template, host_in, with_tenants
 
 
 class LiveTable:
@@ -56,7 +57,27 @@ class LiveTable:
 
     def all(self) -> list[Deployment]:
         """Return the deployments of the table, those that are being prepared for the next one, and those that leave."""
-        return [*self.table.deployments, *(self._change.fresh if self._change is not None else ()), *self._leaving]
+        return with_tenants([*self.table.deployments, *(self._change.fresh if self._change is not None else ()), *self._leaving])
+
+    def tenants(self) -> list[Deployment]:
+        """Return the tenants that live, of all templates of the table."""
+        return [each for deployment in self.table.deployments if isinstance(deployment, Template) for each in deployment.live()]
+
+    def tenant(self, pattern: str, now: float) -> Deployment | None:
+        """Return the deployment of a tenant by its pattern, which has no instance if no request came for it; None if there is none such."""
+        for deployment in self.table.deployments:
+            if isinstance(deployment, Template) and (host := host_in(pattern, deployment.mount)) is not None:
+                found = deployment.tenant(host, now)
+                return found if isinstance(found, Deployment) else None
+        return None
+
+    def look_at_tenants(self, now: float, is_tick: bool = False) -> None:
+        """Do what is due of those who come and go."""
+        for deployment in [*self.table.deployments, *self._leaving]:
+            if isinstance(deployment, Template):
+                self._containment.call(f"{deployment.name}: its tenants", deployment.look, now)
+                if is_tick:
+                    self._containment.call(f"{deployment.name}: its tenants", deployment.check_existing, now)
 
     def prepare(self, config: Config, now: float) -> Change:
         """Begin to load what is new in a config; to be ended by `switch` or `drop`.
@@ -102,6 +123,8 @@ class LiveTable:
                 self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
         for members, deployment in change.adjusted:
             self._containment.call(f"{deployment.name}: its settings", adjusting.adjust, deployment, members)
+            if isinstance(deployment, Template):
+                deployment.adjust_tenants(adjusting.adjust)
         following = change.following()
         for deployment, before in following:
             deployment.succession.follow(before)
@@ -113,7 +136,7 @@ class LiveTable:
 
     def tick(self) -> None:
         """Do what is owed; about once a second."""
-        for deployment in self.table.deployments:
+        for deployment in with_tenants(self.table.deployments):
             if deployment.owes_routes:
                 _reroute(deployment, deployment.routes)
             adjusting.pay(deployment)
@@ -122,7 +145,8 @@ class LiveTable:
     def _forget_gone(self) -> None:
         """Forget deployments that have ended; what threads of theirs have left behind is kept in sight."""
         for deployment in list(self._leaving):
-            if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial:
+            has_tenants = isinstance(deployment, Template) and deployment.tenants()
+            if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial and not has_tenants:
                 self._leaving.remove(deployment)
                 for member in deployment.members:
                     self._board.free_mount(member.number)
@@ -144,6 +168,8 @@ def _is_concerned(deployment: Deployment, routes: Iterable[Route]) -> bool:
 def _reroute(deployment: Deployment, routes: list[Route]) -> None:
     """Tell a deployment's instances which requests are theirs from now on, on connections that they keep."""
     deployment.routes, deployment.owes_routes = routes, False
+    if isinstance(deployment, Template):
+        deployment.give_routes(routes, _reroute)
     for instance in deployment.slots.all():
         if instance.state not in ENDS and not all(instance.tell(order) for order in reroutes(routes)):
             deployment.owes_routes = True  # it reads nothing just now; all of it once more, later

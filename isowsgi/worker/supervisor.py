@@ -26,6 +26,7 @@ from isowsgi.worker.memorylimit import MemoryWatch, rss_mib
 from isowsgi.worker.reloadqueue import Places
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.table import Table
+from isowsgi.worker.tenants import Template
 from isowsgi.worker.workerreport import Reporter
 
 
@@ -75,13 +76,15 @@ class Supervisor:
         self._reporter: Reporter | None = None
         self.rss_at_start = 0
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
+        self._tenants: dict[int, Deployment] = {}  # those that live, by their mounts' numbers
+        self.was_stopped: Callable[[str], bool] = lambda pattern: False  # whether a tenant was, by its pattern; set by the commands
         self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd, places or Places())
         self._workshop.on_report = self._on_report
         if on_files is not None:
             self._workshop.on_files = on_files
         self.live = LiveTable(config, board, containment, self._make_deployment, self._workshop.recall, self._on_switch)
         self._acceptor: Acceptor | None = None
-        self._memory = MemoryWatch(lambda: self.deployments, lambda: self.table.config.limits.max_rss)
+        self._memory = MemoryWatch(lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss)
         self._workshop.on_measured = self._memory.on_measured
         self._workshop.forks_processes = lambda: self.table.config.limits.fork_server
 
@@ -96,19 +99,36 @@ class Supervisor:
         return self.live.table.deployments
 
     def _make_deployment(self, members: Sequence[Mount]) -> Deployment:
-        return Deployment(
+        isolation = interpreters.PROCESS if _is_any(members, self._moved) else _isolation_of(members[0])
+        is_quarantined, is_suspect = _is_any(members, self._quarantined), _is_any(members, self._suspects)
+        settings: dict[str, Any] = {"isolation": isolation, "is_suspect": is_suspect}
+        if not members[0].max_live:
+            return Deployment(members, self._workshop, is_quarantined=is_quarantined, **settings)
+        return Template(
             members,
             self._workshop,
-            isolation=interpreters.PROCESS if _is_any(members, self._moved) else _isolation_of(members[0]),
-            is_quarantined=_is_any(members, self._quarantined),
-            is_suspect=_is_any(members, self._suspects),
+            make=lambda mount: Deployment([mount], self._workshop, **settings),
+            by_number=self._tenants,
+            is_stopped_before=lambda pattern: self.was_stopped(pattern),
+            is_quarantined=is_quarantined,
+            **settings,
         )
+
+    def _tenant(self, number: int, host: str) -> int | NotServing | None:
+        """Return the number of a tenant's mount, by its template's, see `Template.tenant`."""
+        template = self.table.deployment_of(number)
+        assert isinstance(template, Template), "the table says so"
+        found = template.tenant(host, time.monotonic())
+        return found.mount.number if isinstance(found, Deployment) else found
+
+    def _of(self, number: int) -> Deployment:
+        return self._tenants.get(number) or self.table.deployment_of(number)
 
     def _on_switch(self, table: Table) -> None:
         """Have all who look at the table see another one."""
         assert self._acceptor is not None, "mounts were started"
         self._acceptor.set_table(table.router, table.config.head_timeout, table.stall_s)
-        self._acceptor.dispatcher.redirects = table.redirects
+        self._acceptor.dispatcher.special = table.special
         if self._reporter is not None:
             self._reporter.mounts = table.mounts
 
@@ -116,7 +136,7 @@ class Supervisor:
         """Boot every mount that is not lazy."""
         self._workshop.start(acceptor)
         self._acceptor = acceptor
-        acceptor.dispatcher.redirects = self.table.redirects
+        acceptor.dispatcher.special, acceptor.dispatcher.tenant = self.table.special, self._tenant
         self._reporter = Reporter(self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()
@@ -138,11 +158,11 @@ class Supervisor:
         self._workshop.on_answer = on_answer
 
     def choose(self, mount: int) -> Instance | NotServing:
-        return self.table.deployment_of(mount).choose(time.monotonic())
+        return self._of(mount).choose(time.monotonic())
 
     def count_refused(self, mount: int, line: str, text: str) -> None:
         """Note a request of a mount that was answered without any instance; see `replies.Replies`."""
-        self.table.deployment_of(mount).reports.refused(mount, line.removesuffix(" HTTP/1.1"), text)
+        self._of(mount).reports.refused(mount, line.removesuffix(" HTTP/1.1"), text)
 
     def tick(self) -> None:
         """Do what time has made due; to be called about once a second."""
@@ -153,6 +173,7 @@ class Supervisor:
         for deployment in self.live.all():
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
         call("the table", self.live.tick)
+        call("tenants", self.live.look_at_tenants, now, True)
         call("queue of boots", self._workshop.boots.tick, now)
         if self._is_stopping:
             return  # what was accepted may still wait for a mount; nothing else is begun
@@ -232,6 +253,7 @@ class Supervisor:
 
     def _on_report(self) -> None:
         now = time.monotonic()
+        self.live.look_at_tenants(now)
         self._containment.call("queue of replacements", self._workshop.turns.pass_on, now)
         self._containment.call("queue of boots", self._workshop.boots.pass_on, now)
         if self._reporter is not None:

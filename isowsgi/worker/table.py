@@ -22,7 +22,7 @@ class Table:
     Attributes:
         mounts: in the config's order, each with its deployment; those of a group have the same one.
         router: by the mounts' numbers.
-        redirects: the mounts without an app, by their numbers.
+        special: the mounts without an instance, by their numbers: redirects, and templates of tenants.
     """
 
     def __init__(self, config: Config, placed: Sequence[tuple[Sequence[Mount], Deployment]]) -> None:
@@ -31,7 +31,7 @@ class Table:
         by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
         self.router = Router(route for mount, _ in self.mounts for route in own_routes(mount))
-        self.redirects = {mount.number: mount for mount, _ in self.mounts if mount.redirect}
+        self.special = {mount.number: mount for mount, _ in self.mounts if mount.redirect or mount.max_live}
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
 
     @property

@@ -26,6 +26,7 @@ from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_bytes
 from isowsgi.worker.recent import Recent
 from isowsgi.worker.slots import Instance
+from isowsgi.worker.tenants import Template
 
 # Part of the text, so that a reader of another release can tell; readers ignore what they do not know.
 VERSION = 1
@@ -164,6 +165,7 @@ class Reporter:
             **facts_of(deployment, mount),
             "threads": self._orders.threads_of(mount),
             "parked": parked,
+            **({"tenants": deployment.facts()} if isinstance(deployment, Template) else {}),
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
             "recent": self._recent.of(mount.number),
             "errors": [_group(group) for group in incidents.groups_of(mount.pattern, _MOST_GROUPS, with_details=False)],

@@ -85,6 +85,8 @@ _CONFIG = """
 "/good" = { app = "app", on_crash = "serve" }
 "/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
 "/child" = { app = "app", threads = 2, isolation = "process", preload = ["xml.dom.minidom"] }
+"*.example/" = { app = "app", threads = 1, max_live = 2 }
+"/moved" = { redirect = "/good{path}" }
 [worker]
 fork_server = true
 max_stuck = 1000000  # what is believed of made-up reports leaves interpreters behind
@@ -207,6 +209,8 @@ class Place:
             self.worker = self._workers()
         if failed and _is_of_tables(point) and not self._reaches(self._applies):
             problems.append("no table can be applied any more")
+        if failed and _is_of_tenants(point) and not self._reaches(lambda: self._ask("/", host="well.example") == 200):
+            problems.append("no tenant is served any more")
         for path in ("/bad", "/child"):
             if failed and not self._gets_well(path):
                 problems.append(f"{path} does not serve again: {self._ask(path)}")
@@ -248,6 +252,8 @@ class Place:
             self._control("reload", "/bad")
         if _is_of_tables(point):
             self._applies()
+        for name in "abc" if _is_of_tenants(point) else "":
+            self._ask("/", 2.0, host=f"{name}.example")
         if point.startswith(_MESSAGES):
             self._reaches(lambda: self._words[FAILED], _MESSAGE_S)
         elif point.startswith(_BIRTHS):
@@ -278,8 +284,9 @@ class Place:
 
     def _stir(self) -> None:
         """Have everything happen that goes by the worker's loop, in the bad mounts."""
-        for path in ("/bad", "/child", "/nowhere", "/bad/raises"):
+        for path in ("/bad", "/child", "/nowhere", "/bad/raises", "/moved"):
             self._ask(path, 0.5)
+        self._ask("/", 0.5, host="a.example")
         for command in ("status", "stacks", "profile", "reload"):
             for mount in ("/bad", "/child"):
                 self._control(command, mount)
@@ -310,10 +317,10 @@ class Place:
         if not self._reaches(condition, within_s):
             raise AssertionError(f"{what} never came: {self.log()[-5000:]}")
 
-    def _ask(self, path: str, timeout_s: float = 5.0) -> object:
+    def _ask(self, path: str, timeout_s: float = 5.0, host: str = "localhost") -> object:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
-            connection.request("GET", path, headers={"Connection": "close"})
+            connection.request("GET", path, headers={"Connection": "close", "Host": host})
             return connection.getresponse().status
         except (OSError, http.client.HTTPException) as exc:
             return f"{type(exc).__name__}: {exc}"
@@ -340,14 +347,14 @@ class Place:
         """Have another table applied: a mount comes or goes, one has other settings, one cannot be loaded. Return whether it is served."""
         self._is_there = not self._is_there
         config = configuration.load(self._folder / "isowsgi.toml")
-        good, bad, child = config.mounts
+        good, bad, child, *others = config.mounts
         comes = [attrs.evolve(good, pattern="/good/comes", prefix="/good/comes")] if self._is_there else []
         if self._is_there:
             never = attrs.evolve(good.app, target="nothing_such")
             comes.append(attrs.evolve(good, pattern="/good/never", prefix="/good/never", app=never))
         child = attrs.evolve(child, threads=3 if self._is_there else 2)
         bad = attrs.evolve(bad, queue=99 if self._is_there else 100)
-        table = stored.plain(attrs.evolve(config, mounts=(good, bad, child, *comes)))
+        table = stored.plain(attrs.evolve(config, mounts=(good, bad, child, *others, *comes)))
         serial = f"{time.monotonic_ns()}"
         prepare = {"do": "prepare", "serial": serial, "config": table, "keep_going": True}
         if self._answered(prepare) and self._answered({"do": "switch", "serial": serial, "without": ["/good/never"]}):
@@ -382,6 +389,11 @@ class Place:
 
 def _is_of_tables(point: str) -> bool:
     return any(part in point for part in _OF_TABLES)
+
+
+def _is_of_tenants(point: str) -> bool:
+    """Whether a point is met when tenants come and go."""
+    return any(part in point for part in ("enant", "Template", "add_mount", "free_mount", "Peeker.host"))
 
 
 def _needs_restart(point: str) -> bool:

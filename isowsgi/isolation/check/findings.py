@@ -14,7 +14,7 @@ from typing import Any
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi.configuration import Config, Mount, crossing
+from isowsgi.configuration import Config, Mount, crossing, tenants
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.isolation import decision, trial
 from isowsgi.isolation.check import alternatives, declares
@@ -95,7 +95,8 @@ def check(
     cfg = GunicornConfig()
     orders = BootOrders(crossing.snapshot(cfg), cfg, [], report_files=False)
     reports = []
-    for mount in config.mounts:
+    for each in config.mounts:
+        mount = tenants.example(each) if each.max_live else each
         if not mount.redirect and (not patterns or mount.pattern in patterns):
             group = [member for member in config.mounts if member.group and member.group == mount.group]
             order = orders.write(group or [mount], mount.isolation, 0, 0, 0)

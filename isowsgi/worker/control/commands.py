@@ -45,6 +45,7 @@ from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
+from isowsgi.worker.tenants import Template, with_tenants
 
 # How long an instance has for telling its stacks. Its control thread needs milliseconds; one that C code keeps from running needs more.
 STACKS_S = 1.0
@@ -101,6 +102,7 @@ class Commands:
     def remember_stops(self, marks: StopMarks) -> None:
         """Keep stopped what was stopped in workers before this one, and note what is stopped from now on; before the mounts boot."""
         self._marks = marks
+        self._supervisor.was_stopped = marks.holds
         for deployment in self._supervisor.deployments:
             if any(marks.holds(member.pattern) for member in deployment.members):
                 deployment.halt(time.monotonic())
@@ -118,7 +120,7 @@ class Commands:
     # Commands.
 
     def _status(self, request: controlmessages.Status) -> Errand:
-        deployments = self._supervisor.deployments if request.mount is None else [self._deployment(request.mount)]
+        deployments = with_tenants(self._supervisor.deployments if request.mount is None else [self._deployment(request.mount)])
         wanted = None if request.mount is None else {request.mount, request.mount.removesuffix("/")}
         now = time.monotonic()
         counts = {} if self._board is None else counts_of(self._board)
@@ -131,7 +133,7 @@ class Commands:
                 self._status_of(deployment, member, now).replace(counts=counts.get(member.pattern))
                 for deployment in deployments
                 for member in deployment.members
-                if wanted is None or member.pattern in wanted
+                if wanted is None or member.pattern in wanted or deployment is not deployments[0]
             ],
         )
         yield None  # never reached: makes this function a generator, as the others are
@@ -141,6 +143,9 @@ class Commands:
         self._refuse_quarantined(deployment)
         if deployment.is_stopped:
             raise Refusal("stopped", f"{deployment.mount.pattern} is stopped; start it with `isowsgi start`")
+        if isinstance(deployment, Template) and (tenants := deployment.live()):
+            deployment.replace("requested by the operator", time.monotonic())
+            return _outcome(deployment, "reloading", f"loading a new generation of each of its {len(tenants)} tenants")
         if deployment.is_asleep():
             return _outcome(deployment, "asleep", "asleep; the next request loads it")
         if deployment.siting.isolation == interpreters.MAIN:
@@ -207,7 +212,7 @@ class Commands:
     def _errors(self, request: controlmessages.Errors) -> Errand:
         deployment = self._deployment(request.mount)
         incidents = deployment.reports.incidents
-        patterns = {mount.pattern for mount, _ in self._supervisor.table.mounts}
+        patterns = {member.pattern for member in deployment.members}
         pattern = request.mount if request.mount in patterns else request.mount.removesuffix("/")
         return MountErrors(
             mount=pattern, boot=incidents.last_boot, requests=incidents.of_requests(pattern), groups=incidents.groups_of(pattern)
@@ -216,7 +221,8 @@ class Commands:
 
     def _all_errors(self, request: controlmessages.AllErrors) -> Errand:
         mounts = []
-        for mount, deployment in self._supervisor.table.mounts:
+        tenants = [(each.mount, each) for each in self._supervisor.live.tenants()]
+        for mount, deployment in [*self._supervisor.table.mounts, *tenants]:
             incidents = deployment.reports.incidents
             groups = incidents.groups_of(mount.pattern, _MOST_OF_EACH, with_details=False)
             boot = incidents.last_boot and incidents.last_boot.replace(details="")
@@ -247,6 +253,8 @@ class Commands:
         """
         deployments = {mount.pattern: deployment for mount, deployment in self._supervisor.table.mounts}
         if (deployment := deployments.get(wanted) or deployments.get(wanted.removesuffix("/"))) is not None:
+            return deployment
+        if (deployment := self._supervisor.live.tenant(wanted, time.monotonic())) is not None:
             return deployment
         near = difflib.get_close_matches(wanted, deployments, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(deployments)[:20]))[:2000]
