@@ -69,7 +69,11 @@ def test_an_error_comes_back_as_it_was_without_what_it_does_not_say() -> None:
     [
         ({"do": "status"}, "version", "expected \"v\": 1, got 'None'"),
         ({"v": [[]], "do": "status"}, "version", "got an array"),
-        ({"v": 1}, "command", "expected one of status, reload, stop, start, stacks, profile, errors, allerrors, table, prepare"),
+        (
+            {"v": 1},
+            "command",
+            "expected one of status, reload, stop, start, stacks, profile, shell, shellline, errors, allerrors, table, prepare",
+        ),
         ({"v": 1, "do": ["status"]}, "command", "got an array"),
         ({"v": 1, "do": "Status"}, "command", "got 'Status'"),
         ({"v": 1, "do": "reload"}, "mount", "expected a pattern as \"mount\", got 'None'"),

@@ -120,6 +120,11 @@ def ask_each(requests: Sequence[tuple[Place, Request[A]]], timeout_s: float, mos
         return list(pool.map(lambda each: Told(each[0], *_ask(each[0], each[1], deadline, timeout_s, most_bytes)), requests))
 
 
+def ask_one(place: Place, request: Request[A], timeout_s: float) -> tuple[Worker | None, A | Error]:
+    """Send one worker a request, in the calling thread."""
+    return _ask(place, request, time.monotonic() + timeout_s, timeout_s, frames.MAX_ANSWER_BYTES)
+
+
 def _ask(place: Place, request: Request[A], deadline: float, timeout_s: float, most_bytes: int) -> tuple[Worker | None, A | Error]:
     try:
         folder_fd = sockets.open_folder(place.folder)

@@ -21,6 +21,7 @@ from isowsgi.cli.initial import init
 from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
 from isowsgi.cli.run import run
+from isowsgi.cli.shell import shell
 from isowsgi.shared import gunicorn_parts, interpreters
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile, run, import_, init):
+for command in (*COMMANDS, plan, apply, profile, run, shell, import_, init):
     main.add_command(command)
 
 

@@ -132,6 +132,7 @@ class ControlTable:
     enabled: Switch = Switch(True)
     folder: NewFolder | None = None
     watch: Switch = Switch(False)
+    shell: Switch = Switch(False)
 
 
 @attrs.frozen(kw_only=True)

@@ -129,6 +129,7 @@ class Control:
     enabled: bool = True
     folder: str | None = None  # absolute; None: see `shared.sockets.own_folders`
     watch: bool = False  # whether a change of the config files is applied by itself
+    shell: bool = False  # whether `isowsgi shell` may run code in the apps
 
 
 LOG_FORMATS = ("text", "json")

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks
+from isowsgi.inside.console import Consoles
 from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
@@ -152,6 +153,7 @@ class Instance:
         )
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
+        self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.info)
         self._profiler = Profiler(lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
@@ -178,6 +180,9 @@ class Instance:
                 messages.Limits: self._limit,
                 messages.TellStacks: lambda order: self._told.stacks(order.ask, self._jobs_in_flight()),
                 messages.Profile: lambda order: self._profiler.start(order, time.monotonic()),
+                messages.OpenShell: self._consoles.open,
+                messages.ShellInput: self._consoles.put,
+                messages.EndShell: self._consoles.end,
                 messages.EndProfile: lambda order: self._profiler.drop(order.ask),
                 messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
             },
@@ -394,6 +399,7 @@ class Instance:
 
     def _on_stop(self, order: messages.Stop) -> None:
         self._profiler.finish(time.monotonic())
+        self._consoles.end_all()
         self._must_free = order.frees and self._order.isolation != "process"
         self._stop()
 

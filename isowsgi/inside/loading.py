@@ -43,6 +43,7 @@ class Loader:
     Attributes:
         hooks: the mount's, once they are loaded, if it has any.
         is_in_hook: while they are loaded and `on_boot` is called.
+        apps: those that are loaded, by their mounts' numbers.
         whose: app could not be loaded, in a group; for a text.
     """
 
@@ -67,6 +68,7 @@ class Loader:
         self._board_fd = order.fds.board
         self._is_draining = False
         self.hooks: Hooks | None = None
+        self.apps: dict[int, Any] = {}
         self.is_in_hook = False
         self.whose = ""
         if order.hooks:  # before the app is loaded, see `private`
@@ -82,6 +84,7 @@ class Loader:
             apps = [self._load_app(member) for member in order.members]
         finally:
             end_loading()
+        self.apps = {member.mount: app for member, app in zip(order.members, apps, strict=True)}
         self._book.listen()
         if order.hooks:
             self.is_in_hook = True

@@ -127,10 +127,14 @@ class Teller:
         """
         self._in_parts(messages.Profiled, ask, text)
 
-    def _in_parts(self, kind: type[messages.Part], ask: int, text: str) -> None:
+    def shell(self, ask: int, number: int, text: str, is_more: bool) -> None:
+        """Say what an input of the operator's shell has printed; see `console.Console`."""
+        self._in_parts(messages.ShellOutput, ask, text, number=number, is_more=is_more)
+
+    def _in_parts(self, kind: type[messages.Part], ask: int, text: str, **facts: Any) -> None:
         for start in range(0, max(len(text), 1), MAX_TRACEBACK_CHARS):
             end = start + MAX_TRACEBACK_CHARS
-            self._report(kind(ask=ask, text=text[start:end], is_last=end >= len(text)))
+            self._report(kind(ask=ask, text=text[start:end], is_last=end >= len(text), **facts))
 
 
 def _traceback() -> str:

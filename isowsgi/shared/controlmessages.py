@@ -158,6 +158,13 @@ class MountProfile(OpenValue):
     instances: list[InstanceProfile]
 
 
+class ShellAnswer(OpenValue):
+    """What an input of a shell has printed."""
+
+    text: str
+    is_more: bool  # whether it is only the beginning of a statement
+
+
 class MountErrors(OpenValue):
     mount: str
     boot: Incident | None
@@ -215,7 +222,7 @@ class TableOutcome(OpenValue):
     stays: list[str] = []  # what stays as it is for it, and can be `Prepare.without`
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountProfile | MountErrors | WorkerErrors | ServedTable | TableOutcome
+Answer = WorkerStatus | Outcome | MountStacks | MountProfile | ShellAnswer | MountErrors | WorkerErrors | ServedTable | TableOutcome
 
 A = TypeVar("A", bound=Answer)
 
@@ -264,6 +271,20 @@ class Profile(Request[MountProfile]):
     rate: int = 100  # samples/s
     cpu: bool = False  # whether the time on a processor counts, instead of all time
     by_request: bool = False  # whether the requests are told apart
+
+
+class Shell(Request[Outcome]):
+    """Open a console in the mount's app; it ends with the connection of who asks."""
+
+    mount: str
+    serial: str  # the session's own name
+
+
+class ShellLine(Request[ShellAnswer]):
+    """Execute lines in such a console."""
+
+    serial: str
+    source: str
 
 
 class Errors(Request[MountErrors]):
@@ -316,6 +337,8 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Start: Outcome,
     Stacks: MountStacks,
     Profile: MountProfile,
+    Shell: Outcome,
+    ShellLine: ShellAnswer,
     Errors: MountErrors,
     AllErrors: WorkerErrors,
     Table: ServedTable,

@@ -213,6 +213,27 @@ class EndProfile(Value):
     ask: int
 
 
+class OpenShell(Value):
+    """Begin a console; it takes the place of one that is there."""
+
+    ask: int
+    mount: int  # whose app is at hand
+
+
+class ShellInput(Value):
+    """Execute some lines in the console, and report what they print."""
+
+    ask: int
+    number: int  # of the input
+    source: str
+
+
+class EndShell(Value):
+    """End the console."""
+
+    ask: int
+
+
 class Measure(Value):
     """Report how many objects there are."""
 
@@ -225,7 +246,7 @@ class Reroute(Value):
     is_last: bool
 
 
-Order = Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | Measure | Reroute | Limits
+Order = Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | OpenShell | ShellInput | EndShell | Measure | Reroute | Limits
 
 # Reports: from an instance to the worker.
 
@@ -321,6 +342,16 @@ class Profiled(Value):
     is_last: bool
 
 
+class ShellOutput(Value):
+    """A part of the answer to `ShellInput`."""
+
+    ask: int
+    number: int
+    text: str
+    is_more: bool  # whether the lines are only the beginning of a statement
+    is_last: bool
+
+
 class Measured(Value):
     """The answer to `Measure`."""
 
@@ -340,19 +371,15 @@ class Exited(Value):
 
 
 Report = (
-    Ready | Failed | Extensions | Refused | Files | Changed | Erred | Stuck | Broken | Stacks | Profiled | Measured | Closed | Exited
+    Ready | Failed | Extensions | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
+    | Profiled | ShellOutput | Measured | Closed | Exited
 )  # fmt: skip
 
 # Answers that come in parts, each with the number of the question.
-Part = Stacks | Profiled
+Part = Stacks | Profiled | ShellOutput
 
-_ORDERS: dict[str, type[Order]] = {
-    kind.__name__: kind for kind in (Drain, Last, Stop, Reopen, TellStacks, Profile, EndProfile, Measure, Reroute, Limits)
-}
-_REPORTS: dict[str, type[Report]] = {
-    kind.__name__: kind
-    for kind in (Ready, Failed, Extensions, Refused, Files, Changed, Erred, Stuck, Broken, Stacks, Profiled, Measured, Closed, Exited)
-}
+_ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in Order.__args__}
+_REPORTS: dict[str, type[Report]] = {kind.__name__: kind for kind in Report.__args__}
 
 # The wire.
 

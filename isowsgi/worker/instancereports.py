@@ -56,6 +56,7 @@ class Reports:
             messages.Stuck: self._on_stuck,
             messages.Broken: self._on_broken,
             messages.Stacks: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
+            messages.ShellOutput: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.Profiled: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.Measured: lambda instance, report, now: deployment.surroundings.on_measured(now),
             messages.Closed: self._on_ended,

@@ -111,7 +111,7 @@ def assemble(given: Given) -> Parts:
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
     applying.certificate = _take_certificate(given, relay)
-    carrier = commands.Commands(supervisor, applying, given.conf_file, given.board)
+    carrier = commands.Commands(supervisor, applying, given.conf_file, given.board, given.log.warning)
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     drive(loop, control)

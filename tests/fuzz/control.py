@@ -26,7 +26,7 @@ from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Closed, Failed, Profiled, Ready, Report, Stacks
 from isowsgi.shared.rows import INTERNAL_ERRORS
-from isowsgi.worker.control import commands
+from isowsgi.worker.control import commands, profiling
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
 from isowsgi.worker.deployment import Deployment
@@ -50,7 +50,9 @@ _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "stop": controlmessages.Stop(mount="/"),
     "start": controlmessages.Start(mount="/"),
     "stacks": controlmessages.Stacks(mount="/"),
-    "profile": controlmessages.Profile(mount="/", seconds=0.01),
+    "profile": controlmessages.Profile(mount="/", seconds=1e-6),
+    "shell": controlmessages.Shell(mount="/", serial="s"),
+    "shellline": controlmessages.ShellLine(serial="s", source="1"),
     "errors": controlmessages.Errors(mount="/"),
     "table": controlmessages.Table(),
     "prepare": controlmessages.Prepare(serial="s", config=stored.plain(_config("/", "/new"))),
@@ -62,8 +64,12 @@ _COMMANDS = [*_REQUESTS]
 # What an answer may say went wrong; docs/reference/control-protocol.md, but for "mistake".
 _KINDS = frozenset((
     *("forbidden", "busy", "timeout", "malformed", "version", "command", "mount", "unknown-mount"),
-    *("quarantined", "stopped", "started", "failed", "stopping", "unchangeable", "outvoted", "not-prepared", "not-serving", "unsafe"),
+    *("quarantined", "stopped", "started", "failed", "stopping", "unchangeable", "outvoted", "not-prepared"),
+    *("not-serving", "unsafe", "no-session"),
 ))  # fmt: skip
+
+# A profile that takes longer is refused here: its answer would be waited for.
+profiling.MOST_SECONDS, profiling.GRACE_S = 1e-5, 0.0
 
 # Connections that were left open with half a request.
 _MOST_LOITERERS = MAX_CLIENTS - 4

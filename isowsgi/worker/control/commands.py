@@ -34,13 +34,14 @@ from isowsgi.shared.controlmessages import (
     WorkerErrors,
     WorkerStatus,
 )
-from isowsgi.shared.messages import Part, Profiled
+from isowsgi.shared.messages import Part, Profiled, ShellOutput
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.counts import counts_of
 from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import AT_ONCE, Errand
+from isowsgi.worker.control.shells import Shells
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.memorylimit import rss_mib
 from isowsgi.worker.slots import Instance
@@ -68,10 +69,16 @@ class Commands:
         applying: carries out those about the table.
         conf_file: of gunicorn's settings, as they were read.
         board: the worker's.
+        say: writes a warning to the log.
     """
 
     def __init__(
-        self, supervisor: Supervisor, applying: Applying, conf_file: ConfFile | None = None, board: Scoreboard | None = None
+        self,
+        supervisor: Supervisor,
+        applying: Applying,
+        conf_file: ConfFile | None = None,
+        board: Scoreboard | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._supervisor = supervisor
         self._board = board
@@ -83,6 +90,7 @@ class Commands:
         self._heard: dict[int, dict[Instance, list[str]]] = {}  # stacks, by number of the question
         self._complete: dict[int, set[Instance]] = {}
         self._profiling = Profiling()
+        self._shells = Shells(say)
         self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
             controlmessages.Status: self._status,
             controlmessages.Reload: self._reload,
@@ -90,6 +98,8 @@ class Commands:
             controlmessages.Start: self._start,
             controlmessages.Stacks: self._stacks,
             controlmessages.Profile: self._profile,
+            controlmessages.Shell: self._shell,
+            controlmessages.ShellLine: self._shells.line,
             controlmessages.Errors: self._errors,
             controlmessages.AllErrors: self._all_errors,
             controlmessages.Table: self._table,
@@ -203,11 +213,12 @@ class Commands:
 
     def _profile(self, request: controlmessages.Profile) -> Errand:
         deployment = self._deployment(request.mount)
-        wanted = request.mount.removesuffix("/") or "/"
-        number = next(
-            (member.number for member in deployment.members if member.pattern in (request.mount, wanted)), deployment.mount.number
-        )
-        return (yield from self._profiling.profile(request, deployment, number))
+        return (yield from self._profiling.profile(request, deployment, _number(deployment, request.mount)))
+
+    def _shell(self, request: controlmessages.Shell) -> Errand:
+        deployment = self._deployment(request.mount)
+        is_allowed = self._supervisor.table.config.control.shell
+        return (yield from self._shells.open(request, deployment, _number(deployment, request.mount), is_allowed))
 
     def _errors(self, request: controlmessages.Errors) -> Errand:
         deployment = self._deployment(request.mount)
@@ -314,6 +325,9 @@ class Commands:
         if isinstance(report, Profiled):
             self._profiling.hear(instance, report)
             return
+        if isinstance(report, ShellOutput):
+            self._shells.hear(instance, report)
+            return
         heard = self._heard.get(report.ask)
         if heard is None:
             return  # its asker no longer waits
@@ -335,6 +349,12 @@ def _stacks_of(instance: Instance, text: str, is_complete: bool, now: float) -> 
         "cannot be read"
     )
     return InstanceStacks(**_instance_facts(instance, now), stacks=text, problem="" if is_complete else problem)
+
+
+def _number(deployment: Deployment, wanted: str) -> int:
+    """Return the number of the mount with a pattern, one of a deployment's."""
+    patterns = (wanted, wanted.removesuffix("/") or "/")
+    return next((member.number for member in deployment.members if member.pattern in patterns), deployment.mount.number)
 
 
 def _outcome(deployment: Deployment, outcome: str, text: str) -> Outcome:
