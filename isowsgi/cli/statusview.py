@@ -166,10 +166,10 @@ def _row(pattern: str, mounts: list[MountStatus], figures: Figures, has_memory: 
     generations = sorted({mount.generation for mount in mounts})
     stuck = sum(mount.stuck for mount in mounts)
     busy, threads = sum(len(instance.in_flight) for instance in instances), sum(instance.threads for instance in instances)
-    is_wrong = state not in _STYLES
+    is_wrong = state not in _STYLES or stuck > 0
     return [
         Text(pattern),
-        Text(f"{state}{'!' if is_wrong else ''}{f' ({stuck} stuck)' if stuck else ''}", style=_STYLES.get(state, "bold red")),
+        Text(f"{state}{'!' if is_wrong else ''}{f' ({stuck} stuck)' if stuck else ''}", style="bold red" if is_wrong else _STYLES[state]),
         ", ".join(sorted({mount.isolation for mount in mounts})),
         str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
         _marked(f"{busy}/{threads}", bool(threads) and busy >= threads),
