@@ -15,7 +15,7 @@ from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Exited, Failed, Order, Part, Profile, Ready, Report, Stuck, TellStacks
+from isowsgi.shared.messages import Closed, Exited, Failed, Measure, Measured, Order, Part, Profile, Ready, Report, Stuck, TellStacks
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
@@ -140,9 +140,11 @@ class FakeInstance:
         self.unknown_extension: str | None = None
         self.boot_s = self.stuck_since = 0.0
         self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
+        self.memory = self.memory_at_boot = -1
+        self.pid: int | None = None
         self.has_gone = self.is_overdue = self.is_in_line = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
-        self.served = 0
+        self.served = self.measures = 0
         self.asked: list[int] = []
         self.profiles: list[int] = []
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
@@ -219,6 +221,7 @@ class FakeInstance:
         return [("GET /\udcff HTTP/1.1", 0.5)]
 
     def tell(self, order: Order) -> bool:
+        self.measures += isinstance(order, Measure)
         if isinstance(order, TellStacks):
             self.asked.append(order.ask)
         if isinstance(order, Profile):
@@ -296,7 +299,7 @@ class FakeSurroundings:
     def on_answer(self, instance: Any, report: Part) -> None:
         self.stacks.append((instance, report))
 
-    def on_measured(self, now: float) -> None: ...
+    def on_measured(self, instance: Any, report: Measured, now: float) -> None: ...
 
 
 class Site:

@@ -21,6 +21,8 @@ from isowsgi.shared.rows import INTERNAL_ERRORS
 from tests.conftest import DEADLINE_S, eventually
 from tests.fakes import Crew, Gate
 
+MEASURED = Measured(is_whole=True, took_s=0.001, objects=5, small=0, large=0, weight=0)
+
 
 class Sampling:
     """Notes when it is called, and is due again a hundredth of a second later, a few times."""
@@ -125,10 +127,10 @@ def test_an_order_that_cannot_be_carried_out_does_not_end_the_thread(desk: Desk,
 
 
 def test_a_report_is_one_packet(desk: Desk) -> None:
-    for report in (Measured(objects=5), Closed(threads=0)):
+    for report in (MEASURED, Closed(threads=0)):
         desk.control.report(report)
 
-    assert desk.heard() == Measured(objects=5)
+    assert desk.heard() == MEASURED
     assert desk.heard() == Closed(threads=0)
 
 

@@ -16,11 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from isowsgi.configuration import Config
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.applied import LastApplied
-from isowsgi.shared.messages import Broken, Closed, Failed, Ready, Refused, Stuck
+from isowsgi.shared.messages import Broken, Closed, Failed, Measured, Ready, Refused, Stuck
 from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.bootqueue import Boots
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.memorylimit import MemoryWatch
+from isowsgi.worker.meter import Meter
 from isowsgi.worker.reloadqueue import TURN_S, Places, Turns
 from isowsgi.worker.supervisor import Supervisor
 from tests.conftest import examples
@@ -70,21 +71,25 @@ def test_boots_that_leave_threads_behind_are_not_repeated_for_ever_and_the_log_s
     assert site.chosen() is site.made[2]
 
 
-def test_only_answers_that_were_asked_for_decide_which_mount_is_replaced_for_its_memory() -> None:
-    """Any child process can say how many objects it has; and an answer that came late replaced a mount twice."""
+def test_over_max_rss_the_mount_that_grew_most_is_replaced_once_all_are_measured() -> None:
+    """Anyone can send figures that nobody asked for; and an answer that came late replaced a mount twice."""
     site = up()
-    watch = MemoryWatch(lambda: [site.deployment], max_rss=lambda: 1)  # we have more
-    watch.on_measured(site.now)
-    assert len(site.made) == 1
+    meter = Meter(lambda: [site.deployment])
+    watch = MemoryWatch(lambda: [site.deployment], lambda: 1, meter)  # we have more
+    found = Measured(is_whole=True, took_s=0.001, objects=50, small=2**20, large=2**20, weight=0)
+    meter.on_measured(site.made[0], found, site.now)
+    assert (len(site.made), site.made[0].memory) == (1, -1)
 
     watch.tick(site.now)
-    assert len(site.made) == 1
-    site.made[0].objects = 50
-    watch.on_measured(site.now)
+    watch.tick(site.now)
+    assert (len(site.made), site.made[0].measures) == (1, 1)
+    meter.on_measured(site.made[0], found, site.now)
+    watch.tick(site.now)
     assert len(site.made) == 2
 
     site.ready(site.made[1])
-    watch.on_measured(site.now)
+    meter.on_measured(site.made[0], found, site.now)
+    watch.tick(site.now)
     assert len(site.made) == 2
 
 

@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from isowsgi.worker.memorylimit import _statm, rss_bytes
+from isowsgi.worker.processmemory import _statm, rss_bytes
 
 
 def test_memory_can_be_read_without_a_free_descriptor() -> None:

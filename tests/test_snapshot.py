@@ -22,7 +22,15 @@ def board() -> Iterator[Board]:
 
 
 def mount(pattern: str, state: str = "serving", **more: Any) -> dict[str, Any]:
-    facts = {"app": "a:application", "isolation": "own-gil", "reason": "auto", "generation": 1, "threads": 2, "parked": 0}
+    facts = {
+        "app": "a:application",
+        "isolation": "own-gil",
+        "reason": "auto",
+        "generation": 1,
+        "threads": 2,
+        "parked": 0,
+        "memory_bytes": 5,
+    }
     return {"pattern": pattern, "state": state, **facts, "boot_error": None, "instances": [], **more}
 
 

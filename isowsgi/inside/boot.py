@@ -8,7 +8,6 @@ interpreter (3.11). Apps are loaded, called and ended in threads born here.
 from __future__ import annotations
 
 import _thread
-import gc
 import importlib
 import math
 import os
@@ -27,6 +26,7 @@ from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.files import FileWatch
+from isowsgi.inside.heap import Heap
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
 from isowsgi.inside.private import share, theirs
@@ -138,6 +138,7 @@ class Instance:
         self._watcher: Watcher | None = None
         self._stacks = Stacks(order.host.can_see_stacks, order.host.frames_are_own)
         self._admission: Admission | None = None
+        self._heap = Heap()
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._routes = order.serving.routes
@@ -184,7 +185,7 @@ class Instance:
                 messages.ShellInput: self._consoles.put,
                 messages.EndShell: self._consoles.end,
                 messages.EndProfile: lambda order: self._profiler.drop(order.ask),
-                messages.Measure: lambda order: self._control.report(messages.Measured(objects=len(gc.get_objects()))),
+                messages.Measure: lambda order: self._control.report(self._heap.measure()),
             },
             on_lost=self._lose_worker,
             duty=self._look_after,

@@ -28,6 +28,7 @@ class HostedInstance(CountedInstance, abc.ABC):
         OSError: no descriptor is left.
     """
 
+    pid: int | None = None  # of its own process, if it has one and that was started
     can_be_killed = False  # whether a thread that does not end can be ended with its process
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
     is_in_line = False  # whether it has not begun to go, as others go before it
@@ -50,12 +51,12 @@ class HostedInstance(CountedInstance, abc.ABC):
         self.stuck_since = 0.0  # seconds since the epoch
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
+        self.memory = self.memory_at_boot = -1  # bytes, when last measured, and when measured first; -1: not yet. See `worker.meter`
         self.objects_at_boot = 0
         self._effects: dict[type, Callable[[Any], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,
             messages.Extensions: lambda report: self.extensions.extend(report.extensions),
-            messages.Measured: self._on_measured,
             messages.Closed: lambda report: self._on_ended(report.threads),
         }
         self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by the side that outlives the other
@@ -197,9 +198,6 @@ class HostedInstance(CountedInstance, abc.ABC):
         self.failed_in_hook = report.is_in_hook
         self.extensions += report.extensions
         self.refused, self.unknown_extension = report.refused, report.unknown_extension
-
-    def _on_measured(self, report: messages.Measured) -> None:
-        self.objects = report.objects
 
     def _on_ended(self, threads_left: int) -> None:
         self.threads_left = threads_left

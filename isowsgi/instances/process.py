@@ -112,7 +112,7 @@ class ProcessInstance(HostedInstance):
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
     @property
-    def pid(self) -> int | None:
+    def pid(self) -> int | None:  # type: ignore[override] # is known once the keeper has started it
         """Return the child's process id, once it was started."""
         return None if self._child is None else self._child.pid
 

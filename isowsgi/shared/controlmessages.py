@@ -47,6 +47,8 @@ class InstanceStatus(OpenValue):
     requests: int
     in_flight: list[InFlight]
     error: str
+    memory_bytes: int | None = None  # None: not measured yet
+    memory_at_boot_bytes: int | None = None
 
 
 class InstanceStacks(InstanceStatus):
@@ -94,6 +96,7 @@ class MountStatus(OpenValue):
     instances: list[InstanceStatus]
     last_error: LastError | None
     counts: MountCounts | None = None
+    memory_bytes: int | None = None  # of all its instances together; None: not measured yet
 
 
 class Incident(OpenValue):

@@ -235,7 +235,7 @@ class EndShell(Value):
 
 
 class Measure(Value):
-    """Report how many objects there are."""
+    """Look at a part of the app's objects, for a few milliseconds, and report what memory it has."""
 
 
 class Reroute(Value):
@@ -353,9 +353,14 @@ class ShellOutput(Value):
 
 
 class Measured(Value):
-    """The answer to `Measure`."""
+    """The answer to `Measure`. But for the last look of a round its figures are those of the round before."""
 
-    objects: int
+    is_whole: bool  # whether this look was the last of a round
+    took_s: float  # CPU time of this look
+    objects: int  # that the garbage collector knows
+    small: int  # bytes of the allocator of small blocks, which interpreters with a shared GIL have in common; -1: not known
+    large: int  # bytes in larger blocks
+    weight: int  # by which interpreters that share an allocator are compared, see `inside.heap`
 
 
 class Closed(Value):

@@ -187,6 +187,19 @@ def _mounts(reading: Reading) -> Iterator[Metric]:
     yield instances
 
     yield from _loads(reading, [mount for _, mount in said], served)
+    yield _memory(mount for _, mount in said)
+
+
+def _memory(said: Iterable[dict[str, Any]]) -> Metric:
+    text = "Memory of a mount's instances; mounts of one group share theirs, and each has all of it here."
+    gauge = GaugeMetricFamily("isowsgi_memory_bytes", text, labels=("mount", "isolation", "group"))
+    sizes: Tally[tuple[str, str, str]] = Tally()
+    for mount in said:
+        if mount.get("memory_bytes") is not None:
+            sizes[mount["pattern"], mount["isolation"], mount.get("group") or ""] += mount["memory_bytes"]
+    for labels, size in sizes.items():
+        gauge.add_metric(labels, size)
+    return gauge
 
 
 def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> Iterator[Metric]:

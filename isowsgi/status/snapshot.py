@@ -171,6 +171,9 @@ def _mount(
         "in_flight": len(busy),
         "queued": sum(region.queued.get(pattern, 0) for region, _ in said),
         "parked": sum(mount["parked"] for _, mount in said),
+        "memory_bytes": _sum_of_known(mount.get("memory_bytes") for _, mount in said),
+        # Of the worker that began last: others may have another history.
+        "memory_trend": newest.get("memory_trend"),
         "requests": counters.requests,
         "responses": responses(counters),
         **{name: counters.get(word) for name, word in _COUNTERS.items()},
@@ -217,6 +220,11 @@ def _trouble(app: str, recent: dict[str, Any]) -> dict[str, str] | None:
     if app == _OWN_APP or failed < _MANY_FAILED or failed < _FAILING_SHARE * responses:
         return None
     return {"level": "bad", "text": f"answered {failed} of {responses} requests of the last minute with 5xx"}
+
+
+def _sum_of_known(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _live(instances: Iterable[dict[str, Any]]) -> int:

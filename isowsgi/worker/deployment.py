@@ -18,7 +18,7 @@ from isowsgi.instances.bootorder import name_of
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN
-from isowsgi.shared.messages import Part
+from isowsgi.shared.messages import Measured, Part
 from isowsgi.shared.routing import Route
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
@@ -28,6 +28,7 @@ from isowsgi.worker.isolation import Siting
 from isowsgi.worker.recovery import Recovery
 from isowsgi.worker.slots import Instance, Slots
 from isowsgi.worker.succession import Succession
+from isowsgi.worker.trend import Trend
 from isowsgi.worker.upkeep import Upkeep
 
 
@@ -80,8 +81,8 @@ class Surroundings(Protocol):
     def on_answer(self, instance: Instance, report: Part) -> None:
         """Take a part of an answer to a question of the operator's."""
 
-    def on_measured(self, now: float) -> None:
-        """Take note that an instance has said how many objects it has."""
+    def on_measured(self, instance: Instance, report: Measured, now: float) -> None:
+        """Take what an instance has found out about its memory."""
 
 
 class Deployment:
@@ -128,6 +129,7 @@ class Deployment:
         self.reports = Reports(self)
         self.upkeep = Upkeep(self)
         self.succession = Succession(self)
+        self.trend = Trend()
         self.quotas: dict[Instance, int] = {}  # requests after which it is replaced
         self.routes: list[Route] = []  # that its instances know, and the next ones are told; the table sets these two
         self.status = Status()  # who may see the status page, if it is that

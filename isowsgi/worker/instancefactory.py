@@ -20,7 +20,7 @@ from isowsgi.instances.process import ProcessInstance
 from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
-from isowsgi.shared.messages import BootOrder, Part
+from isowsgi.shared.messages import BootOrder, Measured, Part
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.bootqueue import Boots, boots_at_a_time, machine_times
@@ -78,7 +78,7 @@ class Workshop:
         self.on_report: Callable[[], None] = lambda: None
         self.on_files: Callable[[list[str]], None] = lambda files: None
         self.on_answer: Callable[[Instance, Part], None] = lambda instance, report: None
-        self.on_measured: Callable[[float], None] = lambda now: None
+        self.on_measured: Callable[[Instance, Measured, float], None] = lambda instance, report, now: None
         self._acceptor: Acceptor | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._fds = {"board": board.fd} if origins_fd is None else {"board": board.fd, "origins": origins_fd}

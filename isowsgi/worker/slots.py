@@ -30,6 +30,9 @@ class Instance(Protocol):
     stuck_since: float
     boot_s: float
     objects: int
+    memory: int
+    memory_at_boot: int
+    pid: int | None
     objects_at_boot: int
     threads: int
     first_row: int

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from isowsgi.configuration import Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.memorylimit import rss_mib
+from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.supervisor import Supervisor
 
 # No line is folded: a log is read in a window that scrolls, or in a file.

@@ -22,7 +22,9 @@ from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.instancefactory import Workshop
 from isowsgi.worker.livetable import LiveTable
-from isowsgi.worker.memorylimit import MemoryWatch, rss_mib
+from isowsgi.worker.memorylimit import MemoryWatch
+from isowsgi.worker.meter import Meter
+from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.reloadqueue import Places
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.table import Table
@@ -84,8 +86,11 @@ class Supervisor:
             self._workshop.on_files = on_files
         self.live = LiveTable(config, board, containment, self._make_deployment, self._workshop.recall, self._on_switch)
         self._acceptor: Acceptor | None = None
-        self._memory = MemoryWatch(lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss)
-        self._workshop.on_measured = self._memory.on_measured
+        self._meter = Meter(self.live.all)
+        self._memory = MemoryWatch(
+            lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss, self._meter
+        )
+        self._workshop.on_measured = self._meter.on_measured
         self._workshop.forks_processes = lambda: self.table.config.limits.fork_server
 
     @property
@@ -140,6 +145,7 @@ class Supervisor:
         self._reporter = Reporter(self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor)
         interpreters.preload()
         self.rss_at_start = rss_mib()
+        self._meter.start(acceptor.later)
         now, call = time.monotonic(), self._containment.call
         for deployment in self.deployments:
             # Of all of them first: what one may load, others may.
@@ -180,6 +186,7 @@ class Supervisor:
         call("queue of replacements", self._workshop.turns.pass_on, now)
         call("ends of interpreters", self._workshop.departures.tick, now)
         call("fork servers", self._workshop.keep_fork_servers, self.live.all())
+        call("measuring memory", self._meter.tick, now)
         call("memory check", self._memory.tick, now)
         if self._reporter is not None:
             call("report to the scoreboard", self._reporter.tick, now)

@@ -23,7 +23,8 @@ from isowsgi.shared.rows import RELOADS, STUCK
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.memorylimit import rss_bytes
+from isowsgi.worker.meter import memory_of
+from isowsgi.worker.processmemory import rss_bytes
 from isowsgi.worker.recent import Recent
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.tenants import Template
@@ -166,6 +167,8 @@ class Reporter:
             "threads": self._orders.threads_of(mount),
             "parked": parked,
             **({"tenants": deployment.facts()} if isinstance(deployment, Template) else {}),
+            "memory_bytes": memory_of(deployment),
+            "memory_trend": {"step_s": deployment.trend.step_s, "mib": deployment.trend.mib},
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
             "recent": self._recent.of(mount.number),
             "errors": [_group(group) for group in incidents.groups_of(mount.pattern, _MOST_GROUPS, with_details=False)],
@@ -184,6 +187,8 @@ class Reporter:
             "boot_s": instance.boot_s,
             "requests": instance.requests(),
             "objects": max(instance.objects, 0) or instance.objects_at_boot,
+            "memory_bytes": instance.memory if instance.memory >= 0 else None,
+            "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
             "first_row": instance.first_row,
             "rows": instance.rows,
             "stuck_since": instance.stuck_since if is_stuck else None,

@@ -43,7 +43,8 @@ from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.control.shells import Shells
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.memorylimit import rss_mib
+from isowsgi.worker.meter import memory_of
+from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.tenants import Template, with_tenants
@@ -315,6 +316,7 @@ class Commands:
         return MountStatus(
             mount=mount.pattern,
             **facts_of(deployment, mount),
+            memory_bytes=memory_of(deployment),
             retry_in_s=deployment.backoff.left_s(now),
             instances=[InstanceStatus(**_instance_facts(instance, now, mount.number)) for instance in deployment.slots.all()],
             last_error=None if incident is None else LastError(at=incident.at, kind=incident.kind, error=incident.error),
@@ -373,6 +375,8 @@ def _instance_facts(instance: Instance, now: float, mount: int | None = None) ->
         "requests": instance.requests(mount),
         "in_flight": [InFlight(request=line, for_s=seconds) for line, seconds in instance.in_flight(now)],
         "error": instance.error,
+        "memory_bytes": instance.memory if instance.memory >= 0 else None,
+        "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
     }
 
 

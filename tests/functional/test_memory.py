@@ -1,0 +1,56 @@
+"""How much memory each app has, told from the outside while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from isowsgi.shared import interpreters
+from tests.conftest import Server, eventually, running_server
+
+OWN = interpreters.OWN_GIL if interpreters.own_gil_error() is None else interpreters.SHARED_GIL
+
+CONFIG = f"""
+[mounts]
+"/own" = {{ app = "leaks", isolation = "{OWN}" }}
+"/shared" = {{ app = "leaks", isolation = "shared-gil" }}
+"/process" = {{ app = "leaks", isolation = "process" }}
+"/quiet" = {{ app = "leaks", isolation = "{OWN}" }}
+"/quiet-shared" = {{ app = "leaks", isolation = "shared-gil" }}
+"/status" = {{ app = "isowsgi.status:application" }}
+"""
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("memory"), CONFIG, wait_for=6) as started:
+        yield started
+
+
+def mounts(server: Server) -> dict[str, dict[str, Any]]:
+    return {mount["pattern"]: mount for mount in server.get("/status/status.json").json()["mounts"]}
+
+
+def sizes(server: Server) -> dict[str, int | None]:
+    return {pattern: mount["memory_bytes"] for pattern, mount in mounts(server).items()}
+
+
+@pytest.mark.parametrize("path", ["/large", "/small"])
+@pytest.mark.parametrize("pattern", ["/own", "/shared", "/process"])
+def test_the_app_that_leaks_is_told_with_what_it_leaked(server: Server, pattern: str, path: str) -> None:
+    """By 15 %, in each home, for large blocks and small ones; and its neighbours have not grown."""
+    eventually(lambda: None not in sizes(server).values(), "a figure for each mount")
+    before = sizes(server)
+    for _ in range(6):
+        assert server.get(f"{pattern}{path}?5").status_code == 200
+
+    def grown(pattern: str) -> float:
+        return ((sizes(server)[pattern] or 0) - (before[pattern] or 0)) / MIB
+
+    eventually(lambda: 0.85 * 30 < grown(pattern) < 1.15 * 30, f"30 MiB more of {pattern}")
+    for other in {"/own", "/shared", "/process", "/quiet", "/quiet-shared"} - {pattern}:
+        assert grown(other) < 0.15 * 30
