@@ -481,7 +481,8 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 MOUNT_KEYS = (
     "app, body_timeout, boot_timeout, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, "
-    "max_age, max_live, max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, on_request_start, "
+    "max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, "
+    "on_request_start, "
     "policy, preload, python, pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, "
     "threads, touch, venv, warmup, watch"
 )
@@ -617,6 +618,11 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
         ("min_rate = 0.5", "min_rate: expected a whole number, got 0.5 (a float)"),
         ("boot_timeout = nan", "boot_timeout: must be 0 (no limit) to 604800 seconds, got nan"),
         ("queue = -1", "queue: must be 0 to 1000000000, got -1"),
+        ("max_memory = 300", "max_memory: expected a size with its unit, such as '300M', got 300 (a whole number)"),
+        (
+            'max_memory = "0.5G"',
+            "max_memory: expected a whole number with K, M or G (of 1024), such as '300M', and 1024G at most; got '0.5G'",
+        ),
         ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
         ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
         ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),

@@ -93,6 +93,32 @@ def test_over_max_rss_the_mount_that_grew_most_is_replaced_once_all_are_measured
     assert len(site.made) == 2
 
 
+def test_an_instance_over_its_max_memory_is_replaced_once() -> None:
+    site = up(max_memory=2**20)
+    site.made[0].memory_at_boot, site.made[0].memory = 2**19, 2**21
+    site.wait(1)
+    assert len(site.made) == 1, "not in its first seconds"
+    site.wait(10)
+    site.wait(1)
+    assert len(site.made) == 2
+
+    site.ready(site.made[1])
+    site.closed(site.made[0])
+    site.wait(30)
+    assert len(site.made) == 2
+
+
+def test_an_app_that_needs_its_max_memory_from_the_start_is_not_loaded_again_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    site = up(max_memory=2**20)
+    site.made[0].memory = site.made[0].memory_at_boot = 2**21
+    for _ in range(3):
+        site.wait(20)
+
+    assert len(site.made) == 1
+    said = "/ #1: uses 2 MiB right after it is loaded, and max_memory is 1M; not replacing it for that: raise max_memory"
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+
 def test_the_request_that_wakes_a_mount_puts_it_before_those_that_nobody_waits_for() -> None:
     site = Site(lazy=True)
     site.around.is_crowded = True

@@ -8,7 +8,7 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks, places, targets, variables
+from isowsgi.configuration import checks, places, sizes, targets, variables
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, wrong_type
 from isowsgi.configuration.merging import joint_faults
@@ -54,6 +54,7 @@ from isowsgi.configuration.tables import (
     RedirectTarget,
     Replace,
     Seconds,
+    Size,
     Switch,
     Threads,
     UrlPath,
@@ -159,6 +160,7 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Switch: partial(checks.typed, bool),
         Count: partial(checks.whole_number, least=0, most=MAX_COUNT),
         AtLeastOne: partial(checks.whole_number, most=MAX_COUNT),
+        Size: sizes.size,
         Path: partial(places.new_path, folder=folder),
         NewFile: partial(places.new_file, folder=folder),
         NewFolder: partial(places.new_folder, folder=folder),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # Settings of a mount that only the worker obeys; `warmup` and `boot_timeout` from the next load on.
 _OF_THE_WORKER = frozenset({
-    "boot_timeout", "exists", "hosts", "idle_timeout", "lazy", "max_age", "max_live", "max_requests", "max_requests_jitter", "on_crash",
-    "redirect", "replace", "status", "touch", "warmup",
+    "boot_timeout", "exists", "hosts", "idle_timeout", "lazy", "max_age", "max_live", "max_memory",
+    "max_requests", "max_requests_jitter", "on_crash", "redirect", "replace", "status", "touch", "warmup",
 })  # fmt: skip
 
 # Settings that the instances are told, by `messages.Limits`.

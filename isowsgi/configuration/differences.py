@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from isowsgi.configuration import costs
+from isowsgi.configuration import costs, sizes
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.values import Config, Mount
 from isowsgi.shared import policies
@@ -125,6 +125,8 @@ def settings_of(table: Any, salt: str) -> Settings:
             said |= {"app": text_of(f"{value.target}:{value.call}")} if value.target else {}
         elif field.name == "env":
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
+        elif field.name == "max_memory" and value:
+            said["max_memory"] = text_of(sizes.text(value))
         elif isinstance(value, Mapping):
             said |= _of_words(field.name, value)
         elif field.name == "file":

@@ -27,6 +27,7 @@ LongSeconds = NewType("LongSeconds", float)
 Switch = NewType("Switch", bool)
 Count = NewType("Count", int)
 AtLeastOne = NewType("AtLeastOne", int)
+Size = NewType("Size", int)
 Path = NewType("Path", str)
 NewFile = NewType("NewFile", str)
 NewFolder = NewType("NewFolder", str)
@@ -82,6 +83,7 @@ class Settings:
     max_requests: Count | None = None
     max_requests_jitter: Count | None = None
     max_age: LongSeconds | None = None
+    max_memory: Size | None = None
     log: NewFile | None = None
     slow_request: LongSeconds | None = None
     server_timing: Switch | None = None

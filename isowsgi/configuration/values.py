@@ -86,6 +86,7 @@ class Mount:
     max_requests: int = 0  # after which an instance is replaced; 0: never
     max_requests_jitter: int = 0  # a random number up to this is added
     max_age: float = 0.0  # seconds; 0: for ever
+    max_memory: int = 0  # bytes that an instance may have before it is replaced; 0: no limit
     log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
     slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
     server_timing: bool = False  # whether responses say in a Server-Timing field where their time went

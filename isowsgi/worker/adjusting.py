@@ -21,6 +21,8 @@ def adjust(deployment: Deployment, members: Sequence[Mount]) -> None:
     """
     before, deployment.members, deployment.mount = deployment.mount, tuple(members), members[0]
     deployment.owes_limits |= limits_of(before) != limits_of(deployment.mount)
+    if before.max_memory != deployment.mount.max_memory:
+        deployment.upkeep.note_memory_limit()
     if before.touch != deployment.mount.touch:
         deployment.upkeep.note_touched()
     if (before.max_requests, before.max_requests_jitter) != (deployment.mount.max_requests, deployment.mount.max_requests_jitter):

@@ -87,17 +87,19 @@ class Meter:
         """Look at some processes, and begin to ask interpreters if there is news; about once a second."""
         self._read_processes()
         self._forget()
+        for deployment in self._deployments():
+            deployment.trend.add(memory_of(deployment), now)
         if self._asked is not None:
             if self._asked.state in ENDS or now - self._asked_at > _ANSWER_S:
                 self._ask_next(now)
             return
         found = self._interpreters()
-        if any(each.memory < 0 for each in found) or abs(rss_bytes() - self._rss) > NEWS_BYTES:
+        # Those that are loaded at the same time are measured together, so that what they share is divided among all of them.
+        is_news = any(each.memory < 0 for each in found) and not self._is_any_booting()
+        if is_news or (self._rss and abs(rss_bytes() - self._rss) > NEWS_BYTES):
             self.sweep(now)
         else:
             self._begin([each for each in found if self._is_old(each, now)], now)
-        for deployment in self._deployments():
-            deployment.trend.add(memory_of(deployment), now)
 
     def on_measured(self, instance: Instance, report: messages.Measured, now: float) -> None:
         """Take in what one look has found. An answer that nobody waits for changes nothing."""
@@ -170,6 +172,9 @@ class Meter:
             for each in deployment.slots.all()
             if each.state is State.SERVING and each.isolation != PROCESS
         ]
+
+    def _is_any_booting(self) -> bool:
+        return any(each.state is State.BOOTING for deployment in self._deployments() for each in deployment.slots.all())
 
     def _served(self, instance: Instance) -> int:
         """Return how many requests it has had since it was measured."""

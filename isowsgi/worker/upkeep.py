@@ -9,7 +9,7 @@ import os
 import random
 from typing import TYPE_CHECKING
 
-from isowsgi.configuration import Mount
+from isowsgi.configuration import Mount, sizes
 from isowsgi.instances.lifecycle import State
 from isowsgi.worker.slots import Instance
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # Boots of one mount that may hang at a time, or have left threads behind. Each keeps an interpreter and a thread, and a worker's restart
 # would not help.
 _MOST_HUNG_BOOTS = 2
+
+# How old an instance is at least when it is replaced for its memory, and how much of the limit it may have when it is new: an app that
+# needs as much to begin with, or leaks faster than it loads, would be loaded again and again.
+_MEMORY_PAUSE_S = 10.0
+_MOST_OF_LIMIT = 0.9
 
 
 class Upkeep:
@@ -37,6 +42,8 @@ class Upkeep:
         self.quiet_since = 0.0
         self.owes_release = False
         self._was_overdue = False
+        self._over = 0  # the latest generation that was replaced for its memory
+        self._was_told_of_memory = False  # that the limit is too low
         self._held_back: float | None = None  # the try of which the log says that it is not made
 
     @property
@@ -46,6 +53,10 @@ class Upkeep:
     def note_touched(self) -> None:
         """Take the file whose change replaces the mount's instances for unchanged from now on: it is another file."""
         self._touched = _changed_at(self._mount.touch)
+
+    def note_memory_limit(self) -> None:
+        """Look at all instances by another limit from now on."""
+        self._over, self._was_told_of_memory = 0, False
 
     def set_quota(self, instance: Instance) -> None:
         """Decide after how many requests an instance is replaced."""
@@ -130,9 +141,25 @@ class Upkeep:
         if quota and instance.requests() >= quota:
             deployment.quotas[instance] = 0
             deployment.replace(f"served {instance.requests()} requests", now)
+        elif mount.max_memory and instance.memory > mount.max_memory:
+            self._look_at_memory(instance, age, now)
         elif mount.max_age and age > mount.max_age:
             deployment.slots.began[instance] = now
             deployment.replace(f"older than {mount.max_age:g} s", now)
+
+    def _look_at_memory(self, instance: Instance, age: float, now: float) -> None:
+        """Replace an instance that has more memory than it may; once, and not if its successor would have as much."""
+        if instance.generation <= self._over or age < _MEMORY_PAUSE_S:
+            return
+        limit = f"max_memory is {sizes.text(self._mount.max_memory)}"
+        if instance.memory_at_boot > self._mount.max_memory * _MOST_OF_LIMIT:
+            if not self._was_told_of_memory:
+                text = "%s: uses %d MiB right after it is loaded, and %s; not replacing it for that: raise max_memory"
+                self._log.warning(text, instance.tag, instance.memory_at_boot >> 20, limit)
+            self._was_told_of_memory = True
+            return
+        self._over, self._was_told_of_memory = self._deployment.generation, False
+        self._deployment.replace(f"uses {instance.memory >> 20} MiB, {limit}", now)
 
     def _hung_boots(self) -> int:
         slots = self._deployment.slots

@@ -25,7 +25,7 @@ def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     mib = int(environ["QUERY_STRING"] or 0)
     if environ["PATH_INFO"] == "/large":
         for _ in range(mib):
-            KEPT.append(bytes(_MIB))
+            KEPT.append(b"x" * _MIB)  # not zeros, which take no memory before somebody writes to it
     elif environ["PATH_INFO"] == "/small":
         for number in range(mib * _MIB // _ITEM_BYTES):
             KEPT.append(Item(f"{number:0200}"))
