@@ -38,7 +38,7 @@ _AT_ONCE = 64
 _LONG_BYTES, _SAMPLE = 32 * 1024, 2048
 
 # How long one look may take, beside the list of all containers (1 ms for 60,000). The control thread holds the GIL for as long.
-LOOK_S = 0.002
+LOOK_S = 0.003
 
 _Sizer = Callable[[Any], int]
 _mro: Any = type.__dict__["__mro__"].__get__
@@ -70,7 +70,7 @@ class Heap:
         """Have one look, and return what is known."""
         started = time.thread_time()
         is_whole = self.look()
-        small = pymalloc.bytes_in_use() if is_whole else None
+        small = pymalloc.bytes_in_use()
         return messages.Measured(
             is_whole=is_whole,
             took_s=round(time.thread_time() - started, 6),

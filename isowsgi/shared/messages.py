@@ -353,7 +353,7 @@ class ShellOutput(Value):
 
 
 class Measured(Value):
-    """The answer to `Measure`. But for the last look of a round its figures are those of the round before."""
+    """The answer to `Measure`. But for the last look of a round its figures, except `small`, are those of the round before."""
 
     is_whole: bool  # whether this look was the last of a round
     took_s: float  # CPU time of this look

