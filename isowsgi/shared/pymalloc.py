@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Lines of that text.
-_TOTAL = b"\nTotal "
-_UNUSED = b" unused pools * "
+# The line of that text that has the figure.
+_ALLOCATED = b"\n# bytes in allocated blocks "
 
 
 def load() -> Any:
@@ -24,7 +23,7 @@ def load() -> Any:
 
 
 def bytes_in_use() -> int | None:
-    """Return the bytes of the arenas, without pools that hold nothing; None where that cannot be known (PYTHONMALLOC=malloc, no ctypes).
+    """Return the bytes of blocks that are allocated; None where that cannot be known (PYTHONMALLOC=malloc, no ctypes).
 
     The caller's interpreter is the one that is asked, and its GIL is held all the while: nobody allocates from these arenas meanwhile.
     """
@@ -52,14 +51,8 @@ def bytes_in_use() -> int | None:
 
 
 def _in_use(text: bytes) -> int | None:
-    total = text.find(_TOTAL)
-    if total < 0:
+    start = text.find(_ALLOCATED)
+    if start < 0:
         return None
-    unused = text.find(_UNUSED)
-    return _figure(text, total + 1) - (_figure(text, unused) if unused >= 0 else 0)
-
-
-def _figure(text: bytes, start: int) -> int:
-    """Return the number at the end of the line that has a place."""
-    line = text[start : text.find(b"\n", start)]
+    line = text[start + 1 : text.find(b"\n", start + 1)]
     return int(line.rpartition(b"=")[2].replace(b",", b""))
