@@ -584,3 +584,13 @@ def test_a_stop_first_mount_that_was_not_loaded_is_loaded_at_the_switch() -> Non
     site.all_load()
 
     assert site.of("/a").state() == "serving"
+
+
+def test_whether_the_files_are_watched_is_taken_up() -> None:
+    """It needed SIGHUP, which loads every app again."""
+    site = Site(mount("/a"))
+    kept = site.of("/a")
+
+    site.apply(mount("/a"), control=Control(watch=True))
+
+    assert (site.of("/a"), site.live.table.config.control.watch) == (kept, True)

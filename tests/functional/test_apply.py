@@ -308,9 +308,8 @@ def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: Start
     assert f"sent SIGHUP to gunicorn {server.process.pid}: " in shown.stdout
     eventually(lambda: server.workers() not in ([], [worker]) and len(server.workers()) == 1)
     in_every_worker(server, "/changes", ["/changes", "1", "new"])
-    edit(server, ("[control]", "[control]\nwatch = true"))
+    edit(server, ("[control]", "[control]\nenabled = false"))
     assert apply(server).returncode == 1
-    edit(server, ("watch = true", "enabled = false"))
     [worker] = server.workers()
     assert "sent SIGHUP" in apply(server, "--or-reload").stdout
     server.wait_for_log("/changes #1: serving", 3)
