@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 # would not help.
 _MOST_HUNG_BOOTS = 2
 
-# How old an instance is at least when it is replaced for its memory, and how much of the limit it may have when it is new: an app that
-# needs as much to begin with, or leaks faster than it loads, would be loaded again and again.
-_MEMORY_PAUSE_S = 10.0
+# How old an instance is at least when it is replaced for its memory; doubled each time, up to the second figure, for one that had more than
+# a part of its limit when it was first measured: an app that needs as much to begin with would be loaded again and again.
+_MEMORY_PAUSE_S, _LONGEST_MEMORY_PAUSE_S = 10.0, 3600.0
 _MOST_OF_LIMIT = 0.9
 
 
@@ -43,7 +43,7 @@ class Upkeep:
         self.owes_release = False
         self._was_overdue = False
         self._over = 0  # the latest generation that was replaced for its memory
-        self._was_told_of_memory = False  # that the limit is too low
+        self._memory_pause_s = _MEMORY_PAUSE_S
         self._held_back: float | None = None  # the try of which the log says that it is not made
 
     @property
@@ -56,7 +56,7 @@ class Upkeep:
 
     def note_memory_limit(self) -> None:
         """Look at all instances by another limit from now on."""
-        self._over, self._was_told_of_memory = 0, False
+        self._over, self._memory_pause_s = 0, _MEMORY_PAUSE_S
 
     def set_quota(self, instance: Instance) -> None:
         """Decide after how many requests an instance is replaced."""
@@ -148,17 +148,18 @@ class Upkeep:
             deployment.replace(f"older than {mount.max_age:g} s", now)
 
     def _look_at_memory(self, instance: Instance, age: float, now: float) -> None:
-        """Replace an instance that has more memory than it may; once, and not if its successor would have as much."""
-        if instance.generation <= self._over or age < _MEMORY_PAUSE_S:
+        """Replace an instance that has more memory than it may; less and less often if it had as much when it was first measured."""
+        needs_as_much = instance.memory_at_boot > self._mount.max_memory * _MOST_OF_LIMIT
+        if not needs_as_much:
+            self._memory_pause_s = _MEMORY_PAUSE_S
+        if instance.generation <= self._over or age < self._memory_pause_s:
             return
         limit = f"max_memory is {sizes.text(self._mount.max_memory)}"
-        if instance.memory_at_boot > self._mount.max_memory * _MOST_OF_LIMIT:
-            if not self._was_told_of_memory:
-                text = "%s: uses %d MiB right after it is loaded, and %s; not replacing it for that: raise max_memory"
-                self._log.warning(text, instance.tag, instance.memory_at_boot >> 20, limit)
-            self._was_told_of_memory = True
-            return
-        self._over, self._was_told_of_memory = self._deployment.generation, False
+        if needs_as_much:
+            self._memory_pause_s = min(2 * self._memory_pause_s, _LONGEST_MEMORY_PAUSE_S)
+            text = "%s: used %d MiB soon after it was loaded, and %s; raise max_memory; not replacing it for that again within %d s"
+            self._log.warning(text, instance.tag, instance.memory_at_boot >> 20, limit, self._memory_pause_s)
+        self._over = self._deployment.generation
         self._deployment.replace(f"uses {instance.memory >> 20} MiB, {limit}", now)
 
     def _hung_boots(self) -> int:
