@@ -522,7 +522,7 @@ def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartSer
 
     site.write_text(SITE.replace('"tells"', '"broken"'))
     server.wait_for_log(
-        r"the changed config files were not applied, or not wholly; exit code 1:\n(?:.*\n)*?RuntimeError: broken on purpose"
+        r"the changed config files were not applied, or not wholly; exit code 1:\n(?:.*\n)*?.*RuntimeError: broken on purpose"
     )
     assert told(server, "/site") == ["/site", "1", "None"]
 
