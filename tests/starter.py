@@ -95,7 +95,6 @@ def wait_for_orders(fd: int) -> None:
     """Be the process that forks; returns when the tests have ended, and in each gunicorn when that has."""
     import gunicorn.arbiter  # noqa: F401
 
-    import isowsgi.master.appmodule
     import isowsgi.worker.gunicorn  # noqa: F401
     from isowsgi.inside.cloning import CannotClone, Cloner
 

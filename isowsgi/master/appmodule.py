@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 from typing import Any
 
-from gunicorn.config import Config
 from gunicorn.errors import AppImportError
 
 from isowsgi import configuration
@@ -39,6 +38,8 @@ def config(path: str) -> Any:
 
 def _is_to_be_served() -> bool:
     """Whether gunicorn imports it to serve it: its own classes of workers do, and isowsgi's does not; `--check-config` only imports it."""
+    from gunicorn.config import Config  # late: it takes defaults from the working directory and the environment when it is imported
+
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         cfg = getattr(frame.f_locals.get("self"), "cfg", None)
