@@ -100,6 +100,10 @@ soak: ## load, reloads, kills and hostile apps for MINUTES (30), then an account
 applies: ## add, change, rename and remove one of 200 mounts by `isowsgi apply` under load, 20 times each (ARGS="--flat 1000": one mount a thousand times)
 	@$(call venv,py$$version,test) && exec $$bin/python -m soak.applies $(ARGS)
 
+.PHONY: tenants
+tenants: ## ask 500 tenants of one template in turn, of which 20 live at a time, while some of them are asked all the time; some minutes
+	@$(call venv,py$$version,test) && ISOWSGI_TENANTS=$(or $(TENANTS),500) exec $$bin/python -m pytest -q -s tests/functional/test_tenants.py -k many_tenants
+
 neighbours: ## use each standard module in an interpreter after another one has ended (PYTHON=the newest found, ARGS="zoneinfo")
 	@$(pick) && "$$python" -m tests.neighbours $(ARGS)
 
