@@ -108,7 +108,7 @@ def hits(server: Server) -> list[str]:
 
 def logged(server: Server, mount: str, word: str, line: int) -> list[str]:
     """Return what the log says of a line of a request's code: the call and what became of it."""
-    stack = rf'\n(?:  .*\n)*  File "<the request\'s body>", line {line}, in <module>\n'
+    stack = rf'\n(?:  .*\n)*  \|   File "<the request\'s body>", line {line}, in <module>\n'
     return re.findall(rf"\[WARNING\] {mount} #1: (.*): policy {word} = .*(?={stack})", server.log())
 
 
