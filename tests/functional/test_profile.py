@@ -104,14 +104,17 @@ def test_each_format_is_written_and_another_is_refused_before_anything_is_sample
         commands = [begin(server, f"/{PROCESS}", "--seconds", "0.3", "--cpu", "-o", "cpu.json")]
         assert ended(commands[0])[0] == 0
         assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "-o", "wall.txt"))[0] == 0
-    refused = ended(begin(server, f"/{PROCESS}", "-o", "graph.svg"))
+    command = [sys.executable, "-m", "isowsgi", "profile", f"/{PROCESS}", "-o", "graph.svg"]
+    refused = subprocess.run(
+        command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
 
     speedscope = json.loads((server.folder / "cpu.json").read_text())
     assert speedscope["$schema"] == "https://www.speedscope.app/file-format-schema.json"
     assert speedscope["profiles"][0]["weights"]
     assert all(re.fullmatch(r".+ \d+", line) for line in (server.folder / "wall.txt").read_text().splitlines())
-    assert refused[0] == 2
-    assert "expected a file that ends in .html, .json, .txt, got 'graph.svg'" in refused[2]
+    assert refused.returncode == 2
+    assert "expected a file that ends in .html, .json, .txt, got 'graph.svg'" in refused.stderr
 
 
 def test_one_command_samples_a_mount_at_a_time_and_its_end_ends_the_sampling(server: Server) -> None:

@@ -75,7 +75,7 @@ class Shells:
         session.parts[number] = []
         try:
             if not session.instance.tell(messages.ShellInput(ask=session.ask, number=number, source=request.source)):
-                raise Refusal("no-session", "the instance does not take the input")
+                raise Refusal("no-session", "the session has ended with its instance")
             while number not in session.answers:
                 if self._sessions.get(request.serial) is not session:
                     raise Refusal("no-session", "the session has ended")
