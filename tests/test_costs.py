@@ -84,3 +84,12 @@ def test_costs_are_said_in_words() -> None:
     assert costs.text_of(Cost.LOAD, "~", "/a", None) == "loads a new generation"
     assert costs.text_of(Cost.LOAD, "+", "/a", '"g"') == 'loads a new generation of group "g"'
     assert costs.text_of(Cost.STOP_FIRST, "~", "/a", None) == "ends, then loads a new generation; requests wait"
+
+
+def test_an_app_that_becomes_a_redirect_ends_and_the_other_way_it_is_loaded() -> None:
+    """The plan said "in place"."""
+    app, redirect, other = mount("/a"), mount("/a", redirect="/new", lazy=True), mount("/a", redirect="/other", lazy=True)
+
+    assert told(config(app), config(redirect))["/a"] is Cost.END
+    assert told(config(redirect), config(app))["/a"] is Cost.LOAD
+    assert told(config(redirect), config(other))["/a"] is Cost.IN_PLACE

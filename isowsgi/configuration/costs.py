@@ -42,7 +42,9 @@ def is_in_place(old: Mount, new: Mount) -> bool:
     """Whether a mount can go on with other settings."""
     if old == new:  # nearly all of a table, and a tenth of the time
         return True
-    if (old.lazy and not new.lazy) or bool(old.max_live) != bool(new.max_live) or (not old.request_timeout and new.request_timeout):
+    if bool(old.max_live) != bool(new.max_live) or bool(old.redirect) != bool(new.redirect):
+        return False  # one of them has no instance
+    if (old.lazy and not new.lazy) or (not old.request_timeout and new.request_timeout):
         return False  # it may have to be loaded; what interrupts requests is there only if it was asked for when the app was loaded
     return attrs.evolve(old, **{name: getattr(new, name) for name in IN_PLACE}) == new
 
@@ -55,8 +57,10 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
         cost = Cost.IN_PLACE if group in befores and all(_goes_on(old.mounts[each], new.mounts[each]) for each in group) else Cost.LOAD
         settings = new.mounts[group[0]]
         replaced = [old.mounts[each] for each in group if each in old.mounts]
-        if settings.get("redirect"):
-            cost = Cost.IN_PLACE  # there is nothing to load
+        if settings.get("redirect"):  # there is nothing to load
+            cost = Cost.IN_PLACE if all("redirect" in each for each in replaced) else Cost.END
+            if any(each.get("isolation") == '"main"' for each in replaced):
+                cost = Cost.SIGHUP
         if cost is Cost.LOAD and any(each.get("isolation") == '"main"' for each in [*replaced, settings]):
             cost = Cost.SIGHUP
         elif cost is Cost.LOAD and replaced and any(each.get("replace") == '"stop-first"' for each in [*replaced, settings]):
@@ -99,7 +103,7 @@ def _goes_on(old: Settings, new: Settings) -> bool:
     changed = {name for name in {*old, *new} - {"file"} if old.get(name) != new.get(name)}
     if (
         ("lazy" in changed and "lazy" not in new)
-        or ("max_live" in old) != ("max_live" in new)
+        or any((name in old) != (name in new) for name in ("max_live", "redirect"))
         or ("request_timeout" in changed and old.get("request_timeout") == "0.0")
     ):
         return False
