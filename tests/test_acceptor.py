@@ -16,6 +16,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders
 
+from isowsgi.configuration import App, Mount
 from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.settings import Settings
 from isowsgi.shared.containment import Containment
@@ -449,6 +450,72 @@ def test_only_the_clients_of_the_mount_that_came_up_are_looked_at(place: Place) 
         place.acceptor.release(1)
 
         assert place.seen.parked == 1
+
+
+class Tenants:
+    """A template at "/a" of which as many live as have a place."""
+
+    def __init__(self, place: Place, **settings: Any) -> None:
+        self.places = 0
+        self.entered: list[str] = []
+        app = App(kind="module", target="m", call="app")
+        mount = Mount(pattern="*.x/a", host="*.x", prefix="/a", app=app, max_live=1, **{"queue": 2, "queue_timeout": 60.0, **settings})
+        place.acceptor.dispatcher.special = {0: mount}
+        place.acceptor.dispatcher.tenant = self.tenant
+
+    def tenant(self, number: int, host: str, waited_s: float, may_enter: bool) -> int | NotServing | None:
+        if host in self.entered:
+            return 7
+        if not self.places or not may_enter:
+            return NotServing.FULL
+        self.places -= 1
+        self.entered.append(host)
+        return 7
+
+
+def asks(host: str) -> bytes:
+    return b"GET /a HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode()
+
+
+def test_requests_for_tenants_wait_for_a_place_one_after_the_other_and_few_of_them(place: Place) -> None:
+    """Who came later took the place, and a look at all who waited was made whenever anything happened."""
+    tenants = Tenants(place)
+    with place.connect(asks("w.x")):
+        place.turn_until(lambda: place.seen.parked == 1)
+        with place.connect(asks("w2.x")):
+            place.turn_until(lambda: place.seen.parked == 2)
+            with place.connect(asks("w.x")) as third:
+                assert place.conversation(third).startswith(b"HTTP/1.1 503 ")
+            tenants.places = 1
+            place.take().close()
+            with place.connect(asks("w.x")):
+                place.take().close()  # it lives now
+            assert (tenants.entered, place.seen.parked) == (["w.x"], 1)
+            tenants.places = 1
+            place.take().close()
+    assert tenants.entered == ["w.x", "w2.x"]
+
+
+def test_a_request_for_a_tenant_waits_for_a_place_no_longer_than_it_may(place: Place) -> None:
+    Tenants(place, queue_timeout=0.1)
+    with place.connect(asks("w.x")) as client:
+        assert place.conversation(client).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_request_that_waits_for_an_app_which_becomes_a_redirect_is_redirected(place: Place) -> None:
+    """It was looked at while the dispatcher did not know yet that the mount has no app, which then was loaded over and over."""
+    place.instance = NotServing.BOOTING
+    with place.connect(A) as client:
+        place.turn_until(lambda: place.seen.parked == 1)
+        place.instance = NotServing.FAILED  # what the mount's deployment says
+        app = App(kind="module", target="-", call="-")
+        mount = Mount(pattern="/a", prefix="/a", app=app, redirect="/new{path}", status=308)
+
+        place.acceptor.set_table(Router([Route(0, "", "/a")]), 20, 60, {0: mount})
+
+        answer = place.conversation(client)
+    assert answer.startswith(b"HTTP/1.1 308 ")
+    assert b"\r\nLocation: /new\r\n" in answer
 
 
 def test_a_client_that_goes_while_it_waits_for_its_mount_is_forgotten(place: Place) -> None:

@@ -1206,3 +1206,11 @@ def test_with_stop_first_an_interpreter_that_is_left_behind_is_waited_for_no_lon
     deployment.upkeep.tick(site.now)
 
     assert [instance.generation for instance in site.made] == [1, 2]
+
+
+def test_a_redirect_loads_nothing() -> None:
+    site = Site(redirect="/new", lazy=True)
+
+    site.deployment.start(site.now)
+
+    assert (site.chosen(), site.made) == (NotServing.FAILED, [])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
+from collections.abc import Iterator
 
 import attrs
 
@@ -24,7 +24,7 @@ def tenant_of(template: Mount, label: str, number: int) -> Mount:
         label: checked by `LABEL`.
         number: that it has in this worker.
     """
-    host = f"{label}.{template.host.removeprefix(WILDCARD)}"
+    host = host_of(template, label)
     return attrs.evolve(
         template,
         number=number,
@@ -39,25 +39,44 @@ def tenant_of(template: Mount, label: str, number: int) -> Mount:
     )
 
 
+def host_of(template: Mount, label: str) -> str:
+    return f"{label}.{template.host.removeprefix(WILDCARD)}"
+
+
 def is_known(template: Mount, label: str) -> bool:
-    """Whether there is a tenant with a label."""
+    """Whether there is a tenant with a label.
+
+    Raises:
+        OSError: that cannot be found out just now; the file system is away.
+    """
     if not LABEL.fullmatch(label):
         return False
-    return template.exists is None or os.path.exists(template.exists.replace(PLACE, label))
+    if template.exists is not None:
+        try:
+            os.stat(template.exists.replace(PLACE, label))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def example(template: Mount) -> Mount:
     """Return the mount of some tenant, under its template's pattern: one that exists, if any does."""
-    paths = sorted(glob.glob(template.exists.replace(PLACE, "*"))) if template.exists is not None else []
-    labels = [label for path in paths if (label := _label_in(template.exists or "", path)) is not None]
-    return attrs.evolve(tenant_of(template, next(iter(labels), "tenant"), template.number), pattern=template.pattern)
+    label = next(_labels(template.exists), "tenant") if template.exists is not None else "tenant"
+    return attrs.evolve(tenant_of(template, label, template.number), pattern=template.pattern)
 
 
-def _label_in(written: str, path: str) -> str | None:
-    """Return the label that a path has where another one has its place."""
-    start, end = written.index(PLACE), len(written) - written.index(PLACE) - len(PLACE)
-    label = path[start : len(path) - end].partition(os.sep)[0]
-    return label if LABEL.fullmatch(label) and written.replace(PLACE, label) == path else None
+def _labels(exists: str) -> Iterator[str]:
+    """Yield the tenants of a template."""
+    folder, start = os.path.split(exists[: exists.index(PLACE)])
+    end = exists[exists.index(PLACE) + len(PLACE) :].partition(os.sep)[0]
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except OSError:
+        return
+    for name in names:
+        label = name[len(start) : len(name) - len(end)]
+        if LABEL.fullmatch(label) and name == start + label + end.replace(PLACE, label) and os.path.exists(exists.replace(PLACE, label)):
+            yield label
 
 
 def has_own_code(template: Mount) -> bool:

@@ -14,10 +14,11 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from isowsgi.configuration import Mount
 from isowsgi.shared import answers
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker, peek
@@ -147,13 +148,14 @@ class Acceptor:
         """Return the epoll set in which instances arm connections that are answered and must be closed gently."""
         return self._clients.lingering.fileno()
 
-    def set_table(self, router: Router, head_timeout_s: float, stall_s: float) -> None:
+    def set_table(self, router: Router, head_timeout_s: float, stall_s: float, special: Mapping[int, Mount]) -> None:
         """Route by another table from now on.
 
         Args:
+            special: see `Dispatcher.set_table`.
             stall_s: how long a client of any mount may take nothing of what is sent to it.
         """
-        self.dispatcher.set_table(router, head_timeout_s)
+        self.dispatcher.set_table(router, head_timeout_s, special)
         if self._relay is not None:
             self._relay.set_limits(head_timeout_s, stall_s)
 

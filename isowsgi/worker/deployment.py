@@ -144,7 +144,7 @@ class Deployment:
 
     def choose(self, now: float) -> Instance | NotServing:
         """Return the instance for the next connection, each in turn; start the mount if it sleeps."""
-        if self.is_quarantined or self.is_stopped or self.is_faulty or self.is_over:
+        if self.is_quarantined or self.is_stopped or self.is_faulty or self.is_over or self.mount.redirect:
             return NotServing.FAILED
         instance = self.slots.choose()
         if instance is not None:
@@ -203,7 +203,7 @@ class Deployment:
 
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none, and none on its way."""
-        if self.is_quarantined or self.is_stopped or self.is_faulty or self.succession.is_open:
+        if self.is_quarantined or self.is_stopped or self.is_faulty or self.succession.is_open or self.mount.redirect:
             return
         self.backoff.retry_at = None
         vacant = self.slots.fill()

@@ -37,6 +37,7 @@ class NotServing(Enum):
 
     BOOTING = "its app is being loaded"
     FAILED = "its app could not be loaded"
+    FULL = "as many tenants are loaded as may be"
 
 
 class Instance(Protocol):
@@ -94,13 +95,19 @@ class Dispatcher:
         self._arrivals = arrivals
         self.special: Mapping[int, Mount] = {}  # mounts without an instance, by their numbers; the table sets these
         # Returns the number of the tenant that a Host names, by the template's; why it has none just now; None if there is no such tenant.
-        self.tenant: Callable[[int, str], int | NotServing | None] = lambda template, host: None
+        self.tenant: Callable[[int, str, float, bool], int | NotServing | None] = lambda template, host, waited_s, may_enter: None
         self._is_holding = False  # whether held connections will be looked at
+        self._full: set[int] = set()  # mounts for which some are held
+        self._is_turn = False  # whether the oldest one that is held for its mount is being looked at
 
-    def set_table(self, router: Router, head_timeout_s: float) -> None:
-        """Route by another table of mounts from now on, also what waits for a mount that is in it no more."""
-        self._peeker, self.head_timeout_s = self._peeker.with_router(router), head_timeout_s
-        mounts = {route.mount for route in router.routes}
+    def set_table(self, router: Router, head_timeout_s: float, special: Mapping[int, Mount]) -> None:
+        """Route by another table of mounts from now on, also what waits for a mount that is in it no more, or has no instance any more.
+
+        Args:
+            special: mounts without an instance, by their numbers.
+        """
+        self._peeker, self.head_timeout_s, self.special = self._peeker.with_router(router), head_timeout_s, special
+        mounts = {route.mount for route in router.routes} - {*special}
         for mount in {client.mount for client in self._clients.in_phase(Phase.PARKED)} - mounts:
             self.release(mount)
 
@@ -188,28 +195,36 @@ class Dispatcher:
             elif self._shares.is_stalled(instance, now):
                 self._answer(client, data, answers.UNAVAILABLE, "the app at this address does not answer", mount, answers.RETRY_LATER_S)
             else:
-                client.is_held = True
-                self._park(client, mount)
-                self._look_at_held_soon()
+                self._hold(client, mount)
 
     def _dispatch_tenant(self, client: Client, data: bytes, length: int, template: Mount) -> None:
         """Dispatch a request to the tenant that its host names."""
+        waited_s = time.monotonic() - client.arrived if client.arrived else 0.0
+        may_enter = self._is_turn or template.number not in self._full
         try:
-            tenant = self.tenant(template.number, self._peeker.host(data[:length], client.peer))
+            tenant = self.tenant(template.number, self._peeker.host(data[:length], client.peer), waited_s, may_enter)
         except ParseException as exc:
             self._refuse(client, exc)
             return
         if tenant is None:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address", template.number)
         elif tenant is NotServing.BOOTING:
-            self._park(client, template.number)  # until there is a place
-        elif tenant is NotServing.FAILED:
+            self._park(client, template.number)  # until what must end first has ended
+        elif tenant is NotServing.FULL and self._may_wait(template, waited_s):
+            self._hold(client, template.number)
+        elif isinstance(tenant, NotServing):
             self._answer(
                 client, data, answers.UNAVAILABLE, "the app at this address is not available", template.number, answers.RETRY_SOON_S
             )
         else:
-            assert not isinstance(tenant, NotServing), "both kinds are dealt with"
             self._dispatch(client, data, tenant)
+
+    def _may_wait(self, template: Mount, waited_s: float) -> bool:
+        """Whether a request may wait for a place among a template's tenants."""
+        if template.queue_timeout and waited_s > template.queue_timeout:
+            return False
+        waiting = sum(client.is_held and client.mount == template.number for client in self._clients.in_phase(Phase.PARKED))
+        return waiting < template.queue
 
     def _redirect(self, client: Client, data: bytes, length: int, mount: Mount) -> None:
         try:
@@ -225,6 +240,13 @@ class Dispatcher:
         client.arrived = client.arrived or time.monotonic()
         self._clients.arm(client)
 
+    def _hold(self, client: Client, mount: int) -> None:
+        """Let a request wait for its turn."""
+        client.is_held = True
+        self._full.add(mount)
+        self._park(client, mount)
+        self._look_at_held_soon()
+
     def _look_at_held_soon(self) -> None:
         if not self._is_holding:
             self._is_holding = True
@@ -233,13 +255,16 @@ class Dispatcher:
     def _look_at_held(self) -> None:
         """Hand over what waited for a mount that has got on since, the oldest first, or answer it if the mount does nothing."""
         self._is_holding = False
+        held = sorted((client for client in self._clients.in_phase(Phase.PARKED) if client.is_held), key=lambda client: client.arrived)
         full: set[int] = set()
-        for client in self._clients.in_phase(Phase.PARKED):
-            if client.is_held and client.mount not in full:
+        self._is_turn = True
+        for client in held:
+            if client.is_held and client.mount not in full:  # else a look at another one has released it
                 client.phase, client.is_held = Phase.PEEKING, False
                 self._clients.guarded(client.sock.fileno(), self.look, client)
                 if client.is_held:
                     full.add(client.mount)
+        self._is_turn, self._full = False, full
         if full:
             self._look_at_held_soon()
 

@@ -17,7 +17,7 @@ from isowsgi.worker import adjusting
 from isowsgi.worker.change import Change
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.table import Table, grouped
-from isowsgi.worker.tenants import Template, host_in, with_tenants
+from isowsgi.worker.tenants import NoTenant, Template, host_in, with_tenants
 
 
 class LiveTable:
@@ -63,21 +63,25 @@ class LiveTable:
         """Return the tenants that live, of all templates of the table."""
         return [each for deployment in self.table.deployments if isinstance(deployment, Template) for each in deployment.live()]
 
-    def tenant(self, pattern: str, now: float) -> Deployment | None:
-        """Return the deployment of a tenant by its pattern, which has no instance if no request came for it; None if there is none such."""
+    def find_tenant(self, pattern: str) -> Deployment | None:
+        """Return the deployment of a tenant by its pattern, or what stands for one that is not loaded; None: there is none such.
+
+        Raises:
+            NoTenant: the pattern could be a tenant's, and there is no such tenant.
+        """
         for deployment in self.table.deployments:
             if isinstance(deployment, Template) and (host := host_in(pattern, deployment.mount)) is not None:
-                found = deployment.tenant(host, now)
-                return found if isinstance(found, Deployment) else None
+                found = deployment.find(host)
+                if found is None:
+                    raise NoTenant(deployment.mount)
+                return found
         return None
 
     def look_at_tenants(self, now: float, is_tick: bool = False) -> None:
         """Do what is due of those who come and go."""
         for deployment in [*self.table.deployments, *self._leaving]:
             if isinstance(deployment, Template):
-                self._containment.call(f"{deployment.name}: its tenants", deployment.look, now)
-                if is_tick:
-                    self._containment.call(f"{deployment.name}: its tenants", deployment.check_existing, now)
+                self._containment.call(f"{deployment.name}: its tenants", deployment.look, now, is_tick)
 
     def prepare(self, config: Config, now: float) -> Change:
         """Begin to load what is new in a config; to be ended by `switch` or `drop`.
@@ -116,18 +120,19 @@ class LiveTable:
         self.table = change.new
         for deployment in change.fresh:
             deployment.is_prepared = False
+        following = change.following()
+        for deployment, before in following:  # first of all: requests that wait are looked at as soon as the table is another one
+            deployment.succession.follow(with_tenants(before))
         self._containment.call("switch to another table", self._on_switch, self.table)
-        for deployment in self.table.deployments:
+        for deployment in with_tenants(self.table.deployments):
             deployment.status = self.table.config.status
+        for deployment in self.table.deployments:
             if deployment not in change.fresh and _is_concerned(deployment, routes):
                 self._containment.call(f"{deployment.name}: its routes", _reroute, deployment, self.table.routes_of(deployment))
         for members, deployment in change.adjusted:
             self._containment.call(f"{deployment.name}: its settings", adjusting.adjust, deployment, members)
             if isinstance(deployment, Template):
-                deployment.adjust_tenants(adjusting.adjust)
-        following = change.following()
-        for deployment, before in following:
-            deployment.succession.follow(before)
+                self._containment.call(f"{deployment.name}: settings of its tenants", deployment.adjust_tenants, adjusting.adjust)
         self._containment.call("what was stopped meanwhile", change.catch_up, now)
         self._let_go(change.gone, now)
         for deployment, _ in following:

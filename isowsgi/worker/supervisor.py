@@ -117,11 +117,11 @@ class Supervisor:
             **settings,
         )
 
-    def _tenant(self, number: int, host: str) -> int | NotServing | None:
+    def _tenant(self, number: int, host: str, waited_s: float, may_enter: bool) -> int | NotServing | None:
         """Return the number of a tenant's mount, by its template's, see `Template.tenant`."""
         template = self.table.deployment_of(number)
         assert isinstance(template, Template), "the table says so"
-        found = template.tenant(host, time.monotonic())
+        found = template.tenant(host, time.monotonic(), waited_s, may_enter)
         return found.mount.number if isinstance(found, Deployment) else found
 
     def _of(self, number: int) -> Deployment:
@@ -130,8 +130,7 @@ class Supervisor:
     def _on_switch(self, table: Table) -> None:
         """Have all who look at the table see another one."""
         assert self._acceptor is not None, "mounts were started"
-        self._acceptor.set_table(table.router, table.config.head_timeout, table.stall_s)
-        self._acceptor.dispatcher.special = table.special
+        self._acceptor.set_table(table.router, table.config.head_timeout, table.stall_s, table.special)
         if self._reporter is not None:
             self._reporter.mounts = table.mounts
 

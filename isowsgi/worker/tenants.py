@@ -2,26 +2,78 @@
 
 There are at most `max_live` of them. For one more the least recently used one that is quiet is ended, as any mount that is taken out of
 the table: its requests in flight are answered, its idle connections go back to the acceptor, and whoever asks for it again loads it again.
-Where none is quiet, requests for newcomers wait for a place, of as many tenants as `queue` says and as long as `queue_timeout`; more are
-answered 503. So a flood of names costs no more than that. What is no tenant is answered 404 and leaves nothing behind.
+One that was loaded or used a moment ago keeps its place, so that the worker does more than load. Where nobody may go, requests for
+newcomers wait for a place, one after the other, see `dispatcher`. So a flood of names costs no more than that. What is no tenant is
+answered 404 and leaves nothing behind; of one that failed it is remembered when it may be tried again, and why it failed.
 
 On the scoreboard tenants count under their template's pattern, so numbers, rows and metrics are bounded by how many live at a time. Each
-worker decides alone. On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
+worker decides alone. On the acceptor's thread; nothing here waits, but for the file system of `exists`. Time is monotonic seconds and
+passed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
+
+import attrs
 
 from isowsgi.configuration import Mount, tenants
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared.routing import WILDCARD, Route, bare_host
+from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
+from isowsgi.worker.incidents import Incidents
+from isowsgi.worker.residents import Residents
+from isowsgi.worker.upkeep import Upkeep
 
 # How many that leave, beside those that live, may have instances that still answer requests, before newcomers wait for their end.
 _MOST_LEAVING = 4
+
+# Of how many tenants it is looked up in a second whether they still exist: each is a system call on the acceptor's thread.
+_LOOKED_UP = 50
+
+# How long a request has waited for a place when it gets that of one that was used a moment ago; where `queue_timeout` says nothing. Half
+# of its default.
+_URGENT_S = 15.0
+
+
+@attrs.frozen
+class _Remembered:
+    """What is kept of a tenant that has failed and lives no more."""
+
+    generation: int
+    backoff: Backoff
+    retry_at: float | None
+    incidents: Incidents
+
+
+class NoTenant(Exception):
+    """A pattern could be a tenant's, but there is no such tenant.
+
+    Attributes:
+        template: that it would have.
+    """
+
+    def __init__(self, template: Mount) -> None:
+        super().__init__(template)
+        self.template = template
+
+
+class NotLoaded(Deployment):
+    """A tenant that is not loaded, for who asks about it: it never starts, and who else lives does not change for it."""
+
+    def start(self, now: float) -> None:
+        """Do nothing: its next request loads it, as a deployment of the template's."""
+
+
+class _UpkeepOfTemplate(Upkeep):
+    """A template's own; its tenants have theirs for all else."""
+
+    def tick(self, now: float) -> None:
+        self._deployment.succession.look(now)
 
 
 class Template(Deployment):
@@ -46,84 +98,106 @@ class Template(Deployment):
         **settings: Any,
     ) -> None:
         super().__init__(members, surroundings, **settings)
+        self.upkeep = _UpkeepOfTemplate(self)
         self._make = make
+        self._settings = settings
         self._by_number = by_number
         self._is_stopped_before = is_stopped_before
-        self._live: dict[str, Deployment] = {}  # by label, the least recently used one first
-        self._requests: dict[str, int] = {}  # that each had when it was last looked at
+        self._live = Residents()
         self._leaving: list[Deployment] = []
-        self._waiting: dict[str, float] = {}  # labels of those for which there is no place, and since when
-        self.births = self.evictions = self.unknown = self.turned_away = 0
+        self._failed: dict[str, _Remembered] = {}  # by label, at most `max_live`, the latest last
+        self._verdict: tuple[str, str, Mapping[str, Sequence[int]]] | None = None  # of the tenants' code, as one of them has found out
+        self._looked_up = 0  # of those that live
+        self._cannot_look_up = ""  # why
+        self._is_crowded = False  # whether the scoreboard had no place for the last one
+        self.births = self.evictions = self.unknown = 0
 
     # What others ask.
 
     def tenants(self) -> list[Deployment]:
         """Return the deployments of all tenants, also of those that leave."""
-        return [*self._live.values(), *self._leaving]
+        return [*self._live, *self._leaving]
 
     def live(self) -> list[Deployment]:
-        return list(self._live.values())
+        return list(self._live)
 
     def facts(self) -> dict[str, Any]:
         """Return what is said of the tenants as a whole."""
-        counts = {"births": self.births, "evictions": self.evictions, "unknown": self.unknown, "turned_away": self.turned_away}
-        return {
-            "live": len(self._live),
-            "max_live": self.mount.max_live,
-            "leaving": len(self._leaving),
-            "waiting": len(self._waiting),
-            **counts,
-        }
+        counts = {"births": self.births, "evictions": self.evictions, "unknown": self.unknown}
+        return {"live": len(self._live), "max_live": self.mount.max_live, "leaving": len(self._leaving), **counts}
 
-    def tenant(self, host: str, now: float) -> Deployment | NotServing | None:
+    def tenant(self, host: str, now: float, waited_s: float = 0.0, may_enter: bool = True) -> Deployment | NotServing | None:
         """Return the deployment of a tenant, which is made if need be; why there is none just now; or None: there is no such tenant.
 
         Args:
             host: the Host field of a request that is the template's.
+            waited_s: for how long that request has waited for a place.
+            may_enter: whether it may take a place; False: others were before it.
+        """
+        label = bare_host(host).partition(".")[0]
+        deployment = self._live.use(label, now)
+        if deployment is not None:
+            return deployment
+        is_known = self._is_known(label)
+        if is_known is False:
+            self.unknown += 1
+            return None
+        if is_known is None or self.is_quarantined or self.is_stopped or self.is_faulty or self.is_over:
+            return NotServing.FAILED
+        before = self._failed.get(label)
+        if before is not None and before.retry_at is not None and now < before.retry_at:
+            return NotServing.FAILED
+        if self.succession.is_open or self._must_wait_for_itself(label):
+            return NotServing.BOOTING
+        if not may_enter or not self._has_place(now, waited_s > (self.mount.queue_timeout / 2 or _URGENT_S)):
+            return NotServing.FULL
+        return self._bear(label, now)
+
+    def find(self, host: str) -> Deployment | None:
+        """Return what an operator asks about: a tenant that lives, or what stands for one that does not; None: there is no such tenant.
+
+        Nothing is loaded for it, and nobody ends.
         """
         label = bare_host(host).partition(".")[0]
         deployment = self._live.get(label)
-        if deployment is not None:
-            self._live[label] = self._live.pop(label)  # the last one now
+        if deployment is not None or self._is_known(label) is False:
             return deployment
-        if not tenants.is_known(self.mount, label):
-            self.unknown += 1
-            return None
-        if self.is_quarantined or self.is_stopped or self.is_faulty or self.is_over:
-            return NotServing.FAILED
-        if self._must_wait_for_itself(label) or not self._has_place(now):
-            return self._wait(label, now)
-        self._waiting.pop(label, None)
-        return self._bear(label, now)
+        mount = tenants.tenant_of(self.mount, label, self.mount.number)
+        absent = NotLoaded([mount], self.surroundings, **self._settings)
+        absent.is_stopped = self._is_stopped_before(mount.pattern)
+        if (before := self._failed.get(label)) is not None:
+            absent.reports.incidents, absent.backoff.retry_at = before.incidents, before.retry_at
+        return absent
 
     def state(self) -> str:
-        if self.is_quarantined or self.is_stopped:
+        if self.is_quarantined or self.is_stopped or self.is_faulty:
             return super().state()
         return "serving" if self.is_serving() else "asleep"
 
     def is_serving(self) -> bool:
-        return any(deployment.is_serving() for deployment in self._live.values())
+        return any(deployment.is_serving() for deployment in self._live)
 
     def is_asleep(self) -> bool:
-        return not self.is_stopped and not self.is_quarantined
+        return not self.is_stopped and not self.is_quarantined and not self.is_faulty
 
     # Actions.
 
     def start(self, now: float) -> None:
-        """Do nothing: its tenants are started by their requests."""
+        """Look at the requests that wait: tenants are started by theirs."""
+        self.surroundings.release(self)
 
     def choose(self, now: float) -> NotServing:
         return NotServing.FAILED  # it has no instance, whoever asks
 
     def replace(self, reason: str, now: float) -> None:
         """Load a new generation of each tenant that lives."""
-        for deployment in self.live():
+        for deployment in self._live:
             _contained(deployment, deployment.replace, reason, now)
 
     def sleep(self, now: float) -> None:
-        for label in list(self._live):
+        self.succession.cancel()
+        for label in self._live.labels():
             self._let_go(label, now)
-        self._waiting.clear()
 
     def give_routes(self, routes: list[Route], tell: Callable[[Deployment, list[Route]], None]) -> None:
         """Let all tenants know by which routes it is decided whose a request is.
@@ -132,80 +206,86 @@ class Template(Deployment):
             tell: gives a deployment its own.
         """
         self.routes = routes
-        for deployment in self._live.values():
+        for deployment in self._live:
             _contained(deployment, tell, deployment, self._routes_of(deployment.mount))
 
     def adjust_tenants(self, adjust: Callable[[Deployment, Sequence[Mount]], None]) -> None:
         """Give the tenants the template's settings, which have changed."""
-        for label, deployment in self._live.items():
-            _contained(deployment, adjust, deployment, [tenants.tenant_of(self.mount, label, deployment.mount.number)])
 
-    def look(self, now: float) -> None:
-        """Do what is due: once a second, and when something has happened to an instance."""
-        self._forget_gone()
-        for label, deployment in list(self._live.items()):
-            if deployment.is_asleep() and not deployment.slots.all() and not deployment.is_in_line:  # `idle_timeout`
-                self._let_go(label, now)
-        quiet = [label for label, deployment in self._live.items() if self._is_quiet(deployment)]
-        for label in quiet[: max(self._count() - self.mount.max_live, 0)]:  # there were more before it was adjusted
+        def adjust_one(label: str, deployment: Deployment) -> None:
+            adjust(deployment, [tenants.tenant_of(self.mount, label, deployment.mount.number)])
+
+        for label in self._live.labels():
+            deployment = self._live.get(label)
+            assert deployment is not None, "it was among them"
+            _contained(deployment, adjust_one, label, deployment)
+
+    def look(self, now: float, is_tick: bool) -> None:
+        """Do what is due.
+
+        Args:
+            is_tick: whether a second has passed; else something has happened to an instance.
+        """
+        if self._forget_gone() and self.mount.replace == "stop-first":
+            self.surroundings.release(self)  # who waited for its own end
+        if not is_tick:
+            return
+        for label in self._live.idle(now):
             self._let_go(label, now)
-        if self._waiting:
-            self.surroundings.release(self)
-            limit_s = self.mount.queue_timeout or float("inf")
-            self._waiting = {label: since for label, since in self._waiting.items() if now - since <= 2 * limit_s}
-
-    def check_existing(self, now: float) -> None:
-        """Let those go of which nothing exists any more; once a second."""
-        for label in list(self._live) if self.mount.exists is not None else ():
-            if not tenants.is_known(self.mount, label):
-                self.log.info("%s: %s no longer exists", self._live[label].name, self.mount.exists)
+        too_many = self._live.count() - self.mount.max_live
+        if too_many >= 0:
+            self._live.note_uses(now)
+        if too_many > 0:  # there were more before it was adjusted
+            for label in self._live.quiet()[:too_many]:
                 self._let_go(label, now)
+        self._check_existing(now)
 
     # Inner workings.
 
+    def _check_existing(self, now: float) -> None:
+        """Let those go of which nothing exists any more; a part of them at a time."""
+        if self.mount.exists is None:
+            return
+        labels = self._live.labels()
+        first = self._looked_up if self._looked_up < len(labels) else 0
+        self._looked_up = first + _LOOKED_UP
+        for label in islice(labels, first, first + _LOOKED_UP):
+            if self._is_known(label) is False:
+                self.log.info("%s: %s no longer exists", tenants.host_of(self.mount, label), self.mount.exists)
+                self._let_go(label, now)
+
+    def _is_known(self, label: str) -> bool | None:
+        """Whether there is such a tenant; None: that cannot be found out just now."""
+        try:
+            found = tenants.is_known(self.mount, label)
+        except OSError as exc:
+            if self._cannot_look_up != exc.strerror:
+                self._cannot_look_up = str(exc.strerror)
+                text = "%s: cannot look up %s: %s; tenants that are loaded keep serving, others are answered 503"
+                self.log.error(text, self.name, self.mount.exists, exc)
+            return None
+        if self.mount.exists is not None:
+            self._cannot_look_up = ""
+        return found
+
     def _must_wait_for_itself(self, label: str) -> bool:
         """Whether a tenant still ends, and must not be loaded beside itself."""
-        host = f"{label}.{self.mount.host.removeprefix(WILDCARD)}"
+        host = tenants.host_of(self.mount, label)
         return self.mount.replace == "stop-first" and any(each.mount.host == host and each.slots.all() for each in self._leaving)
 
-    def _has_place(self, now: float) -> bool:
+    def _has_place(self, now: float, is_urgent: bool) -> bool:
         """Whether one more may live; lets the least recently used one go, if need be."""
         self._forget_gone()
-        if sum(bool(deployment.slots.all()) for deployment in self._leaving if State.STUCK not in _states(deployment)) >= _MOST_LEAVING:
+        count = self._live.count()
+        leaving = sum(bool(deployment.slots.all()) for deployment in self._leaving if State.STUCK not in _states(deployment))
+        if count < self.mount.max_live:
+            return count + leaving < self.mount.max_live + _MOST_LEAVING
+        label = self._live.who_may_go(now, is_urgent) if leaving < _MOST_LEAVING else None
+        if label is None:
             return False
-        if self._count() < self.mount.max_live:
-            return True
-        for label in [*self._live, *self._live]:  # who has served since the last look is passed over once
-            deployment = self._live[label]
-            requests = sum(instance.requests() for instance in deployment.slots.serving())
-            was_used, self._requests[label] = self._requests.get(label) != requests, requests
-            if was_used:
-                self._live[label] = self._live.pop(label)
-            elif self._is_quiet(deployment):
-                self.evictions += 1
-                self._let_go(label, now)
-                return True
-        return False
-
-    def _count(self) -> int:
-        """Return how many live that the operator has not stopped."""
-        return sum(not deployment.is_stopped for deployment in self._live.values())
-
-    def _is_quiet(self, deployment: Deployment) -> bool:
-        """Whether nobody waits for it: it serves no request and is not on its way, and the operator has not stopped it."""
-        is_busy = any(instance.is_busy() for instance in deployment.slots.serving())
-        return not (is_busy or deployment.is_under_way() or deployment.is_stopped)
-
-    def _wait(self, label: str, now: float) -> NotServing:
-        """Let a tenant wait for a place, if not too many do."""
-        since = self._waiting.get(label)
-        if since is None and len(self._waiting) < self.mount.queue:
-            self._waiting[label] = now
-            return NotServing.BOOTING
-        if since is not None and (not self.mount.queue_timeout or now - since <= self.mount.queue_timeout):
-            return NotServing.BOOTING
-        self.turned_away += 1
-        return NotServing.FAILED
+        self.evictions += 1
+        self._let_go(label, now)
+        return True
 
     def _bear(self, label: str, now: float) -> Deployment | NotServing:
         """Make a tenant's deployment."""
@@ -213,34 +293,54 @@ class Template(Deployment):
         try:
             number = board.add_mount(self.mount.pattern)
         except MemoryError as exc:
-            self.log.error("%s: no place on the scoreboard for %s: %s", self.name, label, exc)
+            if not self._is_crowded:
+                self.log.error("%s: answers 503 to requests for tenants that are not loaded: %s", self.name, exc)
+            self._is_crowded = True
             return NotServing.FAILED
+        self._is_crowded = False
         deployment = self._make(tenants.tenant_of(self.mount, label, number))
         deployment.routes, deployment.status = self._routes_of(deployment.mount), self.status
+        deployment.is_ending = self.is_ending
         if not tenants.has_own_code(self.mount) and not deployment.siting.is_known:
-            for other in self._live.values():
-                if other.siting.is_auto and other.siting.is_known:  # the same code: no trial of its own
-                    deployment.siting.settle(other.siting.isolation, other.siting.reason, other.siting.extensions or {})
-                    break
-        self._live[label] = self._by_number[number] = deployment
+            for other in self._live:
+                self._note_verdict(other)
+            if self._verdict is not None:
+                deployment.siting.settle(*self._verdict)  # the same code: no trial of its own
+        before = self._failed.pop(label, None)
+        if before is not None:
+            deployment.generation, deployment.backoff = before.generation, before.backoff
+            deployment.reports.incidents = before.incidents
+        self._live.add(label, deployment, now)
+        self._by_number[number] = deployment
         self.births += 1
         if self._is_stopped_before(deployment.mount.pattern):
             deployment.halt(now)
         return deployment
 
+    def _note_verdict(self, tenant: Deployment) -> None:
+        if self._verdict is None and tenant.siting.is_auto and tenant.siting.is_known:
+            self._verdict = tenant.siting.isolation, tenant.siting.reason, tenant.siting.extensions or {}
+
     def _let_go(self, label: str, now: float) -> None:
         """End a tenant's deployment; its requests in flight are answered first."""
         deployment = self._live.pop(label)
-        self._requests.pop(label, None)
         self._by_number.pop(deployment.mount.number, None)
+        self._note_verdict(deployment)
+        incidents, backoff = deployment.reports.incidents, deployment.backoff
+        if incidents.last_boot is not None or incidents.groups or backoff.retry_at is not None:
+            self._failed[label] = _Remembered(deployment.generation, backoff, backoff.retry_at, incidents)
+            if len(self._failed) > self.mount.max_live:
+                del self._failed[next(iter(self._failed))]
         self._leaving.append(deployment)
         _contained(deployment, deployment.leave, now)
 
-    def _forget_gone(self) -> None:
-        for deployment in list(self._leaving):
-            if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial:
-                self._leaving.remove(deployment)
-                self.surroundings.board.free_mount(deployment.mount.number)
+    def _forget_gone(self) -> bool:
+        """Forget those that have left; return whether any has."""
+        gone = [each for each in self._leaving if not each.slots.all() and not each.slots.left and not each.siting.is_on_trial]
+        for deployment in gone:
+            self._leaving.remove(deployment)
+            self.surroundings.board.free_mount(deployment.mount.number)
+        return bool(gone)
 
     def _routes_of(self, tenant: Mount) -> list[Route]:
         """Return the routes that decide which requests are a tenant's: those of its host, as if each named it."""

@@ -47,7 +47,7 @@ from isowsgi.worker.meter import memory_of
 from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
-from isowsgi.worker.tenants import Template, with_tenants
+from isowsgi.worker.tenants import NoTenant, NotLoaded, Template, with_tenants
 
 # How long an instance has for telling its stacks. Its control thread needs milliseconds; one that C code keeps from running needs more.
 STACKS_S = 1.0
@@ -177,6 +177,8 @@ class Commands:
         if not deployment.is_under_way():
             deployment.resume(time.monotonic())
             self._mark(deployment)
+        if isinstance(deployment, (Template, NotLoaded)):
+            return _outcome(deployment, "asleep", "not loaded; the next request loads it")
         return (yield from self._follow(deployment, deployment.generation))
 
     def _stop(self, request: controlmessages.Stop) -> Errand:
@@ -266,8 +268,13 @@ class Commands:
         deployments = {mount.pattern: deployment for mount, deployment in self._supervisor.table.mounts}
         if (deployment := deployments.get(wanted) or deployments.get(wanted.removesuffix("/"))) is not None:
             return deployment
-        if (deployment := self._supervisor.live.tenant(wanted, time.monotonic())) is not None:
-            return deployment
+        try:
+            tenant = self._supervisor.live.find_tenant(wanted)
+        except NoTenant as exc:
+            why = f"{exc.template.exists} does not exist for it" if exc.template.exists else "it is no host name of a tenant"
+            raise Refusal("unknown-mount", f"{exc.template.pattern} has no tenant {wanted[:200]!r}: {why}") from None
+        if tenant is not None:
+            return tenant
         near = difflib.get_close_matches(wanted, deployments, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "the patterns are " + ", ".join(map(repr, list(deployments)[:20]))[:2000]
         raise Refusal("unknown-mount", f"no mount {wanted[:200]!r}; {hint}", near=near)
