@@ -22,7 +22,7 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
 	test_bench test_calls test_cli_page test_client test_configuration test_control_frames test_controlmessages \
-	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_messages \
+	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
 	test_metrics test_origins test_peek test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
 	test_soak test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status)))
