@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Reports of one instance that are handled in a row, before other instances and connections get their turn. The rest raises another event.
 _MOST_AT_ONCE = 32
 
-# Most of a stack that is kept for the status page: the log has it whole.
+# Most of a stack that is kept and read, its end: the log has it whole.
 _MAX_STACK_CHARS = 8 * 1024
 
 
@@ -174,6 +174,7 @@ class Reports:
             return  # its last words came late
         self._log.error("%s: a thread is stuck in its request; replacing the instance\n%s", instance.tag, report.stack)
         line, _, stack = report.stack.partition("\n")
+        stack = stack[-_MAX_STACK_CHARS:]
         key = STUCK, "stuck thread", place_in(stack)
         for member in self._deployment.members[:1]:
             text = "a thread is stuck in its request"
