@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -87,6 +88,52 @@ def test_what_would_break_a_line_is_escaped_and_a_long_one_is_cut() -> None:
 
     assert facts["message"].startswith("\udcff\u2028\r\x1b")
     assert len(facts["message"]) < 20_000
+    assert facts["cut"] is True
+
+
+# journald's LineMax=.
+LINE_MAX_BYTES = 48 * 1024
+
+
+@pytest.mark.parametrize("character", ["x", "я", "\U0001f600", "\udcff"])
+def test_no_line_is_longer_than_journald_takes_in_one_piece(character: str) -> None:
+    text = f"begin {character * 90_000}\nTraceback (most recent call last):\n{character * 90_000} end"
+    made = record("%s: %s", f"/{character * 400} #1", text)
+    in_json = logformat.JsonFormatter(True, lambda: character * 8000).format(made)
+    lines = logformat.TextFormatter(True).format(made).split("\n")
+
+    assert max(len(line.encode(errors="backslashreplace")) for line in [in_json, *lines]) < LINE_MAX_BYTES
+    assert all(line.startswith("<6>") for line in lines)
+    assert "".join(line.removeprefix("<6>").removeprefix("  | ") for line in lines).count(character) >= 180_000
+    assert json.loads(in_json.removeprefix("<6>"))["traceback"].endswith(" end")
+
+
+def test_what_an_app_writes_is_no_entry_of_its_own_for_journald_or_a_terminal() -> None:
+    line = logformat.TextFormatter(True).format(record("%s: %s", "/a #1", "x\0<0>forged\rforged\x9b\x7f\ta\r\nb \x1b[31mred"))
+
+    assert line.endswith("/a #1: x\\x00<0>forged\\x0dforged\\x9b\\x7f\ta\n<6>  | b \x1b[31mred")
+
+
+def test_a_time_is_one_of_rfc_3339() -> None:
+    written = as_json(record("a"))["time"]
+    assert datetime.fromisoformat(written).utcoffset() is not None
+    assert written[-3] == ":"
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"stream": sys.stdout}, {"stream": "mine"}, {"levelname": 7}, {"process": object()}, {"msecs": None}, {"levelname": Unspeakable()}],
+)
+def test_whatever_an_app_puts_into_a_record_an_object_is_written(more: dict[str, Any]) -> None:
+    facts = as_json(record("a", **more))
+
+    assert facts["stream"] == "log"
+    assert facts["message"]
 
 
 def test_a_handler_of_the_users_keeps_its_form() -> None:
