@@ -223,3 +223,6 @@ def test_types_of_errors_are_bounded_and_the_rest_is_counted_together() -> None:
     assert len(totals) == 101
     assert totals["/a", "other"] == 200
     assert errortotals.from_rows(errortotals.rows(totals)) == totals
+    for count in (float("inf"), "1", None, [1]):
+        with pytest.raises(TypeError):
+            errortotals.from_rows([["/a", "E", count]])

@@ -69,4 +69,9 @@ def from_rows(facts: Any) -> ErrorTotals:
     Raises:
         ValueError, TypeError: it did not make that.
     """
-    return {(str(pattern), str(name)): int(count) for pattern, name, count in facts}
+    totals: ErrorTotals = {}
+    for pattern, name, count in facts:
+        if type(count) is not int:  # JSON has 1e999 too
+            raise TypeError(f"no count: {count!r}")
+        totals[str(pattern), str(name)] = count
+    return totals

@@ -31,14 +31,18 @@ def text_bytes(capacity: int) -> int:
 
 
 class Text:
-    """A text with one writer and any number of readers, who never see half of a new one: two buffers, in turn."""
+    """A text with one writer and any number of readers, who never see half of a new one: two buffers, in turn.
+
+    Attributes:
+        capacity: bytes of the longest text.
+    """
 
     def __init__(self, memory: mmap.mmap, offset: int, capacity: int) -> None:
         octets = memoryview(memory)
         self._head = octets[offset : offset + _TEXT_HEAD].cast("q")  # how many were written; the length of either
         start = offset + _TEXT_HEAD
         self._buffers = (octets[start : start + capacity], octets[start + capacity : start + 2 * capacity])
-        self._capacity = capacity
+        self.capacity = capacity
 
     def write(self, data: bytes) -> None:
         """Put a text in place of the one before.
@@ -46,8 +50,8 @@ class Text:
         Raises:
             ValueError: it is too long.
         """
-        if len(data) > self._capacity:
-            raise ValueError(f"a text of {len(data)} bytes is too long for its place in shared memory, which has room for {self._capacity}")
+        if len(data) > self.capacity:
+            raise ValueError(f"a text of {len(data)} bytes is too long for its place in shared memory, which has room for {self.capacity}")
         turn = (self._head[0] + 1) & TURN_MASK
         self._buffers[turn % 2][: len(data)] = data
         self._head[1 + turn % 2] = len(data)
