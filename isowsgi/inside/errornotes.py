@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.shared.containment import one_line, traceback_of
-from isowsgi.shared.errorgroups import LOGGED, MAX_DETAILS_CHARS, Group, Groups
+from isowsgi.shared.errorgroups import LOGGED, MAX_DETAILS_CHARS, Groups
 from isowsgi.shared.places import place_in, place_of
 
 # How an exception came to be known. Of several in one request the one with the highest rank is what it failed of, the last one if they are
@@ -75,10 +75,18 @@ class ThreadNotes:
 
     def note(self, rank: int, exc: BaseException, trace: Any) -> None:
         type_, place = _name_of(exc), place_of(trace, self.packages)
-        if _is_due(self._shown.of(LOGGED, type_, place)):
+        if self._is_due(type_, place):
             self.keep(Note(rank, type_, place, one_line(exc), traceback_of(exc)[-2 * MAX_DETAILS_CHARS :]))
         else:
             self.keep(Note(rank, type_, place, "", ""))
+
+    def _is_due(self, type_: str, place: str) -> bool:
+        now = time.monotonic()
+        group = self._shown.of(LOGGED, type_, place, older_than=now - _PAUSE_S)
+        if group.shown_at >= 0 and now - group.shown_at < _PAUSE_S:
+            return False
+        group.shown_at = group.at = now
+        return True
 
     def keep(self, note: Note) -> None:
         for place, other in enumerate(self.notes):
@@ -148,14 +156,6 @@ def line_of_request() -> str:
     """Return the first line of the request that the calling thread serves, or ""."""
     mine = threads.get(get_ident())
     return mine.line() if mine is not None else ""
-
-
-def _is_due(group: Group) -> bool:
-    now = time.monotonic()
-    if group.shown_at >= 0 and now - group.shown_at < _PAUSE_S:
-        return False
-    group.shown_at = now
-    return True
 
 
 def _name_of(exc: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Errors of one mount, grouped: what happened at which place, how often, and what it looked like the last time. Values only, no I/O.
 
-An app decides what its exceptions are called and how many kinds of them there are. So texts are cut, and what comes after the first
-`MOST_GROUPS` groups is counted in one more for each kind.
+An app decides what its exceptions are called and how many kinds of them there are. So texts are cut, and there are `MOST_GROUPS` groups
+of failures and as many of what was only logged. One more takes the place of the one that was not seen for longest, or is counted in one
+group of others for each kind.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ STUCK = "stuck"  # a thread does not come out of its request
 LOGGED = "logged"
 KINDS = (EXCEPTION, RESPONSE, TIMEOUT, QUEUE, REFUSED, CUT, STUCK, LOGGED)
 
-# Groups of a mount; more than a person reads, and 0.4 MiB with their tracebacks.
+# Groups of a mount's failures, and of what it only logged; more than a person reads, and 0.4 MiB each with their tracebacks.
 MOST_GROUPS = 50
+
+# Types of a mount that are counted apart for as long as the worker lives: each is a time series in a monitoring system.
+_MOST_TYPES = 100
 OTHER = "other"
 
 _MAX_NAME_CHARS = 120
@@ -81,32 +85,50 @@ class Group:
 
 
 class Groups:
-    """A table of them; one thread changes it."""
+    """A table of them; one thread changes it.
+
+    Attributes:
+        by_type: how many errors there were of each type, of exceptions, and of each kind of what has no exception; not what was only
+            logged. Of those that `count` counted; no group that gives up its place makes it less.
+    """
 
     def __init__(self) -> None:
         self.table: dict[Key, Group] = {}
+        self.by_type: dict[str, int] = {}
 
-    def of(self, kind: str, type_: str, place: str) -> Group:
-        """Return the group in which an error belongs."""
+    def of(self, kind: str, type_: str, place: str, older_than: float = 0.0) -> Group:
+        """Return the group in which an error belongs.
+
+        Args:
+            older_than: a group that was seen last before then may give up its place to a new one.
+        """
         key = Key(kind if kind in KINDS else EXCEPTION, type_[:_MAX_NAME_CHARS], place[-_MAX_PLACE_CHARS:])
         group = self.table.get(key)
         if group is None:
-            if len(self.table) >= MOST_GROUPS:
+            if not self._has_place(key.kind == LOGGED, older_than):
                 key = Key(key.kind, OTHER, "")
-                if key in self.table:
-                    return self.table[key]
-            group = self.table[key] = Group(key)
+            group = self.table.setdefault(key, Group(key))
         return group
 
-    def failures(self) -> int:
-        """Return how many errors there were; what was only logged is none."""
-        return sum(group.count for group in self.table.values() if group.key.kind != LOGGED)
+    def count(self, key: tuple[str, str, str], count: int, at: float) -> Group:
+        """Count errors that happened just now, whose group is the latest seen; return it."""
+        group = self.of(*key, older_than=at)
+        if group.key.kind != LOGGED:
+            name = key[1][:_MAX_NAME_CHARS] if group.key.kind == EXCEPTION else group.key.kind
+            if name not in self.by_type and len(self.by_type) >= _MOST_TYPES:
+                name = OTHER
+            self.by_type[name] = self.by_type.get(name, 0) + count
+        return group
 
-    def by_type(self) -> dict[str, int]:
-        """Return how many there were of each type, of exceptions, and of each kind of what has no exception; not what was only logged."""
-        counts: dict[str, int] = {}
-        for key, group in self.table.copy().items():
-            if key.kind != LOGGED:
-                name = key.type if key.kind == EXCEPTION else key.kind
-                counts[name] = counts.get(name, 0) + group.count
-        return counts
+    def _has_place(self, is_logged: bool, older_than: float) -> bool:
+        """Whether one more group may be made of those that are logged, or of the failures; drops one, if need be."""
+        same = [group for key, group in self.table.items() if (key.kind == LOGGED) is is_logged and (key.type, key.place) != (OTHER, "")]
+        if len(same) < MOST_GROUPS:
+            return True
+        oldest = min(same, key=lambda group: group.at)
+        if oldest.at >= older_than:
+            return False
+        del self.table[oldest.key]
+        other = Key(oldest.key.kind, OTHER, "")
+        self.table.setdefault(other, Group(other)).add(oldest.count, oldest.at, "", "", "")
+        return True

@@ -236,7 +236,7 @@ def _carry_over(deployment: Deployment, before: list[Deployment]) -> None:
         deployment.told = max(each.reloads for each in before), max(each.stuck for each in before)
         deployment.reloads, deployment.stuck = deployment.told[0] + 1, deployment.told[1]
         for each in before:
-            deployment.reports.incidents.groups |= each.reports.incidents.groups
+            deployment.reports.incidents.take_over(each.reports.incidents, [member.pattern for member in deployment.members])
         deployment.is_stopped = any(each.is_stopped for each in before)
         deployment.is_quarantined = deployment.is_quarantined or any(each.is_quarantined for each in before)
 

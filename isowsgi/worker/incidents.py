@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from isowsgi.shared.controlmessages import ErrorGroup, Incident
-from isowsgi.shared.errorgroups import Group, Groups
+from isowsgi.shared.errorgroups import LOGGED, Group, Groups
 from isowsgi.shared.messages import Erred
 
 # Groups of which the last error is told as an incident too, the latest.
@@ -40,17 +41,22 @@ class Incidents:
         """Return the groups of a mount."""
         return self.groups.setdefault(pattern, Groups())
 
+    def take_over(self, before: Incidents, patterns: Iterable[str]) -> None:
+        """Go on with the groups of mounts that were another deployment's."""
+        self.groups |= {pattern: before.groups[pattern] for pattern in patterns if pattern in before.groups}
+
     def count(
         self, pattern: str, generation: int, key: tuple[str, str, str], request: str, error: str, details: str = "", count: int = 1
     ) -> None:
         """Count errors of a mount that happened just now."""
-        group = self.of(pattern).of(*key)
+        now = time.time()
+        group = self.of(pattern).count(key, count, now)
         group.generation = generation
-        group.add(count, time.time(), request, error, details)
+        group.add(count, now, request, error, details)
 
-    def latest(self) -> Incident | None:
-        """Return what went wrong last."""
-        both = [incident for incident in (self.last_boot, *self.of_requests()) if incident is not None]
+    def latest(self, pattern: str) -> Incident | None:
+        """Return what went wrong last; an exception that was only logged did not."""
+        both = [each for each in (self.last_boot, *self.of_requests(pattern)) if each is not None and each.kind != LOGGED]
         return max(both, key=lambda incident: incident.at, default=None)
 
     def of_requests(self, pattern: str | None = None) -> list[Incident]:
@@ -63,8 +69,8 @@ class Incidents:
         ]
 
     def groups_of(self, pattern: str, most: int | None = None, with_details: bool = True) -> list[ErrorGroup]:
-        """Return the groups of a mount, the most frequent first."""
-        groups = sorted(self.of(pattern).table.values(), key=lambda group: -group.count)
+        """Return the groups of a mount: failures before what was only logged, the most frequent first."""
+        groups = sorted(self.of(pattern).table.values(), key=lambda group: (group.key.kind == LOGGED, -group.count))
         return [_told(group, with_details) for group in groups[:most]]
 
 

@@ -43,7 +43,7 @@ _MOST_OF_TIME = 0.05
 _MOST_OF_IDLE_TIME = 0.01
 _OLDEST_S = 3.0
 
-# Groups of errors of each mount that are published, the most frequent; `isowsgi errors` has them all.
+# Groups of errors of each mount that are published, failures first, the most frequent; `isowsgi errors` has them all.
 _MOST_GROUPS = 10
 
 # How long a report that was too long is shortened before it is written: else all of it is encoded for nothing each time.
@@ -172,7 +172,7 @@ class Reporter:
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
             "recent": self._recent.of(mount.number),
             "errors": [_group(group) for group in incidents.groups_of(mount.pattern, _MOST_GROUPS, with_details=False)],
-            "error_types": incidents.of(mount.pattern).by_type(),
+            "error_types": incidents.of(mount.pattern).by_type,
             "instances": [self._instance(instance, deployment) for instance in instances],
         }
 

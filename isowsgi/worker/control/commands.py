@@ -319,7 +319,7 @@ class Commands:
             yield None
 
     def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> MountStatus:
-        incident = deployment.reports.incidents.latest()
+        incident = deployment.reports.incidents.latest(mount.pattern)
         return MountStatus(
             mount=mount.pattern,
             **facts_of(deployment, mount),
