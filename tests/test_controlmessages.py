@@ -77,6 +77,8 @@ def test_an_error_comes_back_as_it_was_without_what_it_does_not_say() -> None:
         ({"v": 1, "do": ["status"]}, "command", "got an array"),
         ({"v": 1, "do": "Status"}, "command", "got 'Status'"),
         ({"v": 1, "do": "reload"}, "mount", "expected a pattern as \"mount\", got 'None'"),
+        ({"v": 1, "do": "profile", "mount": "/shop", "seconds": "ten"}, "malformed", "seconds"),
+        ({"v": 1, "do": "shell", "mount": "/shop"}, "malformed", "serial"),
         ({"v": 1, "do": "status", "mount": 7}, "mount", "got '7'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import threading
@@ -29,8 +30,8 @@ _LOOK_S = 0.05
 def shell(pattern: str, workers: list[Place], worker: int | None) -> None:
     """Open a Python console inside one mount's running app, in its interpreter or process; its WSGI callable is `app`.
 
-    Needs [control] shell = true. Ctrl-D ends it; so does Ctrl-C while something is executed, which is interrupted. The log
-    has every input.
+    Needs [control] shell = true. Ctrl-D or exit() ends it; so does Ctrl-C while something is executed, which is interrupted.
+    Input that is no terminal is executed line by line; the exit code is 1 if any of it failed. The log has every input.
     """
     chosen = [place for place in workers if worker in (None, place.worker)][:1]
     if not chosen:
@@ -38,7 +39,8 @@ def shell(pattern: str, workers: list[Place], worker: int | None) -> None:
     session = Session(chosen[0], pattern)
     session.open()
     if sys.stdin.isatty():
-        import readline  # noqa: F401 # `input` uses it
+        with contextlib.suppress(ImportError):  # a Python may have been built without it
+            import readline  # noqa: F401 # `input` uses it
 
         who = f"worker {chosen[0].worker} of gunicorn {chosen[0].master}{client.of_whom(chosen[0])}"
         click.echo(f"{who}, {plain(pattern)}: Python inside the app; Ctrl-D ends it", err=True)
@@ -68,14 +70,20 @@ class Session:
         """Begin; ends this command if that is refused."""
         self._holder.start()
         deadline = time.monotonic() + _OPEN_S
+        why = Error(kind="timeout", text=f"no session within {_OPEN_S:g} s")
         while time.monotonic() < deadline:
-            answer = self._send("")
+            answer = self._send("", max(deadline - time.monotonic(), _LOOK_S))
             if not isinstance(answer, Error):
                 return
+            if answer.kind != "no-session":
+                why = answer
+            if answer.kind == "timeout":
+                text = f"the app's console does not answer within {_OPEN_S:g} s; C code may hold its GIL: see isowsgi stacks"
+                why = Error(kind="timeout", text=text)
             if self._over or answer.kind != "no-session":
                 break
             time.sleep(_LOOK_S)
-        [told] = for_people(self._over) or [Told(self._place, None, Error(kind="timeout", text="no session"))]
+        [told] = for_people(self._over) or [Told(self._place, None, why)]
         asking.fail_on_bad_input([told])
         if isinstance(told.answer, Error):
             asking.print_error(told)
@@ -84,30 +92,41 @@ class Session:
     def converse(self) -> int:
         """Read and send inputs until they end; return the exit code."""
         is_terminal = sys.stdin.isatty()
+        code = 0
+        is_end = False
         lines: list[str] = []
-        while True:
+        while not is_end:
             try:
-                line = input(("... " if lines else ">>> ") if is_terminal else "")
+                lines.append(input(("... " if lines else ">>> ") if is_terminal else ""))
             except EOFError:
+                is_end = True
                 if is_terminal:
                     click.echo()
-                return 0
+                if not lines or is_terminal:
+                    break
+                lines.append("")  # ends a block, as Python does at the end of a file
             except KeyboardInterrupt:
                 click.echo("\nKeyboardInterrupt")
                 lines = []
                 continue
-            lines.append(line)
-            answer = self._send("\n".join(lines))
+            answer = self._send("\n".join(lines), _SESSION_S)
             if isinstance(answer, Error):
                 over = for_people(self._over)
                 click.echo(f"isowsgi: {plain(over[0].answer.text if over else answer.text)}", err=True)
                 return 1
+            if answer.outcome == "failed" and not is_terminal:
+                code = 1
             if not answer.is_more:
                 lines = []
                 click.echo(plain(answer.text), nl=False)
+                is_end = is_end or answer.outcome == "exit"
+        if lines and not is_terminal:
+            click.echo("isowsgi: the input ends within a statement, which was not executed", err=True)
+            return 1
+        return code
 
     def _hold(self) -> None:
         self._over.append(Told(self._place, *client.ask_one(self._place, self._request, _SESSION_S)))
 
-    def _send(self, source: str) -> controlmessages.ShellAnswer | Error:
-        return client.ask_one(self._place, ShellLine(serial=self._request.serial, source=source), _SESSION_S)[1]
+    def _send(self, source: str, timeout_s: float) -> controlmessages.ShellAnswer | Error:
+        return client.ask_one(self._place, ShellLine(serial=self._request.serial, source=source), timeout_s)[1]

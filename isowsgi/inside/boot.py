@@ -154,7 +154,7 @@ class Instance:
         )
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
-        self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.info)
+        self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
         self._profiler = Profiler(lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()

@@ -127,9 +127,9 @@ class Teller:
         """
         self._in_parts(messages.Profiled, ask, text)
 
-    def shell(self, ask: int, number: int, text: str, is_more: bool) -> None:
+    def shell(self, ask: int, number: int, text: str, is_more: bool, outcome: str) -> None:
         """Say what an input of the operator's shell has printed; see `console.Console`."""
-        self._in_parts(messages.ShellOutput, ask, text, number=number, is_more=is_more)
+        self._in_parts(messages.ShellOutput, ask, text, number=number, is_more=is_more, outcome=outcome)
 
     def _in_parts(self, kind: type[messages.Part], ask: int, text: str, **facts: Any) -> None:
         for start in range(0, max(len(text), 1), MAX_TRACEBACK_CHARS):

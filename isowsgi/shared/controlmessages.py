@@ -166,6 +166,7 @@ class ShellAnswer(OpenValue):
 
     text: str
     is_more: bool  # whether it is only the beginning of a statement
+    outcome: str = "done"  # or "failed" by an exception, or "exit"
 
 
 class MountErrors(OpenValue):
@@ -383,7 +384,7 @@ def decode_request(message: dict[str, Any]) -> Request[Any]:
     try:
         return wire.read(message, kind)
     except MessageError as exc:
-        if "mount" not in kind.fields:
+        if "mount" not in kind.fields or isinstance(message.get("mount"), str):
             raise Refusal("malformed", str(exc)) from None
         raise Refusal("mount", f'expected a pattern as "mount", got {wire.shown(message.get("mount"))}') from None
 

@@ -349,6 +349,7 @@ class ShellOutput(Value):
     number: int
     text: str
     is_more: bool  # whether the lines are only the beginning of a statement
+    outcome: str  # "done"; "failed" by an exception; "exit": the operator wants to go; "lost": there is no console, and the text says why
     is_last: bool
 
 

@@ -114,6 +114,7 @@ def assemble(given: Given) -> Parts:
     carrier = commands.Commands(supervisor, applying, given.conf_file, given.board, given.log.warning)
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
+    carrier.asker = lambda: control.asker
     drive(loop, control)
     tls_files = given.certificate[0] if given.certificate is not None else ()
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, tls_files)

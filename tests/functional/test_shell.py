@@ -66,7 +66,7 @@ os.getpid()
 """
     status, out, err = shell(server, isolation, source)
 
-    assert (status, err) == (0, "")
+    assert (status, err) == (1, ""), "some of it failed"
     assert "(True, 'hello')\n42\nto me\nand this\n" in out
     assert 'File "<shell>", line 1, in <module>' in out
     assert "ZeroDivisionError: division by zero" in out
@@ -76,6 +76,7 @@ os.getpid()
     pid = int(out.splitlines()[-1])
     assert (pid in server.workers()) == (isolation != PROCESS)
     assert f"/{isolation} #1: a shell is opened by the operator" in server.log()
+    assert f"(uid {os.geteuid()}, pid " in server.log()
     assert "the operator's shell executes: twice(21)" in server.log()
     assert server.get(f"/{isolation}").status_code == 200
 
@@ -115,6 +116,15 @@ def test_a_session_ends_with_its_instance(server: Server) -> None:
 
         assert "has ended" in command.stderr.readline()
     assert command.returncode == 1
+
+
+def test_a_block_at_the_end_is_executed_and_one_that_is_cut_is_told(server: Server) -> None:
+    assert shell(server, PROCESS, "for number in range(2):\n    print(number)") == (0, "0\n1\n", "")
+    assert shell(server, PROCESS, "exit()\n7 * 7\n") == (0, "", "")
+
+    status, out, err = shell(server, PROCESS, "print(1)\nprint(\n")
+    assert (status, out) == (1, "1\n")
+    assert "the input ends within a statement, which was not executed" in err
 
 
 def test_more_than_anyone_reads_is_cut(server: Server) -> None:

@@ -91,7 +91,8 @@ class Commands:
         self._heard: dict[int, dict[Instance, list[str]]] = {}  # stacks, by number of the question
         self._complete: dict[int, set[Instance]] = {}
         self._profiling = Profiling()
-        self._shells = Shells(say)
+        self.asker: Callable[[], str] = lambda: ""  # who has sent the request that begins
+        self._shells = Shells(lambda text: say(f"{text} ({self.asker()})"))
         self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
             controlmessages.Status: self._status,
             controlmessages.Reload: self._reload,

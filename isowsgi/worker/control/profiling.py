@@ -23,6 +23,9 @@ GRACE_S = 3.0
 MOST_SECONDS = 600.0
 MOST_RATE = 1000
 
+# Profiles at a time in a worker: each holds one of the 16 connections of the control socket.
+MOST_SESSIONS = 4
+
 # Most that an instance may have found: some 20,000 calls, at 30 to 100 characters each.
 _MOST_CHARS = 4 * 1024 * 1024
 
@@ -132,6 +135,8 @@ class Profiling:
             raise Refusal(
                 "busy", f"{name} is being profiled by another command, for {max(running.end - now, 0):.0f} s more; try again then"
             )
+        if len(self._sessions) >= MOST_SESSIONS:
+            raise Refusal("busy", f"{MOST_SESSIONS} mounts are being profiled already; try again when one is done")
         serving = deployment.slots.serving()
         if not serving:
             raise Refusal("not-serving", f"{name} is {deployment.state()}: there is nothing to profile until it serves")

@@ -50,6 +50,8 @@ class _Client:
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.sock = sock
         self.fd = sock.fileno()
+        self.uid = sockets.peer_uid(sock)
+        self.pid = sockets.peer_pid(sock)
         self.decoder = Decoder(frames.MAX_REQUEST_BYTES)
         self.errand: Errand | None = None
         self.is_eager = False  # its errand waits for nothing
@@ -66,6 +68,9 @@ class ControlServer:
         worker: who answers.
         log: gunicorn's logger.
         containment: where mistakes end.
+
+    Attributes:
+        asker: whose request is being begun or was begun last, for the log.
     """
 
     def __init__(self, begin: Callable[[Request[Any]], Errand], worker: Worker, log: Any, containment: Containment) -> None:
@@ -78,6 +83,7 @@ class ControlServer:
         self.folder_fd = -1  # of the folder with the socket, once it is open
         self._name = ""
         self._clients: dict[int, _Client] = {}
+        self.asker = ""
 
     def open(self, folders: list[str], name: str) -> str | None:
         """Listen in the first folder that is safe; return the socket's path.
@@ -172,12 +178,11 @@ class ControlServer:
             return
         sock.setblocking(False)
         client = _Client(sock, now)
-        uid = sockets.peer_uid(sock)
         is_full = len(self._clients) >= MAX_CLIENTS
         self._clients[client.fd] = client
         self._epoll.register(client.fd, select.EPOLLIN)
-        if uid not in (0, os.geteuid()):
-            self._refuse(client, "forbidden", f"only uid {os.geteuid()} and root may use this socket, got uid {uid}", now)
+        if client.uid not in (0, os.geteuid()):
+            self._refuse(client, "forbidden", f"only uid {os.geteuid()} and root may use this socket, got uid {client.uid}", now)
         elif is_full:
             self._refuse(client, "busy", f"{MAX_CLIENTS} connections are open; try again", now)
 
@@ -206,6 +211,7 @@ class ControlServer:
             self._step(client, lambda: self._start(client, message), now)
 
     def _start(self, client: _Client, message: dict[str, Any]) -> None:
+        self.asker = f"uid {client.uid}, pid {client.pid}"
         client.errand = self._begin(controlmessages.decode_request(message))
         client.is_eager = bool(next(client.errand))
 

@@ -22,6 +22,11 @@ from isowsgi.worker.slots import Instance
 MOST_S = 3600.0
 MOST_SOURCE_CHARS = 10_000
 
+# How long a session lasts without an input, and how many there are in a worker: each holds one of the 16 connections of the control socket,
+# which the other commands need too.
+IDLE_S = 600.0
+MOST_SESSIONS = 4
+
 # An answer is 512 K characters at most, in parts of 32 K.
 _MOST_PARTS = 20
 
@@ -30,6 +35,7 @@ class _Session:
     def __init__(self, instance: Instance, ask: int) -> None:
         self.instance = instance
         self.ask = ask
+        self.heard_at = time.monotonic()  # the last input
         self.parts: dict[int, list[str]] = {}  # of the answers, by the input's number
         self.answers: dict[int, ShellAnswer] = {}
 
@@ -50,14 +56,14 @@ class Shells:
         """Return the errand that is the session."""
         instance = self._check(request, deployment, is_allowed)
         ask = next(self._numbers)
-        self._sessions[request.serial] = _Session(instance, ask)
+        session = self._sessions[request.serial] = _Session(instance, ask)
         now = time.monotonic()
         end = now + MOST_S
         try:
-            instance.tell(messages.OpenShell(ask=ask, mount=mount))
-            while now < end and instance.state not in ENDS:
+            if not instance.tell(messages.OpenShell(ask=ask, mount=mount)):
+                raise Refusal("busy", f"{instance.tag} has many orders to read yet, or has ended; try again")
+            while not (why := _why_over(session, now, end)):
                 now = yield None
-            why = "the instance has ended" if instance.state in ENDS else f"a session lasts {MOST_S / 60:g} minutes at most"
             return Outcome(mount=deployment.mount.pattern, outcome="ended", text=why, generation=instance.generation)
         finally:
             del self._sessions[request.serial]
@@ -71,7 +77,10 @@ class Shells:
             raise Refusal("no-session", "there is no such session, or it has ended")
         if len(request.source) > MOST_SOURCE_CHARS:
             raise Refusal("malformed", f"expected at most {MOST_SOURCE_CHARS} characters, got {len(request.source)}")
+        if session.parts:
+            raise Refusal("busy", "the input before is still executed")
         number = next(self._numbers)
+        session.heard_at = time.monotonic()
         session.parts[number] = []
         try:
             if not session.instance.tell(messages.ShellInput(ask=session.ask, number=number, source=request.source)):
@@ -80,8 +89,12 @@ class Shells:
                 if self._sessions.get(request.serial) is not session:
                     raise Refusal("no-session", "the session has ended")
                 yield None
-            return session.answers.pop(number)
+            answer = session.answers.pop(number)
+            if answer.outcome == "lost":
+                raise Refusal("no-session", answer.text)
+            return answer
         finally:
+            session.heard_at = time.monotonic()  # an input may take longer than the limit
             del session.parts[number]
 
     def hear(self, instance: Instance, report: ShellOutput) -> None:
@@ -91,7 +104,7 @@ class Shells:
             if parts is not None and report.number not in session.answers:
                 parts.append(report.text)
                 if report.is_last or len(parts) > _MOST_PARTS:
-                    session.answers[report.number] = ShellAnswer(text="".join(parts), is_more=report.is_more)
+                    session.answers[report.number] = ShellAnswer(text="".join(parts), is_more=report.is_more, outcome=report.outcome)
 
     def _check(self, request: Shell, deployment: Deployment, is_allowed: bool) -> Instance:
         """Return the instance for a session.
@@ -103,8 +116,25 @@ class Shells:
             raise Refusal("forbidden", "shells are off: whoever may write to the config file can set [control] shell = true")
         if any(session.instance in deployment.slots.all() for session in self._sessions.values()) or request.serial in self._sessions:
             raise Refusal("busy", f"{deployment.name} has a shell already; one at a time")
+        if len(self._sessions) >= MOST_SESSIONS:
+            raise Refusal("busy", f"this worker has {MOST_SESSIONS} shells already; end one of them")
         serving = deployment.slots.serving()
         if not serving:
             raise Refusal("not-serving", f"{deployment.name} is {deployment.state()}: there is no interpreter to open a shell in")
         self._say(f"{serving[0].tag}: a shell is opened by the operator")
         return serving[0]
+
+
+def _why_over(session: _Session, now: float, end: float) -> str:
+    """Return why a session is over; empty if it is not.
+
+    Args:
+        end: monotonic seconds, at the latest.
+    """
+    if session.instance.state in ENDS:
+        return "the instance has ended"
+    if now >= end:
+        return f"a session lasts {MOST_S / 60:g} minutes at most"
+    if now >= session.heard_at + IDLE_S and not session.parts:
+        return f"a session ends after {IDLE_S / 60:g} minutes without an input"
+    return ""
