@@ -15,7 +15,21 @@ from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Exited, Failed, Measure, Measured, Order, Part, Profile, Ready, Report, Stuck, TellStacks
+from isowsgi.shared.messages import (
+    Census,
+    Closed,
+    Exited,
+    Failed,
+    Measure,
+    Measured,
+    Order,
+    Part,
+    Profile,
+    Ready,
+    Report,
+    Stuck,
+    TellStacks,
+)
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 from isowsgi.worker.deployment import Deployment
@@ -147,6 +161,7 @@ class FakeInstance:
         self.served = self.measures = 0
         self.asked: list[int] = []
         self.profiles: list[int] = []
+        self.censuses: list[int] = []  # the same of censuses
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
 
     def start(self) -> None:
@@ -224,6 +239,8 @@ class FakeInstance:
         self.measures += isinstance(order, Measure)
         if isinstance(order, TellStacks):
             self.asked.append(order.ask)
+        if isinstance(order, Census):
+            self.censuses.append(order.ask)
         if isinstance(order, Profile):
             self.profiles.append(order.ask)
         return True

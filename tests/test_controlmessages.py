@@ -72,7 +72,7 @@ def test_an_error_comes_back_as_it_was_without_what_it_does_not_say() -> None:
         (
             {"v": 1},
             "command",
-            "expected one of status, reload, stop, start, stacks, profile, shell, shellline, errors, allerrors, table, prepare",
+            "expected one of status, reload, stop, start, stacks, profile, memory, shell, shellline, errors, allerrors, table, prepare",
         ),
         ({"v": 1, "do": ["status"]}, "command", "got an array"),
         ({"v": 1, "do": "Status"}, "command", "got 'Status'"),

@@ -18,6 +18,7 @@ from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
 from isowsgi.cli.importing import import_
 from isowsgi.cli.initial import init
+from isowsgi.cli.memory import memory
 from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
 from isowsgi.cli.run import run
@@ -31,7 +32,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile, run, shell, import_, init):
+for command in (*COMMANDS, plan, apply, profile, memory, run, shell, import_, init):
     main.add_command(command)
 
 

@@ -26,6 +26,7 @@ from isowsgi.inside.deadlines import RequestTimeout, Watcher
 from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.files import FileWatch
+from isowsgi.inside.growth import Growth
 from isowsgi.inside.heap import Heap
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
@@ -139,6 +140,7 @@ class Instance:
         self._stacks = Stacks(order.host.can_see_stacks, order.host.frames_are_own)
         self._admission: Admission | None = None
         self._heap = Heap()
+        self._growth = Growth(lambda ask, text: self._told.counted(ask, text), order.isolation)
         self._files = FileWatch(order.environment.links) if order.loading.watch else None
         self._is_draining = self._is_last = False  # as ordered, for a service that is not made yet
         self._routes = order.serving.routes
@@ -185,6 +187,8 @@ class Instance:
                 messages.ShellInput: self._consoles.put,
                 messages.EndShell: self._consoles.end,
                 messages.EndProfile: lambda order: self._profiler.drop(order.ask),
+                messages.Census: lambda order: self._growth.look(order.ask, order.trace_s, time.monotonic()),
+                messages.EndCensus: lambda order: self._growth.drop(order.ask),
                 messages.Measure: lambda order: self._control.report(self._heap.measure()),
             },
             on_lost=self._lose_worker,
@@ -377,7 +381,7 @@ class Instance:
             if changed is not None:
                 self._control.report(messages.Changed(file=changed))
         is_told = self._book.flush(self._control.report_if_room)
-        return is_busy or not is_told or self._files is not None
+        return self._growth.is_tracing(now) or is_busy or not is_told or self._files is not None
 
     # Orders, on the control thread. The runner's baton may be held by a thread inside a request, so they only leave a note and poke.
 

@@ -26,7 +26,7 @@ from isowsgi.shared import messages, pymalloc
 _SMALL_BYTES = 512
 
 # malloc's own word before a block, and the garbage collector's two before an object that it knows.
-_MALLOC_BYTES, _GC_BYTES = 16, 16
+_MALLOC_BYTES, GC_BYTES = 16, 16
 
 # What a container and a reference count for beside what has a size of its own, in the weight.
 _CONTAINER_BYTES, _REFERENCE_BYTES = 64, 16
@@ -40,14 +40,29 @@ _LONG_BYTES, _SAMPLE = 32 * 1024, 2048
 # How long one look may take, beside the list of all containers (1 ms for 60,000). The control thread holds the GIL for as long.
 LOOK_S = 0.003
 
-_Sizer = Callable[[Any], int]
-_mro: Any = type.__dict__["__mro__"].__get__
-_namespace: Any = type.__dict__["__dict__"].__get__
+Sizer = Callable[[Any], int]
+mro: Any = type.__dict__["__mro__"].__get__
+namespace: Any = type.__dict__["__dict__"].__get__
 _itemsize: Any = type.__dict__["__itemsize__"].__get__
 _basicsize: Any = type.__dict__["__basicsize__"].__get__
 _flags: Any = type.__dict__["__flags__"].__get__
 _IS_HEAP_TYPE, _HAS_GC = 1 << 9, 1 << 14  # Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_HAVE_GC
 _MethodDescriptor = type(str.__sizeof__)
+_OF_OBJECT: Any = object.__dict__["__sizeof__"]
+
+
+def sizer_of(kind: type) -> Any:
+    """Return the function in C that says how large an object of a type is, without the garbage collector's words."""
+    for base in mro(kind):
+        found = namespace(base).get("__sizeof__")
+        if type(found) is _MethodDescriptor:
+            return found
+    return _OF_OBJECT
+
+
+def is_collected(kind: type) -> bool:
+    """Whether the garbage collector may know objects of a type."""
+    return bool(_flags(kind) & _HAS_GC)
 
 
 class Heap:
@@ -112,7 +127,7 @@ class Heap:
         sized = [(sizer(each), each) for sizer, each in zip(self._containers.of(containers), containers, strict=True) if sizer is not None]
         self._weight += sum([size for size, _ in sized]) + len(containers) * _CONTAINER_BYTES
         long = [each for size, each in sized if size > _LONG_BYTES]
-        self._large += sum([size + _MALLOC_BYTES + _GC_BYTES for size, _ in sized if size > _SMALL_BYTES])
+        self._large += sum([size + _MALLOC_BYTES + GC_BYTES for size, _ in sized if size > _SMALL_BYTES])
         del sized
         if long:
             apart = {*map(id, long)}
@@ -167,12 +182,12 @@ class _Sizers:
         find: returns that of a type; None: what such an object takes is not looked for.
     """
 
-    def __init__(self, find: Callable[[type], _Sizer | None]) -> None:
+    def __init__(self, find: Callable[[type], Sizer | None]) -> None:
         self._find = find
-        self._found: dict[int, _Sizer | None] = {}
+        self._found: dict[int, Sizer | None] = {}
         self._mortal: list[tuple[int, type]] = []  # types that may end, and another one would get the number; each is kept for one look
 
-    def of(self, objects: list[Any]) -> Iterator[_Sizer | None]:
+    def of(self, objects: list[Any]) -> Iterator[Sizer | None]:
         """Return one for each object."""
         kinds = list(map(type, objects))
         keys = list(map(id, kinds))
@@ -192,20 +207,15 @@ class _Sizers:
         self._mortal.clear()
 
 
-def _of_container(kind: type) -> _Sizer | None:
+def _of_container(kind: type) -> Any:
     """Return the function in C that says how large an object of a type is; None if all are the same, and small."""
-    for base in _mro(kind):
-        found = _namespace(base).get("__sizeof__")
-        if type(found) is _MethodDescriptor:
-            break
-    else:
-        return None
-    if base is object and not _itemsize(kind) and _basicsize(kind) <= _SMALL_BYTES:
+    found = sizer_of(kind)
+    if found is _OF_OBJECT and not _itemsize(kind) and _basicsize(kind) <= _SMALL_BYTES:
         return None
     return found
 
 
-def _of_other(kind: type) -> _Sizer | None:
+def _of_other(kind: type) -> Any:
     """The same of what no list of containers has: what knows no others, and tuples and dicts of texts and numbers. No int is large."""
     if kind is int or (_flags(kind) & _HAS_GC and kind is not tuple and kind is not dict):
         return None

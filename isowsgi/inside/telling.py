@@ -127,6 +127,13 @@ class Teller:
         """
         self._in_parts(messages.Profiled, ask, text)
 
+    def counted(self, ask: int, text: str | None) -> None:
+        """Say what was counted; None: not all is, another look is needed."""
+        if text is None:
+            self._report(messages.Counted(ask=ask, text="", is_last=False))
+        else:
+            self._in_parts(messages.Counted, ask, text)
+
     def shell(self, ask: int, number: int, text: str, is_more: bool, outcome: str) -> None:
         """Say what an input of the operator's shell has printed; see `console.Console`."""
         self._in_parts(messages.ShellOutput, ask, text, number=number, is_more=is_more, outcome=outcome)

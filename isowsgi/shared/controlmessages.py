@@ -161,6 +161,20 @@ class MountProfile(OpenValue):
     instances: list[InstanceProfile]
 
 
+class InstanceMemory(OpenValue):
+    tag: str
+    generation: int
+    isolation: str
+    before: str  # the JSON of a `census.Census`
+    after: str  # the same, later
+    problem: str  # why there are none, or empty
+
+
+class MountMemory(OpenValue):
+    mount: str  # its pattern
+    instances: list[InstanceMemory]
+
+
 class ShellAnswer(OpenValue):
     """What an input of a shell has printed."""
 
@@ -226,7 +240,18 @@ class TableOutcome(OpenValue):
     stays: list[str] = []  # what stays as it is for it, and can be `Prepare.without`
 
 
-Answer = WorkerStatus | Outcome | MountStacks | MountProfile | ShellAnswer | MountErrors | WorkerErrors | ServedTable | TableOutcome
+Answer = (
+    WorkerStatus
+    | Outcome
+    | MountStacks
+    | MountProfile
+    | MountMemory
+    | ShellAnswer
+    | MountErrors
+    | WorkerErrors
+    | ServedTable
+    | TableOutcome
+)
 
 A = TypeVar("A", bound=Answer)
 
@@ -275,6 +300,13 @@ class Profile(Request[MountProfile]):
     rate: int = 100  # samples/s
     cpu: bool = False  # whether the time on a processor counts, instead of all time
     by_request: bool = False  # whether the requests are told apart
+
+
+class Memory(Request[MountMemory]):
+    """Count the objects of a mount's app twice; it ends with the connection of who asks."""
+
+    mount: str
+    seconds: float = 30.0  # between the two
 
 
 class Shell(Request[Outcome]):
@@ -341,6 +373,7 @@ _ANSWERS: dict[type[Request[Any]], type[Answer]] = {
     Start: Outcome,
     Stacks: MountStacks,
     Profile: MountProfile,
+    Memory: MountMemory,
     Shell: Outcome,
     ShellLine: ShellAnswer,
     Errors: MountErrors,

@@ -213,6 +213,19 @@ class EndProfile(Value):
     ask: int
 
 
+class Census(Value):
+    """Have a look at the app's objects, of many; the last one is followed by what was counted. See `inside.census`."""
+
+    ask: int
+    trace_s: float  # how long a process traces its allocations from then on, at most; 0: what was traced until now is told
+
+
+class EndCensus(Value):
+    """Forget what was counted, and trace no more; nobody waits for the report."""
+
+    ask: int
+
+
 class OpenShell(Value):
     """Begin a console; it takes the place of one that is there."""
 
@@ -246,7 +259,10 @@ class Reroute(Value):
     is_last: bool
 
 
-Order = Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | OpenShell | ShellInput | EndShell | Measure | Reroute | Limits
+Order = (
+    Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | Census | EndCensus
+    | OpenShell | ShellInput | EndShell | Measure | Reroute | Limits
+)  # fmt: skip
 
 # Reports: from an instance to the worker.
 
@@ -342,6 +358,14 @@ class Profiled(Value):
     is_last: bool
 
 
+class Counted(Value):
+    """A part of the answer to `Census`: of the JSON of a `shared.census.Census`. Not the last and no text: more looks are needed."""
+
+    ask: int
+    text: str
+    is_last: bool
+
+
 class ShellOutput(Value):
     """A part of the answer to `ShellInput`."""
 
@@ -378,11 +402,11 @@ class Exited(Value):
 
 Report = (
     Ready | Failed | Extensions | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
-    | Profiled | ShellOutput | Measured | Closed | Exited
+    | Profiled | Counted | ShellOutput | Measured | Closed | Exited
 )  # fmt: skip
 
 # Answers that come in parts, each with the number of the question.
-Part = Stacks | Profiled | ShellOutput
+Part = Stacks | Profiled | Counted | ShellOutput
 
 _ORDERS: dict[str, type[Order]] = {kind.__name__: kind for kind in Order.__args__}
 _REPORTS: dict[str, type[Report]] = {kind.__name__: kind for kind in Report.__args__}

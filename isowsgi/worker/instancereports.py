@@ -58,6 +58,7 @@ class Reports:
             messages.Stacks: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.ShellOutput: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.Profiled: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
+            messages.Counted: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.Measured: lambda instance, report, now: deployment.surroundings.on_measured(instance, report, now),
             messages.Closed: self._on_ended,
             messages.Exited: self._on_ended,

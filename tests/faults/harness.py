@@ -287,7 +287,7 @@ class Place:
         for path in ("/bad", "/child", "/nowhere", "/bad/raises", "/moved"):
             self._ask(path, 0.5)
         self._ask("/", 0.5, host="a.example")
-        for command in ("status", "stacks", "profile", "reload"):
+        for command in ("status", "stacks", "profile", "memory", "reload"):
             for mount in ("/bad", "/child"):
                 self._control(command, mount)
         for half in (b"GET /ba", b"GET /bad HTTP/1.1\nx\r\n\r\n"):
@@ -333,7 +333,7 @@ class Place:
 
     def _control(self, command: str, mount: str) -> None:
         """Ask for something on the worker's control socket, and do not wait for the answer."""
-        brief = {"seconds": 0.05} if command == "profile" else {}
+        brief = {"seconds": 0.05} if command in ("profile", "memory") else {}
         request = json.dumps({"v": 1, "do": command, "mount": mount, **brief}).encode()
         for path in (self._folder / "control").glob("*.sock"):
             with socket.socket(socket.AF_UNIX) as sock:

@@ -24,9 +24,9 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Failed, Profiled, Ready, Report, Stacks
+from isowsgi.shared.messages import Closed, Counted, Failed, Profiled, Ready, Report, Stacks
 from isowsgi.shared.rows import INTERNAL_ERRORS
-from isowsgi.worker.control import commands, profiling
+from isowsgi.worker.control import commands, growth, profiling
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import MAX_CLIENTS, ControlServer
 from isowsgi.worker.deployment import Deployment
@@ -51,6 +51,7 @@ _REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "start": controlmessages.Start(mount="/"),
     "stacks": controlmessages.Stacks(mount="/"),
     "profile": controlmessages.Profile(mount="/", seconds=1e-6),
+    "memory": controlmessages.Memory(mount="/", seconds=1e-6),
     "shell": controlmessages.Shell(mount="/", serial="s"),
     "shellline": controlmessages.ShellLine(serial="s", source="1"),
     "errors": controlmessages.Errors(mount="/"),
@@ -70,6 +71,7 @@ _KINDS = frozenset((
 
 # A profile that takes longer is refused here: its answer would be waited for.
 profiling.MOST_SECONDS, profiling.GRACE_S = 1e-5, 0.0
+growth.MOST_SECONDS, growth.COUNT_S = 1e-5, 0.0
 
 # Connections that were left open with half a request.
 _MOST_LOITERERS = MAX_CLIENTS - 4
@@ -131,7 +133,10 @@ class _Supervisor:
                     self._on_answer(instance, Stacks(ask=ask, text="a stack\udc80", is_last=True))
                 for ask in instance.profiles:
                     self._on_answer(instance, Profiled(ask=ask, text="{}", is_last=True))
+                for ask in instance.censuses:
+                    self._on_answer(instance, Counted(ask=ask, text="{}", is_last=True))
                 instance.asked.clear()
+                instance.censuses.clear()
                 instance.profiles.clear()
                 if instance.state is State.BOOTING and self._fails.random() < 0.1:
                     self._says(deployment, instance, Failed(error="E", traceback="NameError: T"))

@@ -34,11 +34,12 @@ from isowsgi.shared.controlmessages import (
     WorkerErrors,
     WorkerStatus,
 )
-from isowsgi.shared.messages import Part, Profiled, ShellOutput
+from isowsgi.shared.messages import Counted, Part, Profiled, ShellOutput
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.counts import counts_of
+from isowsgi.worker.control.growth import Growths
 from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.control.shells import Shells
@@ -91,6 +92,7 @@ class Commands:
         self._heard: dict[int, dict[Instance, list[str]]] = {}  # stacks, by number of the question
         self._complete: dict[int, set[Instance]] = {}
         self._profiling = Profiling()
+        self._growths = Growths()
         self.asker: Callable[[], str] = lambda: ""  # who has sent the request that begins
         self._shells = Shells(lambda text: say(f"{text} ({self.asker()})"))
         self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
@@ -100,6 +102,7 @@ class Commands:
             controlmessages.Start: self._start,
             controlmessages.Stacks: self._stacks,
             controlmessages.Profile: self._profile,
+            controlmessages.Memory: self._memory,
             controlmessages.Shell: self._shell,
             controlmessages.ShellLine: self._shells.line,
             controlmessages.Errors: self._errors,
@@ -219,6 +222,9 @@ class Commands:
         deployment = self._deployment(request.mount)
         return (yield from self._profiling.profile(request, deployment, _number(deployment, request.mount)))
 
+    def _memory(self, request: controlmessages.Memory) -> Errand:
+        return (yield from self._growths.grow(request, self._deployment(request.mount)))
+
     def _shell(self, request: controlmessages.Shell) -> Errand:
         deployment = self._deployment(request.mount)
         is_allowed = self._supervisor.table.config.control.shell
@@ -334,6 +340,9 @@ class Commands:
         """Take in a part of an instance's answer."""
         if isinstance(report, Profiled):
             self._profiling.hear(instance, report)
+            return
+        if isinstance(report, Counted):
+            self._growths.hear(instance, report)
             return
         if isinstance(report, ShellOutput):
             self._shells.hear(instance, report)
