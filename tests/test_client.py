@@ -121,6 +121,14 @@ REQUESTS: dict[str, controlmessages.Request[Any]] = {
 _COMMANDS = {"table": "plan"}
 
 
+def test_a_pattern_is_not_taken_for_a_config_file() -> None:
+    """`isowsgi status shop.example.com/` listed the servers of others."""
+    result = CliRunner().invoke(main, ["status", "shop.example.com/"])
+
+    assert result.exit_code == 2
+    assert "there is no config file 'shop.example.com/'; this command takes one, and no pattern of a mount" in result.output
+
+
 @pytest.mark.parametrize("command", sorted(ANSWERS))
 @pytest.mark.parametrize("is_ok", [True, False])
 def test_no_terminal_obeys_what_a_worker_says(stage: Stage, command: str, is_ok: bool) -> None:

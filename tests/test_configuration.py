@@ -219,6 +219,9 @@ def test_hosts_that_are_wrong_or_taken_are_told(read: Write, text: str, expected
             "max_live = 3",
             "max_live: tenants are the hosts of a wildcard: expected a pattern such as '*.example.com/', got 'a.example/'",
         ),
+        ("*.example/", "max_live = 3\nlazy = false", "lazy: a tenant is always loaded at its first request"),
+        ("*.example/", 'max_live = 3\nlog = "{1}.log"', "log: '{1}' does not stand for the tenant here; it may stand in env, "),
+        ("*.example/", "max_live = 1000\nthreads = 64", "max_live: max_live x instances x threads are too many threads for a worker: "),
         ("*.example/", "max_live = 0", "max_live: must be 1 to 1000, got 0"),
         ("*.example/", 'max_live = 3\ngroup = "g"', "group: each tenant has its own instance; remove the group"),
         ("*.example/", 'max_live = 3\nexists = "t"', "exists: expected a path with '{1}' for the tenant's label, got '"),
@@ -248,12 +251,35 @@ def test_a_redirect_has_no_app_and_nothing_of_the_defaults(read: Write) -> None:
     ("table", "expected"),
     [
         ('redirect = "/{path}"', "redirect: expected an address such as "),
+        ('redirect = "https://[{path}"', "redirect: expected a host, and a port of 1 to 65535 if any, in 'https://['"),
+        ('redirect = "https://a:b{path}"', "redirect: expected a host, and a port of 1 to 65535 if any, in 'https://a:b'"),
+        ('redirect = "https://a b{path}"', "redirect: expected an address such as "),
+        ('redirect = "https://a..b/{path}"', "redirect: expected a host of letters, digits, "),
+        ('redirect = "/old/new{path}"', "redirect: '/old/new{path}' is this mount's own address, so it would never end"),
         ('redirect = "/new{path}"\nstatus = 200', "status: expected one of 301, 302, 303, 307, 308, got 200"),
         ('redirect = "/new{path}"\nthreads = 2', "threads: unknown key; expected one of hosts, redirect, status"),
     ],
 )
 def test_a_redirect_that_is_wrong_is_told(read: Write, table: str, expected: str) -> None:
     assert faults(read, f'[mounts."/old"]\n{table}\n')[0].startswith(f'mounts."/old".{expected}')
+
+
+def test_a_redirect_may_lead_below_its_own_address_if_that_is_another_mounts(read: Write) -> None:
+    text = '[mounts]\n"/" = { redirect = "/new{path}" }\n"/new" = "a"\n"*.b.example/" = { redirect = "https://[::1]:8000{path}" }\n'
+
+    assert [mount.redirect for mount in read(text).mounts] == ["/new{path}", "", "https://[::1]:8000{path}"]
+
+
+@pytest.mark.parametrize("written", ['shop.example.com = "a"', '[mounts.shop.example.com]\napp = "a"', 'shop.example.com.app = "a"'])
+def test_a_host_without_quotes_is_told_in_one_line(read: Write, written: str) -> None:
+    """TOML makes tables in tables of it, and three faults told of those."""
+    (found,) = faults(read, f"[mounts]\n{written}\n")
+
+    assert found == 'mounts.shop: a pattern with dots stands in quotes: "shop.example.com/" = ...'
+
+
+def test_a_misspelt_key_is_no_part_of_a_host(read: Write) -> None:
+    assert any("did you mean 'app'" in each for each in faults(read, '[mounts.shop]\nap = "a"\n'))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class House:
 
         return Template(members, self.around, make, self.by_number, lambda pattern: pattern in self.stopped, isolation="own-gil")
 
-    def ask(self, host: str, now: float = NOW, boot_s: float = 0.0, **asked: Any) -> FakeInstance | NotServing | None:
+    def ask(self, host: str, now: float = NOW, **asked: Any) -> FakeInstance | NotServing | None:
         """Ask for a tenant as the dispatcher does; its instance, if it has one, serves the request at once."""
         found = self.template.tenant(host, now, **asked)
         if not isinstance(found, Deployment):
@@ -70,7 +70,7 @@ class House:
         found.choose(now)
         for instance in found.slots.all():
             if instance.state is State.BOOTING:
-                _says(found, instance, Ready(boot_s=boot_s, objects=0, extensions=[], refused=[]))
+                _says(found, instance, Ready(boot_s=0.0, objects=0, extensions=[], refused=[]))
         chosen = found.choose(now)
         if isinstance(chosen, FakeInstance):
             chosen.served += 1
@@ -154,14 +154,15 @@ def test_while_none_is_quiet_newcomers_wait() -> None:
 def test_one_that_was_loaded_or_used_a_moment_ago_keeps_its_place() -> None:
     """Two clients of two tenants with one place had an app loaded for each of their requests."""
     house = House(template(max_live=1))
-    house.ask("a.example", boot_s=2.0)
+    house.ask("a.example", NOW - 2.0)  # it serves at NOW
+    house.ask("a.example")
 
     assert house.ask("b.example", NOW + 3.9) is NotServing.FULL
     house.ask("a.example", NOW + 3.9)
     assert house.ask("b.example", NOW + 7) is NotServing.FULL
     assert isinstance(house.ask("b.example", NOW + 7, waited_s=5.1), FakeInstance), "half of queue_timeout"
     house.all_end()
-    assert isinstance(house.ask("a.example", NOW + 20), FakeInstance)
+    assert isinstance(house.ask("a.example", NOW + 30), FakeInstance)
 
 
 def test_that_nobody_may_go_is_looked_up_a_few_times_a_second() -> None:

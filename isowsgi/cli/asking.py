@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -41,8 +42,10 @@ def one_of(file: str | None, config: str | None) -> str | None:
     """Return the config file that is named by an argument or by the option.
 
     Raises:
-        click.UsageError: they differ.
+        click.UsageError: they differ, or the argument is rather a mount's pattern.
     """
+    if file is not None and not file.endswith(".toml") and not os.path.exists(file):
+        raise click.UsageError(f"there is no config file {file!r}; this command takes one, and no pattern of a mount")
     if file is not None and config is not None and file != config:
         raise click.UsageError(f"two config files: {file!r} and --config {config!r}")
     return file if config is None else config

@@ -7,6 +7,7 @@ import ipaddress
 import re
 import unicodedata
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import attrs
 from cattrs import Converter
@@ -107,7 +108,22 @@ def redirect(value: Any) -> str:
         raise Fault(f"expected no fragment, and {{path}} before the query, got {spelt(value)}")
     if not re.match(r"https?://[^/?@]+(/|\?|$)|/(?!/)[^?]*", fixed) or (fixed == "/" and fixed != value):
         raise Fault(f"{example}, got {spelt(value)}: a client must not be able to choose the host")
+    if not fixed.startswith("/"):
+        _check_authority(fixed)
     return typed(str, value)
+
+
+def _check_authority(address: str) -> None:
+    """Check the host and port of an address."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as exc:
+        raise Fault(f"expected a host, and a port of 1 to 65535 if any, in {spelt(address)}: {exc}") from None
+    if port == 0:
+        raise Fault(f"expected a port of 1 to 65535, got 0 in {spelt(address)}")
+    if ":" not in host:  # else urlsplit has read it as an IPv6 address
+        _host(host, host + "/")
 
 
 def url_path(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Checks a config file's tables: by kind of value, each fault with its place."""
 
+import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,9 +9,9 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks, places, sizes, targets, variables
+from isowsgi.configuration import checks, foreign, places, sizes, targets, variables
 from isowsgi.configuration.checks import Pattern
-from isowsgi.configuration.faults import Fault, at, wrong_type
+from isowsgi.configuration.faults import Fault, at, quoted, wrong_type
 from isowsgi.configuration.merging import joint_faults
 from isowsgi.configuration.tables import (
     AtLeastOne,
@@ -125,17 +126,35 @@ def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, st
     faults: list[Exception] = []
     addresses: list[tuple[Pattern, ...]] = []
     for text, table in tables.items():
+        if (host := _unquoted_host(text, table)) is not None:
+            faults.append(at((text,), Fault(f"a pattern with dots stands in quotes: {quoted(host + '/')} = ...")))
+            continue
         try:
             addresses.append(checks.new_addresses(text, table, seen, where))
         except Fault as fault:
             faults.append(at((text,), fault))
+    plain = {text: table for text, table in tables.items() if _unquoted_host(text, table) is None}
     try:
-        said = converter.structure(tables, dict[str, MountTable])
+        said = converter.structure(plain, dict[str, MountTable])
     except ExceptionGroup as group:
         faults.append(group)
     if faults:
         raise ExceptionGroup("mounts", faults)
     return Mounts(tuple(zip(addresses, said.values(), strict=True)))
+
+
+def _unquoted_host(key: str, value: Any) -> str | None:
+    """Return the host that stands without quotes before a mount, of which TOML makes tables in tables; None: there is none such."""
+    names, known = [key], {field.name for kind in (MountTable, RedirectTable) for field in attrs.fields(kind)}
+    while isinstance(value, dict) and len(value) == 1 and known.isdisjoint(value):
+        ((name, value),) = value.items()
+        names.append(name)
+    is_mount = isinstance(value, str) or (isinstance(value, dict) and not known.isdisjoint(value))
+    is_key = any(
+        foreign.meaning(name) or difflib.get_close_matches(name, known, n=1) for name in names[1:]
+    )  # a slip, and no part of a host
+    is_host = len(names) > 1 and not is_key and not any(set(name) & set("/. ") for name in names)
+    return ".".join(names) if is_mount and is_host else None
 
 
 def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:

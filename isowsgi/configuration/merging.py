@@ -1,7 +1,8 @@
 """From tables to mounts: one table over the other, what a group has in common, and what settings mean together."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from isowsgi.configuration import groups, places, pythons
 from isowsgi.configuration.checks import Pattern
@@ -10,6 +11,11 @@ from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
 from isowsgi.configuration.tenants import PLACE
 from isowsgi.configuration.values import MAIN_GROUP, NO_APP, Mount
 from isowsgi.shared import routing
+from isowsgi.shared.redirects import PATH
+from isowsgi.shared.rows import ROWS
+
+# Tenants that may be ending beside those that live, see `worker.tenants`.
+_MOST_LEAVING = 4
 
 
 def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
@@ -34,13 +40,33 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
             continue
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
-        for key, fault in (*joint_faults(values), *_tenant_faults(addresses, values)):
+        for key, fault in (*joint_faults(values), *_tenant_faults(addresses, values, keys)):
             faults.append(at(("mounts", text, key) if key in keys else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
         mounts.append(Mount(number=len(mounts), **values | named(addresses) | ({"lazy": True} if "max_live" in values else {})))
     if faults:
         raise ExceptionGroup("mounts", faults)
     return tuple(mounts)
+
+
+def refuse_endless_redirects(mounts: Sequence[Mount], written: Sequence[str]) -> None:
+    """Check that no redirect is followed by itself; only where all mounts are known, for another one may take its address.
+
+    Raises:
+        ExceptionGroup: of faults, each with its place.
+    """
+    relative = [(mount, text) for mount, text in zip(mounts, written, strict=True) if mount.redirect.startswith("/")]
+    if not relative:
+        return
+    router = routing.Router(routing.Route(mount.number, host, mount.prefix) for mount in mounts for host in (mount.host, *mount.hosts))
+    faults = []
+    for mount, text in relative:
+        path = unquote(mount.redirect.partition(PATH)[0].partition("?")[0], "latin-1")
+        if router.match(mount.host.replace(routing.WILDCARD, "any.", 1), path) == mount.number:
+            what = "is this mount's own address, so it would never end; if a proxy serves it, write its host too"
+            faults.append(at(("mounts", text, "redirect"), Fault(f"{mount.redirect!r} {what}")))
+    if faults:
+        raise ExceptionGroup("redirects", faults)
 
 
 def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: list[str], faults: list[Exception]) -> list[dict[str, Any]]:
@@ -88,8 +114,13 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')
 
 
-def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
-    """Yield what is wrong with a template, or with what would be one."""
+def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own: Collection[str]) -> Iterator[tuple[str, Fault]]:
+    """Yield what is wrong with a template, or with what would be one.
+
+    Args:
+        values: also those of `[defaults]`.
+        own: the keys that the mount's table has.
+    """
     if "max_live" not in values:
         if "exists" in values:
             yield "exists", Fault("it is for tenants; set max_live too: how many of them have an instance at a time")
@@ -98,6 +129,11 @@ def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any]) -> It
             if any(PLACE in text for text in texts):
                 yield key, Fault(f"{PLACE!r} stands for a tenant's label; set max_live too, or write the path without it")
         return
+    yield from _template_faults(addresses, values, own)
+
+
+def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own: Collection[str]) -> Iterator[tuple[str, Fault]]:
+    """Yield what is wrong with a template, see above."""
     if not addresses[0].host.startswith(routing.WILDCARD):
         yield (
             "max_live",
@@ -111,6 +147,18 @@ def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any]) -> It
         yield "isolation", Fault("there is one main interpreter, and each tenant has its own instance")
     if PLACE not in values.get("exists", PLACE):
         yield "exists", Fault(f"expected a path with {PLACE!r} for the tenant's label, got {values['exists']!r}")
+    if values.get("lazy") is False and "lazy" in own:
+        yield "lazy", Fault("a tenant is always loaded at its first request; remove lazy")
+    for key in ("log", "warmup"):
+        if key in own and PLACE in str(values[key]):
+            yield (
+                key,
+                Fault(f"{PLACE!r} does not stand for the tenant here; it may stand in env, pythonpath, touch, exists and a script's path"),
+            )
+    rows = (values["max_live"] + _MOST_LEAVING) * values.get("instances", 1) * (values.get("threads") or 1)
+    if rows > ROWS // 2:
+        text = f"max_live x instances x threads are too many threads for a worker: expected at most {ROWS // 2}, got {rows}"
+        yield "max_live", Fault(f"{text}, with {_MOST_LEAVING} tenants that are ending")
 
 
 def named(addresses: tuple[Pattern, ...]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.converter import make_converter
 from isowsgi.configuration.faults import ConfigError
 from isowsgi.configuration.included import Inclusion
-from isowsgi.configuration.merging import mounts_of
+from isowsgi.configuration.merging import mounts_of, refuse_endless_redirects
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import ConfigTables, settings_of
 from isowsgi.configuration.values import Config, Control, Limits, Log, Status
@@ -41,6 +41,8 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
         converter = make_converter(folder, own_gil_error, data.get("defaults"), seen, needs_mounts="include" not in data)
         tables = converter.structure(data, ConfigTables)
         mounts = list(mounts_of(tables.mounts, list(data["mounts"]), settings_of(tables.defaults), folder))
+        if "include" not in data:
+            refuse_endless_redirects(mounts, list(data["mounts"]))
     except ExceptionGroup as group:
         raise ConfigError(texts_of(shown, data, group)) from None  # all is said
     reading = Inclusion(folder, os.path.dirname(shown), own_gil_error, settings_of(tables.defaults), data.get("defaults"), seen, mounts)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 from isowsgi.worker.deployment import Deployment
 
-# For how many times the time that it took to load a tenant keeps its place after its last use. So where more tenants are asked for than may
-# live, loads take a third of the time of each place at most, and are not made for each request.
+# For how many times the time that it took to load a tenant keeps its place after its last use, and for how many seconds at most: a load may
+# have waited for others. So where more tenants are asked for than may live, loads take a third of the time of each place at most, and
+# are not made for each request.
 _RESTS = 2.0
+_MOST_REST_S = 10.0
 
 # For how long it is known that nobody may go: a look at 1000 tenants takes about 10 ms.
 _LOOK_S = 0.25
@@ -22,6 +24,8 @@ class Residents:
 
     def __init__(self) -> None:
         self._deployments: dict[str, Deployment] = {}  # by label
+        self._came_at: dict[str, float] = {}
+        self._rest_s: dict[str, float] = {}  # of those that were seen serving
         self._used_at: dict[str, float] = {}
         self._requests: dict[str, int] = {}  # of each, of which is known; on connections that it keeps it serves others
         self._looks_at = 0.0  # when it is worth to look for one that may go
@@ -49,12 +53,12 @@ class Residents:
 
     def add(self, label: str, deployment: Deployment, now: float) -> None:
         self._deployments[label] = deployment
-        self._used_at[label] = now
+        self._came_at[label] = self._used_at[label] = now
         self._requests[label] = 1
 
     def pop(self, label: str) -> Deployment:
-        self._used_at.pop(label, None)
-        self._requests.pop(label, None)
+        for known in (self._came_at, self._used_at, self._rest_s, self._requests):
+            known.pop(label, None)
         return self._deployments.pop(label)
 
     def count(self) -> int:
@@ -81,7 +85,7 @@ class Residents:
         for label, deployment in list(self._deployments.items()):
             if self._was_used(label, now) or not _is_quiet(deployment):
                 continue
-            if is_urgent or now - self._used_at[label] >= _rest_s(deployment):
+            if is_urgent or now - self._used_at[label] >= self._rest_of(label):
                 return label
         self._looks_at = now + _LOOK_S
         return None
@@ -105,9 +109,15 @@ class Residents:
             self._requests[label] = requests
         return was_used
 
-
-def _rest_s(deployment: Deployment) -> float:
-    return _RESTS * max((instance.boot_s for instance in deployment.slots.serving()), default=0.0)
+    def _rest_of(self, label: str) -> float:
+        """Return for how many seconds after its last use one keeps its place."""
+        if label not in self._rest_s:
+            slots = self._deployments[label].slots
+            load_s = max((slots.began.get(instance, 0.0) - self._came_at[label] for instance in slots.serving()), default=None)
+            if load_s is None:
+                return 0.0  # it failed
+            self._rest_s[label] = min(max(_RESTS * load_s, 0.0), _MOST_REST_S)
+        return self._rest_s[label]
 
 
 def _is_quiet(deployment: Deployment) -> bool:
