@@ -328,6 +328,33 @@ def test_one_that_failed_is_not_loaded_at_each_request_though_others_take_its_pl
     assert (again.generation, again.backoff is failed.backoff) == (2, True)
 
 
+def test_errors_of_tenants_are_their_templates_too() -> None:
+    """The status page and the metrics showed none of them, and they were gone with the tenant."""
+    house = House(template(max_live=1))
+    for name in "ab":
+        house.ask(f"{name}.example")
+        house.template.live()[0].reports.refused(house.template.live()[0].mount.number, "GET /x", "busy")
+        house.all_end()
+
+    (group,) = house.template.reports.incidents.groups_of("*.example/")
+
+    assert (group.count, group.request) == (2, "GET /x (b.example/)")
+
+
+def test_the_log_says_once_that_more_are_in_use_than_may_be_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    house = House(template(max_live=1))
+    instance = house.ask("a.example")
+    assert isinstance(instance, FakeInstance)
+    instance.busy = True
+
+    for second in range(30):
+        house.ask("b.example", NOW + second, waited_s=float(second))
+
+    assert [record.getMessage() for record in caplog.records].count(
+        "*.example/: all 1 tenants that may be loaded are in use; requests for others wait; raise max_live"
+    ) == 1
+
+
 def test_one_that_failed_and_that_nobody_asks_for_ends_too() -> None:
     house = House(template(idle_timeout=5.0))
     fails(house, "bad.example")

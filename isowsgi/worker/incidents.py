@@ -27,11 +27,13 @@ class Incidents:
 
     Attributes:
         groups: errors of requests, by the mount's pattern; kept over generations, and handed on to the deployment that replaces this one.
+        above: what counts the same errors, of a template's tenants all together, and its pattern.
     """
 
     def __init__(self) -> None:
         self.last_boot: Incident | None = None
         self.groups: dict[str, Groups] = {}
+        self.above: tuple[Incidents, str] | None = None
 
     def add(self, incident: Incident) -> None:
         """Note why nothing could be loaded."""
@@ -53,6 +55,9 @@ class Incidents:
         group = self.of(pattern).count(key, count, now)
         group.generation = generation
         group.add(count, now, request, error, details)
+        if self.above is not None:
+            incidents, name = self.above
+            incidents.count(name, generation, key, f"{request} ({pattern})", error, details, count)
 
     def latest(self, pattern: str) -> Incident | None:
         """Return what went wrong last; an exception that was only logged did not."""

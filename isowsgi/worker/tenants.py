@@ -35,6 +35,10 @@ _MOST_LEAVING = 4
 # Of how many tenants it is looked up in a second whether they still exist: each is a system call on the acceptor's thread.
 _LOOKED_UP = 50
 
+# For how long a request has waited for a place when the log says so, and how often at most it does.
+_LONG_S = 1.0
+_TELL_S = 60.0
+
 # How long a request has waited for a place when it gets that of one that was used a moment ago; where `queue_timeout` says nothing. Half
 # of its default.
 _URGENT_S = 15.0
@@ -109,6 +113,7 @@ class Template(Deployment):
         self._verdict: tuple[str, str, Mapping[str, Sequence[int]]] | None = None  # of the tenants' code, as one of them has found out
         self._looked_up = 0  # of those that live
         self._cannot_look_up = ""  # why
+        self._told_full_at = -_TELL_S  # monotonic seconds when the log last said so
         self._is_crowded = False  # whether the scoreboard had no place for the last one
         self.births = self.evictions = self.unknown = 0
 
@@ -149,7 +154,7 @@ class Template(Deployment):
             return NotServing.FAILED
         if self.succession.is_open or self._must_wait_for_itself(label):
             return NotServing.BOOTING
-        if not may_enter or not self._has_place(now, waited_s > (self.mount.queue_timeout / 2 or _URGENT_S)):
+        if not may_enter or not self._has_place(now, waited_s):
             return NotServing.FULL
         return self._bear(label, now)
 
@@ -273,14 +278,18 @@ class Template(Deployment):
         host = tenants.host_of(self.mount, label)
         return self.mount.replace == "stop-first" and any(each.mount.host == host and each.slots.all() for each in self._leaving)
 
-    def _has_place(self, now: float, is_urgent: bool) -> bool:
+    def _has_place(self, now: float, waited_s: float) -> bool:
         """Whether one more may live; lets the least recently used one go, if need be."""
         self._forget_gone()
         count = self._live.count()
         leaving = sum(bool(deployment.slots.all()) for deployment in self._leaving if State.STUCK not in _states(deployment))
         if count < self.mount.max_live:
             return count + leaving < self.mount.max_live + _MOST_LEAVING
+        is_urgent = waited_s > (self.mount.queue_timeout / 2 or _URGENT_S)
         label = self._live.who_may_go(now, is_urgent) if leaving < _MOST_LEAVING else None
+        if waited_s > _LONG_S and now - self._told_full_at > _TELL_S:
+            self._told_full_at = now
+            self.log.warning("%s: all %d tenants that may be loaded are in use; requests for others wait; raise max_live", self.name, count)
         if label is None:
             return False
         self.evictions += 1
@@ -310,6 +319,7 @@ class Template(Deployment):
         if before is not None:
             deployment.generation, deployment.backoff = before.generation, before.backoff
             deployment.reports.incidents = before.incidents
+        deployment.reports.incidents.above = self.reports.incidents, self.mount.pattern
         self._live.add(label, deployment, now)
         self._by_number[number] = deployment
         self.births += 1

@@ -242,10 +242,10 @@ class Commands:
 
     def _all_errors(self, request: controlmessages.AllErrors) -> Errand:
         mounts = []
-        tenants = [(each.mount, each) for each in self._supervisor.live.tenants()]
+        tenants = [(each.mount, each) for each in self._supervisor.live.tenants()]  # whose requests' errors their template has
         for mount, deployment in [*self._supervisor.table.mounts, *tenants]:
             incidents = deployment.reports.incidents
-            groups = incidents.groups_of(mount.pattern, _MOST_OF_EACH, with_details=False)
+            groups = [] if incidents.above is not None else incidents.groups_of(mount.pattern, _MOST_OF_EACH, with_details=False)
             boot = incidents.last_boot and incidents.last_boot.replace(details="")
             if groups or boot:
                 mounts.append(MountErrors(mount=mount.pattern, boot=boot, requests=[], groups=groups))
