@@ -100,7 +100,7 @@ def faults(server: Server, pattern: str) -> Iterator[str]:
     stacks = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=30)
     yield from expect("stacks", stacks.stdout + stacks.stderr, rb"isowsgi-\d")
     for wanted in (
-        rf"{tag}Error handling request GET {pattern}/raise\n(?:.*\n)+?RuntimeError: raised on purpose\n",
+        rf"{tag}Error handling request GET {pattern}/raise\n(?:.*\n)+?  \| RuntimeError: raised on purpose\n",
         rf"{tag}no progress for .*{pattern}/slow",
         rf"{tag}printed on purpose\n",
     ):

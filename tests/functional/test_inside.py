@@ -308,7 +308,9 @@ def test_an_app_that_disables_all_loggers_does_not_silence_gunicorns(serve: Star
         assert server.get(f"{path}?{name}").status_code == 500
         server.wait_for_log(rf"(?m)/ #1: app says info of {name}$")
         server.wait_for_log(rf"(?m)/ #1: printed: {name}$")
-        server.wait_for_log(rf"(?m)/ #1: Error handling request GET {re.escape(path)}\?{name}\n(?:.*\n)+?RuntimeError: raised: {name}$")
+        server.wait_for_log(
+            rf"(?m)/ #1: Error handling request GET {re.escape(path)}\?{name}\n(?:.*\n)+?  \| RuntimeError: raised: {name}$"
+        )
         assert f"?{name} HTTP/1.1" in (server.folder / "access.log").read_text()
 
 
@@ -319,7 +321,7 @@ def test_an_app_that_exits_on_import_fails_alone_and_the_log_says_so(serve: Star
     server = serve('[mounts]\n"/exits" = "exits_on_import"\n"/hello" = "hello"', wait_for=1)
 
     server.wait_for_log(r"\[ERROR\] /exits #1: cannot load 'exits_on_import:application': SystemExit: no database is configured\n")
-    server.wait_for_log(r"(?m)^    sys.exit\(\"no database is configured\"\)$")
+    server.wait_for_log(r"(?m)^  \|     sys.exit\(\"no database is configured\"\)$")
     server.wait_for_log(r"(?m)/exits #1: printed before the end$")
     assert (server.get("/exits").status_code, server.get("/hello").status_code) == (503, 200)
 
@@ -507,7 +509,7 @@ def test_impostors_in_a_venv_do_not_replace_the_server(venvs: Server) -> None:
     source = "import gunicorn, gunicorn.util, isowsgi; answer = [gunicorn.__file__, isowsgi.__file__]"
     assert run(venvs, "/one", source) == run(venvs, "/host", source)
     assert requests.post(venvs.url + "/one", data=b"1 / 0", timeout=DEADLINE_S).status_code == 500
-    venvs.wait_for_log(r"/one #1: Error handling request POST /one\n(?:.*\n)+?ZeroDivisionError")
+    venvs.wait_for_log(r"/one #1: Error handling request POST /one\n(?:.*\n)+?  \| ZeroDivisionError")
     with Client(venvs) as client:
         client.send("POST /one HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
         assert client.answer().status == 400

@@ -91,7 +91,7 @@ def test_an_app_with_patches_is_served_as_any_other(server: Server, name: str) -
 
     assert server.get(f"/{name}/raise").status_code == 500
 
-    server.wait_for_log(rf"/{name} #1: Error handling request GET /{name}/raise\n(?:.*\n)+?RuntimeError: raised on purpose\n")
+    server.wait_for_log(rf"/{name} #1: Error handling request GET /{name}/raise\n(?:.*\n)+?  \| RuntimeError: raised on purpose\n")
     eventually(lambda: f"GET /{name}/raise HTTP/1.1" in (server.folder / "access.log").read_text(), "its line in the access log")
 
 

@@ -232,7 +232,7 @@ def test_calls_of_many_threads_in_one_line_are_logged_once(server: Server) -> No
 def test_a_function_without_a_frame_of_the_apps_is_judged_too(server: Server) -> None:
     run(server, "/warn", "thread = threading.Thread(target=os.umask, args=(0o22,), name='no frame')\nthread.start()\nthread.join()")
 
-    server.wait_for_log(r'/warn #1: os\.umask\(18\) is called: policy umask = "warn"\n  File ".*threading\.py"')
+    server.wait_for_log(r'/warn #1: os\.umask\(18\) is called: policy umask = "warn"\n  \|   File ".*threading\.py"')
 
 
 FRAMELESS = """
@@ -387,7 +387,9 @@ def test_an_error_that_the_app_swallows_is_in_the_log(serve: StartServer) -> Non
 
     run(server, "/b", "try: os.chdir('/')\nexcept OSError: pass")
 
-    server.wait_for_log(r'g #1: os\.chdir\(\'/\'\) is refused: policy chdir = "deny"\n  File ".*shell\.py", line \d+, in application\n')
+    server.wait_for_log(
+        r'g #1: os\.chdir\(\'/\'\) is refused: policy chdir = "deny"\n  \|   File ".*shell\.py", line \d+, in application\n'
+    )
 
 
 def test_a_warning_of_leaving_is_in_the_log_before_the_process_is_gone(server: Server) -> None:

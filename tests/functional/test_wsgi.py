@@ -194,7 +194,7 @@ def test_the_body_is_closed_when_its_iteration_raises(server: Server, client: Cl
     assert (answer.status, answer.body, answer.whole) == (200, b"one", False)
     assert client.is_closed()
     server.wait_for_log(r"/responses #1: closed: after-an-error\n")
-    server.wait_for_log(r"after its response had begun\n(?:.*\n)+?RuntimeError: raised within the body\n")
+    server.wait_for_log(r"after its response had begun\n(?:.*\n)+?  \| RuntimeError: raised within the body\n")
 
 
 def test_the_body_is_closed_when_the_client_goes_away(server: Server) -> None:
