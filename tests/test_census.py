@@ -80,6 +80,7 @@ class Store:
 
     def __init__(self) -> None:
         self.entries = dict.fromkeys(range(100), "x" * 1000)
+        self.registry = {"carts": list(range(100)), "names": "x"}
 
 
 def test_the_containers_of_modules_their_classes_and_objects_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_the_containers_of_modules_their_classes_and_objects_are_found_by_name(m
         pass
     found = {name: (length, size) for name, _, _, length, size in holders.found.values() if name.startswith("shopping")}
 
-    assert set(found) == {"shopping.Store.items", "shopping.store.entries"}
+    assert set(found) == {"shopping.Store.items", "shopping.store.entries", "shopping.store.registry['carts']"}
     assert found["shopping.store.entries"][0] == 100
     assert found["shopping.store.entries"][1] == pytest.approx(100 * 1050, rel=0.15)
     assert Proxy.asked == []
@@ -213,6 +214,7 @@ def test_the_lines_that_put_something_into_a_container_are_named(tmp_path: Path)
 
     assert growing_lines(str(file), "shop.CACHE") == f"{file}:4"
     assert growing_lines(str(file), "shop.app.SEEN") == f"{file}:5"
+    assert growing_lines(str(file), "shop.app.SEEN['a.b']") == f"{file}:5"
     assert growing_lines(str(file), "shop.OTHER") == f"{file}:1, 6"
     assert growing_lines(str(file), "shop.found") == f"{file}:8"
     for other in (str(tmp_path), "/dev/zero.py", str(tmp_path / "no.py"), "\0.py", ""):

@@ -94,7 +94,7 @@ def _add(sums: dict[str, list[int]], name: str, count: int, size: int, now: int)
 
 def _largest(sums: dict[str, list[int]], most: int) -> list[Grown]:
     grown = [Grown(name, numbers[0], numbers[1], numbers[2]) for name, numbers in sums.items() if numbers[0] > 0 or numbers[1] > 0]
-    return sorted(grown, key=lambda each: (-each.bytes, -each.more, each.what))[:most]
+    return sorted(grown, key=lambda each: (-max(each.bytes, 0), -each.more, each.what))[:most]
 
 
 def growing_lines(file: str, name: str) -> str:
@@ -102,7 +102,7 @@ def growing_lines(file: str, name: str) -> str:
 
     Args:
         file: as the app told it; nothing but line numbers is taken from it.
-        name: "shop.models.CACHE", or "shop.models.app.cache"; the last part is looked for.
+        name: "shop.models.CACHE", "shop.models.app.cache" or "shop.models.app.extensions['cache']"; the last attribute is looked for.
     """
     if not file.endswith(".py"):
         return ""
@@ -110,7 +110,7 @@ def growing_lines(file: str, name: str) -> str:
         tree = ast.parse(regularfiles.read(file, _MOST_SOURCE_BYTES))
     except (OSError, regularfiles.NotRegular, SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    attribute = name.rpartition(".")[2]
+    attribute = name.partition("[")[0].rpartition(".")[2]
     nodes = list(ast.walk(tree))
     found = _distinct(_growing(nodes, attribute)) or _distinct(
         each.lineno for each in nodes if isinstance(each, ast.expr) and _is_named(each, attribute)

@@ -29,7 +29,7 @@ _LOOK_S = 0.008
 
 # Most that is told: an app of Flask, Django and Jinja has 1,100 types with objects, and 900 containers that are large enough.
 MOST_TYPES, MOST_HOLDERS, _MOST_LINES = 3000, 2000, 1000
-_MOST_NAME_CHARS, _MOST_PATH_CHARS = 150, 500
+_MOST_NAME_CHARS, _MOST_KEY_CHARS, _MOST_PATH_CHARS = 150, 50, 500
 
 # What is smaller than both is not told: it cannot have grown by much.
 _LEAST_BYTES, _LEAST_LENGTH = 4096, 64
@@ -40,8 +40,9 @@ _SAMPLE, _OF_EACH = 64, 16
 # How many times as large as the usual entry one is that is no sample of others.
 _UNUSUAL = 16
 
-# How deep the attributes of a module's objects are looked at: `app.cache.entries` is one of two.
-_DEPTH = 2
+# How deep the attributes of a module's objects are looked at: `app.cache.entries` is one of two. Of a dict with so few entries, a registry,
+# each is looked at: `app.extensions['cache']`.
+_DEPTH, _FEW = 2, 64
 
 # How large the table of what is traced may grow: half a million blocks, which take 0.5 s to be read.
 _MOST_TRACED_BYTES = 64 * 1024 * 1024
@@ -136,8 +137,15 @@ class Holders:
                     continue
                 seen.add(id(value))
                 whole = f"{prefix}.{key}"
+                if type(value) is dict and len(value) <= _FEW and depth < _DEPTH:
+                    self._look_into(whole, file, value)
                 if not self._note(whole, file, value) and depth < _DEPTH and (inner := _attributes(value, name)) is not None:
                     todo.append((whole, inner, depth + 1))
+
+    def _look_into(self, name: str, file: str, registry: dict[Any, Any]) -> None:
+        for key, value in list(registry.items()):
+            if type(key) is str:
+                self._note(f"{name}[{key[:_MOST_KEY_CHARS]!r}]", file, value)
 
     def _note(self, name: str, file: str, value: Any) -> bool:
         """Note a container; return whether it is one."""
