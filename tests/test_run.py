@@ -19,6 +19,8 @@ env = { COMMON = "yes", COLOUR = "red" }
 [mounts]
 "/shop" = { app = "shop.app", pythonpath = ["project", "lib"], env = { COLOUR = "blue" }, env_file = "shop.env" }
 "/venv" = { app = "shop.app", pythonpath = "project", venv = "venv" }
+"/both" = { app = "shop.app", venv = "venv", python = '@python@', isolation = "process" }
+"/moved" = { redirect = "https://example.com{path}" }
 "/script" = { app = "script/app.wsgi" }
 "/plain" = "plain"
 """
@@ -34,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "project/shop_code.py").write_text("")
     (folder / "script/app.wsgi").write_text("")
     (folder / "shop.env").write_text("SECRET='a b'\n")
-    (folder / "isowsgi.toml").write_text(CONFIG)
+    (folder / "isowsgi.toml").write_text(CONFIG.replace("@python@", sys.executable))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     return folder
 
@@ -62,6 +64,21 @@ def test_a_command_has_the_python_of_its_mount(site: Path) -> None:
     assert (executable, prefix) == (sys.executable, sys.prefix)
 
 
+def test_a_venv_beside_a_python_gives_its_packages(site: Path) -> None:
+    """The mount's `python` itself finds none of them: VIRTUAL_ENV means nothing to it."""
+    executable, prefix, *_ = json.loads(run(site, "/both", "python", "-c", TELL).stdout)
+
+    assert (Path(executable).parent, prefix) == (site / "venv/bin", str(site / "venv"))
+
+
+def test_options_behind_the_pattern_are_the_commands_own(site: Path) -> None:
+    done = run(site, "/shop", "python", "-c", TELL, "--help", "--chdir", "lib", "--")
+    _, _, _, environ, folder, arguments = json.loads(done.stdout)
+
+    assert arguments == ["--help", "--chdir", "lib", "--"]
+    assert folder == environ["PWD"] == str(site / "project")
+
+
 def test_what_is_in_the_venvs_bin_is_found_first(site: Path) -> None:
     (site / "venv/bin/django-admin").write_text("#!/bin/sh\necho of the venv: $1\n")
     (site / "venv/bin/django-admin").chmod(0o755)
@@ -84,6 +101,8 @@ def test_the_exit_code_and_signals_are_the_commands_own(site: Path) -> None:
     [
         (["/shp", "--", "true"], 2, "did you mean '/shop'?"),
         (["/shop"], 2, "Missing argument 'COMMAND...'"),
+        (["/shop", "--"], 2, "Missing argument 'COMMAND...'"),
+        (["/moved", "true"], 2, "/moved is a redirect: it has no app"),
         (["/shop", "--", "no-such-command"], 127, "no such command: 'no-such-command'; PATH is "),
         (["--chdir", "nowhere", "/shop", "--", "true"], 126, "nowhere: cannot run it there: no such file or directory"),
         (["-c", "nowhere.toml", "/shop", "--", "true"], 2, "nowhere.toml"),

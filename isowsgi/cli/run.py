@@ -31,7 +31,7 @@ class Surroundings(NamedTuple):
     folder: str
 
 
-@click.command(short_help="Run a command with the Python and environment of one mount.", context_settings={"ignore_unknown_options": True})
+@click.command(short_help="Run a command with the Python and environment of one mount.", context_settings={"allow_interspersed_args": False})
 @click.option("--config", "-c", metavar="FILE", default="isowsgi.toml", show_default=True, help="The config file.")
 @click.option("--chdir", metavar="FOLDER", help="Where to run it.  [default: the first folder of the mount's pythonpath]")
 @click.argument("pattern")
@@ -39,15 +39,21 @@ class Surroundings(NamedTuple):
 def run(config: str, chdir: str | None, pattern: str, command: tuple[str, ...]) -> None:
     """Run a command outside of the server with one mount's Python, venv, environment variables, pythonpath and folder:
 
-    isowsgi run /shop -- python manage.py migrate
+    isowsgi run /shop python manage.py migrate
+
+    Options of isowsgi's come before PATTERN; what follows is the command's own.
 
     Only the config file is needed; gunicorn need not run. The command takes the place of this process: signals reach it, and
     its exit code is the command's. As another user: sudo -u www-data isowsgi run ...
     """
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
     path = workdir.absolute(config)
     mount = _mount(path, pattern)
     around = surroundings(mount, os.environ, os.path.dirname(path))
     folder = around.folder if chdir is None else os.path.abspath(chdir)
+    around.environ["PWD"] = folder  # the caller's else, which programs take for theirs
     try:
         os.chdir(folder)
     except OSError as exc:
@@ -74,12 +80,17 @@ def surroundings(mount: Mount, environ: Mapping[str, str], config_folder: str) -
     folders: list[str] = []
     if mount.venv is not None:
         folders.append(os.path.join(mount.venv, "bin"))
-        python = next((path for name in _PYTHONS if os.access(path := os.path.join(folders[0], name), os.X_OK)), python)
         env["VIRTUAL_ENV"] = mount.venv
-    if mount.python is not None:
+        found = [path for name in _PYTHONS if os.access(path := os.path.join(folders[0], name), os.X_OK)]
+        if found:  # not `python`: the packages of the venv are for its own
+            python = found[0]
+        elif mount.python is not None:
+            python = mount.python
+            folders.append(os.path.dirname(python))
+    elif mount.python is not None:
         python = mount.python
         folders.append(os.path.dirname(python))
-    elif mount.venv is None:
+    else:
         folders.append(os.path.dirname(sys.executable))  # with the packages of gunicorn's environment, as the app has them
     if mount.venv is not None or mount.python is not None:
         env.pop("PYTHONHOME", None)  # of another Python
@@ -102,6 +113,8 @@ def _mount(path: str, pattern: str) -> Mount:
     if mount is None:
         near = difflib.get_close_matches(pattern, by_pattern, 1)
         asking.fail(f"no mount {pattern!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""), 2)
+    if mount.redirect:
+        asking.fail(f"{pattern} is a redirect: it has no app", 2)
     if mount.fault:
         asking.fail(f"{pattern}: its config file has a fault: {mount.fault}", 2)
     return mount
