@@ -49,7 +49,7 @@ def test_collapsed_stacks_have_a_line_for_each_stack() -> None:
 
 
 def test_speedscope_gets_frames_samples_and_weights() -> None:
-    """By its schema, see `SPEEDSCOPE_SCHEMA`: what it requires, and no more."""
+    """The fields that speedscope's file format names for a sampled profile. Nothing here validates them by the schema itself."""
     profile = calls.speedscope(two_instances(), "/shop", "isowsgi")
     [sampled] = profile["profiles"]
 
@@ -70,6 +70,31 @@ def test_a_flame_graph_has_each_call_with_all_below_it() -> None:
 
     assert (tree["value"], request["value"], view["value"], view["children"][0]["value"]) == (10_000, 10_000, 10_000, 9000)
     assert (request["kind"], view["kind"], view["children"][0]["kind"]) == ("request", "app", "library")
+
+
+def test_a_flame_graph_of_deep_recursions_is_made_at_once() -> None:
+    """Each prefix of each path was hashed: 8 s for as many calls as an instance tells."""
+    root = Call()
+    for start in range(20):
+        calls.add(root, told([("f", "/srv/a.py", start)], [[depth - 1, 0, 1] for depth in range(250)]))
+
+    tree = calls.nested(root, "/a", "")
+
+    assert tree["value"] == 5000
+    for depth in range(250):
+        tree = tree["children"][0]
+        assert tree["value"] == 250 - depth
+    assert tree["children"] == []
+
+
+def test_no_format_has_what_a_terminal_obeys() -> None:
+    root = Call()
+    calls.add(root, told([("\x1b]0;owned\x07" + "x" * 5000, "/srv/\x9b.py", 1)], [[-1, 0, 10]]))
+
+    text = calls.collapsed(root, "") + json.dumps(calls.speedscope(root, "/a", "x"), ensure_ascii=False)
+    assert "owned\\x07" in text
+    assert len(text) < 2000
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)
 
 
 def test_no_name_of_an_apps_gets_out_of_the_page() -> None:

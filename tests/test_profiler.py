@@ -15,7 +15,7 @@ import pytest
 from django.template import Context, Engine
 
 from isowsgi.inside import profiler, templates
-from isowsgi.inside.profiler import Profiler, Tree, clock_of
+from isowsgi.inside.profiler import LineTable, Profiler, Tree, clock_of
 from isowsgi.shared import wire
 from isowsgi.shared.calltree import CallTree
 from isowsgi.shared.messages import Profile
@@ -184,10 +184,71 @@ def test_what_does_not_fit_counts_for_what_called_it(monkeypatch: pytest.MonkeyP
     tree = Tree()
     for function in (inner, waiting_thread):
         tree.add([(function.__code__, 2), (outer.__code__, 2)], 10)
-    told = tree.told(2, 1.0)
+    told = tree.told(2, 1.0, 10_000)
 
     assert told.is_cut
     assert paths(told) == {("outer",): 20}
+
+
+def test_what_is_more_than_is_told_counts_for_what_called_it() -> None:
+    tree = Tree()
+    for offset in range(0, 200, 2):
+        tree.add([(inner.__code__, offset), (outer.__code__, 2)], 10)
+    told = tree.told(100, 1.0, 500)
+
+    assert told.is_cut
+    assert len(wire.encode(wire.plain(told))) < 800
+    assert sum(time_us for _, _, time_us in told.nodes) == 1000
+
+
+def test_each_line_of_a_large_function_is_found_quickly() -> None:
+    """Its table was looked through for each place: 2 s for 1,000 places, in which the control thread counts as stuck."""
+    names: dict[str, Any] = {}
+    exec("def large():\n" + "\n".join(f"    value = {number}" for number in range(3000)), names)
+    code = names["large"].__code__
+    looks = []
+
+    class Code:
+        co_firstlineno = code.co_firstlineno
+
+        def co_lines(self) -> Any:
+            looks.append(1)
+            return code.co_lines()
+
+    table = LineTable(Code())
+
+    expected = {offset: line or 1 for start, end, line in code.co_lines() for offset in range(start, end, 2)}
+    assert {offset: table.line(offset) for offset in expected} == expected
+    assert (table.line(-1), table.line(10**9)) == (1, 1)
+    assert len(looks) == 1
+
+
+def test_a_sample_that_raises_ends_the_profile() -> None:
+    """The next one was due at once: the control thread took a whole core and the app's GIL until the worker ended it."""
+    told: list[tuple[int, str]] = []
+    jobs = iter([[], MemoryError()])
+
+    def next_jobs() -> Any:
+        found = next(jobs)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    taker = Profiler(next_jobs, lambda *answer: told.append(answer), isolation="main")
+    taker.start(ORDER, 100.0)
+    with pytest.raises(MemoryError):
+        taker.take(100.5)
+
+    assert (told, taker.next_at) == ([(7, "")], math.inf)
+
+
+def test_where_reading_stacks_may_crash_nothing_is_sampled() -> None:
+    """A new generation may be in another isolation than the one for which the command was allowed."""
+    told: list[tuple[int, str]] = []
+    taker = Profiler(list, lambda *answer: told.append(answer), isolation="own-gil", is_safe=False)
+    taker.start(ORDER, 100.0)
+
+    assert (told, taker.next_at) == ([(7, "")], math.inf)
 
 
 def test_a_deep_recursion_is_sampled_from_its_innermost_frames() -> None:
@@ -268,7 +329,8 @@ class Odd:
 
 def test_what_is_no_node_of_a_template_has_no_line() -> None:
     origin, kind = Odd(name=3), Odd()
-    for node in (None, 7, Odd(), Odd(token=Odd()), Odd(token=Odd(contents=1, lineno="x", token_type=kind), origin=origin)):
+    unhashable = Odd(token=Odd(contents="x", lineno=1, token_type=Odd(_value_=[])), origin=Odd(name="x"))
+    for node in (None, 7, Odd(), Odd(token=Odd()), Odd(token=Odd(contents=1, lineno="x", token_type=kind), origin=origin), unhashable):
         assert templates.django_line(SimpleNamespace(f_locals={"self": node})) is None
 
 

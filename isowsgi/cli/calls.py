@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from isowsgi.cli.answers import plain
 from isowsgi.shared import wire
 from isowsgi.shared.calltree import CallTree
 from isowsgi.shared.wire import MessageError
 
 # Deepest stack that is taken: some more than an instance looks at.
 _MOST_DEPTH = 300
+
+# Longest name of a function or file; an instance tells no longer one.
+_MOST_CHARS = 300
 
 # Where libraries lie, and what of their path is shown.
 _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib(?:64)?/python3\.\d+t?)/(.*)")
@@ -94,7 +98,8 @@ def add(root: Call, text: str) -> CallTree:
         if not (-1 <= parent < number and 0 <= frame < len(tree.frames) and time_us >= 0 and depth < _MOST_DEPTH):
             raise Malformed(f"call {number} cannot be: {parent}, {frame}, {time_us}")
         depths.append(depth)
-    frames = [Frame(*frame) for frame in tree.frames]
+    # Made fit to be printed once for all formats: `cat shop.txt` obeys the escape sequences in a function's name.
+    frames = [Frame(plain(function[:_MOST_CHARS]), plain(file[-_MOST_CHARS:]), line) for function, file, line in tree.frames]
     calls: list[Call] = []
     for parent, frame, time_us in tree.nodes:
         above = calls[parent] if parent >= 0 else root
@@ -167,15 +172,18 @@ def speedscope(root: Call, name: str, exporter: str) -> dict[str, Any]:
 
 def nested(root: Call, name: str, folder: str) -> dict[str, Any]:
     """Return a tree as d3-flame-graph reads it: each value is of the calls below too."""
-    top: dict[str, Any] = {"name": name, "value": root.total_us(), "children": []}
-    by_path: dict[tuple[Frame, ...], dict[str, Any]] = {(): top}
+    top: dict[str, Any] = {"name": name, "value": root.self_us, "children": []}
+    above: list[dict[str, Any]] = []  # the nodes that lead to the last one, it included
     for path, call in walk(root):
-        if path:
-            frame = path[-1]
-            kind = "request" if frame.is_request else "app" if frame.is_apps else "library"
-            node: dict[str, Any] = {"name": frame.text(folder), "value": 0, "kind": kind, "children": []}
-            by_path[path] = node
-            by_path[path[:-1]]["children"].append(node)
-            for depth in range(1, len(path) + 1):
-                by_path[path[:depth]]["value"] += call.self_us
+        if not path:
+            continue
+        frame = path[-1]
+        kind = "request" if frame.is_request else "app" if frame.is_apps else "library"
+        node: dict[str, Any] = {"name": frame.text(folder), "value": 0, "kind": kind, "children": []}
+        del above[len(path) - 1 :]
+        (above[-1] if above else top)["children"].append(node)
+        above.append(node)
+        if call.self_us:
+            for each in (top, *above):
+                each["value"] += call.self_us
     return top

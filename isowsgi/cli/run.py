@@ -31,7 +31,9 @@ class Surroundings(NamedTuple):
     folder: str
 
 
-@click.command(short_help="Run a command with the Python and environment of one mount.", context_settings={"allow_interspersed_args": False})
+@click.command(
+    short_help="Run a command with the Python and environment of one mount.", context_settings={"allow_interspersed_args": False}
+)
 @click.option("--config", "-c", metavar="FILE", default="isowsgi.toml", show_default=True, help="The config file.")
 @click.option("--chdir", metavar="FOLDER", help="Where to run it.  [default: the first folder of the mount's pythonpath]")
 @click.argument("pattern")

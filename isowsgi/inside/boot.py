@@ -157,7 +157,9 @@ class Instance:
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
         self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
-        self._profiler = Profiler(lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation)
+        self._profiler = Profiler(
+            lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation, order.host.can_see_stacks
+        )
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
         self._loaded = Gate()  # for the threads that wait until there is something to serve

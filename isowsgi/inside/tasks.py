@@ -1,8 +1,9 @@
 """asyncio's tasks of an app, for `isowsgi stacks`: a thread in a loop that waits says nothing of what it waits for.
 
 From 3.14 on: there C code has the tasks of all threads and who awaits whom, and can be asked by another thread. Loops are found where
-threads run them, so that uvloop's, which run in C, are not seen. Only C functions of asyncio's own are called, and attributes of the exact
-types read; what an app derived from them is passed over.
+threads run them, so that uvloop's, which run in C, are not seen. What is told is asked of asyncio's own C functions, and attributes of
+the exact types are read; what an app derived from them is passed over. But asyncio's `all_tasks` itself calls `done` and `get_loop` of each
+task, also where a subclass has its own: one that waits there keeps the control thread from its work.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def django_line(frame: Any) -> tuple[str, str, int] | None:
         kind = object.__getattribute__(kind, "__dict__")["_value_"]
     except (AttributeError, KeyError, TypeError):
         return None
-    if type(text) is not str or type(line) is not int or type(file) is not str or kind not in _BRACKETS:
+    if type(text) is not str or type(line) is not int or type(file) is not str or type(kind) is not int or kind not in _BRACKETS:
         return None
     before, after = _BRACKETS[kind]
     return f"{before}{text[:_MOST_CHARS]}{after}", file, line

@@ -205,6 +205,7 @@ class Profile(Value):
     rate: int  # samples/s
     cpu: bool  # whether the time on a processor counts, instead of all time
     by_request: bool  # whether the requests are told apart
+    most_chars: int = 1024 * 1024  # of the report
 
 
 class EndProfile(Value):

@@ -55,7 +55,7 @@ class _Client:
         self.decoder = Decoder(frames.MAX_REQUEST_BYTES)
         self.errand: Errand | None = None
         self.is_eager = False  # its errand waits for nothing
-        self.answer = b""
+        self.answer = memoryview(b"")  # what of it is to be sent yet
         self.is_answered = False
         self.deadline = now + IDLE_S
 
@@ -242,7 +242,7 @@ class ControlServer:
         client.errand = None
         client.is_eager = False
         client.is_answered = True
-        client.answer = controlmessages.encode_answer(self._worker, answer)
+        client.answer = memoryview(controlmessages.encode_answer(self._worker, answer))  # a slice of which copies nothing
         client.deadline = now + IDLE_S
         self._write(client)
 
