@@ -282,7 +282,8 @@ class Instance:
 
     def _work(self, service: Service, number: int) -> None:
         service.enter_thread(number)
-        self._book.within(self._runner.work, service, line=service.jobs[number].line)
+        job = service.jobs[number]
+        self._book.within(self._runner.work, service, line=job.line, is_serving=lambda: job.is_serving)
 
     def _jobs_in_flight(self) -> dict[int, str]:
         jobs = self._service.jobs if self._service is not None else []

@@ -13,8 +13,8 @@ from threading import Lock
 from typing import Any
 
 from isowsgi.inside import errornotes, errorsources
-from isowsgi.inside.errornotes import HANDLED, RAISED, Note, ThreadNotes
-from isowsgi.shared.errorgroups import EXCEPTION, LOGGED, RESPONSE, Group, Groups
+from isowsgi.inside.errornotes import CLIENT_STALLED, HANDLED, RAISED, Note, ThreadNotes
+from isowsgi.shared.errorgroups import CUT, EXCEPTION, LOGGED, RESPONSE, Group, Groups
 from isowsgi.shared.messages import Erred
 from isowsgi.shared.places import place_in
 from isowsgi.shared.rows import EXCEPTIONS, Row
@@ -33,14 +33,17 @@ class ErrorBook:
         self._sums: dict[int, Groups] = {}  # by the mount's number
         self._flushing = Lock()
 
-    def within(self, function: Callable[..., object], *args: Any, line: Callable[[], str] = str) -> None:
+    def within(
+        self, function: Callable[..., object], *args: Any, line: Callable[[], str] = str, is_serving: Callable[[], bool] = bool
+    ) -> None:
         """Call what one of the instance's threads does for as long as it lives: it serves, or watches.
 
         Args:
             line: returns the first line of the request that the thread serves, or "".
+            is_serving: whether it serves one.
         """
         ident = get_ident()
-        mine = errornotes.threads[ident] = ThreadNotes(self._packages, line)
+        mine = errornotes.threads[ident] = ThreadNotes(self._packages, line, is_serving)
         self._threads.append(mine)
         try:
             function(*args)
@@ -58,6 +61,12 @@ class ErrorBook:
         """Note what came out of the app."""
         errornotes.note(RAISED, exc)
 
+    def forget(self) -> None:
+        """Forget what was noted in the calling thread: nothing that was said since its last request's end is of the next one."""
+        mine = errornotes.threads.get(get_ident())
+        if mine is not None:
+            mine.take()
+
     def settle(self, mount: int, request: Any, response: Any, row: Row | None) -> None:
         """Make at most one error of all that was noted in a request, which has ended, and of its status.
 
@@ -66,14 +75,17 @@ class ErrorBook:
             response: None if it was not made.
         """
         mine = errornotes.threads.get(get_ident())
-        errornotes.noted.pop(get_ident(), None)
         if mine is None:
             return
-        notes, mine.notes = mine.notes, []
+        notes, client = mine.take()
         line = f"{request.method} {request.uri}" if request is not None else ""
         groups = mine.groups.get(mount)
         if groups is None:
             groups = mine.groups[mount] = Groups()
+        if client is not None:  # the app was told, and made of it what it likes; nobody has got that
+            if client == CLIENT_STALLED:
+                groups.of(CUT, "client too slow", "").add(1, time.time(), line, "the client sent too little of the body in time", "")
+            return
         has_failed = response is not None and response.is_5xx and response.headers_sent and response.status.startswith("5")
         if not (has_failed or any(note.rank == RAISED for note in notes)):
             for note in notes:

@@ -38,8 +38,12 @@ _MOST_NOTES = 16
 
 _TRACEBACK = "Traceback (most recent call last)"
 
-# Whose exceptions say what became of the client: ClientGone, RequestTimeout.
-_OURS_FOR_CLIENTS = frozenset(("isowsgi.inside.http", "isowsgi.inside.deadlines"))
+# Our exceptions that are none of the app's: what became of the client, and that the request has timed out.
+_CLIENT_GONE, CLIENT_STALLED = ("isowsgi.inside.http", "ClientGone"), ("isowsgi.inside.http", "ClientStalled")
+_TIMED_OUT = ("isowsgi.inside.deadlines", "RequestTimeout")
+
+# How far it is looked for them among the causes of an exception: a framework makes an exception of its own of one.
+_MOST_CAUSES = 8
 
 
 class Note(NamedTuple):
@@ -61,19 +65,27 @@ class ThreadNotes:
 
     Attributes:
         notes: of the current request.
+        client: what became of its client, if the app was told: one of our exceptions.
         groups: by the mount's number.
     """
 
-    __slots__ = ("_shown", "groups", "line", "notes", "packages")
+    __slots__ = ("_shown", "client", "groups", "is_serving", "line", "notes", "packages")
 
-    def __init__(self, packages: frozenset[str], line: Callable[[], str]) -> None:
+    def __init__(self, packages: frozenset[str], line: Callable[[], str], is_serving: Callable[[], bool]) -> None:
         self.line = line  # of the request
+        self.is_serving = is_serving  # else nothing is noted: finalisers of the app's run at any time, and the next request is another
+        self.client: tuple[str, str] | None = None
         self.packages = packages  # those that are the app's, wherever they lie
         self.notes: list[Note] = []
         self.groups: dict[int, Groups] = {}
         self._shown = Groups()  # when tracebacks were made last
 
     def note(self, rank: int, exc: BaseException, trace: Any) -> None:
+        ours = _ours_in(exc)
+        if ours is not None:
+            if ours != _TIMED_OUT:
+                self.client = ours
+            return
         type_, place = _name_of(exc), place_of(trace, self.packages)
         if self._is_due(type_, place):
             self.keep(Note(rank, type_, place, one_line(exc), traceback_of(exc)[-2 * MAX_DETAILS_CHARS :]))
@@ -87,6 +99,13 @@ class ThreadNotes:
             return False
         group.shown_at = group.at = now
         return True
+
+    def take(self) -> tuple[list[Note], tuple[str, str] | None]:
+        """Return what was noted, and what became of the client; the next request begins with nothing."""
+        noted.pop(get_ident(), None)
+        notes, client = self.notes, self.client
+        self.notes, self.client = [], None
+        return notes, client
 
     def keep(self, note: Note) -> None:
         for place, other in enumerate(self.notes):
@@ -110,16 +129,15 @@ def note(rank: int, exc: Any, trace: Any = None) -> None:
     """Note an exception, if the calling thread serves a request; raises nothing but what is raised in it from outside."""
     ident = get_ident()
     mine = threads.get(ident)
-    if mine is None or not isinstance(exc, BaseException):
+    if mine is None or not isinstance(exc, BaseException) or not mine.is_serving():
         return
     try:
-        if type.__getattribute__(type(exc), "__module__") not in _OURS_FOR_CLIENTS:
-            mine.note(rank, exc, exc.__traceback__ if trace is None else trace)
+        mine.note(rank, exc, exc.__traceback__ if trace is None else trace)
     except RequestTimeout:
         raise
     except BaseException:  # of the exception's class, which is the app's code
         mine.keep(Note(rank, "exception", "", "", ""))
-    if mine.notes:
+    if mine.notes or mine.client:
         noted[ident] = mine
 
 
@@ -139,7 +157,7 @@ def note_given(exc_info: Any) -> None:
 def note_text(text: str) -> None:
     """Note an exception whose traceback is written to `wsgi.errors`, or that is being handled while something else is written there."""
     mine = threads.get(get_ident())
-    if mine is None:
+    if mine is None or not mine.is_serving():
         return
     exc = sys.exc_info()[1]
     if _TRACEBACK not in text:
@@ -156,6 +174,20 @@ def line_of_request() -> str:
     """Return the first line of the request that the calling thread serves, or ""."""
     mine = threads.get(get_ident())
     return mine.line() if mine is not None else ""
+
+
+def _ours_in(exc: BaseException) -> tuple[str, str] | None:
+    """Return which of our exceptions an exception is, or comes of."""
+    cause: BaseException | None = exc
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            break
+        kind = type(cause)
+        name = type.__getattribute__(kind, "__module__"), type.__getattribute__(kind, "__qualname__")
+        if name in (_CLIENT_GONE, CLIENT_STALLED, _TIMED_OUT):
+            return name
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _name_of(exc: BaseException) -> str:

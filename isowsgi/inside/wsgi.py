@@ -204,6 +204,8 @@ class Gateway:
             row: the calling thread's on the scoreboard, if it has one.
         """
         request = response = None
+        if noted:  # else there is nothing to forget
+            self.errors.forget()
         try:
             plain = None if look.line is None else connection.plain.read(look.line, data, look.length)
             if plain is not None:
@@ -237,7 +239,9 @@ class Gateway:
             self._answer_error(connection, request, response, exc, row)
         finally:
             self._end_lines()
-            if noted or (response is not None and response.is_5xx):
+            if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
+                self.errors.forget()
+            elif noted or (response is not None and response.is_5xx):
                 self.errors.settle(self.mount, request, response, row)
         return Fate.LINGER
 
@@ -365,7 +369,7 @@ class Gateway:
             # How libraries for websockets end a request under gunicorn, and what a client that hangs up ends one with.
             self._log.debug("%s %s: a connection that the app had taken over has ended", request.method, request.uri)
             return
-        if row is not None and not isinstance(exc, ParseException):
+        if row is not None and not isinstance(exc, ParseException) and not connection.ending.is_timed_out:
             row.words[EXCEPTIONS] += 1
             row.set_error(f"{row.line()}: {type(exc).__name__}: {_text_of(exc)}")
         if response is not None and not isinstance(exc, ParseException):
