@@ -127,8 +127,12 @@ def console() -> Any:
 
 
 def print_json(answers: Sequence[Told[Any]]) -> None:
-    workers = [{"pid": told.place.worker, **controlmessages.facts(told.worker, told.answer)} for told in answers]
-    click.echo(json.dumps({"workers": workers}, indent=2))
+    click.echo(json.dumps(as_facts(answers), indent=2))
+
+
+def as_facts(answers: Sequence[Told[Any]]) -> dict[str, Any]:
+    """Return answers as JSON has them."""
+    return {"workers": [{"pid": told.place.worker, **controlmessages.facts(told.worker, told.answer)} for told in answers]}
 
 
 def who(told: Told[Any]) -> str:

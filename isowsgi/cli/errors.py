@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import click
 
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, for_people
+from isowsgi.shared import wire
 from isowsgi.shared.controlmessages import AllErrors, Error, ErrorGroup, Errors, Incident, MountErrors, WorkerErrors
 from isowsgi.shared.errorgroups import EXCEPTION, LOGGED
 from isowsgi.shared.sockets import Place
@@ -39,65 +41,66 @@ class _Sum(NamedTuple):
 @click.argument("pattern", required=False)
 @asking.where
 @asking.as_json
-@click.option("--follow", "-f", is_flag=True, help="Then print each new error, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Then print each group of errors that grows, once a second, until Ctrl-C.")
 def errors(pattern: str | None, config: str | None, pidfile: str | None, as_json: bool, follow: bool) -> None:
     """Show the errors of one mount's requests by type and place, with the last traceback of each; without a pattern those of all mounts.
 
     Exceptions that frameworks catch and answer with 500 are among them, and what isowsgi answers with 503 and 504 itself.
     """
-    workers = asking.find(config, pidfile)
+    workers, asked = asking.find(config, pidfile), time.time()
     answers = _ask(workers, pattern)
-    if as_json:
+    if as_json and follow:
+        click.echo(json.dumps(asking.as_facts(answers)))
+    elif as_json:
         asking.print_json(answers)
     asking.fail_on_bad_input(answers)
     if not as_json:
         _print(for_people(answers), pattern)
     if follow:
-        _follow(config, pidfile, pattern, as_json, answers)
+        _follow(config, pidfile, pattern, as_json, answers, asked)
     sys.exit(asking.exit_code(answers))
 
 
 Answers = Sequence[Told[Any]]  # to `Errors` or to `AllErrors`
 
 
-def _ask(workers: list[Place], pattern: str | None) -> Answers:
+def _ask(workers: list[Place], pattern: str | None, changed_since: float = 0.0) -> Answers:
     if pattern is None:
-        return client.ask(workers, AllErrors(), asking.TIMEOUT_S)
-    return client.ask(workers, Errors(mount=pattern), asking.TIMEOUT_S)
+        return client.ask(workers, AllErrors(changed_since=changed_since), asking.TIMEOUT_S)
+    return client.ask(workers, Errors(mount=pattern, changed_since=changed_since), asking.TIMEOUT_S)
 
 
-def _follow(config: str | None, pidfile: str | None, pattern: str | None, as_json: bool, before: Answers) -> None:
-    """Print a line for each group that grows; workers and even the server may start and end meanwhile."""
+def _follow(config: str | None, pidfile: str | None, pattern: str | None, as_json: bool, before: Answers, asked: float) -> None:
+    """Print a line for each group that grows; workers and even the server may start and end meanwhile.
+
+    Args:
+        asked: seconds since the epoch when the answers before were asked for.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # taken where we wait, as in `status --watch`
     seen = _counts(before)
     while signal.sigtimedwait({signal.SIGINT}, _PERIOD_S) is None:
         try:
-            answers = _ask(client.find(config, pidfile), pattern)
+            workers = client.find(config, pidfile)
         except client.NobodyServes:
             continue
+        since, asked = asked - _PERIOD_S, time.time()
+        answers = _ask(workers, pattern, since)
         counts = _counts(answers)
-        news = {key for key, count in counts.items() if count > seen.get(key, 0)}
-        if news and as_json:
-            asking.print_json(answers)
-        elif news:
-            for mount, sums in _by_mount(for_people(answers)).items():
-                for one in sums:
-                    more = sum(counts[key] - seen.get(key, 0) for key in news if key[1:] == _key(mount, one.last))
-                    if more:
-                        click.echo(
-                            f"{_time(one.last.at)} {mount}: {one.last.request}: {_what(one.last)}"
-                            + (f" ({more} times)" if more > 1 else "")
-                        )
-        seen = {**seen, **counts}
+        news = {key: count - known if count >= (known := seen.get(key, 0)) else count for key, count in counts.items()}
+        _print_news(_by_mount(for_people(answers)), news, as_json)
+        alive = {worker.worker for worker in workers}
+        seen = {key: count for key, count in seen.items() if key[0] in alive} | counts
 
 
-def _print_news(by_mount: dict[str, list[_Sum]], news: dict[tuple[object, ...], int]) -> None:
+def _print_news(by_mount: dict[str, list[_Sum]], news: dict[tuple[object, ...], int], as_json: bool) -> None:
     for mount, sums in by_mount.items():
         for one in sums:
             more = sum(count for key, count in news.items() if key[1:] == _key(mount, one.last))
-            if more:
+            if more and as_json:
+                click.echo(json.dumps({"mount": mount, "more": more, **wire.plain(one.last.replace(details=""))}))
+            elif more:
                 times = f" ({more:,} times)" if more > 1 else ""
-                click.echo(f"{_time(one.last.at)} {mount}: {one.last.request}: {_what(one.last)}{times}")
+                click.echo(_cut(f"{_time(one.last.at)} {mount}: {one.last.request}: {_what(one.last)}{times}", _WIDE))
 
 
 def _mounts_of(answer: MountErrors | WorkerErrors | Error) -> list[MountErrors]:
@@ -141,7 +144,8 @@ def _by_mount(answers: Answers) -> dict[str, list[_Sum]]:
             for group in mount.groups:
                 key = _key(mount.mount, group)
                 before = sums.get(key, _Sum(0, group.first, group))
-                last = group if group.at >= before.last.at else before.last
+                # One without texts says less, however late it is.
+                last = max(before.last, group, key=lambda each: (bool(each.request or each.error), each.at))
                 sums[key] = _Sum(before.times + group.count, min(before.first, group.first), last)
     ordered = {mount: sorted(sums.values(), key=lambda one: (one.last.kind == LOGGED, -one.times)) for mount, sums in found.items()}
     return dict(sorted(ordered.items(), key=lambda pair: -_failures(pair[1])))

@@ -325,10 +325,13 @@ class ShellLine(Request[ShellAnswer]):
 
 class Errors(Request[MountErrors]):
     mount: str
+    changed_since: float = 0.0  # as below; then without tracebacks too
 
 
 class AllErrors(Request[WorkerErrors]):
-    """Errors of all mounts."""
+    """Errors of all mounts: all groups, of each mount's less frequent ones without request and text."""
+
+    changed_since: float = 0.0  # seconds since the epoch; then only groups that have grown since, with their texts
 
 
 class Table(Request[ServedTable]):

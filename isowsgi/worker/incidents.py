@@ -12,6 +12,9 @@ from isowsgi.shared.messages import Erred
 # Groups of which the last error is told as an incident too, the latest.
 KEPT = 20
 
+# Groups of each mount that are told with their texts where all mounts are asked for.
+WITH_TEXTS = 5
+
 # Of a traceback its end is kept: there is the error.
 _MAX_DETAILS_CHARS = 16 * 1024
 
@@ -72,6 +75,13 @@ class Incidents:
             incident(group.at, group.key.kind, f"{mount} #{group.generation}", group.generation, group.error, group.details, group.request)
             for mount, group in latest
         ]
+
+    def summary_of(self, pattern: str, changed_since: float) -> list[ErrorGroup]:
+        """Return what `AllErrors` asks for of one mount."""
+        groups = self.groups_of(pattern, with_details=False)
+        if changed_since:
+            return [group for group in groups if group.at >= changed_since]
+        return groups[:WITH_TEXTS] + [group.replace(request="", error="") for group in groups[WITH_TEXTS:]]
 
     def groups_of(self, pattern: str, most: int | None = None, with_details: bool = True) -> list[ErrorGroup]:
         """Return the groups of a mount: failures before what was only logged, the most frequent first."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from tests.conftest import Server, eventually, shared_server
+from tests.conftest import ROOT, Server, eventually, shared_server
 from tests.functional.test_operate import isowsgi
 
 FLASK = """
@@ -115,6 +119,10 @@ def groups(server: Server, pattern: str) -> dict[tuple[str, str], dict[str, Any]
     return {(group["kind"], group["type"]): group for group in worker["groups"]}
 
 
+def total(server: Server, pattern: str) -> int:
+    return sum(group["count"] for group in groups(server, pattern).values())
+
+
 def counted(server: Server, pattern: str, kind: str, type_: str, count: int) -> dict[str, Any]:
     """Wait until a group has a count, and return it."""
     return eventually(
@@ -150,13 +158,36 @@ def test_what_is_no_exception_has_kinds_of_its_own(server: Server) -> None:
     assert counted(server, "/bad", "refused", "503 Service Unavailable", 1)["request"] == "GET /bad/x"
 
 
+@pytest.mark.parametrize("arguments", [[], ["/plain"]])
+def test_follow_prints_what_is_new_of_the_rarest_group_too_and_nothing_else(server: Server, arguments: list[str]) -> None:
+    before = total(server, "/plain")
+    for number in range(7):
+        ask(server, f"/plain/other?{number}", 8 - number)
+    eventually(lambda: total(server, "/plain") == before + 35, "35 errors more")
+    rare = groups(server, "/plain")["exception", "plain_site.E6"]["count"]
+    command = [sys.executable, "-m", "isowsgi", "errors", *arguments, "--follow", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=server.folder, env=env, stdout=subprocess.PIPE, text=True) as shown:
+        try:
+            assert shown.stdout is not None
+            assert json.loads(shown.stdout.readline())["workers"]
+            ask(server, "/plain/other?6")
+            news = json.loads(shown.stdout.readline())
+        finally:
+            shown.send_signal(signal.SIGINT)
+
+    assert (news["mount"], news["type"], news["more"], news["count"]) == ("/plain", "plain_site.E6", 1, rare + 1)
+    assert news["request"] == "GET /plain/other?6"
+    assert shown.returncode == 0
+
+
 def test_no_exception_is_so_odd_that_its_request_is_not_counted(server: Server) -> None:
     ask(server, "/plain/endless")
     for number in range(60):
         ask(server, f"/plain/other?{number}")
 
     assert counted(server, "/plain", "exception", "other", 1)
-    eventually(lambda: sum(group["count"] for group in groups(server, "/plain").values()) >= 61, "61 errors")
+    eventually(lambda: total(server, "/plain") >= 61, "61 errors")
     assert len(groups(server, "/plain")) <= 51
     assert "\x1b" not in isowsgi(server, "errors", "/plain").stdout
     assert "internal error" not in server.log()
@@ -173,8 +204,8 @@ def test_groups_stay_when_the_app_is_loaded_again(server: Server) -> None:
 
 
 def test_without_a_pattern_the_worst_mount_comes_first_and_80_columns_suffice(server: Server) -> None:
-    ask(server, "/flask/zero", 100)
-    counted(server, "/flask", "exception", "ZeroDivisionError", 100)
+    ask(server, "/flask/zero", 250)
+    counted(server, "/flask", "exception", "ZeroDivisionError", 250)
     shown = isowsgi(server, "errors")
 
     assert shown.returncode == 0

@@ -53,9 +53,6 @@ from isowsgi.worker.tenants import NoTenant, NotLoaded, Template, with_tenants
 # How long an instance has for telling its stacks. Its control thread needs milliseconds; one that C code keeps from running needs more.
 STACKS_S = 1.0
 
-# Groups of each mount that are told where all mounts are asked for.
-_MOST_OF_EACH = 5
-
 # What an instance may have told of its stacks before the rest is left out.
 _MAX_STACKS_CHARS = 1024 * 1024
 
@@ -235,6 +232,9 @@ class Commands:
         incidents = deployment.reports.incidents
         patterns = {member.pattern for member in deployment.members}
         pattern = request.mount if request.mount in patterns else request.mount.removesuffix("/")
+        if request.changed_since:
+            groups = incidents.summary_of(pattern, request.changed_since)
+            return MountErrors(mount=pattern, boot=None, requests=[], groups=groups)
         return MountErrors(
             mount=pattern, boot=incidents.last_boot, requests=incidents.of_requests(pattern), groups=incidents.groups_of(pattern)
         )
@@ -245,7 +245,7 @@ class Commands:
         tenants = [(each.mount, each) for each in self._supervisor.live.tenants()]  # whose requests' errors their template has
         for mount, deployment in [*self._supervisor.table.mounts, *tenants]:
             incidents = deployment.reports.incidents
-            groups = [] if incidents.above is not None else incidents.groups_of(mount.pattern, _MOST_OF_EACH, with_details=False)
+            groups = [] if incidents.above is not None else incidents.summary_of(mount.pattern, request.changed_since)
             boot = incidents.last_boot and incidents.last_boot.replace(details="")
             if groups or boot:
                 mounts.append(MountErrors(mount=mount.pattern, boot=boot, requests=[], groups=groups))
