@@ -351,7 +351,7 @@ def test_the_log_says_once_that_more_are_in_use_than_may_be_loaded(caplog: pytes
         house.ask("b.example", NOW + second, waited_s=float(second))
 
     assert [record.getMessage() for record in caplog.records].count(
-        "*.example/: all 1 tenants that may be loaded are in use; requests for others wait; raise max_live"
+        "*.example/: as many tenants are in use as may be loaded (1); requests for others wait; raise max_live"
     ) == 1
 
 

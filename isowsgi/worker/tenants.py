@@ -289,7 +289,9 @@ class Template(Deployment):
         label = self._live.who_may_go(now, is_urgent) if leaving < _MOST_LEAVING else None
         if waited_s > _LONG_S and now - self._told_full_at > _TELL_S:
             self._told_full_at = now
-            self.log.warning("%s: all %d tenants that may be loaded are in use; requests for others wait; raise max_live", self.name, count)
+            self.log.warning(
+                "%s: as many tenants are in use as may be loaded (%d); requests for others wait; raise max_live", self.name, count
+            )
         if label is None:
             return False
         self.evictions += 1
