@@ -122,6 +122,46 @@ def test_an_app_that_needs_its_max_memory_from_the_start_is_loaded_again_less_an
     assert [record.getMessage() for record in caplog.records].count(said) == 1
 
 
+def test_a_replacement_for_memory_that_fails_to_load_is_tried_again_less_and_less_often() -> None:
+    site = up(max_memory=2**20)
+    site.made[0].memory_at_boot, site.made[0].memory = 2**19, 2**21
+    for _ in range(30):
+        site.wait(11)
+        if site.made[-1].state is State.BOOTING:
+            site.failed(site.made[-1])
+
+    assert len(site.made) - 1 == 5, "after 10 s, and 10, 20, 40, 80 and more after that"
+
+
+def test_a_new_worker_is_no_way_out_for_an_app_that_needs_its_max_memory(caplog: pytest.LogCaptureFixture) -> None:
+    site = up(max_memory=2**20)
+    site.deployment.siting.isolation = "main"
+    site.made[0].memory = site.made[0].memory_at_boot = 2**21
+    for _ in range(10):
+        site.wait(60)
+
+    assert not site.deployment.restart_reason
+    said = "/ #1: used 2 MiB soon after it was loaded, and max_memory is 1M; raise max_memory; not starting a new worker for that"
+    assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+    site.made[0].memory_at_boot = 2**19
+    for _ in range(15):
+        site.wait(60)
+    assert "uses 2 MiB" in site.deployment.restart_reason
+
+
+def test_over_max_memory_an_instance_does_not_outlive_its_max_age() -> None:
+    site = up(max_memory=2**20, max_age=60.0)
+    for _ in range(100):
+        site.made[-1].memory = site.made[-1].memory_at_boot = 2**21
+        site.wait(7)
+        if site.made[-1].state is State.BOOTING:
+            site.ready(site.made[-1])
+            site.closed(site.made[-2])
+
+    assert len(site.made) > 10
+
+
 def test_the_request_that_wakes_a_mount_puts_it_before_those_that_nobody_waits_for() -> None:
     site = Site(lazy=True)
     site.around.is_crowded = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from isowsgi.configuration import Mount, sizes
 from isowsgi.instances.lifecycle import State
+from isowsgi.shared.interpreters import MAIN
 from isowsgi.worker.slots import Instance
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class Upkeep:
         self.quiet_since = 0.0
         self.owes_release = False
         self._was_overdue = False
-        self._over = 0  # the latest generation that was replaced for its memory
+        self._over = 0  # the latest generation when one was to be replaced for its memory
+        self._memory_retry_s = _MEMORY_PAUSE_S  # how long what was to be replaced then is kept: its replacement may fail to load
+        self._memory_retry_at = 0.0
         self._memory_pause_s = _MEMORY_PAUSE_S
         self._held_back: float | None = None  # the try of which the log says that it is not made
 
@@ -141,26 +144,39 @@ class Upkeep:
         if quota and instance.requests() >= quota:
             deployment.quotas[instance] = 0
             deployment.replace(f"served {instance.requests()} requests", now)
-        elif mount.max_memory and instance.memory > mount.max_memory:
-            self._look_at_memory(instance, age, now)
+        elif mount.max_memory and instance.memory > mount.max_memory and self._look_at_memory(instance, age, now):
+            return
         elif mount.max_age and age > mount.max_age:
             deployment.slots.began[instance] = now
             deployment.replace(f"older than {mount.max_age:g} s", now)
 
-    def _look_at_memory(self, instance: Instance, age: float, now: float) -> None:
-        """Replace an instance that has more memory than it may; less and less often if it had as much when it was first measured."""
+    def _look_at_memory(self, instance: Instance, age: float, now: float) -> bool:
+        """Replace an instance that has more memory than it may; less and less often if it had as much when it was first measured.
+
+        Returns:
+            whether it is being replaced.
+        """
         needs_as_much = instance.memory_at_boot > self._mount.max_memory * _MOST_OF_LIMIT
         if not needs_as_much:
             self._memory_pause_s = _MEMORY_PAUSE_S
-        if instance.generation <= self._over or age < self._memory_pause_s:
-            return
+        was_tried = instance.generation <= self._over
+        if age < self._memory_pause_s or (was_tried and now < self._memory_retry_at) or self._deployment.is_replacing():
+            return False
         limit = f"max_memory is {sizes.text(self._mount.max_memory)}"
-        if needs_as_much:
+        is_main = self._deployment.siting.isolation == MAIN
+        if needs_as_much and not (is_main and was_tried):
             self._memory_pause_s = min(2 * self._memory_pause_s, _LONGEST_MEMORY_PAUSE_S)
-            text = "%s: used %d MiB soon after it was loaded, and %s; raise max_memory; not replacing it for that again within %d s"
-            self._log.warning(text, instance.tag, instance.memory_at_boot >> 20, limit, self._memory_pause_s)
-        self._over = self._deployment.generation
+            # A new worker would know nothing of the pauses, and begin again.
+            way_on = "starting a new worker" if is_main else "replacing it"
+            again = "" if is_main else f" again within {self._memory_pause_s:.0f} s"
+            text = "%s: used %d MiB soon after it was loaded, and %s; raise max_memory; not %s for that%s"
+            self._log.warning(text, instance.tag, instance.memory_at_boot >> 20, limit, way_on, again)
+        self._memory_retry_s = min(2 * self._memory_retry_s, _LONGEST_MEMORY_PAUSE_S) if was_tried else _MEMORY_PAUSE_S
+        self._over, self._memory_retry_at = self._deployment.generation, now + self._memory_retry_s
+        if needs_as_much and is_main:
+            return False
         self._deployment.replace(f"uses {instance.memory >> 20} MiB, {limit}", now)
+        return True
 
     def _hung_boots(self) -> int:
         slots = self._deployment.slots
