@@ -94,7 +94,10 @@ def test_a_second_input_waits_for_no_answer() -> None:
 
     assert "still executed" in refused(lambda: place.line(name)).text
 
+    looks: list[int] = []
+    place.shells.on_answer = lambda: looks.append(1)
     place.answer(instance, outcome="failed")
+    assert looks == [1], "the answer waits for no timer"
     assert end_of(line, 0.0).outcome == "failed"
 
 

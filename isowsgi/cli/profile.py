@@ -61,6 +61,8 @@ def profile(pattern: str, workers: list[Place], seconds: float, rate: int, cpu: 
     if output is not None and ending not in FORMATS:
         raise click.BadParameter(f"expected a file that ends in {', '.join(FORMATS)}, got {output!r}", param_hint="--output")
     request = controlmessages.Profile(mount=pattern, seconds=seconds, rate=rate, cpu=cpu, by_request=by is not None)
+    if output is not None:
+        _check_writable(output)
     click.echo(f"sampling {plain(pattern)} for {seconds:g} s", err=True)
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends this process at once, and with its connections the sampling
     answers = client.ask(workers, request, seconds + _LONGER_S)
@@ -170,6 +172,18 @@ def _rendered(ending: str, root: Call, folder: str, pattern: str, facts: str) ->
     all_us = root.total_us() or 1
     tables = [flamegraph.table(title, _HEAD, [_row(line, all_us, folder) for line in lines]) for title, lines in _tables(root)]
     return flamegraph.page(f"isowsgi profile {pattern}", facts, calls.nested(root, pattern, folder), "".join(tables))
+
+
+def _check_writable(path: str) -> None:
+    """Fail before the sampling where a file cannot be written, instead of after it."""
+    is_new = not os.path.lexists(path)
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+        if is_new:
+            os.unlink(path)
+    except OSError as exc:
+        asking.fail(f"{path}: cannot write it: {(exc.strerror or str(exc)).lower()}", 1)
 
 
 def _write(path: str, text: str) -> None:

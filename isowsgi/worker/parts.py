@@ -115,6 +115,7 @@ def assemble(given: Given) -> Parts:
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     carrier.asker = lambda: control.asker
+    carrier.shells.on_answer = control.tick  # else each line of a paste waits for its answer until the next look
     drive(loop, control)
     tls_files = given.certificate[0] if given.certificate is not None else ()
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, tls_files)

@@ -104,6 +104,8 @@ def test_each_format_is_written_and_another_is_refused_before_anything_is_sample
         commands = [begin(server, f"/{PROCESS}", "--seconds", "0.3", "--cpu", "-o", "cpu.json")]
         assert ended(commands[0])[0] == 0
         assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "-o", "wall.txt"))[0] == 0
+    no_folder = ended(begin(server, f"/{PROCESS}", "--seconds", "600", "-o", "nowhere/shop.html"))
+    assert no_folder == (1, "", ""), "its first line, which `begin` reads, is the last one"
     command = [sys.executable, "-m", "isowsgi", "profile", f"/{PROCESS}", "-o", "graph.svg"]
     refused = subprocess.run(
         command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

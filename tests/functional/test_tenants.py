@@ -107,11 +107,13 @@ def test_commands_address_a_tenant_by_its_host(server: Server) -> None:
     reloaded = command(server, "reload", "t2.example/")
     stopped = command(server, "stop", "t3.example/")
     unknown = command(server, "reload", "none.example/")
+    of_all = command(server, "profile", "*.example/")
     births = server.log().count("#1: serving")
     questions = [command(server, name, "t4.example/") for name in ("errors", "start")]
 
     assert [each.returncode for each in questions] == [0] * 2, [each.stderr for each in questions]
     assert "does not exist" in unknown.stderr
+    assert "name one of its tenants" in of_all.stderr
     assert server.log().count("#1: serving") == births, "a question loads nothing"
 
     assert (reloaded.returncode, stopped.returncode, unknown.returncode) == (0, 0, 2), reloaded.stderr + stopped.stderr

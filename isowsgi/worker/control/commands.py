@@ -91,7 +91,7 @@ class Commands:
         self._profiling = Profiling()
         self._growths = Growths()
         self.asker: Callable[[], str] = lambda: ""  # who has sent the request that begins
-        self._shells = Shells(lambda text: say(f"{text} ({self.asker()})"))
+        self.shells = Shells(lambda text: say(f"{text} ({self.asker()})"))
         self._commands: dict[type[Request[Any]], Callable[[Any], Errand]] = {
             controlmessages.Status: self._status,
             controlmessages.Reload: self._reload,
@@ -101,7 +101,7 @@ class Commands:
             controlmessages.Profile: self._profile,
             controlmessages.Memory: self._memory,
             controlmessages.Shell: self._shell,
-            controlmessages.ShellLine: self._shells.line,
+            controlmessages.ShellLine: self.shells.line,
             controlmessages.Errors: self._errors,
             controlmessages.AllErrors: self._all_errors,
             controlmessages.Table: self._table,
@@ -217,6 +217,7 @@ class Commands:
 
     def _profile(self, request: controlmessages.Profile) -> Errand:
         deployment = self._deployment(request.mount)
+        _refuse_without_app(deployment)
         return (yield from self._profiling.profile(request, deployment, _number(deployment, request.mount)))
 
     def _memory(self, request: controlmessages.Memory) -> Errand:
@@ -224,8 +225,9 @@ class Commands:
 
     def _shell(self, request: controlmessages.Shell) -> Errand:
         deployment = self._deployment(request.mount)
+        _refuse_without_app(deployment)
         is_allowed = self._supervisor.table.config.control.shell
-        return (yield from self._shells.open(request, deployment, _number(deployment, request.mount), is_allowed))
+        return (yield from self.shells.open(request, deployment, _number(deployment, request.mount), is_allowed))
 
     def _errors(self, request: controlmessages.Errors) -> Errand:
         deployment = self._deployment(request.mount)
@@ -345,7 +347,7 @@ class Commands:
             self._growths.hear(instance, report)
             return
         if isinstance(report, ShellOutput):
-            self._shells.hear(instance, report)
+            self.shells.hear(instance, report)
             return
         heard = self._heard.get(report.ask)
         if heard is None:
@@ -360,6 +362,17 @@ class Commands:
 def _refuse_redirect(deployment: Deployment) -> None:
     if deployment.mount.redirect:
         raise Refusal("failed", f"{deployment.mount.pattern} has no app: its requests are sent to {deployment.mount.redirect}")
+
+
+def _refuse_without_app(deployment: Deployment) -> None:
+    """Refuse what is about one app where there is none.
+
+    Raises:
+        Refusal: a redirect, or a mount that stands for its tenants.
+    """
+    _refuse_redirect(deployment)
+    if isinstance(deployment, Template):
+        raise Refusal("not-serving", f"{deployment.name} has no app of its own: name one of its tenants, by the host in place of the *")
 
 
 def _stacks_of(instance: Instance, text: str, is_complete: bool, now: float) -> InstanceStacks:

@@ -49,6 +49,7 @@ class Shells:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self.on_answer: Callable[[], None] = lambda: None  # looks at errands: one has what it waits for
         self._sessions: dict[str, _Session] = {}  # by the name that the command gave it
         self._numbers = itertools.count(1)
 
@@ -105,6 +106,8 @@ class Shells:
                 parts.append(report.text)
                 if report.is_last or len(parts) > _MOST_PARTS:
                     session.answers[report.number] = ShellAnswer(text="".join(parts), is_more=report.is_more, outcome=report.outcome)
+                    self.on_answer()
+                    return
 
     def _check(self, request: Shell, deployment: Deployment, is_allowed: bool) -> Instance:
         """Return the instance for a session.
