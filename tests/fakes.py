@@ -159,6 +159,7 @@ class FakeInstance:
         self.has_gone = self.is_overdue = self.is_in_line = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0
+        self.mounts_cut: list[int] = []  # whose requests the judge has cut off
         self.asked: list[int] = []
         self.profiles: list[int] = []
         self.censuses: list[int] = []  # the same of censuses
@@ -244,6 +245,9 @@ class FakeInstance:
         if isinstance(order, Profile):
             self.profiles.append(order.ask)
         return True
+
+    def take_cuts(self) -> list[tuple[int, str]]:
+        return [(self.mounts_cut.pop(0), "GET /slow HTTP/1.1")] if self.mounts_cut else []
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
         return self.holds_gil

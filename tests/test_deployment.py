@@ -640,6 +640,18 @@ def test_c_code_that_holds_the_gil_has_its_instance_replaced() -> None:
     assert site.made[0].state is State.STUCK
 
 
+def test_a_request_that_is_cut_off_from_outside_is_an_error_of_its_mount() -> None:
+    """The client got a 504, and `isowsgi errors` knew of none."""
+    site = up(request_timeout=5.0)
+    instance, deployment = site.made[0], site.deployment
+    instance.holds_gil, instance.mounts_cut = True, [deployment.members[0].number]
+
+    deployment.upkeep.tick(site.now)
+
+    [group] = deployment.reports.incidents.groups_of(deployment.mount.pattern)
+    assert (group.kind, group.type, group.count, group.request) == ("timeout", "504 Gateway Timeout", 1, "GET /slow")
+
+
 def test_an_app_that_is_not_loaded_in_time_is_left_behind_and_tried_again() -> None:
     site = Site(boot_timeout=5.0)
     site.deployment.start(site.now)

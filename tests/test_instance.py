@@ -218,6 +218,8 @@ def test_a_request_is_timed_out_from_outside_once_and_only_if_nothing_can_run_in
         instance.board.row(instance.first_row).words[BEAT] = 1000
 
         assert [instance.cut_off(1, 60), instance.cut_off(1, 61)] == [is_overdue] * 2
+        assert [mount for mount, _ in instance.take_cuts()] == [0] * counts[0]
+        assert instance.take_cuts() == []
 
         assert (client.recv(1000, socket.MSG_DONTWAIT) if counts[1] else b"") == (TIMED_OUT if counts[1] else b"")
 

@@ -181,6 +181,11 @@ class HostedInstance(CountedInstance, abc.ABC):
             self._cut_waiting()
         return is_any
 
+    def take_cuts(self) -> list[tuple[int, str]]:
+        """Return the mount's number and the line of each request that was cut off since the last call."""
+        cuts, self._judge.cuts = self._judge.cuts, []
+        return cuts
+
     def _cut_waiting(self) -> None:
         """Answer those who wait for a thread in there, if they can be reached."""
         return

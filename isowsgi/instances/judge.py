@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from isowsgi.shared import answers, interpreters
 from isowsgi.shared.judgement import Question, was_cut, was_timed_out_inside
 from isowsgi.shared.progress import delivered
-from isowsgi.shared.rows import BEAT, BUSY, BUSY_SINCE, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
+from isowsgi.shared.rows import BEAT, BUSY, BUSY_SINCE, MOUNT, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -25,6 +25,9 @@ class Judge:
         thread_rows: of its threads.
         connection_of: returns a connection that the instance has, by its key on the scoreboard; None if it no longer has it.
         counters_of: returns the words in which is counted what is done for a row's mount.
+
+    Attributes:
+        cuts: what was cut off since it was looked at last, by the mount's number and the request's line; who looks empties it.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Judge:
         self._counters_of = counters_of
         self._control_words = control_words
         self._rows = thread_rows
+        self.cuts: list[tuple[int, str]] = []
         self._seen: dict[int, tuple[int, int, int]] = {}  # by place in rows: the request, what its client took, when that last changed
 
     def cut_off(self, older_than_s: float, now: float) -> bool:
@@ -100,6 +104,7 @@ class Judge:
 
     def _cut(self, row: Row, question: Question) -> None:
         answered = question.answered()
+        self.cuts.append((row.words[MOUNT] - 1, row.line()))
         counters = self._counters_of(row)
         counters[TIMEOUTS] += 1
         counters[RESPONSES + 5] += not answered

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import loadfailures, messages
 from isowsgi.shared.containment import traceback_of
-from isowsgi.shared.errorgroups import REFUSED, STUCK
+from isowsgi.shared.errorgroups import REFUSED, STUCK, TIMEOUT
 from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
 from isowsgi.shared.places import place_in
@@ -169,6 +169,13 @@ class Reports:
         """Note a request that was answered 503 before an instance had it."""
         pattern = next((member.pattern for member in self._deployment.members if member.number == mount), self._deployment.mount.pattern)
         self.incidents.count(pattern, self._deployment.generation, (REFUSED, "503 Service Unavailable", ""), line, text)
+
+    def timed_out(self, instance: Instance, mount: int, line: str) -> None:
+        """Note a request that was cut off from outside, as nothing runs inside."""
+        pattern = next((member.pattern for member in self._deployment.members if member.number == mount), self._deployment.mount.pattern)
+        key = TIMEOUT, "504 Gateway Timeout", ""
+        text = "no progress, and C code holds the interpreter's GIL"
+        self.incidents.count(pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text)
 
     def _on_stuck(self, instance: Instance, report: messages.Stuck, now: float) -> None:
         if instance.state in ENDS:

@@ -116,7 +116,10 @@ class Upkeep:
             self._look_at_retired(instance, age)
         elif instance.state is State.SERVING and instance in deployment.slots.live:
             self._look_for_age(instance, age, now)
-        if mount.request_timeout and instance.cut_off(mount.request_timeout, now) and instance.state is not State.STUCK:
+        is_overdue = mount.request_timeout and instance.cut_off(mount.request_timeout, now)
+        for number, line in instance.take_cuts():
+            deployment.reports.timed_out(instance, number, line)
+        if is_overdue and instance.state is not State.STUCK:
             deployment.slots.held.append(instance)
             self._log.error("%s: C code holds the interpreter's GIL and does not release it; replacing the instance", instance.tag)
             deployment.reports.call_stuck(instance, now)
