@@ -110,6 +110,10 @@ class Session:
                 lines = []
                 continue
             answer = self._send("\n".join(lines), _SESSION_S)
+            if isinstance(answer, Error) and answer.kind == "malformed":  # too long: the session goes on
+                click.echo(f"isowsgi: {plain(answer.text)}", err=True)
+                lines, code = [], 0 if is_terminal else 1
+                continue
             if isinstance(answer, Error):
                 over = for_people(self._over)
                 click.echo(f"isowsgi: {plain(over[0].answer.text if over else answer.text)}", err=True)

@@ -118,9 +118,13 @@ def test_a_session_ends_with_its_instance(server: Server) -> None:
     assert command.returncode == 1
 
 
-def test_a_block_at_the_end_is_executed_and_one_that_is_cut_is_told(server: Server) -> None:
+def test_a_block_at_the_end_is_executed_and_what_is_not_is_told(server: Server) -> None:
     assert shell(server, PROCESS, "for number in range(2):\n    print(number)") == (0, "0\n1\n", "")
     assert shell(server, PROCESS, "exit()\n7 * 7\n") == (0, "", "")
+
+    status, out, err = shell(server, PROCESS, f"len('{'x' * 10_000}')\n8 * 8\n")
+    assert (status, out) == (1, "64\n")
+    assert "expected at most 10000 characters" in err
 
     status, out, err = shell(server, PROCESS, "print(1)\nprint(\n")
     assert (status, out) == (1, "1\n")
