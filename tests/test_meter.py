@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from isowsgi.inside.heap import Heap
+from isowsgi.instances.lifecycle import State
 from isowsgi.shared import pymalloc
+from isowsgi.shared.messages import Measured, Ready
+from isowsgi.worker import meter
+from isowsgi.worker.meter import NEWS_BYTES, Meter
 from isowsgi.worker.trend import Trend
+from tests.fakes import FakeInstance
 
 MIB = 2**20
 
@@ -69,3 +83,114 @@ def test_a_trend_keeps_few_values_of_any_time() -> None:
     assert 16 <= len(trend.mib) <= 32
     assert trend.mib == sorted(trend.mib)
     assert trend.mib[-1] > 90_000
+
+
+class Party:
+    """Instances that a meter measures; each has a mount of its own. Nobody waits: the test's clock is what passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *isolations: str) -> None:
+        self.now, self.rss, self.log = 100.0, 300 * MIB, logging.getLogger("test")
+        monkeypatch.setattr(meter, "rss_bytes", lambda: self.rss)
+        self.made = [FakeInstance(isolation=isolation) for isolation in isolations]
+        for instance in self.made:
+            instance.takes_in(Ready(boot_s=0.25, objects=9, extensions=[], refused=[]))
+        deployments: Any = [
+            SimpleNamespace(slots=SimpleNamespace(all=lambda one=instance: [one]), trend=Trend(), log=self.log) for instance in self.made
+        ]
+        self.meter = Meter(lambda: deployments)
+        self._asked, self._seen = dict.fromkeys(self.made, 0), dict.fromkeys(self.made, 0)
+        self.meter.start(lambda delay_s, callback, /: None)
+
+    def answers(self, instance: FakeInstance, weight: int = 1000, **changes: Any) -> None:
+        found = Measured(is_whole=True, took_s=0.003, objects=1, small=2**30, large=0, weight=weight)
+        self.meter.on_measured(instance, found.replace(**changes), self.now)
+
+    def passes(self, seconds: int, mute: Sequence[FakeInstance] = (), look_s: int = 1, grows: int = 0) -> None:
+        """Have every instance serve, each second, the worker grow, and answer some seconds after it was asked."""
+        for _ in range(seconds):
+            self.now += 1
+            self.rss += grows
+            self.meter.tick(self.now)
+            for instance in self.made:
+                instance.served += 5
+                if instance.measures > self._seen[instance] and instance not in mute:
+                    self._asked[instance] += 1
+                    if self._asked[instance] >= look_s:
+                        self._seen[instance], self._asked[instance] = instance.measures, 0
+                        self.answers(instance, int(self.now))
+
+
+def test_one_that_does_not_answer_costs_those_that_share_its_gil_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, *["shared-gil"] * 4)
+    mute = party.made[0]
+    mute.served = 1000  # so it comes first
+    party.passes(60, mute=[mute])
+
+    assert all(each.memory >= 0 for each in party.made[1:])
+    assert mute.measures <= 3, "less and less often"
+
+
+def test_apps_that_grow_and_serve_while_they_are_measured_have_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, *["shared-gil"] * 3)
+    party.passes(30, look_s=3, grows=4 * NEWS_BYTES)
+
+    assert all(each.memory >= 0 for each in party.made)
+
+
+def test_a_load_that_hangs_keeps_no_other_app_from_being_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, "own-gil", "shared-gil", "shared-gil")
+    party.made[2].state = State.BOOTING
+    party.passes(3)
+    assert party.made[0].memory >= 0
+    assert party.made[1].memory < 0, "what those that load share is divided among all of them"
+
+    party.passes(40)
+    assert party.made[1].memory >= 0
+
+
+def test_what_cannot_be_measured_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    party = Party(monkeypatch, "shared-gil", "shared-gil")
+    party.meter.tick(party.now)
+    odd, other = sorted(party.made, key=lambda each: -each.measures)
+    party.answers(odd, problem="RuntimeError: no")
+    party.passes(30)
+
+    assert other.memory >= 0
+    assert odd.measures == 1
+    said = "its memory cannot be measured, so no figure is shown for it and max_memory has no effect: RuntimeError: no"
+    assert [said in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_look_at_small_blocks_leaves_no_class_behind() -> None:
+    cfunc: Any = vars(ctypes)["_CFuncPtr"]
+    gc.collect()
+    pymalloc.bytes_in_use()
+    before = len(type.__subclasses__(cfunc))
+    gc.disable()
+    try:
+        for _ in range(5):
+            pymalloc.bytes_in_use()
+        assert len(type.__subclasses__(cfunc)) == before
+    finally:
+        gc.enable()
+
+
+_REFUSES = """
+import logging, sys
+from isowsgi.inside import boot, policy
+from isowsgi.inside.heap import Heap
+policy.install({"ctypes": "deny"}, "/shop", logging.getLogger())
+found = boot._measured(Heap())
+assert not found.problem and found.small > 0, found
+def hook(event, args):
+    if event.startswith(("ctypes.", "gc.get_obj")):
+        raise RuntimeError("no")
+sys.addaudithook(hook)
+assert boot._measured(Heap()).problem == "RuntimeError: no"
+"""
+
+
+def test_a_policy_says_nothing_of_isowsgis_own_calls_and_hooks_of_an_app_end_no_more_than_the_figure() -> None:
+    done = subprocess.run([sys.executable, "-c", _REFUSES], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")

@@ -23,7 +23,6 @@ from isowsgi.inside import closing, environment, extensions, forks, leftovers, l
 from isowsgi.inside.console import Consoles
 from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import RequestTimeout, Watcher
-from isowsgi.inside.ending import load_ctypes
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.files import FileWatch
 from isowsgi.inside.growth import Growth
@@ -41,6 +40,7 @@ from isowsgi.inside.telling import Teller
 from isowsgi.inside.threads import AppThread, Gate
 from isowsgi.inside.wsgi import Connection
 from isowsgi.shared import messages
+from isowsgi.shared.cfunctions import load_ctypes
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess, blocking
 from isowsgi.shared.messages import BootOrder
@@ -53,6 +53,9 @@ _app_sys = theirs("sys")  # the app's, see `private`
 # How long before the end of a drain connections that apps have taken over are ended: time for their threads to come out, before the
 # instance counts as stuck.
 _SHUT_BEFORE_S = 3.0
+
+# Longest text about why the memory cannot be measured.
+_MOST_PROBLEM_CHARS = 200
 
 # A variable that libc reads for the whole process.
 _OTHER_ZONE = (
@@ -167,8 +170,7 @@ class Instance:
         # Whether the process lives on without this instance: assumed until an order says otherwise. An instance that fails to boot gets no
         # order.
         self._must_free = order.isolation != "process"
-        if order.serving.limits.request_timeout_s:
-            load_ctypes()  # before the app is loaded, see `private`
+        load_ctypes()  # before the app is loaded, see `private`
 
     def _make_control(self) -> Control:
         return Control(
@@ -191,7 +193,7 @@ class Instance:
                 messages.EndProfile: lambda order: self._profiler.drop(order.ask),
                 messages.Census: lambda order: self._growth.look(order.ask, order.trace_s, time.monotonic()),
                 messages.EndCensus: lambda order: self._growth.drop(order.ask),
-                messages.Measure: lambda order: self._control.report(self._heap.measure()),
+                messages.Measure: lambda order: self._control.report(_measured(self._heap)),
             },
             on_lost=self._lose_worker,
             duty=self._look_after,
@@ -431,3 +433,12 @@ def _package_of(app: messages.App) -> str:
 def end_process(status: int) -> None:
     """End a process that is this instance's alone, whatever its threads do; in one place, for a policy to know it."""
     os._exit(status)
+
+
+def _measured(heap: Heap) -> messages.Measured:
+    """Have a look at the memory; hooks of the app's (`sys.addaudithook`) may refuse what it takes."""
+    try:
+        return heap.measure()
+    except Exception as exc:
+        problem = f"{type(exc).__name__}: {exc}"[:_MOST_PROBLEM_CHARS]
+        return messages.Measured(is_whole=True, took_s=0.0, objects=0, small=-1, large=0, weight=0, problem=problem)

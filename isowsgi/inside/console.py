@@ -12,7 +12,7 @@ from io import StringIO
 from queue import SimpleQueue  # C code
 from typing import Any
 
-from isowsgi.inside.ending import load_ctypes, set_async_exception
+from isowsgi.inside.ending import set_async_exception
 from isowsgi.inside.private import theirs
 from isowsgi.inside.threads import AppThread
 from isowsgi.shared.containment import traceback_of
@@ -63,7 +63,6 @@ class Console:
     def _run(self) -> None:
         self._ident = _thread.get_ident()
         try:
-            load_ctypes()  # an interrupt takes it; its import is not for the control thread, as it may call the app's hooks
             while not self.is_over:
                 order = self._inputs.get()
                 if order is not None:

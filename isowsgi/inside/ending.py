@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from isowsgi.shared.cfunctions import load_ctypes
 from isowsgi.shared.judgement import is_cut
 from isowsgi.shared.rows import ANSWERED, BY_APP, BY_WATCHER, JUDGED
 
 # How long a thread sleeps at a time until the watcher has done what it is at: sending a few bytes and raising an exception takes
-# microseconds, but for the first time, which imports ctypes.
+# microseconds.
 _PAUSE_S = 0.0005
 
 # How many times it looks for a token that neither of the two has. An exception that the app sends to its threads may come between a
@@ -213,22 +214,6 @@ class Ending:
             return
         self._is_raised = True
         set_async_exception(self._ident, exception)
-
-
-def load_ctypes() -> Any:
-    """Import what raising an exception in a thread takes; before the app is loaded, which may patch what it needs. It takes 0.2 MiB.
-
-    An import gives up the GIL hundreds of times. If it is shared with a thread in a loop and with other interpreters, it took 20 s once
-    (3.11) until the loop was interrupted.
-
-    Returns:
-        the module; None on a Python that was built without libffi.
-    """
-    try:
-        import ctypes
-    except ImportError:
-        return None
-    return ctypes
 
 
 def set_async_exception(ident: int, exception: type[BaseException] | None) -> None:

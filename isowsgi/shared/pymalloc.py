@@ -7,19 +7,10 @@ malloc's, which knows no interpreters.
 
 from __future__ import annotations
 
-from typing import Any
+from isowsgi.shared import cfunctions
 
 # The line of that text that has the figure.
 _ALLOCATED = b"\n# bytes in allocated blocks "
-
-
-def load() -> Any:
-    """Import what the question takes, before an app is loaded that may patch it; None on a Python that was built without libffi."""
-    try:
-        import ctypes
-    except ImportError:
-        return None
-    return ctypes
 
 
 def bytes_in_use() -> int | None:
@@ -27,27 +18,19 @@ def bytes_in_use() -> int | None:
 
     The caller's interpreter is the one that is asked, and its GIL is held all the while: nobody allocates from these arenas meanwhile.
     """
-    ctypes = load()
-    if ctypes is None:
-        return None
-    process = ctypes.PyDLL(None)
-    try:
-        ask, open_memory, close, free = (
-            process[name] for name in ("_PyObject_DebugMallocStats", "open_memstream", "fclose", "free")
-        )  # not shared with others: an item is a new object each time
-    except AttributeError:
+    ctypes, call = cfunctions.load_ctypes(), cfunctions.memory_functions()
+    if ctypes is None or call is None:
         return None
     text, size = ctypes.c_void_p(), ctypes.c_size_t()
-    open_memory.restype = ctypes.c_void_p
-    file = open_memory(ctypes.byref(text), ctypes.byref(size))
+    file = call.open_memory(ctypes.byref(text), ctypes.byref(size))
     if not file:
         return None
-    ask(ctypes.c_void_p(file))
-    close(ctypes.c_void_p(file))
+    call.ask(file)
+    call.close(file)
     try:
         return _in_use(ctypes.string_at(text, size.value))
     finally:
-        free(text)
+        call.free(text)
 
 
 def _in_use(text: bytes) -> int | None:

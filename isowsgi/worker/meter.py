@@ -2,15 +2,17 @@
 
 An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between.
 A process is what the kernel says of it: its own pages, and its share of those that others have too (PSS). Interpreters that share a GIL
-share the allocator of small blocks: what it has grown by since the last time is divided among those whose objects have grown.
+share the allocator of small blocks: what it has grown by since the last time is divided among those whose objects have grown. So they are
+measured in rounds, one after the other; who has grown again by the end of a round is for the next one.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from isowsgi.instances.lifecycle import ENDS, State
@@ -36,6 +38,13 @@ _PAUSES, _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 15, 0.02, 5.0
 # How long to wait for one look: C code may hold the GIL.
 _ANSWER_S = 5.0
 
+# An instance that did not answer is left alone for so long, and twice as long each time: others wait for it that share its GIL.
+_SILENCE_S, _LONGEST_SILENCE_S = 30.0, 1800.0
+
+# Those that share a GIL and are loaded at the same time are measured together, so that what they share is divided among all of them; for
+# one whose load takes longer than this the others do not wait.
+_LOADING_S = 30.0
+
 # How long all readings of processes' memory in one tick may take; one is 1 ms for 80 MiB, in the kernel.
 _READING_S = 0.002
 
@@ -52,6 +61,13 @@ class _Last(NamedTuple):
     rss: int  # of the worker
 
 
+class _Silence(NamedTuple):
+    """Of an instance that did not answer."""
+
+    until: float
+    lasts_s: float
+
+
 class Meter:
     """Measures the instances of one worker.
 
@@ -65,6 +81,10 @@ class Meter:
         self._asked: dict[Instance, float] = {}  # when each that is being measured was asked for its latest look
         self._wanted: set[Instance] = set()  # those that shall be measured whatever they have done
         self._last: dict[Instance, _Last] = {}
+        self._silent: dict[Instance, _Silence] = {}
+        self._loading: dict[Instance, float] = {}  # since when those that share a GIL are
+        self._queue: list[Instance] = []  # of those with their own GIL, the next one last; made anew each second
+        self._round: list[Instance] = []  # the same of those that share one; made anew when it is done
         self._sharers = Sharers()
         self._next_process = 0
 
@@ -81,7 +101,8 @@ class Meter:
     def sweep(self, now: float) -> None:
         """Measure all interpreters, from now on."""
         self._wanted = set(self._interpreters())
-        self._ask_some(now)
+        self._round = [each for each in self._wanted if each.isolation != OWN_GIL and each not in self._asked]
+        self._look_around(now)
 
     def tick(self, now: float) -> None:
         """Look at some processes, and ask interpreters that may have changed; about once a second."""
@@ -91,22 +112,33 @@ class Meter:
             deployment.trend.add(memory_of(deployment), now)
         for instance in [each for each, at in self._asked.items() if now - at > _ANSWER_S or each.state in ENDS]:
             del self._asked[instance]
-            self._wanted.discard(instance)
-        self._ask_some(now)
+            self._give_up(instance, now)
+        self._look_around(now)
+
+    def _give_up(self, instance: Instance, now: float) -> None:
+        self._wanted.discard(instance)
+        before = self._silent.get(instance)
+        lasts_s = _SILENCE_S if before is None else min(2 * before.lasts_s, _LONGEST_SILENCE_S)
+        self._silent[instance] = _Silence(now + lasts_s, lasts_s)
 
     def on_measured(self, instance: Instance, report: messages.Measured, now: float) -> None:
         """Take in what one look has found. An answer that nobody waits for changes nothing."""
         if instance not in self._asked:
             return
+        if report.problem:
+            self._leave(instance, report.problem)
+            self._ask_some(now)
+            return
         if not report.is_whole:
-            self._asked[instance] = now
             if instance.isolation == OWN_GIL and instance.memory >= 0 and report.small >= 0:
                 instance.memory = report.small + report.large  # of the round before
             pause_s = min(max(_PAUSES * report.took_s, _LEAST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._asked[instance] = now + pause_s
             self._later(pause_s, lambda: self._look_again(instance))
             return
         del self._asked[instance]
         self._wanted.discard(instance)
+        self._silent.pop(instance, None)
         self._last[instance] = _Last(instance.requests(), now, rss_bytes())
         instance.objects = report.objects
         if instance.isolation == OWN_GIL:
@@ -116,29 +148,69 @@ class Meter:
             self._sharers.take(instance, report)
         self._ask_some(now)
 
-    def _ask_some(self, now: float) -> None:
-        """Ask as many as may be measured at a time, the likeliest to have grown first: those that have served most since."""
-        found = sorted(self._candidates(now), key=self._served)
-        while found and len(self._asked) < _AT_A_TIME:
-            instance = found.pop()
-            if instance.isolation == OWN_GIL or all(each.isolation == OWN_GIL for each in self._asked):
-                self._ask(instance, now)
-        if all(each.isolation == OWN_GIL for each in (*self._asked, *found)):
-            for instance, size in self._sharers.divide().items():
-                _settle(instance, size)
+    def _leave(self, instance: Instance, problem: str) -> None:
+        """Measure it no more: what keeps it from being measured would do so again."""
+        del self._asked[instance]
+        self._wanted.discard(instance)
+        self._silent[instance] = _Silence(math.inf, math.inf)
+        instance.memory = -1
+        log = next((each.log for each in self._deployments() if instance in each.slots.all()), None)
+        if log is not None:
+            text = "%s: its memory cannot be measured, so no figure is shown for it and max_memory has no effect: %s"
+            log.warning(text, instance.tag, problem)
 
-    def _candidates(self, now: float) -> list[Instance]:
-        found = [each for each in self._interpreters() if each not in self._asked]
-        # Those that are loaded at the same time are measured together, so that what they share is divided among all of them.
-        is_any_booting = any(each.state is State.BOOTING for deployment in self._deployments() for each in deployment.slots.all())
-        new = [] if is_any_booting else [each for each in found if each not in self._last]
+    def _look_around(self, now: float) -> None:
+        """See who may have grown, the likeliest first: those that have served most since; and ask them."""
+        served = {each: self._served(each) for each in self._interpreters()}
+        found = sorted(self._candidates(served, now), key=served.__getitem__)
+        self._queue = [each for each in found if each.isolation == OWN_GIL]
+        if not self._round and not self._is_any_sharer_asked():
+            self._divide()
+            self._round = [each for each in found if each.isolation != OWN_GIL]
+        self._ask_some(now)
+
+    def _ask_some(self, now: float) -> None:
+        """Ask as many as may be measured at a time."""
+        while self._round and len(self._asked) < _AT_A_TIME and not self._is_any_sharer_asked():
+            self._ask(self._round.pop(), now)
+        while self._queue and len(self._asked) < _AT_A_TIME:
+            self._ask(self._queue.pop(), now)
+        if not self._round and not self._is_any_sharer_asked():
+            self._divide()
+
+    def _divide(self) -> None:
+        for instance, size in self._sharers.divide().items():
+            _settle(instance, size)
+
+    def _is_any_sharer_asked(self) -> bool:
+        return any(each.isolation != OWN_GIL for each in self._asked)
+
+    def _candidates(self, served: Mapping[Instance, int], now: float) -> set[Instance]:
+        """Return which instances shall be measured.
+
+        Args:
+            served: how many requests each has had since it was.
+        """
+        found = [each for each in served if each not in self._asked and not ((silence := self._silent.get(each)) and now < silence.until)]
+        is_any_loading = any(now - since < _LOADING_S for since in self._note_loading(now).values())
+        new = [each for each in found if each not in self._last and (each.isolation == OWN_GIL or not is_any_loading)]
         rss = rss_bytes()
         known = [(each, self._last[each]) for each in found if each in self._last]
         stale = [each for each, last in known if abs(rss - last.rss) > max(NEWS_BYTES, rss // _NEWS_SHARE)]
         # Who has served nothing has hardly changed; but if nobody has, some thread of an app's has been at work.
-        stale = [each for each in stale if self._served(each)] or stale
-        old = [each for each, last in known if now - last.at > _OLDEST_S and self._served(each)]
-        return list({*new, *stale, *old, *(self._wanted & {*found})})
+        stale = [each for each in stale if served[each]] or stale
+        old = [each for each, last in known if now - last.at > _OLDEST_S and served[each]]
+        return {*new, *stale, *old, *(self._wanted & {*found})}
+
+    def _note_loading(self, now: float) -> dict[Instance, float]:
+        """Return since when those that share a GIL are being loaded."""
+        self._loading = {
+            each: self._loading.get(each, now)
+            for deployment in self._deployments()
+            for each in deployment.slots.all()
+            if each.state is State.BOOTING and each.isolation not in (OWN_GIL, PROCESS)
+        }
+        return self._loading
 
     def _ask(self, instance: Instance, now: float) -> None:
         if instance.state is State.SERVING and instance.tell(messages.Measure()):
@@ -147,6 +219,8 @@ class Meter:
     def _look_again(self, instance: Instance) -> None:
         if self._asked.pop(instance, None) is not None:
             self._ask(instance, time.monotonic())
+            if instance not in self._asked:  # it ends, and others wait for their turn
+                self._ask_some(time.monotonic())
 
     def _read_processes(self) -> None:
         processes = [
@@ -180,7 +254,9 @@ class Meter:
         alive = {each for deployment in self._deployments() for each in deployment.slots.all()}
         for gone in self._last.keys() - alive:
             del self._last[gone]
-        self._wanted &= alive
+        for gone in self._silent.keys() - alive:
+            del self._silent[gone]
+        self._wanted = {each for each in self._wanted & alive if each.state is State.SERVING}
         self._sharers.forget(alive)
 
 
