@@ -90,8 +90,11 @@ def interrupt_often() -> None:
     assert interrupted >= 10
 
 
-@pytest.mark.parametrize(("is_cut_already", "count"), [(False, 1), (True, 0)])
-def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
+@pytest.mark.parametrize(
+    ("is_cut_already", "is_waiting", "answered"),
+    [(False, False, "504 Gateway Timeout"), (False, True, "408 Request Timeout"), (True, False, None)],
+)
+def test_a_request_is_timed_out_once_and_counted_as_what_was_answered(is_cut_already: bool, is_waiting: bool, answered: str | None) -> None:
     """The supervisor does it too, from outside, when nothing seems to run in here."""
     board = Scoreboard()
     board.allot(1, [0])
@@ -100,12 +103,16 @@ def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
     log = logging.getLogger("test")
     client, sock = socket.socketpair()
     with client, sock:
-        reader = SimpleNamespace(taken=0, is_waiting=False)
+        reader = SimpleNamespace(taken=0, is_waiting=is_waiting)
         connection: Any = SimpleNamespace(
             is_taken=False, response=None, reader=reader, key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0), sock=sock,
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
-        watcher = Watcher([job], LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
+        counted: list[str] = []
+        stacks, containment = Stacks(True, frames_are_own=False), Containment(log, rows[0].words)
+        watcher = Watcher(
+            [job], LIMITS, log, pytest.fail, stacks, rows, containment, lambda mount, kind, type_, *more: counted.append(type_)
+        )
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
         if is_cut_already:
             Question(job.row.words, 1).decide(True)
@@ -114,7 +121,10 @@ def test_a_request_is_timed_out_once(is_cut_already: bool, count: int) -> None:
             watcher.look(now)
 
         job.end()
-    assert (rows[0].words[TIMEOUTS], rows[0].words[RESPONSES + 5], job.row.words[ANSWERED]) == (count, count, BY_WATCHER)
+    assert counted == ([answered] if answered else [])
+    words, status = rows[0].words, int((answered or "5")[0])
+    counts = words[TIMEOUTS], words[RESPONSES + status], job.row.words[ANSWERED]
+    assert counts == (len(counted), len(counted), BY_WATCHER)
 
 
 def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it() -> None:

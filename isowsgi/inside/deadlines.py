@@ -339,20 +339,23 @@ class Watcher:
         mark, waited_s = job.mark, now - job.since
         number = mark[0]
         line, stack = job.row.line(), self._stacks.of(job.ident)
+        statuses: list[str] = []  # that the client was answered; "": none
 
         def act(is_answered: bool) -> None:
             self._rows[connection.gateway.mount].words[TIMEOUTS] += 1
-            self._cut(connection, is_answered)
+            statuses.append(self._cut(connection, is_answered))
 
         # The stack's lines were read from files, which takes time: the request may have made progress.
         if job.ending.time_out(number, lambda: not connection.is_taken and _mark(number, connection) == mark, act, RequestTimeout):
             job.cut, job.interrupt_at, job.stuck_at = number, math.inf, now + INTERRUPT_GRACE_S
             self._log.warning("no progress for %.1f s, request timed out: %s\n%s", waited_s, line, stack)
             text = f"no progress for {waited_s:.1f} s"
-            self._count_error(connection.gateway.mount, TIMEOUT, "504 Gateway Timeout", line, text, stack)
+            for status in statuses:  # else who cut it off from outside has counted it
+                self._count_error(connection.gateway.mount, TIMEOUT, status or "response cut", line, text, stack)
 
-    def _cut(self, connection: Any, is_answered: bool) -> None:
-        """Shut down the connection of a request that timed out, after a status for its client if one may still be sent."""
+    def _cut(self, connection: Any, is_answered: bool) -> str:
+        """Shut down the connection of a request that timed out, after a status for its client if one may still be sent; return that."""
+        status = ""
         try:
             if is_answered:
                 status = answers.TOO_LATE if connection.reader.is_waiting else answers.TIMED_OUT
@@ -365,6 +368,7 @@ class Watcher:
             connection.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+        return status
 
 
 def _mark(number: int, connection: Any) -> Any:
