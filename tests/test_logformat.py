@@ -67,6 +67,14 @@ def test_json_has_mount_generation_request_and_traceback_of_an_instances_line() 
     assert facts["traceback"].endswith("KeyError: 'sku'")
 
 
+def test_an_entry_that_an_app_makes_by_gunicorns_log_is_its_mounts() -> None:
+    made = record("hello", stack_info="Stack (most recent call last):\n  File")
+    facts = json.loads(logformat.JsonFormatter(False, str, "/a #12").format(made))
+
+    assert (facts["mount"], facts["generation"]) == ("/a", 12)
+    assert facts["message"] == "hello\nStack (most recent call last):\n  File"
+
+
 def test_json_finds_the_traceback_in_what_an_app_wrote() -> None:
     text = "Exception on / [GET]\nTraceback (most recent call last):\n  File\nKeyError: 'sku'"
     facts = as_json(record("%s: %s", "/a #1", text, stream="stderr"))

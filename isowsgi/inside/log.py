@@ -67,7 +67,8 @@ class Log:
         if path is not None:
             self._write_to(path, (files or {}).get(path))
         if form is not None and hasattr(self.logger, "error_log"):
-            logformat.apply([self.logger.error_log], form.format, form.priorities, errornotes.line_of_request)
+            own = tag if logger is None else ""
+            logformat.apply([self.logger.error_log], form.format, form.priorities, errornotes.line_of_request, own)
         self._be_patient()
         if logger is None and isinstance(self.logger, glogging.Logger):
             applogging.connect(self.logger, cfg)

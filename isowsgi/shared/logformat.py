@@ -67,12 +67,14 @@ class JsonFormatter(logging.Formatter):
     Args:
         has_priorities: as for `TextFormatter`.
         request: returns the first line of the request that the calling thread serves, or "".
+        tag: the instance's whose entries all of them are; "" if they may be anybody's.
     """
 
-    def __init__(self, has_priorities: bool, request: Callable[[], str]) -> None:
+    def __init__(self, has_priorities: bool, request: Callable[[], str], tag: str = "") -> None:
         super().__init__()
         self._has_priorities = has_priorities
         self._request = request
+        self._own = _read_tag(tag)
 
     def format(self, record: logging.LogRecord) -> str:
         try:
@@ -84,6 +86,10 @@ class JsonFormatter(logging.Formatter):
 
     def _facts(self, record: logging.LogRecord) -> dict[str, Any]:
         mount, generation, message = _read(record)
+        if mount is None and self._own is not None:  # an app that writes by a handler of gunicorn's leaves the tag out
+            mount, generation = self._own
+        if record.stack_info:
+            message += f"\n{record.stack_info}"
         trace = self.formatException(record.exc_info) if record.exc_info and record.exc_info[1] is not None else ""
         if not trace and (found := _TRACEBACK.search(message)) is not None:
             start = message.index("Traceback (", found.start())
@@ -133,13 +139,16 @@ def priority(level: int) -> str:
     return f"<{number if level >= logging.INFO else 7}>"
 
 
-def apply(loggers: Iterable[logging.Logger], form: str, has_priorities: bool, request: Callable[[], str] = lambda: "") -> None:
+def apply(
+    loggers: Iterable[logging.Logger], form: str, has_priorities: bool, request: Callable[[], str] = lambda: "", tag: str = ""
+) -> None:
     """Have the handlers of gunicorn's error log write so.
 
     Args:
         loggers: those whose handlers write lines; the access log's have a format of their own.
+        request, tag: as for `JsonFormatter`.
     """
-    formatter = JsonFormatter(has_priorities, request) if form == "json" else TextFormatter(has_priorities)
+    formatter = JsonFormatter(has_priorities, request, tag) if form == "json" else TextFormatter(has_priorities)
     for logger in loggers:
         for handler in logger.handlers:
             if _is_gunicorns(handler.formatter):
@@ -157,8 +166,13 @@ def _read(record: logging.LogRecord) -> tuple[str | None, int | None, str]:
     args = record.args
     message = record.getMessage()
     tag = args[0] if isinstance(args, tuple) and args and isinstance(record.msg, str) and record.msg.startswith("%s: ") else None
-    found = _TAG.fullmatch(tag) if isinstance(tag, str) else None
+    found = _read_tag(tag) if isinstance(tag, str) else None
     if found is None:
         return None, None, message
     assert isinstance(tag, str), "it was matched"
-    return found[1], int(found[2]), message[len(tag) + 2 :]
+    return *found, message[len(tag) + 2 :]
+
+
+def _read_tag(tag: str) -> tuple[str, int] | None:
+    found = _TAG.fullmatch(tag)
+    return None if found is None else (found[1], int(found[2]))
