@@ -41,7 +41,7 @@ LOADING = 12  # 1 while the mount's app is being loaded
 RESPONSES = 15  # whose head was sent; before the client can have it, so that nobody counts one before we do
 BYTES_IN = 21  # of bodies
 BYTES_OUT = 22  # of bodies
-BUSY_NS = 23  # spent in requests that have ended
+BUSY_NS = 23  # spent in requests that have ended, without SENDING_NS: whoever reads between two writes sees no sum that falls later
 CPU_NS = 24  # of the thread; written by the control thread while it lives, see `deadlines.Job.take_cpu`
 EXCEPTIONS = 25  # that the app raised out of a request
 TIMEOUTS = 26  # requests that timed out for lack of progress
@@ -172,7 +172,7 @@ class Row:
         """
         words = self.words
         words[BUSY] = 0
-        words[BUSY_NS] += elapsed_ns
+        words[BUSY_NS] += elapsed_ns - sending_ns
         words[WAITING_NS] += waiting_ns
         words[SENDING_NS] += sending_ns
         words[SLOW_BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1

@@ -51,19 +51,19 @@ class _Timing(NamedTuple):
     text: str
     limits_s: Sequence[float]
     buckets: Callable[[Counters], Sequence[int]]
-    sums: tuple[tuple[int, int], ...]
+    sums: tuple[int, ...]
 
 
 _TIMINGS = (
     _Timing("isowsgi_request_duration_seconds", "How long requests took, from their head to the end of the response.",
-            BUCKET_LIMITS_S, Counters.buckets, ((1, rows.BUSY_NS),)),
+            BUCKET_LIMITS_S, Counters.buckets, (rows.BUSY_NS, rows.SENDING_NS)),
     _Timing("isowsgi_request_waiting_seconds", "How long requests waited for a thread before that; the sum has only waits over 1 ms.",
-            WAIT_LIMITS_S, Counters.waiting_buckets, ((1, rows.WAITING_NS),)),
+            WAIT_LIMITS_S, Counters.waiting_buckets, (rows.WAITING_NS,)),
     _Timing("isowsgi_request_app_seconds", "How long requests took without waiting for the client to take the response.",
-            BUCKET_LIMITS_S, Counters.app_buckets, ((1, rows.BUSY_NS), (-1, rows.SENDING_NS))),
+            BUCKET_LIMITS_S, Counters.app_buckets, (rows.BUSY_NS,)),
     _Timing("isowsgi_request_sending_seconds",
             "How long clients were waited for while a response was sent; the sum has only waits over 1 ms.",
-            WAIT_LIMITS_S, Counters.sending_buckets, ((1, rows.SENDING_NS),)),
+            WAIT_LIMITS_S, Counters.sending_buckets, (rows.SENDING_NS,)),
 )  # fmt: skip
 
 # By mount: what more than one part of a worker counts, or the main interpreter alone.
@@ -124,8 +124,8 @@ def _counter(family: _Family, labels: Sequence[str], values: Mapping[Any, Counte
 def _histogram(timing: _Timing, served: Mapping[tuple[str, str], Counters]) -> Metric:
     metric = HistogramMetricFamily(timing.name, timing.text, labels=_BOTH)
     for key, counters in served.items():
-        sum_ns = sum(sign * counters.get(word) for sign, word in timing.sums)
-        metric.add_metric(key, _cumulated(timing.limits_s, timing.buckets(counters)), max(sum_ns, 0) / 1e9)
+        sum_ns = sum(counters.get(word) for word in timing.sums)
+        metric.add_metric(key, _cumulated(timing.limits_s, timing.buckets(counters)), sum_ns / 1e9)
     return metric
 
 

@@ -20,7 +20,7 @@ def _counts(counters: Counters) -> MountCounts:
         requests=counters.requests,
         responses=[counters.get(rows.RESPONSES + place) for place in range(1, 6)],
         cpu_s=counters.get(rows.CPU_NS) / 1e9,
-        busy_s=counters.get(rows.BUSY_NS) / 1e9,
+        busy_s=(counters.get(rows.BUSY_NS) + counters.get(rows.SENDING_NS)) / 1e9,
         waiting_s=counters.get(rows.WAITING_NS) / 1e9,
         sending_s=counters.get(rows.SENDING_NS) / 1e9,
         bytes_in=counters.get(rows.BYTES_IN),
