@@ -37,9 +37,10 @@ from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
-# Since when the set was last looked at, from which on the kernel is asked when a request on a kept connection came: it knows no
-# better than its tick. So whoever serves many requests asks for none.
-_ASK_NS = 10_000_000
+# For how long nobody has looked at the set, from which on the kernel is asked when a request on a kept connection came: it knows no
+# better than its tick. So whoever serves many requests asks for none. And how long a look lasts at least that found nothing at first: what
+# it returns has just come then.
+_ASK_NS, _WAITED_NS = 10_000_000, 1_000_000
 
 _epoll = select.epoll  # as in `handover`
 
@@ -165,12 +166,13 @@ class Service:
     def poll(self, wait: bool) -> list[int]:
         """Return connections that have something to say; each is the caller's."""
         connections = self._connections
-        # One look at the clock for each poll, behind it. By the one before it is known whether a sweep is due.
+        # By the latest look at the clock it is known whether a sweep is due.
         sweep_in_s = self._holdings.next_sweep - self._looked_ns / 1e9 if connections else math.inf
         timeout_s = 0.0 if not wait or sweep_in_s <= 0 else sweep_in_s if connections else -1
+        began_ns = time.monotonic_ns()
         events = self._epoll.poll(timeout_s, _MAX_EVENTS)
         now_ns = time.monotonic_ns()
-        is_vague = now_ns - self._looked_ns > _ASK_NS
+        is_vague = began_ns - self._looked_ns > _ASK_NS and now_ns - began_ns < _WAITED_NS
         self._looked_ns = now_ns
         ready = []
         calls = []
