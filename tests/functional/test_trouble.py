@@ -257,10 +257,7 @@ def test_the_408_reaches_a_client_that_sent_the_rest_too_late(serve: StartServer
         assert receive_all(sock).startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.parametrize(("timeout", "is_there"), [(60, True), (0, False)])
-def test_what_interrupting_takes_is_there_before_it_is_needed_where_the_gil_is_shared(
-    serve: StartServer, timeout: int, is_there: bool
-) -> None:
+def test_what_interrupting_takes_is_there_before_it_is_needed_where_the_gil_is_shared(serve: StartServer) -> None:
     """Imported only then, beside a loop and an app that was being loaded, it took 20 s until the loop was interrupted (3.11)."""
     source = """
         import sys
@@ -268,7 +265,7 @@ def test_what_interrupting_takes_is_there_before_it_is_needed_where_the_gil_is_s
             start_response("200 OK", [])
             return [repr("ctypes" in sys.modules).encode()]
     """
-    settings = f'app = "code", pythonpath = ".", isolation = "shared-gil", request_timeout = {timeout}'
+    settings = 'app = "code", pythonpath = ".", isolation = "shared-gil", request_timeout = 60'
     server = serve(f'[mounts]\n"/" = {{ {settings} }}', files={"code.py": source})
 
-    assert server.get("/").text == repr(is_there)
+    assert server.get("/").text == "True"
