@@ -69,14 +69,23 @@ def test_of_a_worker_that_answered_once_no_rate_is_shown() -> None:
 
 def test_it_fits_80_columns_and_cuts_no_figure_off() -> None:
     pattern = "/customers/a-rather-long-name/v1"
-    before = [told(0, mount(pattern, counts(), "quarantined"))]
-    after = [told(1, mount(pattern, counts(12_345, 12_345, 15.0, BUCKETS - 1), "quarantined"))]
+    failing = counts(12_345, 12_345, 15.0, BUCKETS - 1)
+
+    def mounts(counted: MountCounts, state: str) -> list[MountStatus]:
+        large = {"memory_bytes": 12_345 << 20, "isolation": "shared-gil"}
+        return [mount(pattern, counted, state).replace(**large), mount("/shop", counted, "serving").replace(**large)]
+
+    before = [told(0, *mounts(counts(), "quarantined"), pid=7), told(0, *mounts(counts(), "serving"), pid=8)]
+    after = [told(1, *mounts(failing, "quarantined"), pid=7), told(1, *mounts(failing, "serving"), pid=8)]
 
     lines = drawn(after, before)
 
     assert max(map(len, lines)) <= 80
     text = " ".join(lines)
-    assert all(figure in text for figure in ("quarantined!", "12345", "60.0s!", "100%!", "1500%"))
+    assert all(figure in text for figure in ("quarantined! 1/2", "24690", "60.0s!", "100%!", "3000%", "24690M"))
+    assert line(lines, "/shop")[:2] == ["/shop", "serving"]
+    assert line(lines, "mount")[:2] == ["mount", "state"], "the isolation yields first"
+    assert "isolation" in " ".join(drawn(after, before, width=120))
 
 
 @pytest.mark.parametrize(

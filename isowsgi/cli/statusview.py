@@ -16,13 +16,16 @@ from isowsgi.shared.controlmessages import Error, LastError, MountCounts, MountS
 from isowsgi.shared.rows import BUCKET_LIMITS_S
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
     from rich.table import Table
     from rich.text import Text
 
 Answers = Sequence[Told[WorkerStatus]]
 
 _STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
+
+# Where a row has the isolation, which is left out on a narrow terminal; and a width that no table has.
+_ISOLATION, _ANY_WIDTH = 2, 10_000
 
 # Share of 5xx from which on a mount is marked, as the page marks it; and a latency that is marked, in seconds.
 _FAILING_SHARE = 0.05
@@ -72,15 +75,17 @@ def view(answers: Answers, before: Answers = (), sort: str | None = None) -> Gro
     if sort is not None:
         patterns.sort(key=lambda pattern: SORTS[sort](pattern, figures[pattern]))
     has_memory = any(each.memory is not None for each in figures.values())
-    table = _empty_table(has_memory)
+    table, narrow = _empty_table(has_memory, True), _empty_table(has_memory, False)
     errors = []
     for pattern in patterns:
-        table.add_row(*_row(pattern, by_mount[pattern], figures[pattern], has_memory))
+        row = _row(pattern, by_mount[pattern], figures[pattern], has_memory)
+        table.add_row(*row)
+        narrow.add_row(*row[:_ISOLATION], *row[_ISOLATION + 1 :])
         if last := _last_error(by_mount[pattern]):
             errors.append(Text(f"{when(last.at)} {pattern}: {last.error}"))
     title = Text(f"{len(workers)} of {len(answers)} workers of gunicorn {masters} ({rss})")
     below = [Text("\nlast errors:"), *errors] if errors else []
-    return Group(title, Text(), table, *below, *map(Text, asking.silent(answers)))
+    return Group(title, Text(), _Fitting(table, narrow), *below, *map(Text, asking.silent(answers)))
 
 
 def when(at: float) -> str:
@@ -143,13 +148,24 @@ def quantile(buckets: Sequence[int], share: float) -> float | None:
     return BUCKET_LIMITS_S[-1]
 
 
-def _empty_table(has_memory: bool) -> Table:
+class _Fitting:
+    """A table that leaves a column out where the terminal is too narrow for all of them."""
+
+    def __init__(self, whole: Table, narrow: Table) -> None:
+        self._whole, self._narrow = whole, narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widest = self._whole.__rich_measure__(console, options.update(max_width=_ANY_WIDTH)).maximum
+        yield self._whole if widest <= options.max_width else self._narrow
+
+
+def _empty_table(has_memory: bool, has_isolation: bool) -> Table:
     from rich.table import Table
 
     # The first column yields when the terminal is narrow: half a number is worth less than a folded pattern.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("mount", overflow="fold")
-    for column in ("state", "isolation"):
+    for column in ("state", *(("isolation",) if has_isolation else ())):
         table.add_column(column, no_wrap=True)
     for column in ("gen", "busy", "req/s", "p50", "p99", "5xx", "CPU", *(("memory",) if has_memory else ())):
         table.add_column(column, justify="right", no_wrap=True)
@@ -161,15 +177,19 @@ def _row(pattern: str, mounts: list[MountStatus], figures: Figures, has_memory: 
     from rich.text import Text
 
     states = Counter(mount.state for mount in mounts)
-    state = next(iter(states)) if len(states) == 1 else ", ".join(f"{number} {name}" for name, number in states.most_common())
+    state = max(states, key=lambda name: (name not in _STYLES, name != "serving", states[name]))
     instances = [instance for mount in mounts for instance in mount.instances]
     generations = sorted({mount.generation for mount in mounts})
     stuck = sum(mount.stuck for mount in mounts)
     busy, threads = sum(len(instance.in_flight) for instance in instances), sum(instance.threads for instance in instances)
     is_wrong = state not in _STYLES or stuck > 0
+    of_all = f" {states[state]}/{len(mounts)}" if len(states) > 1 else ""
     return [
         Text(pattern),
-        Text(f"{state}{'!' if is_wrong else ''}{f' ({stuck} stuck)' if stuck else ''}", style="bold red" if is_wrong else _STYLES[state]),
+        Text(
+            f"{state}{'!' if is_wrong else ''}{of_all}{f' ({stuck} stuck)' if stuck else ''}",
+            style="bold red" if is_wrong else _STYLES[state],
+        ),
         ", ".join(sorted({mount.isolation for mount in mounts})),
         str(generations[0]) if len(generations) == 1 else f"{generations[0]}-{generations[-1]}",
         _marked(f"{busy}/{threads}", bool(threads) and busy >= threads),
