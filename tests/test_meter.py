@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -146,6 +147,38 @@ def test_a_load_that_hangs_keeps_no_other_app_from_being_measured(monkeypatch: p
 
     party.passes(40)
     assert party.made[1].memory >= 0
+
+
+def test_a_process_is_counted_page_by_page_only_if_it_has_changed_and_is_not_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, "process")
+    [process] = party.made
+    process.pid, process.is_loaded = os.getpid(), True
+    rss, counted = 100 * MIB, [0]
+
+    def count(pid: int) -> int:
+        counted[0] += 1
+        return 50 * MIB
+
+    monkeypatch.setattr(meter, "rss_bytes_of", lambda pid: rss)
+    monkeypatch.setattr(meter, "pss_bytes", count)
+    monkeypatch.setattr(meter, "_READING_PAUSES", 0)  # however long the machine takes
+    party.passes(5)
+    assert (process.memory, counted) == (50 * MIB, [1])
+
+    rss += 2 * NEWS_BYTES
+    party.passes(5)
+    assert counted == [2]
+
+    monkeypatch.setattr(meter, "_READING_PAUSES", 10**12)
+    rss += 2 * NEWS_BYTES
+    party.passes(1)
+    rss += 2 * NEWS_BYTES
+    party.passes(5)
+    assert counted == [3], "one that took long is not soon followed by the next one"
+
+    rss = 2 << 30
+    party.passes(5)
+    assert (process.memory, counted) == (2 << 30, [3])
 
 
 def test_what_cannot_be_measured_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

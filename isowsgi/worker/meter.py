@@ -19,7 +19,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import messages, pymalloc
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.processmemory import pss_bytes, rss_bytes
+from isowsgi.worker.processmemory import pss_bytes, rss_bytes, rss_bytes_of
 from isowsgi.worker.slots import Instance
 
 # By how much the worker's memory must have changed since an interpreter was measured before it is again: so much, and a part of the whole.
@@ -45,8 +45,13 @@ _SILENCE_S, _LONGEST_SILENCE_S = 30.0, 1800.0
 # one whose load takes longer than this the others do not wait.
 _LOADING_S = 30.0
 
-# How long all readings of processes' memory in one tick may take; one is 1 ms for 80 MiB, in the kernel.
-_READING_S = 0.002
+# How long all readings of processes' memory in one tick may take. The kernel counts a PSS page by page: 1 ms for 80 MiB, 22 ms for 1 GiB;
+# for a larger process its RSS must do. It is read again if the RSS has changed by NEWS_BYTES, or after so long: siblings share less when
+# one ends.
+_READING_S, _MOST_COUNTED_BYTES, _OLDEST_READING_S = 0.002, 1 << 30, 60.0
+
+# No process's PSS is read again within so many times as long as it took: 1 % of the acceptor's time.
+_READING_PAUSES = 100
 
 
 class Later(Protocol):
@@ -59,6 +64,14 @@ class _Last(NamedTuple):
     requests: int  # that it had served
     at: float
     rss: int  # of the worker
+
+
+class _Reading(NamedTuple):
+    """Of a process's PSS."""
+
+    rss: int  # of the process, then
+    at: float
+    not_before: float  # the next one
 
 
 class _Silence(NamedTuple):
@@ -86,6 +99,7 @@ class Meter:
         self._queue: list[Instance] = []  # of those with their own GIL, the next one last; made anew each second
         self._round: list[Instance] = []  # the same of those that share one; made anew when it is done
         self._sharers = Sharers()
+        self._readings: dict[Instance, _Reading] = {}
         self._next_process = 0
 
     def start(self, later: Later) -> None:
@@ -230,12 +244,27 @@ class Meter:
         for _ in processes:
             self._next_process = (self._next_process + 1) % len(processes)
             instance = processes[self._next_process]
-            if instance.pid is not None and (size := pss_bytes(instance.pid)) is not None:
+            if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
                 instance.memory = size
                 if instance.is_loaded and instance.memory_at_boot < 0:
                     instance.memory_at_boot = size
             if time.monotonic() > deadline:
                 return
+
+    def _size_of(self, instance: Instance, pid: int) -> int | None:
+        """Return how much memory a process has; None: what is known of it will do, or it cannot be read."""
+        rss = rss_bytes_of(pid)
+        if rss is None or rss > _MOST_COUNTED_BYTES:
+            return rss
+        began, last = time.monotonic(), self._readings.get(instance)
+        if last is not None and (instance.memory_at_boot >= 0 or not instance.is_loaded):
+            has_changed = abs(rss - last.rss) > NEWS_BYTES or began - last.at > _OLDEST_READING_S
+            if began < last.not_before or not has_changed:
+                return None
+        size = pss_bytes(pid)
+        ended = time.monotonic()
+        self._readings[instance] = _Reading(rss, ended, ended + _READING_PAUSES * (ended - began))
+        return size
 
     def _interpreters(self) -> list[Instance]:
         return [
@@ -256,6 +285,8 @@ class Meter:
             del self._last[gone]
         for gone in self._silent.keys() - alive:
             del self._silent[gone]
+        for gone in self._readings.keys() - alive:
+            del self._readings[gone]
         self._wanted = {each for each in self._wanted & alive if each.state is State.SERVING}
         self._sharers.forget(alive)
 

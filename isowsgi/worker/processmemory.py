@@ -47,6 +47,11 @@ def pss_bytes(pid: int) -> int | None:
                 return int(line.split()[1]) * _KIB
     except (OSError, ValueError, IndexError):
         pass
+    return rss_bytes_of(pid)
+
+
+def rss_bytes_of(pid: int) -> int | None:
+    """Return the whole memory of a child, which the kernel knows without counting; None if it may not be read, or it has ended."""
     try:
         return int(_read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
