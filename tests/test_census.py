@@ -30,7 +30,7 @@ class Kept:
 
 def counted():
     counting = Counting()
-    while not counting.count():
+    while not counting.look():
         pass
     return counting.types
 

@@ -1,7 +1,7 @@
 """Counts an app's objects by type, and says what its modules' containers hold: for `isowsgi memory`, on the control thread.
 
 All of it is done in looks of a few milliseconds, as `heap` does, and by functions in C that run no code of the app's. No reference to an
-object of the app's is kept from one look to the next.
+object of the app's is kept from one look to the next; within one only to what modules have, which is complete.
 
 Only a process has its allocations traced: `tracemalloc` has one table and one switch for all interpreters of a process, so elsewhere it
 would slow the neighbours, tell what they allocate, and hold names of files that belong to another interpreter.
@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from functools import lru_cache
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, ModuleType
 from typing import Any
 
-from isowsgi.inside.heap import GC_BYTES, Heap, Sizer, is_collected, mro, namespace, sizer_of
+from isowsgi.inside import heap
+from isowsgi.inside.heap import GC_BYTES, Heap, is_collected, size_of
 from isowsgi.inside.private import theirs
 
 _app_sys = theirs("sys")
 
-# How long a look may take, in CPU time: Python code lets go of the GIL meanwhile. A worker has one every 50 ms.
+# How long a look at modules may take, in CPU time: Python code lets go of the GIL meanwhile. A worker has one every 50 ms.
 _LOOK_S = 0.008
 
 # Most that is told: an app of Flask, Django and Jinja has 1,100 types with objects, and 900 containers that are large enough.
@@ -49,6 +49,9 @@ _MOST_TRACED_BYTES = 64 * 1024 * 1024
 
 _qualname: Any = type.__dict__["__qualname__"].__get__
 _module: Any = type.__dict__["__module__"].__get__
+_basicsize: Any = type.__dict__["__basicsize__"].__get__
+_mro: Any = type.__dict__["__mro__"].__get__
+_namespace: Any = type.__dict__["__dict__"].__get__
 _globals: Any = vars(ModuleType)["__dict__"].__get__
 _CONTAINERS: tuple[Any, ...] = (list, dict, set, deque)
 _CACHE: Any = type(lru_cache(len))
@@ -60,48 +63,19 @@ class Counting(Heap):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kinds: dict[int, tuple[type, Sizer, list[float]]] = {}  # of one look
         self.types: dict[str, list[float]] = {}  # number and bytes, by name
+        self._counted: set[int] = set()  # ids: containers of several looks may refer to one object
 
-    def count(self) -> bool:
-        """Have one look; return whether all objects are counted."""
-        try:
-            return self.look(_LOOK_S)
-        finally:
-            for kind, _, (number, size) in self._kinds.values():
-                sums = self.types.setdefault(_name_of(kind), [0.0, 0.0])
-                sums[0] += number
-                sums[1] += size
-            self._kinds.clear()
-
-    def _take(self, containers: list[Any]) -> None:
-        for each in containers:
-            self._add(each, 1.0, GC_BYTES)
-        super()._take(containers)
-
-    def _take_referents(self, found: list[Any], factor: float) -> None:
-        """Count what the garbage collector does not know; an object that several refer to counts for each of them by its share."""
-        inner = [each for each in found if ((kind := type(each)) is tuple or kind is dict) and not gc.is_tracked(each)]
-        if inner:
-            found += gc.get_referents(*inner)
-        del inner
-        plain = [each for each in found if not gc.is_tracked(each)]
-        times = Counter(map(id, plain))
-        while plain:
-            each = plain.pop()
-            if count := times.pop(id(each), 0):
-                # Beside the app's references: `count` in `found`, those of `plain` that are left, `each`, and the call's.
-                share = min(count / max(sys.getrefcount(each) - 2 * count - 1, 1), 1.0)
-                self._add(each, share * factor, 0)
-
-    def _add(self, each: Any, share: float, more: int) -> None:
-        kind = type(each)
-        known = self._kinds.get(id(kind))
-        if known is None:
-            known = self._kinds[id(kind)] = kind, sizer_of(kind), [0.0, 0.0]
-        sums = known[2]
-        sums[0] += share
-        sums[1] += share * (known[1](each) + more)
+    def take(self, first: int, count: int) -> None:
+        super().take(first, count)
+        long = self.long.keys()
+        found, known = heap.types(first, count, long), heap.sizes(first, count, long)
+        for each in found.keys() - self._counted:
+            kind = found[each]
+            sums = self.types.setdefault(_name_of(kind), [0.0, 0.0])
+            sums[0] += 1
+            sums[1] += (known.get(each) or _basicsize(kind)) + (GC_BYTES if is_collected(kind) else 0)
+        self._counted |= found.keys()
 
 
 class Holders:
@@ -245,11 +219,11 @@ def _attributes(value: Any, module: str) -> Any:
     """Return the attributes of a class of a module, or of an object; None: it has none, or they are found elsewhere."""
     kind = type(value)
     if issubclass(kind, type):
-        return namespace(value) if _module_of(value) == module else None
+        return _namespace(value) if _module_of(value) == module else None
     if issubclass(kind, _NO_ENTRIES):
         return None
-    for base in mro(kind):
-        found = namespace(base).get("__dict__")
+    for base in _mro(kind):
+        found = _namespace(base).get("__dict__")
         if found is not None:  # a proxy's is no descriptor of C's: it would run code of the app's
             attributes = found.__get__(value) if type(found) is GetSetDescriptorType else None
             return attributes if type(attributes) is dict else None
@@ -269,7 +243,7 @@ def _estimated(container: Any, base: Any, length: int) -> int:
     usual = sizes[len(sizes) // 2] * _UNUSUAL if sizes else 0
     # A large one among small ones counts for itself only: as one of a sample it would make a list of 10 MiB one of 10 GiB.
     many, few = sum(size for size in sizes if size <= usual), sum(size for size in sizes if size > usual)
-    own: int = sizer_of(type(container))(container)
+    own: int = base.__sizeof__(container)
     return own + few + many * length // max(len(sizes), 1)
 
 
@@ -277,5 +251,4 @@ def _size(each: Any) -> int:
     kind = type(each)
     if issubclass(kind, _NO_ENTRIES):
         return 0
-    size: int = sizer_of(kind)(each)
-    return size + (GC_BYTES if is_collected(kind) else 0)
+    return (size_of(each) or _basicsize(kind)) + (GC_BYTES if is_collected(kind) else 0)

@@ -42,7 +42,7 @@ class Growth:
             self._begin(ask)
         assert self._counting is not None, "just made"
         if self._holders is None:
-            if self._counting.count():
+            if self._counting.look():
                 self._holders = _census().Holders()
             is_whole = False
         else:

@@ -59,7 +59,7 @@ class Later(Protocol):
 
 
 class _Last(NamedTuple):
-    """When an instance was last measured."""
+    """When an instance was last measured: when its round began."""
 
     requests: int  # that it had served
     at: float
@@ -94,6 +94,7 @@ class Meter:
         self._asked: dict[Instance, float] = {}  # when each that is being measured was asked for its latest look
         self._wanted: set[Instance] = set()  # those that shall be measured whatever they have done
         self._last: dict[Instance, _Last] = {}
+        self._began: dict[Instance, _Last] = {}  # of those that are being measured: what comes after that is not in the figure
         self._silent: dict[Instance, _Silence] = {}
         self._loading: dict[Instance, float] = {}  # since when those that share a GIL are
         self._queue: list[Instance] = []  # of those with their own GIL, the next one last; made anew each second
@@ -153,7 +154,7 @@ class Meter:
         del self._asked[instance]
         self._wanted.discard(instance)
         self._silent.pop(instance, None)
-        self._last[instance] = _Last(instance.requests(), now, rss_bytes())
+        self._last[instance] = self._began.pop(instance)
         instance.objects = report.objects
         if instance.isolation == OWN_GIL:
             small = report.small if report.small >= 0 else report.weight
@@ -229,6 +230,7 @@ class Meter:
     def _ask(self, instance: Instance, now: float) -> None:
         if instance.state is State.SERVING and instance.tell(messages.Measure()):
             self._asked[instance] = now
+            self._began.setdefault(instance, _Last(instance.requests(), now, rss_bytes()))
 
     def _look_again(self, instance: Instance) -> None:
         if self._asked.pop(instance, None) is not None:
@@ -283,6 +285,8 @@ class Meter:
         alive = {each for deployment in self._deployments() for each in deployment.slots.all()}
         for gone in self._last.keys() - alive:
             del self._last[gone]
+        for gone in self._began.keys() - alive:
+            del self._began[gone]
         for gone in self._silent.keys() - alive:
             del self._silent[gone]
         for gone in self._readings.keys() - alive:
