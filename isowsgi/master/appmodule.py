@@ -10,6 +10,7 @@ from typing import Any
 
 from gunicorn.errors import AppImportError
 
+import isowsgi
 from isowsgi import configuration
 from isowsgi.shared import interpreters
 
@@ -37,14 +38,14 @@ def config(path: str) -> Any:
 
 
 def _is_to_be_served() -> bool:
-    """Whether gunicorn imports it to serve it: its own classes of workers do, and isowsgi's does not; `--check-config` only imports it."""
+    """Whether gunicorn imports it to serve it: its own classes of workers do, and isowsgi's does not; other options only import it."""
     from gunicorn.config import Config  # late: it takes defaults from the working directory and the environment when it is imported
 
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         cfg = getattr(frame.f_locals.get("self"), "cfg", None)
         if isinstance(cfg, Config):
-            return not cfg.check_config
+            return not (cfg.check_config or cfg.print_config or issubclass(cfg.worker_class, isowsgi.Worker))
         frame = frame.f_back
     return False
 
