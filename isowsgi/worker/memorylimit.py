@@ -15,9 +15,9 @@ from isowsgi.worker.processmemory import rss_bytes
 
 _MIB = 1024 * 1024
 
-# How long a replaced mount's memory may take to be given back before the next look at the whole; and how long the mounts may take to be
-# measured before one is chosen by what is known.
-_PAUSE_S = 15.0
+# How long a mount may take to be replaced, and to give its memory back, before the next look at the whole; and how long the mounts may take
+# to be measured before one is chosen by what is known.
+_PAUSE_S, _MEASURING_S = 30.0, 15.0
 
 
 class MemoryWatch:
@@ -49,7 +49,7 @@ class MemoryWatch:
                 self._next = now + _PAUSE_S
         elif now >= self._next and not self._has_acted:
             self._has_acted = self._is_measuring = True
-            self._next = now + _PAUSE_S
+            self._next = now + _MEASURING_S
             self._meter.sweep(now)
 
     def _replace_one(self, now: float) -> None:
