@@ -41,15 +41,20 @@ def test_it_sees_that_another_thread_keeps_the_gil(place: Place) -> None:
     sys.setswitchinterval(0.05)
     thread.start()
     try:
-        for _ in range(3):
+        for _ in range(20):  # the other thread may not have it just then
             place.probe.look()
+            if long_waits(place):
+                break
     finally:
         sys.setswitchinterval(interval)
         is_over.set()
         thread.join()
 
-    long = BUCKET_LIMITS_S.index(0.025) + 1
-    assert sum(place.buckets()[long:]) == 3
+    assert long_waits(place)
+
+
+def long_waits(place: Place) -> int:
+    return sum(place.buckets()[BUCKET_LIMITS_S.index(0.025) + 1 :])
 
 
 def keep_busy(is_over: threading.Event) -> None:

@@ -6,6 +6,7 @@ mistake in isowsgi; who does not is waited for, holds nobody up and leaves nothi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 from isowsgi.configuration import App, Config, Mount, stored
 from isowsgi.instances.lifecycle import ENDS, State
@@ -70,8 +72,10 @@ _KINDS = frozenset((
 ))  # fmt: skip
 
 # A profile that takes longer is refused here: its answer would be waited for.
-profiling.MOST_SECONDS, profiling.GRACE_S = 1e-5, 0.0
-growth.MOST_SECONDS, growth.COUNT_S = 1e-5, 0.0
+_LIMITS = (
+    (profiling, {"MOST_SECONDS": 1e-5, "GRACE_S": 0.0}),
+    (growth, {"MOST_SECONDS": 1e-5, "COUNT_S": 0.0}),
+)
 
 # Connections that were left open with half a request.
 _MOST_LOITERERS = MAX_CLIENTS - 4
@@ -169,6 +173,10 @@ class ControlTarget:
     name = "control"
 
     def __init__(self, rng: random.Random) -> None:
+        self._undo = contextlib.ExitStack()
+        for module, limits in _LIMITS:
+            for name, value in limits.items():
+                self._undo.enter_context(mock.patch.object(module, name, value))
         self._folder = tempfile.mkdtemp(prefix="isowsgi-fuzz-")
         self._supervisor = _Supervisor()
         self._log = _Log()
@@ -222,6 +230,7 @@ class ControlTarget:
         return [kind]
 
     def close(self) -> None:
+        self._undo.close()
         self._leave_all()
         self._desk.close()
         shutil.rmtree(self._folder)
