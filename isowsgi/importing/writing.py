@@ -93,7 +93,8 @@ def _item(value: Any) -> Item:
         return array
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return tomlkit.item(value)
+    item: Item = tomlkit.item(value)
+    return item
 
 
 def gunicorn_file(draft: Draft, config: str, title: str) -> str:
