@@ -428,7 +428,7 @@ def test_clients_that_wait_cost_no_cpu_time(serve: StartServer, options: list[st
         server.wait_for_log("/big #1: no progress for", 2)  # and shut its end, which cannot be told to the clients yet
         [worker] = server.workers()
 
-        assert cpu_s_over(worker, 1) < 0.1
+        eventually(lambda: cpu_s_over(worker, 1) < 0.1, "a second in which nothing is done")  # the memory of each app is measured before
         (server.folder / "gate").touch()
 
 
