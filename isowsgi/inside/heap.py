@@ -51,6 +51,9 @@ _MOST_CONTAINERS = 500_000
 # Old ones first: they keep their order, and what gets older moves to their end.
 _GENERATIONS = ((2,), (1,))
 
+# Objects that CPython 3.12 has frozen itself, some 400.
+_FROZEN = gc.get_freeze_count()
+
 _exactly = frozenset(map(id, (str, bytes, bytearray, list, dict, set, frozenset, tuple)))
 _flags: Any = type.__dict__["__flags__"].__get__
 _HAS_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
@@ -171,7 +174,7 @@ class Heap:
 
     def _begin(self) -> None:
         self._at = 0
-        if not gc.get_freeze_count():  # else it is the app that has frozen objects, and not for us to undo
+        if gc.get_freeze_count() <= _FROZEN:  # else it is the app that has frozen objects, and not for us to undo
             gc.freeze()
             gc.unfreeze()  # from the youngest generation to the oldest one, and no finalizer is called for it, as by a collection
         self._all = sum(map(len, starmap(gc.get_objects, _GENERATIONS)))
