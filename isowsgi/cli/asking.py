@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
@@ -137,6 +137,17 @@ def as_facts(answers: Sequence[Told[Any]]) -> dict[str, Any]:
 
 def who(told: Told[Any]) -> str:
     return f"worker {told.place.worker} of gunicorn {told.place.master}{client.of_whom(told.place)}"
+
+
+def sampled(answers: Sequence[Told[Any]], notes: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what each instance has told with how it is called, and note the problems of the others."""
+    for told in answers:
+        for each in () if isinstance(told.answer, Error) else told.answer.instances:
+            tag = f"{plain(each.tag)} in worker {told.place.worker} ({plain(each.isolation)})"
+            if each.problem:
+                notes.append(f"{tag}: {plain(each.problem)}")
+            else:
+                yield tag, each
 
 
 def silent(answers: Sequence[Told[Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
 from isowsgi.cli.growth import Grown, Growth
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, MountMemory
+from isowsgi.shared.controlmessages import MountMemory
 from isowsgi.shared.sockets import Place
 from isowsgi.shared.wire import MessageError
 
@@ -65,22 +65,15 @@ def _merge(answers: Sequence[Told[MountMemory]]) -> tuple[Growth, list[str], lis
     """Put together what all instances have told; return it, whose it is, and what whoever reads it should know."""
     growth, instances = Growth(), []
     notes = [plain(line) for line in asking.silent(answers)]
-    for told in answers:
-        if isinstance(told.answer, Error):
+    for tag, each in asking.sampled(answers, notes):
+        try:
+            seconds, traced = growth.add(each)
+        except MessageError as exc:
+            notes.append(f"{tag}: what it told is malformed: {plain(str(exc))}")
             continue
-        for each in told.answer.instances:
-            tag = f"{plain(each.tag)} in worker {told.place.worker} ({plain(each.isolation)})"
-            if each.problem:
-                notes.append(f"{tag}: {plain(each.problem)}")
-                continue
-            try:
-                seconds, traced = growth.add(each)
-            except MessageError as exc:
-                notes.append(f"{tag}: what it told is malformed: {plain(str(exc))}")
-                continue
-            instances.append(f"{tag} within {seconds:.1f} s")
-            if traced != "whole":
-                notes.append(f"{tag}: {plain(traced) or _NO_LINES}")
+        instances.append(f"{tag} within {seconds:.1f} s")
+        if traced != "whole":
+            notes.append(f"{tag}: {plain(traced) or _NO_LINES}")
     if growth.is_cut:
         notes.append("an instance has more types or containers than are told apart; the smallest are left out")
     return growth, instances, notes

@@ -96,11 +96,7 @@ def _merge(answers: Sequence[Told[MountProfile]]) -> Taken:
         if len(generations) > 1:
             text = "was reloaded meanwhile; the profile is of the generations"
             notes.append(f"{asking.who(told)}: {plain(told.answer.mount)} {text} {', '.join(map(str, generations))}")
-        for each in told.answer.instances:
-            tag = f"{plain(each.tag)} in worker {told.place.worker} ({plain(each.isolation)})"
-            if each.problem:
-                notes.append(f"{tag}: {plain(each.problem)}")
-                continue
+        for tag, each in asking.sampled([told], notes):
             try:
                 tree = calls.add(root, each.profile)
             except calls.Malformed as exc:

@@ -110,7 +110,7 @@ class Session:
                 lines = []
                 continue
             answer = self._send("\n".join(lines), _SESSION_S)
-            if isinstance(answer, Error) and answer.kind == "malformed":  # too long: the session goes on
+            if isinstance(answer, Error) and answer.kind == "malformed":  # too long: the session is still open
                 click.echo(f"isowsgi: {plain(answer.text)}", err=True)
                 lines, code = [], 0 if is_terminal else 1
                 continue

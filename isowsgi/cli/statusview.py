@@ -105,7 +105,7 @@ def _last_error(mounts: list[MountStatus]) -> LastError | None:
 
 
 def _figures(pattern: str, workers: dict[int, WorkerStatus], before: dict[int, WorkerStatus]) -> Figures:
-    octets = [getattr(mount, "memory_bytes", None) for worker in workers.values() for mount in worker.mounts if mount.mount == pattern]
+    octets = [mount.memory_bytes for worker in workers.values() for mount in worker.mounts if mount.mount == pattern]
     known = [each for each in octets if each is not None]
     memory = sum(known) if known else None
     rate = cpu = 0.0

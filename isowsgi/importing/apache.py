@@ -172,7 +172,7 @@ class _Import:
                 told.at, 'its daemon process is an interpreter of the worker; isolation = "process" is a process of its own'
             )
         elif process and not process.startswith("%{"):
-            self.account.changed(told.at, f"no WSGIDaemonProcess {process} was read: threads, venv and folders are to be added")
+            self.account.changed(told.at, f"no WSGIDaemonProcess {process} was read: add its threads, venv and folders")
         if env := self._env(site, where, script):
             settings["env"] = {**settings.get("env", {}), **env}
         if group := _group(application, process, site):

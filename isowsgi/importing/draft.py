@@ -29,7 +29,7 @@ class MountDraft:
 
 @dataclass(kw_only=True)
 class Draft:
-    """All that is to be written.
+    """What the importer writes.
 
     Attributes:
         server: gunicorn's settings, by name.

@@ -37,7 +37,7 @@ def make(source: str, target: str, kind: str | None, environ: Mapping[str, str])
     """Import a source.
 
     Args:
-        target: where the config file is to be; gunicorn's settings and scripts come beside it.
+        target: where the config file will be; gunicorn's settings and scripts come beside it.
         kind: "uwsgi", "apache" or "unit"; None: by what the source contains.
 
     Raises:

@@ -101,7 +101,7 @@ def gunicorn_file(draft: Draft, config: str, title: str) -> str:
     """Return gunicorn's own settings file.
 
     Args:
-        config: the config file's path, as gunicorn is to be told it.
+        config: the config file's path, as gunicorn will be told it.
     """
     settings = {"wsgi_app": f"isowsgi:config({json.dumps(config)})", "worker_class": "isowsgi.Worker", **draft.server}
     lines = [_comment(title).as_string().strip(), "# Start it: gunicorn --config gunicorn.conf.py", ""]

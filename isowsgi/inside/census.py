@@ -66,16 +66,15 @@ class Counting(Heap):
         self.types: dict[str, list[float]] = {}  # number and bytes, by name
         self._counted: set[int] = set()  # ids: containers of several looks may refer to one object
 
-    def take(self, first: int, count: int) -> None:
-        super().take(first, count)
-        long = self.long.keys()
-        found, known = heap.types(first, count, long), heap.sizes(first, count, long)
-        for each in found.keys() - self._counted:
-            kind = found[each]
+    def take(self, first: int, count: int, found: dict[int, int]) -> None:
+        super().take(first, count, found)
+        kinds = heap.types(first, count, self.long.keys())
+        for each in kinds.keys() - self._counted:
+            kind = kinds[each]
             sums = self.types.setdefault(_name_of(kind), [0.0, 0.0])
             sums[0] += 1
-            sums[1] += (known.get(each) or _basicsize(kind)) + (GC_BYTES if is_collected(kind) else 0)
-        self._counted |= found.keys()
+            sums[1] += (found.get(each) or _basicsize(kind)) + (GC_BYTES if is_collected(kind) else 0)
+        self._counted |= kinds.keys()
 
 
 class Holders:

@@ -153,7 +153,7 @@ class ErrorBook:
         return is_all
 
     def _take(self, mount: int, group: Group) -> None:
-        """Add what a thread has counted since the last time. The thread goes on meanwhile: what it adds now is taken the next time."""
+        """Add what a thread has counted since the last time. The thread still counts meanwhile: what it adds now is taken the next time."""
         count, details = group.count, group.details
         group.details = ""
         into = self._sums.setdefault(mount, Groups()).of(*group.key)

@@ -164,7 +164,7 @@ class Heap:
         elif self._at < min(self._all, _MOST_CONTAINERS):
             first, count = self._at, self._count
             self._at += count
-            self.take(first, count)
+            self.take(first, count, sizes(first, count, self.long.keys()))
         took_s = time.thread_time() - started
         self._count = min(max(int(self._count * min(_LOOK_S / max(took_s, 1e-6), 2.0)), _FEWEST), _MOST)
         if self._at < min(self._all, _MOST_CONTAINERS):
@@ -188,13 +188,11 @@ class Heap:
         self.long = {each: size for each, size in self._large.items() if size > _LONG_BYTES}
         self._large = {}
 
-    def take(self, first: int, count: int) -> None:
-        """Add some containers and what they know."""
-        long = self.long.keys()
-        found = sizes(first, count, long)
+    def take(self, first: int, count: int, found: dict[int, int]) -> None:
+        """Add some containers and what they know, whose sizes were found."""
         self._weight += sum(found.values()) + count * _CONTAINER_BYTES
         self._large |= {each: size for each, size in found.items() if size > _SMALL_BYTES}
-        for each in [each for each in found if each in long]:
+        for each in [each for each in found if each in self.long]:
             sample = _at_once(partial(_sized_known_by, each, first, count))
             self._weight += sum(sample.values()) * _STEP
             self._scaled += sum(size + _MALLOC_BYTES for size in sample.values() if size > _SMALL_BYTES) * _STEP
