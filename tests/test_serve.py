@@ -479,7 +479,7 @@ def test_the_kernel_is_asked_only_for_what_came_while_nobody_looked(place: Place
 def test_a_request_whose_arrival_was_not_noted_has_not_waited(place: Place, written_ns: int) -> None:
     place.board.arrivals()[place.fd] = written_ns
 
-    assert waited(place) < DEADLINE_S
+    assert 0 <= waited(place) < DEADLINE_S
 
 
 def test_the_kernel_says_when_the_latest_bytes_came(place: Place) -> None:
