@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, shared_server
 from tests.raw import Client
 
@@ -66,9 +67,7 @@ def test_another_host_is_taken_up_while_the_app_and_its_connections_go_on(server
     with Client(server) as client:
         before = asked(client, "shop.example", "/")
 
-        command = [sys.executable, "-m", "isowsgi", "apply"]
-        env = {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=server.folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        done = call(server.folder, "apply")
 
         assert (done.returncode, "in place" in done.stdout) == (0, True), done.stdout + done.stderr
         hosts = ("new.test", "shop.test", "shop.example")
@@ -106,18 +105,10 @@ def test_what_came_by_a_trusted_proxys_tls_reaches_the_app_and_what_follows_on_t
 
 
 def test_a_redirect_is_a_mount_that_serves_and_has_nothing_to_load(server: Server) -> None:
-    command = [sys.executable, "-m", "isowsgi"]
-    where: dict[str, Any] = {
-        "cwd": server.folder,
-        "env": {"PYTHONPATH": str(ROOT)},
-        "capture_output": True,
-        "text": True,
-        "timeout": DEADLINE_S,
-    }
+    status = call(server.folder, "status", "--json")
+    refused = call(server.folder, "reload", "/moved")
 
-    status = subprocess.run([*command, "status", "--json"], check=True, **where)
-    refused = subprocess.run([*command, "reload", "/moved"], check=False, **where)
-
+    assert status.returncode == 0, status.stderr
     (moved,) = [mount for mount in json.loads(status.stdout)["workers"][0]["mounts"] if mount["mount"] == "/moved"]
     assert (moved["app"], moved["state"], moved["instances"]) == ("redirect to /v2{path}", "serving", [])
     assert (refused.returncode, "has no app" in refused.stdout + refused.stderr) == (1, True)

@@ -17,6 +17,7 @@ import pytest
 
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL
+from tests.command import call
 from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, running_server
 
 ISOLATIONS = [isolation for isolation in (OWN_GIL, SHARED_GIL, PROCESS) if isolation != OWN_GIL or interpreters.own_gil_error() is None]
@@ -106,10 +107,7 @@ def test_each_format_is_written_and_another_is_refused_before_anything_is_sample
         assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "-o", "wall.txt"))[0] == 0
     no_folder = ended(begin(server, f"/{PROCESS}", "--seconds", "600", "-o", "nowhere/shop.html"))
     assert no_folder == (1, "", ""), "its first line, which `begin` reads, is the last one"
-    command = [sys.executable, "-m", "isowsgi", "profile", f"/{PROCESS}", "-o", "graph.svg"]
-    refused = subprocess.run(
-        command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    refused = call(server.folder, "profile", f"/{PROCESS}", "-o", "graph.svg")
 
     speedscope = json.loads((server.folder / "cpu.json").read_text())
     assert speedscope["$schema"] == "https://www.speedscope.app/file-format-schema.json"
@@ -137,10 +135,7 @@ def test_one_command_samples_a_mount_at_a_time_and_its_end_ends_the_sampling(ser
 def test_a_reload_in_the_middle_is_told_and_both_generations_are_sampled(server: Server) -> None:
     with asked(server, f"/{PROCESS}/quick"):
         command = begin(server, f"/{PROCESS}", "--seconds", "6")
-        reloaded = subprocess.run(
-            [sys.executable, "-m", "isowsgi", "reload", f"/{PROCESS}"],
-            cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
-        )  # fmt: skip
+        reloaded = call(server.folder, "reload", f"/{PROCESS}")
         status, out, err = ended(command)
 
     assert (reloaded.returncode, status) == (0, 0), err

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from isowsgi.shared.interpreters import PROCESS, best_isolation
+from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, running_server
 
 ISOLATIONS = [best_isolation(), PROCESS]
@@ -108,8 +109,8 @@ def test_a_session_ends_with_its_instance(server: Server) -> None:
         command.stdin.write("print('begins')\n")
         command.stdin.flush()
         until(command, "begins")
-        reload = [sys.executable, "-m", "isowsgi", "reload", f"/{PROCESS}"]
-        subprocess.run(reload, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        reloaded = call(server.folder, "reload", f"/{PROCESS}")
+        assert reloaded.returncode == 0, reloaded.stderr
         server.wait_for_log(f"/{PROCESS} #1: ended")
         command.stdin.write("1\n")
         command.stdin.flush()

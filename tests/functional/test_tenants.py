@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, eventually, running_server
 from tests.raw import Client
 
@@ -59,24 +60,12 @@ def ask(client: Client, host: str) -> tuple[int, str]:
     return answer.status, answer.body.decode()
 
 
-def command(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "isowsgi", *arguments],
-        cwd=server.folder,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-
-
 def test_all_tenants_are_served_though_few_live_at_a_time_and_a_connection_may_go_from_one_to_the_other(server: Server) -> None:
     with Client(server) as client:
         for number in [*range(COUNT), 0, COUNT - 1]:
             host = f"T{number}.example"
             assert ask(client, host) == (200, f"t{number} place-{number} t{number}.example/ {host}")
-    status = json.loads(command(server, "status", "--json").stdout)["workers"][0]
+    status = json.loads(call(server.folder, "status", "--json").stdout)["workers"][0]
     names = [mount["mount"] for mount in status["mounts"]]
 
     assert next(name for name in names if name.endswith(".example/")) == "*.example/"
@@ -104,12 +93,15 @@ def test_commands_address_a_tenant_by_its_host(server: Server) -> None:
     with Client(server) as client:
         ask(client, "t2.example")
 
-    reloaded = command(server, "reload", "t2.example/")
-    stopped = command(server, "stop", "t3.example/")
-    unknown = command(server, "reload", "none.example/")
-    of_all = command(server, "profile", "*.example/")
+    reloaded = call(server.folder, "reload", "t2.example/")
+    stopped = call(server.folder, "stop", "t3.example/")
+    unknown = call(server.folder, "reload", "none.example/")
+    of_all = subprocess.run(  # a process: the command changes a signal's handler
+        [sys.executable, "-m", "isowsgi", "profile", "*.example/"],
+        cwd=server.folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
     births = server.log().count("#1: serving")
-    questions = [command(server, name, "t4.example/") for name in ("errors", "start")]
+    questions = [call(server.folder, name, "t4.example/") for name in ("errors", "start")]
 
     assert [each.returncode for each in questions] == [0] * 2, [each.stderr for each in questions]
     assert "does not exist" in unknown.stderr
@@ -120,7 +112,7 @@ def test_commands_address_a_tenant_by_its_host(server: Server) -> None:
     server.wait_for_log(r"t2.example/ #2: serving")
     with Client(server) as client:
         assert ask(client, "t3.example")[0] == 503
-    assert command(server, "start", "t3.example/").returncode == 0
+    assert call(server.folder, "start", "t3.example/").returncode == 0
     with Client(server) as client:
         assert ask(client, "t3.example")[0] == 200
 
@@ -129,7 +121,7 @@ def test_a_template_is_one_mount_for_a_plan(server: Server) -> None:
     config = server.folder / "isowsgi.toml"
     config.write_text(config.read_text().replace("max_live = 3", "max_live = 4"))
 
-    plan, applied = command(server, "plan"), command(server, "apply")
+    plan, applied = call(server.folder, "plan"), call(server.folder, "apply")
 
     assert (plan.returncode, applied.returncode) == (2, 0), plan.stderr + applied.stderr
     assert "max_live" in plan.stdout

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import call
 from tests.conftest import ROOT, StartServer, eventually
 from tests.functional.test_auto import pytestmark as pytestmark
 from tests.functional.test_auto import venv_with
@@ -71,8 +69,8 @@ def test_a_span_has_its_mount_and_the_clients_trace_and_is_sent_before_the_app_e
         server = serve(config.replace("/srv/shop", "."), files={"shop.py": block("python", "OpenTelemetry")})
         answer = server.get("/shop/page", headers={"traceparent": f"00-{trace}-{parent}-01"})
         # A batch is sent after 5 s, or when the generation ends.
-        reload = [sys.executable, "-m", "isowsgi", "reload", "/shop"]
-        subprocess.run(reload, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        reloaded = call(server.folder, "reload", "/shop")
+        assert reloaded.returncode == 0, reloaded.stderr
         spans = eventually(lambda: came.get("/v1/traces"), "the span")
 
     assert answer.status_code == 200
