@@ -17,8 +17,7 @@ ENVIRON: dict[str, str] = {}
 
 def sources(kind: str) -> list[str]:
     """Return the files of a kind that are imported by themselves, folders included."""
-    rows = [line.split() for line in (tree.HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
-    return list(dict.fromkeys(name.partition("/")[0] if "/" in name else name for name, *_ in rows))
+    return list(dict.fromkeys(name.partition("/")[0] for name, *_ in tree.rows(kind)))
 
 
 def made(kind: str, source: str, folder: Path) -> making.Made:

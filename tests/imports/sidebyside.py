@@ -223,8 +223,7 @@ def _variables_together(answer: tuple[int, Any]) -> tuple[int, Any]:
 def compare(kind: str, sources: list[str]) -> Iterator[tuple[str, str, str | None]]:
     """Yield source, request and the difference, None if there is none."""
     serve: dict[str, Callable[[Path, Path], Any]] = {"uwsgi": uwsgi, "apache": apache}
-    names = [line.split()[0] for line in (tree.HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(name for name, *_ in tree.rows(kind)):
         if sources and name not in sources:
             continue
         with tempfile.TemporaryDirectory(prefix="isi-") as folder:

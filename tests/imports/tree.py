@@ -87,13 +87,16 @@ def copied(kind: str, srv: Path) -> Path:
     return folder
 
 
+def rows(kind: str) -> list[list[str]]:
+    """Return source, method, host and target of each request to a kind's files, from the list beside them, and what else is said there."""
+    return [line.split() for line in (HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
+
+
 def requests_of(kind: str, source: str) -> list[tuple[str, str, str]]:
-    """Return method, host and target of each request for a source, from the list beside it."""
-    rows = [line.split() for line in (HERE / kind / "requests.txt").read_text().splitlines() if line and line[0] != "#"]
-    return [(row[1], row[2], row[3]) for row in rows if row[0] == source]
+    """Return method, host and target of each request for a source."""
+    return [(row[1], row[2], row[3]) for row in rows(kind) if row[0] == source]
 
 
 def expectations(source: str) -> list[tuple[str, str, str, str]]:
     """Return host, target, app with SCRIPT_NAME and PATH_INFO that Unit's documentation leads to, for each request to a source."""
-    rows = [line.replace('""', "''").split() for line in (HERE / "unit/requests.txt").read_text().splitlines() if line and line[0] != "#"]
-    return [(row[2], row[3], row[4], f"{row[5]} {row[6]}") for row in rows if row[0] == source]
+    return [(row[2], row[3], row[4], f"{row[5]} {row[6]}".replace('""', "''")) for row in rows("unit") if row[0] == source]
