@@ -160,9 +160,7 @@ class FakeInstance:
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off
-        self.asked: list[int] = []
-        self.profiles: list[int] = []
-        self.censuses: list[int] = []  # the same of censuses
+        self.asked: list[TellStacks | Profile | Census] = []  # questions that are answered in parts
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
 
     def start(self) -> None:
@@ -238,12 +236,8 @@ class FakeInstance:
 
     def tell(self, order: Order) -> bool:
         self.measures += isinstance(order, Measure)
-        if isinstance(order, TellStacks):
-            self.asked.append(order.ask)
-        if isinstance(order, Census):
-            self.censuses.append(order.ask)
-        if isinstance(order, Profile):
-            self.profiles.append(order.ask)
+        if isinstance(order, (TellStacks, Profile, Census)):
+            self.asked.append(order)
         return True
 
     def take_cuts(self) -> list[tuple[int, str]]:

@@ -26,7 +26,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, frames
 from isowsgi.shared.applied import LastApplied
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.messages import Closed, Counted, Failed, Profiled, Ready, Report, Stacks
+from isowsgi.shared.messages import Census, Closed, Counted, Failed, Profile, Profiled, Ready, Report, Stacks, TellStacks
 from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.worker.control import commands, growth, profiling
 from isowsgi.worker.control.applying import Applying
@@ -97,6 +97,14 @@ _PIECES = [
 ]
 
 
+# What an instance answers to an order.
+_ANSWERS: dict[type[TellStacks | Profile | Census], tuple[type[Stacks | Profiled | Counted], str]] = {
+    TellStacks: (Stacks, "a stack\udc80"),
+    Profile: (Profiled, "{}"),
+    Census: (Counted, "{}"),
+}
+
+
 class _Supervisor:
     """What the errands need of one."""
 
@@ -133,15 +141,10 @@ class _Supervisor:
         for deployment in self.live.all():
             for instance in deployment.slots.all():
                 assert isinstance(instance, FakeInstance)
-                for ask in instance.asked:
-                    self._on_answer(instance, Stacks(ask=ask, text="a stack\udc80", is_last=True))
-                for ask in instance.profiles:
-                    self._on_answer(instance, Profiled(ask=ask, text="{}", is_last=True))
-                for ask in instance.censuses:
-                    self._on_answer(instance, Counted(ask=ask, text="{}", is_last=True))
+                for order in instance.asked:
+                    answer, text = _ANSWERS[type(order)]
+                    self._on_answer(instance, answer(ask=order.ask, text=text, is_last=True))
                 instance.asked.clear()
-                instance.censuses.clear()
-                instance.profiles.clear()
                 if instance.state is State.BOOTING and self._fails.random() < 0.1:
                     self._says(deployment, instance, Failed(error="E", traceback="NameError: T"))
                 elif instance.state is State.BOOTING:
