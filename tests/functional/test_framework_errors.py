@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import WHOLE, Server, StartServer, eventually
 from tests.functional.test_auto import venv_with
-from tests.functional.test_errors import ask, groups
+from tests.functional.test_errors import ask, groups, total
 from tests.functional.test_operate import isowsgi
 
 pytestmark = [
@@ -83,7 +83,7 @@ TIMES = {"key": 400, "zero": 300, "value": 300}
 
 
 def has_all(server: Server, mount: str) -> bool:
-    return bool(sum(group["count"] for group in groups(server, mount).values()) >= 1000)
+    return total(server, mount) >= 1000
 
 
 def test_pyramid_falcon_and_bottle_raise_a_thousand_times_in_three_places(serve: StartServer) -> None:
