@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from isowsgi.cli import client
 from isowsgi.shared import controlmessages, interpreters
-from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, running_server
+from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, shared_server
 from tests.load import Load
 
 # An own-GIL interpreter with this app has 10 MiB when it is loaded.
@@ -40,10 +39,7 @@ MIB = 2**20
 KEEPING_LINE = (APPS / "leaks.py").read_text().partition("KEPT.append")[0].count("\n") + 1
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("memory"), CONFIG, wait_for=5 if HAS_OWN else 2) as started:
-        yield started
+server = shared_server(CONFIG, wait_for=5 if HAS_OWN else 2)
 
 
 def sizes(server: Server) -> dict[str, int | None]:

@@ -18,7 +18,7 @@ import pytest
 from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL
 from tests.command import call
-from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, running_server
+from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, shared_server
 
 ISOLATIONS = [isolation for isolation in (OWN_GIL, SHARED_GIL, PROCESS) if isolation != OWN_GIL or interpreters.own_gil_error() is None]
 CAN_PROFILE = [isolation for isolation in ISOLATIONS if interpreters.can_profile(isolation)]
@@ -30,10 +30,7 @@ CONFIG = "[defaults]\nthreads = 2\npythonpath = ['{apps}']\n[control]\nfolder = 
 )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("profile"), CONFIG, wait_for=len(ISOLATIONS)) as server:
-        yield server
+server = shared_server(CONFIG, wait_for=len(ISOLATIONS))
 
 
 def begin(server: Server, *arguments: str) -> subprocess.Popen[str]:

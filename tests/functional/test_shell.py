@@ -6,23 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from isowsgi.shared.interpreters import PROCESS, best_isolation
 from tests.command import call
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, running_server
+from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, shared_server
 
 ISOLATIONS = [best_isolation(), PROCESS]
 MOUNTS = "[mounts]\n" + "".join(f'"/{isolation}" = {{ app = "hello", isolation = "{isolation}" }}\n' for isolation in ISOLATIONS)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = MOUNTS + "[control]\nfolder = 'control'\nshell = true\n"
-    with running_server(tmp_path_factory.mktemp("shell"), config, wait_for=len(ISOLATIONS)) as server:
-        yield server
+server = shared_server(MOUNTS + "[control]\nfolder = 'control'\nshell = true\n", wait_for=len(ISOLATIONS))
 
 
 def begin(server: Server, isolation: str) -> subprocess.Popen[str]:
