@@ -55,7 +55,7 @@ def job(ident: int, line: str = "GET /shop/1?page=2 HTTP/1.1", mount: int = 0, i
     )
 
 
-def sampled(jobs: list[Any], order: Profile = ORDER, passed: tuple[float, ...] = (0.5,), **options: Any) -> CallTree:
+def sampled(jobs: list[Any], order: Profile = ORDER, passed: tuple[float, ...] = (0.5,)) -> CallTree:
     """Return the profile of jobs, with samples so long after one another."""
     told: list[tuple[int, str]] = []
     taker = Profiler(lambda: jobs, lambda ask, text: told.append((ask, text)), isolation="main")

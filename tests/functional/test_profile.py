@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -99,8 +98,7 @@ def test_where_stacks_cannot_be_read_safely_it_says_what_to_do(server: Server, i
 
 def test_each_format_is_written_and_another_is_refused_before_anything_is_sampled(server: Server) -> None:
     with asked(server, f"/{PROCESS}/quick"):
-        commands = [begin(server, f"/{PROCESS}", "--seconds", "0.3", "--cpu", "-o", "cpu.json")]
-        assert ended(commands[0])[0] == 0
+        assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "--cpu", "-o", "cpu.json"))[0] == 0
         assert ended(begin(server, f"/{PROCESS}", "--seconds", "0.3", "-o", "wall.txt"))[0] == 0
     no_folder = ended(begin(server, f"/{PROCESS}", "--seconds", "600", "-o", "nowhere/shop.html"))
     assert no_folder == (1, "", ""), "its first line, which `begin` reads, is the last one"
@@ -140,7 +138,7 @@ def test_a_reload_in_the_middle_is_told_and_both_generations_are_sampled(server:
     assert len(re.findall(rf"/{PROCESS} #\d+ in worker", out)) == 2
 
 
-def test_a_mount_that_does_not_serve_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_mount_that_does_not_serve_is_told(server: Server) -> None:
     status, _, err = ended(begin(server, "/nowhere"))
 
     assert status == 2
