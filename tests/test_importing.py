@@ -66,8 +66,17 @@ def test_every_line_that_says_something_is_in_exactly_one_entry(kind: str, sourc
     assert [entry for entry in made.entries if entry.notes == (account.UNKNOWN,)] == []
 
 
-def told_lines(made_of: Account) -> list[tuple[str, int]]:
-    return [(entry.at.file, line) for entry in made_of.entries() for line in entry.at.lines]
+def told_of(kind: str, name: str, text: str) -> tuple[Account, list[tuple[str, int]]] | None:
+    """Return the account of a text, and the lines in its entries; None if it is refused, with the line, as test_bad_input shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_text(text, newline="")
+        made_of = Account()
+        try:
+            kinds.READERS[kind](str(path), made_of, {})
+        except BadSource:
+            return None
+    return made_of, [(entry.at.file, line) for entry in made_of.entries() for line in entry.at.lines]
 
 
 WORDS = (
@@ -121,15 +130,9 @@ INI_LINES = st.one_of(
 def test_no_line_of_any_ini_file_is_dropped(lines: list[str]) -> None:
     """Or the file is refused, with the line."""
     text = "\n".join(["[uwsgi]", *lines])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.ini")
-        path.write_text(text, newline="")
-        made_of = Account()
-        try:
-            kinds.READERS["uwsgi"](str(path), made_of, {})
-        except BadSource:
-            return  # with the line, as test_bad_input shows
-        told = told_lines(made_of)
+    if (read := told_of("uwsgi", "x.ini", text)) is None:
+        return
+    _, told = read
     said = [line for line in text.split("\n") if line.strip(" \t\r") and line.strip(" \t\r")[0] not in ";#"]
 
     assert len(told) == len(set(told)) == len(said)
@@ -178,18 +181,13 @@ APACHE_LINES = st.one_of(
 @examples(200)
 def test_no_line_of_any_apache_file_is_dropped(lines: list[str]) -> None:
     """Or the file is refused, with the line."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.conf")
-        path.write_text("\n".join(lines), newline="")
-        made_of = Account()
-        try:
-            kinds.READERS["apache"](str(path), made_of, {})
-        except BadSource:
-            return
-        told = told_lines(made_of)
+    text = "\n".join(lines)
+    if (read := told_of("apache", "x.conf", text)) is None:
+        return
+    made_of, told = read
 
     assert len(told) == len(set(told))
-    assert len(told) + made_of.quiet_lines() == len(account.lines_of("\n".join(lines)))
+    assert len(told) + made_of.quiet_lines() == len(account.lines_of(text))
 
 
 def test_placeholders_of_uwsgi_are_filled_in_as_it_does(folders: dict[str, Path]) -> None:
