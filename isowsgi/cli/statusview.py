@@ -63,14 +63,16 @@ def view(answers: Answers, before: Answers = (), sort: str | None = None) -> Gro
     from rich.console import Group
     from rich.text import Text
 
-    workers = _of_workers(answers)
+    workers, previous = _of_workers(answers), _of_workers(before)
     masters = ", ".join(str(master) for master in sorted({told.place.master for told in answers}))
     rss = ", ".join(f"{pid}: {worker.rss_mib} MiB" for pid, worker in workers.items())
-    by_mount: dict[str, list[MountStatus]] = {}
-    for worker in workers.values():
+    by_mount: dict[str, list[tuple[int, MountStatus]]] = {}
+    for pid, worker in workers.items():
         for mount in worker.mounts:
-            by_mount.setdefault(mount.mount, []).append(mount)
-    figures = {pattern: _figures(pattern, workers, _of_workers(before)) for pattern in by_mount}
+            by_mount.setdefault(mount.mount, []).append((pid, mount))
+    earlier = {(pid, mount.mount): mount.counts for pid, worker in previous.items() for mount in worker.mounts}
+    spans = {pid: worker.at - previous[pid].at for pid, worker in workers.items() if pid in previous}
+    figures = {pattern: _figures(found, earlier, spans) for pattern, found in by_mount.items()}
     patterns = list(by_mount)
     if sort is not None:
         patterns.sort(key=lambda pattern: SORTS[sort](pattern, figures[pattern]))
@@ -78,10 +80,11 @@ def view(answers: Answers, before: Answers = (), sort: str | None = None) -> Gro
     table, narrow = _empty_table(has_memory, True), _empty_table(has_memory, False)
     errors = []
     for pattern in patterns:
-        row = _row(pattern, by_mount[pattern], figures[pattern], has_memory)
+        mounts = [mount for _, mount in by_mount[pattern]]
+        row = _row(pattern, mounts, figures[pattern], has_memory)
         table.add_row(*row)
         narrow.add_row(*row[:_ISOLATION], *row[_ISOLATION + 1 :])
-        if last := _last_error(by_mount[pattern]):
+        if last := _last_error(mounts):
             errors.append(Text(f"{when(last.at)} {pattern}: {last.error}"))
     title = Text(f"{len(workers)} of {len(answers)} workers of gunicorn {masters} ({rss})")
     below = [Text("\nlast errors:"), *errors] if errors else []
@@ -104,17 +107,22 @@ def _last_error(mounts: list[MountStatus]) -> LastError | None:
     return max((mount.last_error for mount in mounts if mount.last_error), key=lambda error: error.at, default=None)
 
 
-def _figures(pattern: str, workers: dict[int, WorkerStatus], before: dict[int, WorkerStatus]) -> Figures:
-    octets = [mount.memory_bytes for worker in workers.values() for mount in worker.mounts if mount.mount == pattern]
-    known = [each for each in octets if each is not None]
+def _figures(found: list[tuple[int, MountStatus]], earlier: dict[tuple[int, str], MountCounts | None], spans: dict[int, float]) -> Figures:
+    """Return what a mount did.
+
+    Args:
+        found: the mount in each worker, with the worker's process id.
+        earlier: what was counted before, by process id and pattern.
+        spans: seconds between a worker's two answers, by process id.
+    """
+    known = [mount.memory_bytes for _, mount in found if mount.memory_bytes is not None]
     memory = sum(known) if known else None
     rate = cpu = 0.0
     responses = failed = 0
     buckets = [0] * (len(BUCKET_LIMITS_S) + 1)
     is_known = False
-    for pid, worker in workers.items():
-        now, then = _counts(worker, pattern), _counts(before.get(pid), pattern)
-        seconds = worker.at - before[pid].at if pid in before else 0.0
+    for pid, mount in found:
+        now, then, seconds = mount.counts, earlier.get((pid, mount.mount)), spans.get(pid, 0.0)
         if now is None or then is None or seconds <= 0:
             continue
         is_known = True
@@ -128,10 +136,6 @@ def _figures(pattern: str, workers: dict[int, WorkerStatus], before: dict[int, W
         return Figures(memory=memory)
     share = failed / responses if responses else None
     return Figures(rate, quantile(buckets, 0.5), quantile(buckets, 0.99), share, cpu, memory)
-
-
-def _counts(worker: WorkerStatus | None, pattern: str) -> MountCounts | None:
-    return next((mount.counts for mount in worker.mounts if mount.mount == pattern), None) if worker else None
 
 
 def quantile(buckets: Sequence[int], share: float) -> float | None:
