@@ -14,6 +14,7 @@ import click
 
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, for_people
+from isowsgi.cli.statusview import when
 from isowsgi.shared import wire
 from isowsgi.shared.controlmessages import AllErrors, Error, ErrorGroup, Errors, Incident, MountErrors, WorkerErrors
 from isowsgi.shared.errorgroups import EXCEPTION, LOGGED
@@ -161,20 +162,20 @@ def _failures(sums: Iterable[_Sum]) -> int:
 def _print(answers: Answers, pattern: str | None) -> None:
     for line in asking.silent(answers):
         click.echo(line, err=True)
-    boots = [(mount.mount, told.place.worker, mount.boot) for told in answers for mount in _mounts_of(told.answer) if mount.boot]
+    boots = [(told.place.worker, mount.boot) for told in answers for mount in _mounts_of(told.answer) if mount.boot]
     by_mount = {mount: sums for mount, sums in _by_mount(answers).items() if sums}
     if not boots and not by_mount and any(not isinstance(told.answer, Error) for told in answers):
         click.echo("no errors so far")
-    for mount, pid, boot in boots:
-        _print_boot(mount, pid, boot, with_details=pattern is not None)
+    for pid, boot in boots:
+        _print_boot(pid, boot, with_details=pattern is not None)
     for mount, sums in by_mount.items():
         _print_mount(mount, sums, with_details=pattern is not None)
     if by_mount and pattern is None:
         click.echo("`isowsgi errors PATTERN` shows all groups of a mount with their tracebacks")
 
 
-def _print_boot(mount: str, pid: int, boot: Incident, with_details: bool) -> None:
-    click.echo(f"{_when(boot.at)} worker {pid}, {boot.tag}: could not be loaded: {boot.error}")
+def _print_boot(pid: int, boot: Incident, with_details: bool) -> None:
+    click.echo(f"{when(boot.at)} worker {pid}, {boot.tag}: could not be loaded: {boot.error}")
     if with_details:
         click.echo(boot.details.rstrip() + "\n")
 
@@ -222,19 +223,6 @@ def _cut_left(line: str, indent: int, width: int) -> str:
     return line if len(line) <= width else line[:indent] + "..." + line[len(line) - width + indent + 3 :]
 
 
-def _when(at: float) -> str:
-    return _formatted("%Y-%m-%d %H:%M:%S", at)
-
-
 def _time(at: float) -> str:
     """Return a time; with its day if that is not today."""
-    today = time.strftime("%Y-%m-%d")
-    whole = _when(at)
-    return whole.removeprefix(today + " ")
-
-
-def _formatted(form: str, at: float) -> str:
-    try:
-        return time.strftime(form, time.localtime(at))
-    except (OverflowError, ValueError, OSError):  # no time that a worker would tell
-        return "at an unknown time"
+    return when(at).removeprefix(time.strftime("%Y-%m-%d "))
