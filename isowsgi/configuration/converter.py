@@ -75,6 +75,9 @@ from isowsgi.configuration.values import (
 )
 from isowsgi.shared import policies
 
+# What a mount's table may say, with an app or with a redirect.
+_KEYS = frozenset(field.name for kind in (MountTable, RedirectTable) for field in attrs.fields(kind))
+
 
 def make_converter(
     folder: str, own_gil_error: str | None, defaults: Any, seen: dict[Pattern, str], *, where: str = "", needs_mounts: bool = True
@@ -125,15 +128,16 @@ def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, st
     """Read a table of mounts; no two may have one address."""
     faults: list[Exception] = []
     addresses: list[tuple[Pattern, ...]] = []
+    plain: dict[str, Any] = {}
     for text, table in tables.items():
         if (host := _unquoted_host(text, table)) is not None:
             faults.append(at((text,), Fault(f"a pattern with dots stands in quotes: {quoted(host + '/')} = ...")))
             continue
+        plain[text] = table
         try:
             addresses.append(checks.new_addresses(text, table, seen, where))
         except Fault as fault:
             faults.append(at((text,), fault))
-    plain = {text: table for text, table in tables.items() if _unquoted_host(text, table) is None}
     try:
         said = converter.structure(plain, dict[str, MountTable])
     except ExceptionGroup as group:
@@ -145,13 +149,13 @@ def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, st
 
 def _unquoted_host(key: str, value: Any) -> str | None:
     """Return the host that stands without quotes before a mount, of which TOML makes tables in tables; None: there is none such."""
-    names, known = [key], {field.name for kind in (MountTable, RedirectTable) for field in attrs.fields(kind)}
-    while isinstance(value, dict) and len(value) == 1 and known.isdisjoint(value):
+    names = [key]
+    while isinstance(value, dict) and len(value) == 1 and _KEYS.isdisjoint(value):
         ((name, value),) = value.items()
         names.append(name)
-    is_mount = isinstance(value, str) or (isinstance(value, dict) and not known.isdisjoint(value))
+    is_mount = isinstance(value, str) or (isinstance(value, dict) and not _KEYS.isdisjoint(value))
     is_key = any(
-        foreign.meaning(name) or difflib.get_close_matches(name, known, n=1) for name in names[1:]
+        foreign.meaning(name) or difflib.get_close_matches(name, _KEYS, n=1) for name in names[1:]
     )  # a slip, and no part of a host
     is_host = len(names) > 1 and not is_key and not any(set(name) & set("/. ") for name in names)
     return ".".join(names) if is_mount and is_host else None
