@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from isowsgi.cli import client
-from isowsgi.cli.answers import Told, plain
+from isowsgi.cli.answers import A, Told, plain
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error
+from isowsgi.shared.controlmessages import Error, Request
 from isowsgi.shared.sockets import Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -81,6 +82,14 @@ def find(config: str | None, pidfile: str | None, master: int | None = None) -> 
         fail(str(exc), 2)
 
 
+def ask_until_interrupted(workers: Iterable[Place], request: Request[A], timeout_s: float) -> list[Told[A]]:
+    """Ask workers for what takes long; Ctrl-C ends this process at once, and with its connections what was begun."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    answers = client.ask(workers, request, timeout_s)
+    signal.signal(signal.SIGINT, before)
+    return answers
+
+
 def exit_code(answers: Sequence[Told[Any]]) -> int:
     return 1 if any(isinstance(told.answer, Error) for told in answers) else 0
 
@@ -124,6 +133,28 @@ def console() -> Any:
     # Output that goes to no terminal must not be folded to 80 columns.
     shown = Console(highlight=False, markup=False, emoji=False)
     return shown if shown.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+
+
+def print_table(title: str, numbers: Sequence[str], texts: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table below its title.
+
+    Args:
+        numbers: heads of the first columns, which are numbers.
+        texts: heads of the others, which are folded where the terminal is narrow.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    shown = console()
+    shown.print(f"\n{title}", style="bold")
+    shown.print(table)
 
 
 def print_json(answers: Sequence[Told[Any]]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 
 import click
 
-from isowsgi.cli import asking, client
+from isowsgi.cli import asking
 from isowsgi.cli.answers import Told, plain
 from isowsgi.cli.growth import Grown, Growth
 from isowsgi.shared import controlmessages
@@ -44,9 +43,7 @@ def memory(pattern: str, workers: list[Place], seconds: float, top: int, as_json
     with this command, by Ctrl-C too.
     """
     click.echo(_COST.format(pattern=plain(pattern), seconds=seconds), err=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends this process at once, and with its connections what was begun
-    answers = client.ask(workers, controlmessages.Memory(mount=pattern, seconds=seconds), seconds + _LONGER_S)
-    signal.signal(signal.SIGINT, before)
+    answers = asking.ask_until_interrupted(workers, controlmessages.Memory(mount=pattern, seconds=seconds), seconds + _LONGER_S)
     asking.fail_on_bad_input(answers)
     growth, instances, notes = _merge(answers)
     if as_json:
@@ -101,20 +98,9 @@ def _show(growth: Growth, instances: list[str], top: int) -> None:
 
 
 def _table(title: str, counted: str, rows: list[Grown]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     if not rows:
         return
     has_place = any(each.where for each in rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("+ KiB", f"+ {counted}", f"{counted} now"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("what", "grows at")[: 1 + has_place]:
-        table.add_column(name, overflow="fold")
-    for each in rows:
-        cells = f"{each.bytes / _KIB:,.0f}", f"{each.more:,}", f"{each.now:,}", plain(each.what), plain(each.where)
-        table.add_row(*map(Text, cells[: 4 + has_place]))
-    console = asking.console()
-    console.print(f"\n{title}", style="bold")
-    console.print(table)
+    cells = ((f"{each.bytes / _KIB:,.0f}", f"{each.more:,}", f"{each.now:,}", plain(each.what), plain(each.where)) for each in rows)
+    heads = ("+ KiB", f"+ {counted}", f"{counted} now"), ("what", "grows at")[: 1 + has_place]
+    asking.print_table(title, *heads, (row[: 4 + has_place] for row in cells))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import click
 
 import isowsgi
-from isowsgi.cli import asking, calls, client
+from isowsgi.cli import asking, calls
 from isowsgi.cli.answers import Told, plain
 from isowsgi.cli.calls import Call, Line
 from isowsgi.shared import controlmessages
@@ -64,9 +63,7 @@ def profile(pattern: str, workers: list[Place], seconds: float, rate: int, cpu: 
     if output is not None:
         _check_writable(output)
     click.echo(f"sampling {plain(pattern)} for {seconds:g} s", err=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends this process at once, and with its connections the sampling
-    answers = client.ask(workers, request, seconds + _LONGER_S)
-    signal.signal(signal.SIGINT, before)
+    answers = asking.ask_until_interrupted(workers, request, seconds + _LONGER_S)
     asking.fail_on_bad_input(answers)
     taken = _merge(answers)
     for note in taken.notes:
@@ -138,24 +135,13 @@ _HEAD = ("% total", "total s", "self s", "where")
 
 
 def _show(root: Call, folder: str, facts: str) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     click.echo(facts)
     all_us = root.total_us()
     if not all_us:
         click.echo("no thread was inside a request or used a processor meanwhile")
         return
-    console = asking.console()
     for title, lines in _tables(root):
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in _HEAD[:-1]:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column(_HEAD[-1], overflow="fold")
-        for line in lines:
-            table.add_row(*map(Text, _row(line, all_us, folder)))
-        console.print(f"\n{title}", style="bold")
-        console.print(table)
+        asking.print_table(title, _HEAD[:-1], _HEAD[-1:], (_row(line, all_us, folder) for line in lines))
 
 
 def _rendered(ending: str, root: Call, folder: str, pattern: str, facts: str) -> str:
