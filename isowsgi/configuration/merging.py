@@ -8,14 +8,11 @@ from isowsgi.configuration import groups, places, pythons
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
-from isowsgi.configuration.tenants import PLACE
+from isowsgi.configuration.tenants import MOST_LEAVING, PLACE
 from isowsgi.configuration.values import MAIN_GROUP, NO_APP, Mount
 from isowsgi.shared import routing
 from isowsgi.shared.redirects import PATH
 from isowsgi.shared.rows import ROWS
-
-# Tenants that may be ending beside those that live, see `worker.tenants`.
-_MOST_LEAVING = 4
 
 
 def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
@@ -155,10 +152,10 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
                 key,
                 Fault(f"{PLACE!r} does not stand for the tenant here; it may stand in env, pythonpath, touch, exists and a script's path"),
             )
-    rows = (values["max_live"] + _MOST_LEAVING) * values.get("instances", 1) * (values.get("threads") or 1)
+    rows = (values["max_live"] + MOST_LEAVING) * values.get("instances", 1) * (values.get("threads") or 1)
     if rows > ROWS // 2:
         text = f"max_live x instances x threads are too many threads for a worker: expected at most {ROWS // 2}, got {rows}"
-        yield "max_live", Fault(f"{text}, with {_MOST_LEAVING} tenants that are ending")
+        yield "max_live", Fault(f"{text}, with {MOST_LEAVING} tenants that are ending")
 
 
 def named(addresses: tuple[Pattern, ...]) -> dict[str, Any]:

@@ -16,6 +16,10 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 PLACE = "{1}"  # stands for the label in a template's values
 
+# How many that leave, beside those that live, may have instances that still answer requests, before newcomers wait for their end.
+# Of one template in one worker; their threads have rows on the scoreboard, so what a config file may ask for depends on it.
+MOST_LEAVING = 4
+
 
 def tenant_of(template: Mount, label: str, number: int) -> Mount:
     """Return a tenant's mount.

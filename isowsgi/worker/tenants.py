@@ -29,9 +29,6 @@ from isowsgi.worker.incidents import Incidents
 from isowsgi.worker.residents import Residents
 from isowsgi.worker.upkeep import Upkeep
 
-# How many that leave, beside those that live, may have instances that still answer requests, before newcomers wait for their end.
-_MOST_LEAVING = 4
-
 # Of how many tenants it is looked up in a second whether they still exist: each is a system call on the acceptor's thread.
 _LOOKED_UP = 50
 
@@ -284,9 +281,9 @@ class Template(Deployment):
         count = self._live.count()
         leaving = sum(bool(deployment.slots.all()) for deployment in self._leaving if State.STUCK not in _states(deployment))
         if count < self.mount.max_live:
-            return count + leaving < self.mount.max_live + _MOST_LEAVING
+            return count + leaving < self.mount.max_live + tenants.MOST_LEAVING
         is_urgent = waited_s > (self.mount.queue_timeout / 2 or _URGENT_S)
-        label = self._live.who_may_go(now, is_urgent) if leaving < _MOST_LEAVING else None
+        label = self._live.who_may_go(now, is_urgent) if leaving < tenants.MOST_LEAVING else None
         if waited_s > _LONG_S and now - self._told_full_at > _TELL_S:
             self._told_full_at = now
             self.log.warning(
