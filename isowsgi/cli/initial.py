@@ -30,10 +30,8 @@ def init(folder: str, yes: bool) -> None:
         making.settle(draft, account.Account(), folder)
         text = writing.config_file(draft, "Proposed by isowsgi init; the patterns are a guess, after the folders' names.")
         if yes:
-            write({target: text}, force=False)
+            write({target: text}, force=False, advice="look at it, and at what is printed without --yes")
     except (account.BadSource, AlreadyThere) as exc:
-        asking.fail(
-            plain(exc).replace("--force overwrites it, --output names another", "look at it, and at what is printed without --yes"), 2
-        )
+        asking.fail(plain(exc), 2)
     click.echo(f"written: {target}" if yes else text.rstrip("\n"))
     click.echo(f"\ncheck it with: isowsgi check {target}", err=True)

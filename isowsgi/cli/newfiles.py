@@ -11,19 +11,22 @@ class AlreadyThere(Exception):
     """A file would have been overwritten, or cannot be written; nothing was."""
 
 
-def write(files: Mapping[str, str], force: bool, like: Iterable[str] = ()) -> None:
+def write(
+    files: Mapping[str, str], force: bool, like: Iterable[str] = (), advice: str = "--force overwrites it, --output names another"
+) -> None:
     """Write files.
 
     Args:
         force: overwrite what is there.
         like: files whose readers may read the new ones, and nobody else: their secrets are in them.
+        advice: what to do about a file that is there already.
 
     Raises:
         AlreadyThere: with what to do.
     """
     there = [path for path in files if os.path.lexists(path)]
     if there and not force:
-        raise AlreadyThere(f"{there[0]}: expected no such file; --force overwrites it, --output names another")
+        raise AlreadyThere(f"{there[0]}: expected no such file; {advice}")
     mode = 0o666
     for path in like:
         mode &= stat.S_IMODE(os.stat(path).st_mode) | 0o600
