@@ -80,10 +80,7 @@ class _Import:
         for host in everywhere:
             for told in host.told:
                 self._rest(told, host)
-        groups = [mount.settings.get("group") for mount in self.draft.mounts]
-        for mount in self.draft.mounts:
-            if groups.count(mount.settings.get("group")) == 1:
-                mount.settings.pop("group", None)  # an interpreter of its own all the same
+        self.draft.drop_lone_groups()
         for daemon in self.daemons.values():
             if daemon.name not in self.named:
                 self.account.left(daemon.at, "no app that is imported runs in this daemon process")

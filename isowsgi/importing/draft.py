@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,13 @@ class Draft:
                 return
         self.mounts.append(wanted)
         account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app or wanted.settings["redirect"]}')
+
+    def drop_lone_groups(self) -> None:
+        """Take the group from each mount that is alone in it: it has an interpreter of its own all the same."""
+        sizes = Counter(mount.settings.get("group") for mount in self.mounts)
+        for mount in self.mounts:
+            if sizes[mount.settings.get("group")] == 1:
+                mount.settings.pop("group", None)
 
     def set_server(self, name: str, value: Any, account: Account, at: At, note: str = "") -> None:
         """Set one of gunicorn's settings; the first word counts, but for `workers`, where the largest does."""

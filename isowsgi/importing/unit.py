@@ -55,10 +55,7 @@ class _Import:
         self._settings()
         for address, listener in self._table("listeners").items():
             self._listener(address, listener)
-        groups = [mount.settings.get("group") for mount in self.draft.mounts]
-        for mount in self.draft.mounts:
-            if groups.count(mount.settings.get("group")) == 1:
-                mount.settings.pop("group", None)
+        self.draft.drop_lone_groups()
         self._leftovers()
         return self.draft
 
