@@ -91,15 +91,15 @@ class Account:
             self._leaders[at.file, line] = at.lines[0]
 
     def taken(self, at: At, note: str) -> None:
-        self._say(at, Outcome.TAKEN, note)
+        self.say(at, Outcome.TAKEN, note)
 
     def changed(self, at: At, note: str) -> None:
-        self._say(at, Outcome.CHANGED, note)
+        self.say(at, Outcome.CHANGED, note)
 
     def left(self, at: At, note: str) -> None:
-        self._say(at, Outcome.LEFT, note)
+        self.say(at, Outcome.LEFT, note)
 
-    def _say(self, at: At, outcome: Outcome, note: str) -> None:
+    def say(self, at: At, outcome: Outcome, note: str) -> None:
         said = self._said.setdefault(self._leader(at), [])
         if (outcome, note) not in said:
             said.append((outcome, note))

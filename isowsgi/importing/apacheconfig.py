@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from isowsgi.importing import apacheoptions, apachetext, sources
-from isowsgi.importing.account import Account, At, BadSource, Outcome
+from isowsgi.importing.account import Account, At, BadSource
 from isowsgi.importing.apachetext import Directive, words
 
 # Files within files: Apache's own limit (AP_MAX_INCLUDE_DEPTH).
@@ -179,9 +179,7 @@ class Reading:
         elif name in _WANTED:
             host.told.append(Told(name=name, words=told, at=at, here=here))
         elif (verdict := apacheoptions.verdict(name, text)) is not None:
-            outcome, note = verdict
-            say = {Outcome.TAKEN: self.account.taken, Outcome.CHANGED: self.account.changed, Outcome.LEFT: self.account.left}
-            say[outcome](at, note)
+            self.account.say(at, *verdict)
         else:
             self.account.left(at, f"isowsgi import does not know the directive {directive.shown}; most such are the proxy's")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from isowsgi.importing import sources, uwsgiforms, uwsgioptions, uwsgisettings
-from isowsgi.importing.account import Account, BadSource, Outcome
+from isowsgi.importing.account import Account, BadSource
 from isowsgi.importing.draft import Draft, MountDraft
 from isowsgi.importing.uwsgiforms import Option
 from isowsgi.importing.uwsgisettings import Server
@@ -79,9 +79,7 @@ def _judge(server: Server, option: Option) -> None:
     if option.key in ("subscribe-to", "subscribe", "subscribe2") and (host := server.subscribed_host()):
         account.taken(option.at, f"the mount's host, {host}")
     elif (verdict := uwsgioptions.verdict(option.key)) is not None:
-        outcome, note = verdict
-        say = {Outcome.TAKEN: account.taken, Outcome.CHANGED: account.changed, Outcome.LEFT: account.left}[outcome]
-        say(option.at, note)
+        account.say(option.at, *verdict)
         if option.value.lower() in _YES:
             server.flags.add(option.key)
     elif option.key in server.references:
