@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +18,6 @@ from isowsgi.cli.errors import errors
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, MountStacks, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
-
-if TYPE_CHECKING:
-    pass
 
 # How long a worker may take to answer `status --watch`, which obeys Ctrl-C only in between.
 _WATCH_TIMEOUT_S = 2.0

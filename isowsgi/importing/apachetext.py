@@ -6,7 +6,7 @@ Packages that read them were last released in 2020 or know no sections, so this 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from isowsgi.importing.account import At, BadSource, lines_of
 
@@ -32,7 +32,6 @@ class Directive:
     at: At
     children: list[Directive] | None = None
     shown: str = ""
-    unused: set[str] = field(default_factory=set)
 
 
 def parse(file: str, text: str) -> tuple[list[Directive], set[int]]:

@@ -29,18 +29,17 @@ def kind_of(source: str) -> str:
         BadSource: it is none of them.
     """
     if not os.path.isdir(source):
-        text = sources.read(source)
-        if (kind := _kind_of_text(source, text)) is not None:
+        if (kind := _kind_of_text(sources.read(source))) is not None:
             return kind
         raise BadSource(source, "expected a configuration of uWSGI, Apache or NGINX Unit; say which with --from")
     for name in sorted(os.listdir(source))[:_MOST_FILES]:
         path = os.path.join(source, name)
-        if os.path.isfile(path) and (kind := _kind_of_text(path, sources.read(path))) is not None:
+        if os.path.isfile(path) and (kind := _kind_of_text(sources.read(path))) is not None:
             return kind
     raise BadSource(source, "expected a folder with files of uWSGI's or Apache's, got none; to look at a folder of projects: isowsgi init")
 
 
-def _kind_of_text(path: str, text: str) -> str | None:
+def _kind_of_text(text: str) -> str | None:
     if uwsgiforms.looks_like_ini(text) or re.search(r"<uwsgi[\s>]", text) or re.search(r"^uwsgi:\s*$", text, re.MULTILINE):
         return "uwsgi"
     if re.search(r"^\s*(//[^\n]*\n\s*|/\*.*?\*/\s*)*\{", text, re.DOTALL):

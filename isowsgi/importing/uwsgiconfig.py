@@ -88,11 +88,11 @@ class Reading:
         magic = _magic(path, section)
         for option in form.options:
             self.account.join(option.at)
-            self._option(option._replace(key=_magic_of(option.key, magic), value=_magic_of(option.value, magic)), path)
+            self._option(option._replace(key=_magic_of(option.key, magic), value=_magic_of(option.value, magic)))
         self._read.add((shown, section))
         self._elsewhere += form.elsewhere
 
-    def _option(self, option: Option, path: str) -> None:
+    def _option(self, option: Option) -> None:
         key, _, at = option
         if key in _ENDS:
             self.account.taken(at, "the end of what is decided above")
@@ -102,13 +102,13 @@ class Reading:
                 at, "uWSGI 2.0 has no else: what follows counts as what is above it does, up to the end; write if-not-... instead"
             )
         elif self._logic is not None:
-            self._below_logic(option, path)
+            self._below_logic(option)
         elif key.startswith(("if-", "ifenv", "ifexists", "ifplugin", "ifdir")) or key in _LOOPS:
             self._open_logic(option)
         else:
-            self._add(option, path)
+            self._add(option)
 
-    def _below_logic(self, option: Option, path: str) -> None:
+    def _below_logic(self, option: Option) -> None:
         logic = self._logic
         assert logic is not None, "asked before"
         if option.key.startswith("if-") or option.key in _LOOPS:
@@ -116,7 +116,7 @@ class Reading:
         if logic.skipped or not logic.values:
             self.account.left(option.at, f"does not count: {logic.skipped or 'the list above is empty'}")
         for value in logic.values:
-            self._add(option._replace(value=option.value.replace("%(_)", value)), path)
+            self._add(option._replace(value=option.value.replace("%(_)", value)))
 
     def _open_logic(self, option: Option) -> None:
         key, value, at = option
@@ -158,7 +158,7 @@ class Reading:
     def _from_here(self, path: str) -> str:
         return sources.absolute(path, os.path.dirname(self.path))
 
-    def _add(self, option: Option, path: str) -> None:
+    def _add(self, option: Option) -> None:
         key, value, at = option
         if key in _INCLUDES and value and not value.startswith(("http://", "sym://", "data://", "fd://", "exec://")):
             name, section = _with_section(value)
