@@ -140,7 +140,7 @@ _NAMED: tuple[tuple[Outcome, str, str], ...] = (
     (
         _L,
         _SYSTEMD + "a service runs in the foreground, and its output is in the journal",
-        "daemonize daemonize2",
+        "daemonize2",
     ),
     (
         _L,
@@ -170,13 +170,8 @@ _NAMED: tuple[tuple[Outcome, str, str], ...] = (
     ),
     (
         _C,
-        "with die-on-idle or cheap: see lazy and idle_timeout of a mount",
-        "idle",
-    ),
-    (
-        _C,
         "see lazy and idle_timeout of a mount: an app that nobody asks for takes no memory",
-        "cheap die-on-idle",
+        "die-on-idle",
     ),
     (
         _L,
@@ -224,7 +219,7 @@ _NAMED: tuple[tuple[Outcome, str, str], ...] = (
     (
         _L,
         "use a mount's max_age",
-        "max-worker-lifetime max-worker-lifetime-delta min-worker-lifetime",
+        "max-worker-lifetime-delta min-worker-lifetime",
     ),
     (
         _L,
