@@ -126,6 +126,15 @@ def add(totals: Totals, more: Mapping[tuple[str, str], Counters]) -> None:
         totals[key] = totals[key].plus(counters) if key in totals else counters
 
 
+def wholes(totals: Totals) -> dict[str, Counters]:
+    """Return each mount's counters over all isolations it ever had, by pattern."""
+    found: dict[str, Counters] = {}
+    for (pattern, _), counters in totals.items():
+        if pattern:
+            found[pattern] = found[pattern].plus(counters) if pattern in found else counters
+    return found
+
+
 class Busy(NamedTuple):
     """A request that is being served."""
 

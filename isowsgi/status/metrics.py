@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 from isowsgi.shared import rows
 from isowsgi.shared.board import Board, Reading
 from isowsgi.shared.rows import BUCKET_LIMITS_S, WAIT_LIMITS_S
-from isowsgi.shared.scoreboard import ZERO, Counters
-from isowsgi.status.snapshot import mounts_of, patterns, responses, unready, wholes
+from isowsgi.shared.scoreboard import ZERO, Counters, wholes
+from isowsgi.status.snapshot import mounts_of, patterns, responses, unready
 
 _MOUNT = ("mount",)
 _BOTH = ("mount", "isolation")
@@ -101,7 +101,7 @@ def families(reading: Reading) -> Iterator[Metric]:
     """Return all metrics of one reading."""
     # A mount's own rows have no isolation; threads' rows always do.
     served = {key: counters for key, counters in reading.totals.items() if key[0] and key[1]}
-    by_mount = wholes(reading)
+    by_mount = wholes(reading.totals)
     yield from (_counter(family, _BOTH, served) for family in _BY_BOTH)
     for timing in _TIMINGS:
         yield _histogram(timing, served)

@@ -14,7 +14,7 @@ from typing import Any
 from isowsgi.shared import rows
 from isowsgi.shared.board import Reading
 from isowsgi.shared.rows import BUCKET_LIMITS_S, RESPONSES, WAIT_LIMITS_S
-from isowsgi.shared.scoreboard import ZERO, Busy, Counters, RegionReading
+from isowsgi.shared.scoreboard import ZERO, Busy, Counters, RegionReading, wholes
 
 # The worst first: what a mount is, if it is not the same in all workers.
 STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "reloading", "serving", "asleep")
@@ -63,15 +63,6 @@ def responses(counters: Counters) -> dict[str, int]:
     return {f"{place}xx": counters.get(RESPONSES + place) for place in range(1, 6)}
 
 
-def wholes(reading: Reading) -> dict[str, Counters]:
-    """Return each mount's counters over all isolations it ever had, by pattern."""
-    found: dict[str, Counters] = {}
-    for (pattern, _), counters in reading.totals.items():
-        if pattern:
-            found[pattern] = found[pattern].plus(counters) if pattern in found else counters
-    return found
-
-
 def mounts_of(region: RegionReading) -> list[dict[str, Any]]:
     """Return what a worker reported of each mount; none before it first did."""
     return region.report["mounts"] if region.report else []
@@ -108,7 +99,7 @@ def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
     """
     acceptor = reading.totals.get(("", ""), ZERO)
     # Each looked through once: with a thousand mounts a search for each would take longer than the page's second.
-    counted = wholes(reading)
+    counted = wholes(reading.totals)
     said: dict[str, list[_Said]] = defaultdict(list)
     busy: dict[str, list[_Request]] = defaultdict(list)
     errors: dict[str, list[dict[str, Any]]] = defaultdict(list)

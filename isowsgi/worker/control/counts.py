@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from isowsgi.shared import rows
 from isowsgi.shared.controlmessages import MountCounts
-from isowsgi.shared.scoreboard import Counters, Scoreboard
+from isowsgi.shared.scoreboard import Counters, Scoreboard, wholes
 
 
 def counts_of(board: Scoreboard) -> dict[str, MountCounts]:
     """Return the counters of each mount by its pattern, over all isolations it had in this worker."""
-    wholes: dict[str, Counters] = {}
-    for (pattern, _), counters in board.totals().items():
-        wholes[pattern] = wholes[pattern].plus(counters) if pattern in wholes else counters
-    return {pattern: _counts(counters) for pattern, counters in wholes.items() if pattern}
+    return {pattern: _counts(counters) for pattern, counters in wholes(board.totals()).items()}
 
 
 def _counts(counters: Counters) -> MountCounts:
