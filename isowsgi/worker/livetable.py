@@ -61,7 +61,7 @@ class LiveTable:
 
     def tenants(self) -> list[Deployment]:
         """Return the tenants that live, of all templates of the table."""
-        return [each for deployment in self.table.deployments if isinstance(deployment, Template) for each in deployment.live()]
+        return [each for template in self.table.templates for each in template.live()]
 
     def find_tenant(self, pattern: str) -> Deployment | None:
         """Return the deployment of a tenant by its pattern, or what stands for one that is not loaded; None: there is none such.
@@ -69,19 +69,19 @@ class LiveTable:
         Raises:
             NoTenant: the pattern could be a tenant's, and there is no such tenant.
         """
-        for deployment in self.table.deployments:
-            if isinstance(deployment, Template) and (host := host_in(pattern, deployment.mount)) is not None:
-                found = deployment.find(host)
+        for template in self.table.templates:
+            if (host := host_in(pattern, template.mount)) is not None:
+                found = template.find(host)
                 if found is None:
-                    raise NoTenant(deployment.mount)
+                    raise NoTenant(template.mount)
                 return found
         return None
 
     def look_at_tenants(self, now: float, is_tick: bool = False) -> None:
         """Do what is due of those who come and go."""
-        for deployment in [*self.table.deployments, *self._leaving]:
-            if isinstance(deployment, Template):
-                self._containment.call(f"{deployment.name}: its tenants", deployment.look, now, is_tick)
+        leaving = [each for each in self._leaving if isinstance(each, Template)]
+        for template in [*self.table.templates, *leaving]:
+            self._containment.call(f"{template.name}: its tenants", template.look, now, is_tick)
 
     def prepare(self, config: Config, now: float) -> Change:
         """Begin to load what is new in a config; to be ended by `switch` or `drop`.

@@ -9,6 +9,7 @@ from isowsgi.configuration import Config, Mount
 from isowsgi.instances.bootorder import own_routes
 from isowsgi.shared.routing import Route, Router
 from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.tenants import Template
 
 
 class Table:
@@ -21,6 +22,7 @@ class Table:
 
     Attributes:
         mounts: in the config's order, each with its deployment; those of a group have the same one.
+        templates: those of the deployments that stand for their tenants.
         router: by the mounts' numbers.
         special: the mounts without an instance, by their numbers: redirects, and templates of tenants.
     """
@@ -28,6 +30,7 @@ class Table:
     def __init__(self, config: Config, placed: Sequence[tuple[Sequence[Mount], Deployment]]) -> None:
         self.config = config
         self.deployments = [deployment for _, deployment in placed]
+        self.templates = [deployment for deployment in self.deployments if isinstance(deployment, Template)]
         by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
         self.router = Router(route for mount, _ in self.mounts for route in own_routes(mount))
