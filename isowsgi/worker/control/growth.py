@@ -52,7 +52,6 @@ class _Session:
         self.phase = _BEFORE
         self._ask = ask
         self.found = {instance: _Counting() for instance in deployment.slots.serving()}
-        self.facts = {each: (each.tag, each.generation, each.isolation) for each in self.found}
 
     def turn(self, now: float) -> bool:
         """Have instances continue whose next look is due; return whether all have counted, or have ended."""
@@ -81,8 +80,7 @@ class _Session:
         return MountMemory(
             mount=self.deployment.mount.pattern,
             instances=[
-                InstanceMemory(tag=tag, generation=generation, isolation=isolation, **self._of(instance))
-                for instance, (tag, generation, isolation) in self.facts.items()
+                InstanceMemory(tag=each.tag, generation=each.generation, isolation=each.isolation, **self._of(each)) for each in self.found
             ],
         )
 

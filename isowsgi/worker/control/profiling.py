@@ -50,7 +50,6 @@ class _Session:
         self.order = order
         self.end = end  # monotonic seconds
         self.found: dict[Instance, _Found] = {}
-        self.facts: dict[Instance, tuple[str, int, str]] = {}
         self.most_bytes = _MOST_BYTES // (2 * max(len(deployment.slots.serving()), 1))  # of an instance
 
     def ask_new_ones(self, now: float) -> None:
@@ -58,7 +57,6 @@ class _Session:
         for instance in self.deployment.slots.serving():
             if instance not in self.found and self.end - now >= 1 / self.order.rate:
                 found = self.found[instance] = _Found()
-                self.facts[instance] = instance.tag, instance.generation, instance.isolation
                 if not interpreters.can_profile(instance.isolation):  # it came by a reload, with another isolation than those before
                     found.problem = interpreters.why_not_profiled(instance.isolation)
                 elif not instance.tell(self.order.replace(seconds=self.end - now, most_chars=self.most_bytes // 2)):
@@ -84,8 +82,7 @@ class _Session:
         return MountProfile(
             mount=self.deployment.mount.pattern,
             instances=[
-                InstanceProfile(tag=tag, generation=generation, isolation=isolation, **self._of(instance))
-                for instance, (tag, generation, isolation) in self.facts.items()
+                InstanceProfile(tag=each.tag, generation=each.generation, isolation=each.isolation, **self._of(each)) for each in self.found
             ],
         )
 
