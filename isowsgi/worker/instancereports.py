@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import loadfailures, messages
@@ -55,13 +55,10 @@ class Reports:
             messages.Erred: self._on_erred,
             messages.Stuck: self._on_stuck,
             messages.Broken: self._on_broken,
-            messages.Stacks: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
-            messages.ShellOutput: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
-            messages.Profiled: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
-            messages.Counted: lambda instance, report, now: deployment.surroundings.on_answer(instance, report),
             messages.Measured: lambda instance, report, now: deployment.surroundings.on_measured(instance, report, now),
             messages.Closed: self._on_ended,
             messages.Exited: self._on_ended,
+            **dict.fromkeys(get_args(messages.Part), lambda instance, report, now: deployment.surroundings.on_answer(instance, report)),
         }
 
     def read(self, instance: Instance, now: float) -> None:
@@ -159,7 +156,7 @@ class Reports:
         deployment.recovery.lose_boot(instance, now)
 
     def _on_erred(self, instance: Instance, report: messages.Erred, now: float) -> None:
-        pattern = next((member.pattern for member in self._deployment.members if member.number == report.mount), None)
+        pattern = self._pattern(report.mount)
         count = self._heard.setdefault(instance, Heard()).news(report)
         if pattern is not None and count:
             key = report.kind, report.type, report.place
@@ -167,12 +164,12 @@ class Reports:
 
     def refused(self, mount: int, line: str, text: str) -> None:
         """Note a request that was answered 503 before an instance had it."""
-        pattern = next((member.pattern for member in self._deployment.members if member.number == mount), self._deployment.mount.pattern)
+        pattern = self._pattern(mount) or self._deployment.mount.pattern
         self.incidents.count(pattern, self._deployment.generation, (REFUSED, "503 Service Unavailable", ""), line, text)
 
     def timed_out(self, instance: Instance, mount: int, line: str) -> None:
         """Note a request that was cut off from outside, as nothing runs inside."""
-        pattern = next((member.pattern for member in self._deployment.members if member.number == mount), self._deployment.mount.pattern)
+        pattern = self._pattern(mount) or self._deployment.mount.pattern
         key = TIMEOUT, "504 Gateway Timeout", ""
         text = "no progress, and C code holds the interpreter's GIL"
         self.incidents.count(pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text)
@@ -184,9 +181,8 @@ class Reports:
         line, _, stack = report.stack.partition("\n")
         stack = stack[-_MAX_STACK_CHARS:]
         key = STUCK, "stuck thread", place_in(stack)
-        for member in self._deployment.members[:1]:
-            text = "a thread is stuck in its request"
-            self.incidents.count(member.pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text, stack)
+        text = "a thread is stuck in its request"
+        self.incidents.count(self._deployment.mount.pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text, stack)
         self.stacks[instance] = report.stack[-_MAX_STACK_CHARS:]
         self.call_stuck(instance, now)
 
@@ -226,6 +222,10 @@ class Reports:
         if instance in deployment.slots.live and instance.state is State.CLOSED and not deployment.is_over:
             self._log.error("%s: ended unexpectedly: its %s", instance.tag, instance.how_it_ended or "threads ended")
             deployment.recovery.make_up_for(instance, lived_s, now)
+
+    def _pattern(self, number: int) -> str | None:
+        """Return the pattern of the member with a number; None if there is none such."""
+        return next((member.pattern for member in self._deployment.members if member.number == number), None)
 
     def _count_stuck(self, instance: Instance) -> None:
         if instance.state is not State.STUCK:
