@@ -17,7 +17,7 @@ from isowsgi.worker import adjusting
 from isowsgi.worker.change import Change
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.table import Table, grouped
-from isowsgi.worker.tenants import NoTenant, Template, host_in, with_tenants
+from isowsgi.worker.tenants import NoTenant, Template, has_left, host_in, with_tenants
 
 
 class LiveTable:
@@ -150,8 +150,7 @@ class LiveTable:
     def _forget_gone(self) -> None:
         """Forget deployments that have ended; what threads of theirs have left behind is kept in sight."""
         for deployment in list(self._leaving):
-            has_tenants = isinstance(deployment, Template) and deployment.tenants()
-            if not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial and not has_tenants:
+            if has_left(deployment):
                 self._leaving.remove(deployment)
                 for member in deployment.members:
                     self._board.free_mount(member.number)

@@ -345,7 +345,7 @@ class Template(Deployment):
 
     def _forget_gone(self) -> bool:
         """Forget those that have left; return whether any has."""
-        gone = [each for each in self._leaving if not each.slots.all() and not each.slots.left and not each.siting.is_on_trial]
+        gone = [each for each in self._leaving if has_left(each)]
         for deployment in gone:
             self._leaving.remove(deployment)
             self.surroundings.board.free_mount(deployment.mount.number)
@@ -389,3 +389,10 @@ def with_tenants(deployments: Iterable[Deployment]) -> list[Deployment]:
         if isinstance(deployment, Template):
             found += deployment.tenants()
     return found
+
+
+def has_left(deployment: Deployment) -> bool:
+    """Whether nothing is left of what is in no table any more: no instance, no thread that one has left behind, no trial, no tenant."""
+    if isinstance(deployment, Template) and deployment.tenants():
+        return False
+    return not deployment.slots.all() and not deployment.slots.left and not deployment.siting.is_on_trial
