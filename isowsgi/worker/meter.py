@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import messages, pymalloc
@@ -54,8 +54,7 @@ _READING_S, _MOST_COUNTED_BYTES, _OLDEST_READING_S = 0.002, 1 << 30, 60.0
 _READING_PAUSES = 100
 
 
-class Later(Protocol):
-    def __call__(self, delay_s: float, callback: Callable[[], object], /) -> None: ...
+Later = Callable[[float, Callable[[], object]], None]  # calls back after so many seconds
 
 
 class _Last(NamedTuple):
@@ -90,7 +89,7 @@ class Meter:
 
     def __init__(self, deployments: Callable[[], Sequence[Deployment]]) -> None:
         self._deployments = deployments
-        self._later: Later = lambda delay_s, callback, /: None
+        self._later: Later = lambda delay_s, callback: None
         self._asked: dict[Instance, float] = {}  # when each that is being measured was asked for its latest look
         self._wanted: set[Instance] = set()  # those that shall be measured whatever they have done
         self._last: dict[Instance, _Last] = {}
@@ -221,8 +220,7 @@ class Meter:
         """Return since when those that share a GIL are being loaded."""
         self._loading = {
             each: self._loading.get(each, now)
-            for deployment in self._deployments()
-            for each in deployment.slots.all()
+            for each in self._instances()
             if each.state is State.BOOTING and each.isolation not in (OWN_GIL, PROCESS)
         }
         return self._loading
@@ -239,9 +237,7 @@ class Meter:
                 self._ask_some(time.monotonic())
 
     def _read_processes(self) -> None:
-        processes = [
-            each for deployment in self._deployments() for each in deployment.slots.all() if each.isolation == PROCESS and not each.has_gone
-        ]
+        processes = [each for each in self._instances() if each.isolation == PROCESS and not each.has_gone]
         deadline = time.monotonic() + _READING_S
         for _ in processes:
             self._next_process = (self._next_process + 1) % len(processes)
@@ -268,13 +264,11 @@ class Meter:
         self._readings[instance] = _Reading(rss, ended, ended + _READING_PAUSES * (ended - began))
         return size
 
+    def _instances(self) -> list[Instance]:
+        return [each for deployment in self._deployments() for each in deployment.slots.all()]
+
     def _interpreters(self) -> list[Instance]:
-        return [
-            each
-            for deployment in self._deployments()
-            for each in deployment.slots.all()
-            if each.state is State.SERVING and each.isolation != PROCESS
-        ]
+        return [each for each in self._instances() if each.state is State.SERVING and each.isolation != PROCESS]
 
     def _served(self, instance: Instance) -> int:
         """Return how many requests it has had since it was measured."""
@@ -282,15 +276,11 @@ class Meter:
         return instance.requests() - (0 if last is None else last.requests)
 
     def _forget(self) -> None:
-        alive = {each for deployment in self._deployments() for each in deployment.slots.all()}
-        for gone in self._last.keys() - alive:
-            del self._last[gone]
-        for gone in self._began.keys() - alive:
-            del self._began[gone]
-        for gone in self._silent.keys() - alive:
-            del self._silent[gone]
-        for gone in self._readings.keys() - alive:
-            del self._readings[gone]
+        alive = set(self._instances())
+        tables: tuple[dict[Instance, Any], ...] = (self._last, self._began, self._silent, self._readings)
+        for table in tables:
+            for gone in table.keys() - alive:
+                del table[gone]
         self._wanted = {each for each in self._wanted & alive if each.state is State.SERVING}
         self._sharers.forget(alive)
 
