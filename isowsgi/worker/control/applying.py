@@ -276,7 +276,7 @@ class Applying:
         self._log.info("dropped the table that was prepared: %s; keeping the current mounts", why)
 
 
-def _restored(facts: Any, known: stored.Known | None = None) -> Config:
+def _restored(facts: Any, known: stored.Known | None) -> Config:
     try:
         return stored.restore(facts, known or {})
     except stored.NotAConfig as exc:

@@ -22,6 +22,7 @@ from isowsgi.shared.controlmessages import (
     InstanceStacks,
     InstanceStatus,
     LastError,
+    MountCounts,
     MountErrors,
     MountStacks,
     MountStatus,
@@ -142,7 +143,7 @@ class Commands:
             up_s=round(time.time() - self._began_at, 1),
             rss_mib=rss_mib(),
             mounts=[
-                self._status_of(deployment, member, now).replace(counts=counts.get(member.pattern))
+                self._status_of(deployment, member, now, counts.get(member.pattern))
                 for deployment in deployments
                 for member in deployment.members
                 if wanted is None or member.pattern in wanted or deployment is not deployments[0]
@@ -327,7 +328,7 @@ class Commands:
                 raise Refusal("failed", f"{pattern}: was not loaded in time; see the error log", generation=deployment.generation)
             yield None
 
-    def _status_of(self, deployment: Deployment, mount: Mount, now: float) -> MountStatus:
+    def _status_of(self, deployment: Deployment, mount: Mount, now: float, counts: MountCounts | None) -> MountStatus:
         incident = deployment.reports.incidents.latest(mount.pattern)
         return MountStatus(
             mount=mount.pattern,
@@ -336,6 +337,7 @@ class Commands:
             retry_in_s=deployment.backoff.left_s(now),
             instances=[InstanceStatus(**_instance_facts(instance, now, mount.number)) for instance in deployment.slots.all()],
             last_error=None if incident is None else LastError(at=incident.at, kind=incident.kind, error=incident.error),
+            counts=counts,
         )
 
     def _hear(self, instance: Instance, report: Part) -> None:
