@@ -236,6 +236,11 @@ function isBad(mount) {
   return LEVELS[mount.state] === "bad" || mount.trouble?.level === "bad";
 }
 
+// Whether all threads are in a request.
+function isFull(mount) {
+  return mount.threads > 0 && mount.in_flight >= mount.threads;
+}
+
 function edgeOf(mount) {
   const level = LEVELS[mount.state];
   return mount.trouble?.level ?? (level === "bad" || level === "warn" ? level : "");
@@ -247,7 +252,6 @@ function link(pattern) {
 
 function card(mount, snapshot, known) {
   const { pattern } = mount;
-  const isFull = mount.threads > 0 && mount.in_flight >= mount.threads;
   const waiting = mount.queued + mount.parked;
   const made = notes(mount, snapshot.now);
   const hasStack = mount.instances.some((instance) => instance.stack);
@@ -273,7 +277,7 @@ function card(mount, snapshot, known) {
       { class: "facts" },
       fact("p50", duration(known.p50)),
       fact("p99", duration(known.p99)),
-      fact("in flight", `${mount.in_flight} / ${mount.threads}`, isFull ? "warn" : ""),
+      fact("in flight", `${mount.in_flight} / ${mount.threads}`, isFull(mount) ? "warn" : ""),
       fact("queue", String(waiting), waiting > 0 ? "warn" : ""),
       fact("CPU", percent(known.cpu)),
       fact("5xx", count(mount.responses["5xx"]), known.errors > 0 ? "bad" : ""),
@@ -312,7 +316,7 @@ function row(mount, known) {
     ["p50", duration(known.p50)],
     ["p99", duration(known.p99)],
     ["5xx", count(mount.responses["5xx"]), known.errors > 0 ? "bad" : ""],
-    ["busy", `${mount.in_flight}/${mount.threads}`, mount.threads > 0 && mount.in_flight >= mount.threads ? "warn" : ""],
+    ["busy", `${mount.in_flight}/${mount.threads}`, isFull(mount) ? "warn" : ""],
     ["wait p99", waitText(known.waiting), known.waiting > SLOW_WAIT_S ? "warn" : ""],
     ["CPU", percent(known.cpu)],
     ["memory", memory(known.memory)],
