@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isowsgi
-from isowsgi.shared import messages
+from isowsgi.shared import messages, wire
+from isowsgi.shared.calltree import CallTree
 from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.messages import (
     MAX_PACKET_BYTES,
@@ -76,6 +77,14 @@ def test_a_boot_order_comes_back_as_it_was() -> None:
     assert messages.read_boot_order(json.loads(messages.encode(order).decode("utf-8", "surrogatepass"))) == order
     assert order.fds is not None
     assert order.fds.known() == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["é", "\udc80", "\ud83d\ude00", "\U0001f600\ud83d", 'quote " line \n \x00'])
+def test_a_value_is_the_same_json_as_a_text_and_as_bytes(name: str) -> None:
+    """A surrogate stays one, and two of them do not become a letter."""
+    tree = CallTree(samples=1, seconds=0.5, is_cut=False, frames=[(name, name, 1)], nodes=[(-1, 0, 3)])
+
+    assert wire.text(tree) == wire.encode(wire.plain(tree)).decode("utf-8", "surrogatepass")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class Growth:
         if trace_s and self._is_process:
             self._tracing = self._tracing or _census().Tracing()
             self._tracing.start(trace_s, now)
-        self._report(ask, wire.encode(wire.plain(found)).decode("utf-8", "surrogatepass"))
+        self._report(ask, wire.text(found))
 
     def drop(self, ask: int) -> None:
         """Forget all; nobody wants it."""

@@ -300,7 +300,7 @@ class Profiler:
             self._drop()
             try:
                 tree = run.tree.told(run.samples, now - run.began, run.order.most_chars)
-                text = wire.encode(wire.plain(tree)).decode("utf-8", "surrogatepass")
+                text = wire.text(tree)
             except Exception:
                 self._report(run.order.ask, "")
                 raise

@@ -106,6 +106,11 @@ def encode(facts: dict[str, Any]) -> bytes:
     return "".join(_encode(facts, 0)).encode("utf-8", "surrogatepass")
 
 
+def text(value: Value) -> str:
+    """Return a value as JSON that is a part of a message."""
+    return "".join(_encode(plain(value), 0))
+
+
 def decode(data: bytes) -> object:
     """Return what was encoded.
 
