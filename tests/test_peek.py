@@ -247,6 +247,21 @@ def test_the_fast_way_finds_the_mount_that_gunicorns_parser_leads_to(head: bytes
 
 
 @examples(500)
+@given(heads, cfgs, peers, script_names)
+def test_the_host_of_a_head_is_the_one_that_gunicorns_parser_finds(head: bytes, cfg: Settings, peer: Any, script_name: str) -> None:
+    """It names the tenant whose app gets the request. Of a head that one of the two refuses there is nothing to compare."""
+    found = []
+    for peeker in (Peeker(ROUTER, cfg, script_name), OnlyGunicorn(ROUTER, cfg, script_name)):
+        try:
+            look = peeker.look(head, peer)
+            found.append(peeker.host(head[: look.length], look.line, peer) if look.length else None)
+        except (ParseException, Refused):
+            return
+
+    assert found[0] == found[1]
+
+
+@examples(500)
 @given(heads, cfgs, peers, st.data())
 @example(b"A\r\n", DEFAULT, TRUSTED, None)
 @example(b"GET / HTTP/1.1\nHost: a", DEFAULT, TRUSTED, None)

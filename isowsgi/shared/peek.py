@@ -149,14 +149,16 @@ class Peeker:
             self._matched[host, path] = mount
         return mount
 
-    def host(self, head: bytes, peer: Any) -> str:
+    def host(self, head: bytes, line: re.Match[bytes] | None, peer: Any) -> str:
         """Return the Host field of a complete head, as `look` has read it to find the mount; "" if there is none.
+
+        Args:
+            line: the `Look`'s, which says how the head was read.
 
         Raises:
             gunicorn.http.errors.ParseException: as `look`.
         """
-        line = _PLAIN_LINE.match(head)
-        if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(head, line.end() - 1, len(head) - 2):
+        if line is None:
             return str(dict(self.parse(head, peer).headers).get("HOST", ""))
         field = _HOST_FIELD.search(head, line.end() - 1, len(head) - 2)
         return "" if field is None else field[1].rstrip(b" \t").decode("latin-1")

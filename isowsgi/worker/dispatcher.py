@@ -19,7 +19,7 @@ from isowsgi.configuration import Mount
 from isowsgi.shared import answers, redirects
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.origins import Origin, Origins
-from isowsgi.shared.peek import INCOMPLETE, Peeker, Refused, peek
+from isowsgi.shared.peek import INCOMPLETE, Look, Peeker, Refused, peek
 from isowsgi.shared.routing import Router
 from isowsgi.shared.rows import ARRIVALS
 from isowsgi.worker.clients import Client, Clients, Phase
@@ -151,7 +151,7 @@ class Dispatcher:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
         elif look.mount in self.special:
             mount = self.special[look.mount]
-            (self._redirect if mount.redirect else self._dispatch_tenant)(client, data, look.length, mount)
+            (self._redirect if mount.redirect else self._dispatch_tenant)(client, data, look, mount)
         else:
             self._dispatch(client, data, look.mount)
 
@@ -197,12 +197,13 @@ class Dispatcher:
             else:
                 self._hold(client, mount)
 
-    def _dispatch_tenant(self, client: Client, data: bytes, length: int, template: Mount) -> None:
+    def _dispatch_tenant(self, client: Client, data: bytes, look: Look, template: Mount) -> None:
         """Dispatch a request to the tenant that its host names."""
         waited_s = time.monotonic() - client.arrived if client.arrived else 0.0
         may_enter = self._is_turn or template.number not in self._full
         try:
-            tenant = self.tenant(template.number, self._peeker.host(data[:length], client.peer), waited_s, may_enter)
+            host = self._peeker.host(data[: look.length], look.line, client.peer)
+            tenant = self.tenant(template.number, host, waited_s, may_enter)
         except ParseException as exc:
             self._refuse(client, exc)
             return
@@ -226,9 +227,9 @@ class Dispatcher:
         waiting = sum(client.is_held and client.mount == template.number for client in self._clients.in_phase(Phase.PARKED))
         return waiting < template.queue
 
-    def _redirect(self, client: Client, data: bytes, length: int, mount: Mount) -> None:
+    def _redirect(self, client: Client, data: bytes, look: Look, mount: Mount) -> None:
         try:
-            location = redirects.location(mount.redirect, len(mount.prefix), *self._peeker.address(data[:length], client.peer))
+            location = redirects.location(mount.redirect, len(mount.prefix), *self._peeker.address(data[: look.length], client.peer))
         except ParseException as exc:
             self._refuse(client, exc)
             return
