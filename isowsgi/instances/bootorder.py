@@ -109,7 +109,7 @@ class BootOrders:
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
             loading=self._loading(mount, extensions, has_time),
-            serving=self._serving(members, isolation, list(routes) if routes is not None else _routes_of(members)),
+            serving=self._serving(members, isolation, list(routes) if routes is not None else own_routes(members)),
             settings=self._settings,
             log=mount.log,
             log_form=self._log_form,
@@ -235,13 +235,9 @@ def reroutes(routes: Iterable[Route]) -> Iterator[Reroute]:
     yield Reroute(routes=part, is_first=is_first, is_last=True)
 
 
-def own_routes(mount: Mount) -> list[Route]:
-    """Return a mount's routes: one for each of its hosts."""
-    return [Route(mount.number, host, mount.prefix) for host in (mount.host, *mount.hosts)]
-
-
-def _routes_of(members: Iterable[Mount]) -> list[Route]:
-    return [route for member in members for route in own_routes(member)]
+def own_routes(mounts: Iterable[Mount]) -> list[Route]:
+    """Return the routes of mounts: one for each of their hosts."""
+    return [Route(mount.number, host, mount.prefix) for mount in mounts for host in (mount.host, *mount.hosts)]
 
 
 def is_status(app: App) -> bool:

@@ -164,7 +164,7 @@ class LiveTable:
 
 def _is_concerned(deployment: Deployment, routes: Iterable[Route]) -> bool:
     """Whether routes that come or go may take requests from a deployment, or give it some."""
-    own = [route for member in deployment.members for route in own_routes(member)]
+    own = own_routes(deployment.members)
     numbers = {member.number for member in deployment.members}  # one of its own hosts may come or go
     return any(route.mount in numbers or may_win(route, each) for route in routes for each in own)
 

@@ -33,7 +33,7 @@ class Table:
         self.templates = [deployment for deployment in self.deployments if isinstance(deployment, Template)]
         by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
-        self.router = Router(route for mount, _ in self.mounts for route in own_routes(mount))
+        self.router = Router(own_routes(mount for mount, _ in self.mounts))
         self.special = {mount.number: mount for mount, _ in self.mounts if mount.redirect or mount.max_live}
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
 
