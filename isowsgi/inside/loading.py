@@ -81,18 +81,15 @@ class Loader:
         order = self._order
         end_loading = environment.be_main_thread_while_loading()
         try:
-            apps = [self._load_app(member) for member in order.members]
+            self.apps = {member.mount: self._load_app(member) for member in order.members}
         finally:
             end_loading()
-        self.apps = {member.mount: app for member, app in zip(order.members, apps, strict=True)}
         self._book.listen()
         if order.hooks:
             self.is_in_hook = True
             self._load_hooks()
             self.is_in_hook = False
-        gateways = {member.mount: self._make_gateway(member, app) for member, app in zip(order.members, apps, strict=True)}
-        for gateway in gateways.values():
-            gateway.has_server_timing = order.serving.server_timing
+        gateways = {member.mount: self._make_gateway(member, self.apps[member.mount]) for member in order.members}
         for member in order.members:
             self._warm_up(gateways[member.mount], member.warmup)
         return gateways
@@ -134,11 +131,13 @@ class Loader:
         prefix = next(route.prefix for route in order.serving.routes if route.mount == member.mount)
         parts = (member.mount, app, self._cfg, self._log, prefix, extra, self._end_lines, self._book)
         if self.hooks is None or not self.hooks.for_requests:
-            return Gateway(*parts)
-        from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks
+            gateway = Gateway(*parts)
+        else:
+            from isowsgi.inside.hooks import HookedGateway  # late, as in _load_hooks
 
-        gateway = HookedGateway(*parts)
-        gateway.hooks = self.hooks
+            gateway = hooked = HookedGateway(*parts)
+            hooked.hooks = self.hooks
+        gateway.has_server_timing = order.serving.server_timing
         return gateway
 
     def _load_hooks(self) -> None:
