@@ -15,14 +15,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks
 from isowsgi.inside.console import Consoles
 from isowsgi.inside.controlthread import Control
-from isowsgi.inside.deadlines import RequestTimeout, Watcher
+from isowsgi.inside.deadlines import Job, RequestTimeout, Watcher
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.files import FileWatch
 from isowsgi.inside.growth import Growth
@@ -160,9 +160,7 @@ class Instance:
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
         self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
-        self._profiler = Profiler(
-            lambda: self._service.jobs if self._service is not None else (), self._told.profile, order.isolation, order.host.can_see_stacks
-        )
+        self._profiler = Profiler(lambda: _jobs_of(self._service), self._told.profile, order.isolation, order.host.can_see_stacks)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
         self._loaded = Gate()  # for the threads that wait until there is something to serve
@@ -288,8 +286,7 @@ class Instance:
         self._book.within(self._runner.work, service, line=job.line, is_serving=lambda: job.is_serving)
 
     def _jobs_in_flight(self) -> dict[int, str]:
-        jobs = self._service.jobs if self._service is not None else []
-        return {job.ident: job.row.line() for job in jobs if job.connection is not None}
+        return {job.ident: job.row.line() for job in _jobs_of(self._service) if job.connection is not None}
 
     def _guarded(self, function: Callable[..., None], *args: Any) -> None:
         """Be one of the instance's own threads; if it ends by a fault, that is reported."""
@@ -423,6 +420,10 @@ class Instance:
 
     def _poke(self) -> None:
         os.eventfd_write(self._fds.poke, 1)
+
+
+def _jobs_of(service: Service | None) -> Sequence[Job]:
+    return service.jobs if service is not None else ()
 
 
 def _package_of(app: messages.App) -> str:

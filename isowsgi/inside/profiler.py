@@ -210,10 +210,6 @@ class _Clocks:
         self._seen[thread] = now_ns
         return 0 if before is None else max(now_ns - before, 0) // 1000
 
-    def start(self, thread: int, now_ns: int | None) -> None:
-        if now_ns is not None:
-            self._seen.setdefault(thread, now_ns)
-
 
 def clock_of(native_id: object) -> int | None:
     """Return the CPU clock of a thread of this process by its kernel's number, in nanoseconds; None if there is no such thread.
@@ -279,10 +275,11 @@ class Profiler:
             self._report(order.ask, "")
             return
         run = self._run = _Run(order, now)
+        # What was used until now is no sample's.
         for job in self._jobs():
-            run.clocks.start(job.ident, job.cpu_ns())
+            run.clocks.take_us(job.ident, job.cpu_ns())
         for ident, thread in self._others().items():
-            run.clocks.start(ident, clock_of(getattr(thread, "_native_id", None)))
+            run.clocks.take_us(ident, clock_of(getattr(thread, "_native_id", None)))
         if self._has_own_gil:
             self._interval_before = sys.getswitchinterval()
             sys.setswitchinterval(min(_SWITCH_S, self._interval_before))
