@@ -79,9 +79,7 @@ class ErrorBook:
             return
         notes, client = mine.take()
         line = f"{request.method} {request.uri}" if request is not None else ""
-        groups = mine.groups.get(mount)
-        if groups is None:
-            groups = mine.groups[mount] = Groups()
+        groups = mine.groups.setdefault(mount, Groups())
         if client is not None:  # the app was told, and made of it what it likes; nobody has got that
             if client == CLIENT_STALLED:
                 groups.of(CUT, "client too slow", "").add(1, time.time(), line, "the client sent too little of the body in time", "")

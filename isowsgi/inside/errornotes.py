@@ -143,9 +143,7 @@ def note(rank: int, exc: Any, trace: Any = None) -> None:
 
 def note_handled(rank: int = HANDLED) -> None:
     """Note the exception that is being handled, if there is one."""
-    exc = sys.exc_info()[1]
-    if exc is not None:
-        note(rank, exc)
+    note(rank, sys.exc_info()[1])
 
 
 def note_given(exc_info: Any) -> None:

@@ -7,12 +7,11 @@ handlers. Falcon and Bottle write to `wsgi.errors`, see `errornotes.note_text`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from isowsgi.inside import errornotes
-from isowsgi.inside.errornotes import HANDLED, LOGGED_WITH, PUBLISHED
+from isowsgi.inside.errornotes import LOGGED_WITH, PUBLISHED
 from isowsgi.inside.private import theirs
 
 _app_sys = theirs("sys")
@@ -87,8 +86,8 @@ def _listening(factory: Callable[..., Any]) -> Callable[..., Any]:
             exc_info = record.exc_info
             if exc_info and exc_info[1] is not None:
                 errornotes.note(LOGGED_WITH, exc_info[1], exc_info[2])
-            elif record.levelno >= _ERROR and sys.exc_info()[1] is not None:
-                errornotes.note_handled(HANDLED)
+            elif record.levelno >= _ERROR:
+                errornotes.note_handled()
         except Exception:  # a record of the app's own kind
             return record
         return record
