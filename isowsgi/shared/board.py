@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 
     totals: Totals  # of all workers that ever lived
     regions: list[RegionReading]  # those that live
-    errors: errortotals.ErrorTotals = {}  # of all workers that ever lived, as far as they had reported them
+    errors: errortotals.ErrorTotals  # of all workers that ever lived, as far as they had reported them
 
 
 class Board:

@@ -130,7 +130,7 @@ def can_profile(isolation: str) -> bool:
 
 def why_not_profiled(isolation: str) -> str:
     """Say why threads cannot be sampled, and what to do."""
-    newer = {(3, 13): "3.13.16", (3, 14): "3.14.8"}.get(VERSION[:2], "3.14.8")
+    newer = {(3, 13): "3.13.16"}.get(VERSION[:2], "3.14.8")
     return (
         f"reading stacks may crash Python {version_text()} where an app's isolation is {isolation!r}; "
         f"use Python {newer} or newer, or isolation = 'process' for this mount"
