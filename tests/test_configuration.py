@@ -506,11 +506,11 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, lazy, log, "
-    "max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, on_boot, on_crash, on_drain, on_request_end, "
+    "app, body_timeout, boot_timeout, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, lazy, limits, "
+    "log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, on_crash, on_drain, on_request_end, "
     "on_request_start, "
     "policy, preload, python, pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, "
-    "threads, touch, venv, warmup, watch"
+    "threads, touch, umask, venv, warmup, watch, working_directory"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
@@ -581,7 +581,7 @@ def test_a_pattern_without_its_quotes_is_told_so(read: Write, text: str, ending:
         ('wsgi-file = "a.py"', "wsgi-file: unknown key; here it is 'app', as in"),
         ('module = "a"', "module: unknown key; here it is 'app', as in"),
         ('virtualenv = "v"', "virtualenv: unknown key; here it is 'venv'"),
-        ('chdir = "/"', "chdir: unknown key; mounts share one working directory"),
+        ('chdir = "/"', "chdir: unknown key; here it is 'working_directory', for a process of its own"),
         ("uid = 3", "uid: unknown key; gunicorn's `user` is that of all mounts"),
         ('static = "/"', "static: unknown key; files are the proxy's"),
         ("boot_timeou = 3", "boot_timeou: unknown key; did you mean 'boot_timeout'?"),
@@ -649,6 +649,17 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
             'max_memory = "0.5G"',
             "max_memory: expected a whole number with K, M or G (of 1024), such as '300M', and 1024G at most; got '0.5G'",
         ),
+        ("umask = 27", "umask: expected a string of octal digits, such as '027', got 27 (a whole number)"),
+        ("umask = '028'", "umask: expected a string of three octal digits, such as '027', got '028'"),
+        ("umask = '1777'", "umask: expected a string of three octal digits, such as '027', got '1777'"),
+        ("nice = 20", "nice: must be 0 to 19, got 20"),
+        ("nice = -1", "nice: must be 0 to 19, got -1; for a higher priority set Nice= in gunicorn's unit"),
+        ("working_directory = ''", "working_directory: expected a path, got ''"),
+        ("limits = '1G'", "limits: expected a table, got '1G' (a string)"),
+        ("limits = { memory = '63M' }", "limits.memory: must be '64M' or more, or 0 for no limit: less does not load an app"),
+        ("limits = { files = 63 }", "limits.files: must be 64 or more, or 0 for no limit: less does not load an app"),
+        ("limits = { file_size = 1 }", "limits.file_size: expected a size with its unit, such as '300M', got 1 (a whole number)"),
+        ("limits = { ram = 1 }", "limits.ram: unknown key; expected one of file_size, files, memory"),
         ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
         ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
         ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),
@@ -1175,6 +1186,20 @@ def test_a_policy_is_laid_over_the_defaults_word_by_word_and_what_is_allowed_is_
 def test_a_policy_that_cannot_be_meant_is_a_fault(read: Write, value: str, expected: str) -> None:
     assert faults(read, f'[mounts."/"]\napp = "a"\npolicy = {value}\n') == [f'mounts."/".{expected}']
     assert faults(read, f'[defaults]\npolicy = {value}\n[mounts]\n"/" = "a"\n') == [f"defaults.{expected}"]
+
+
+def test_what_only_a_process_can_have_is_a_fault_elsewhere_and_decides_auto(read: Write) -> None:
+    rest = '[defaults]\nlimits = { files = 100, memory = "1G" }\numask = "7"\n'.replace('"7"', '"0077"')
+    auto = mount(read, 'app = "a"\nlimits = { files = 0, memory = "512M" }\nnice = 1', rest=rest)
+    assert (auto.limits, auto.umask, auto.nice, auto.needs_process) == ({"memory": 2.0**29}, "077", 1, True)
+    assert not mount(read, 'app = "a"\nlimits = { files = 0 }').needs_process
+
+    wanted = 'only a process has its own: expected isolation = "process" (or "auto"), got'
+    for isolation in ("main", "shared-gil"):
+        own = f'[mounts."/"]\napp = "a"\nisolation = "{isolation}"\nworking_directory = "/"\n'
+        assert faults(read, own) == [f"mounts.\"/\".working_directory: {wanted} '{isolation}'"]
+    default = '[defaults]\nlimits = { files = 100 }\n[mounts]\n"/" = { app = "a", isolation = "main" }\n"/b" = "b"\n'
+    assert faults(read, default) == [f"defaults.limits: {wanted} 'main'"]
 
 
 def test_members_of_a_group_have_one_policy(read: Write) -> None:

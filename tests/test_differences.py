@@ -83,6 +83,13 @@ def test_a_variable_is_compared_and_not_told(tmp_path: Path) -> None:
     assert said(tmp_path, one, "another salt").mounts["/"]["env.KEY"] != said(tmp_path, one).mounts["/"]["env.KEY"]
 
 
+def test_limits_are_compared_one_by_one_as_the_file_writes_them(tmp_path: Path) -> None:
+    old, new = 'limits = { memory = "1G", files = 100 }', 'limits = { memory = "512M", files = 100 }'
+    [found] = between(tmp_path, f'[mounts]\n"/" = {{ app = "a", {old} }}\n', f'[mounts]\n"/" = {{ app = "a", {new} }}\n')
+    [setting] = found.settings
+    assert (setting.name, setting.old, setting.new, found.cost.value) == ("limits.memory", '"1G"', '"512M"', "load")
+
+
 def test_a_policy_is_one_setting_where_all_words_have_the_same_value_and_one_for_each_word_else(tmp_path: Path) -> None:
     words = ", ".join(f"{word} = 'warn'" for word in policies.WORDS[1:])
 

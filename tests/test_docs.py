@@ -87,7 +87,7 @@ def make_what_is_named(folder: Path, data: dict[str, Any]) -> None:
     """Make every folder, venv, Python, env file and script that a config file names."""
     for table in (data.get("defaults", {}), *data["mounts"].values()):
         settings = {"app": table} if isinstance(table, str) else table
-        for name in listed(settings.get("pythonpath", [])):
+        for name in [*listed(settings.get("pythonpath", [])), *listed(settings.get("working_directory", []))]:
             make(folder, name)
         if "venv" in settings:
             make(folder, settings["venv"])

@@ -35,11 +35,11 @@ class Surroundings(NamedTuple):
     short_help="Run a command with the Python and environment of one mount.", context_settings={"allow_interspersed_args": False}
 )
 @click.option("--config", "-c", metavar="FILE", default="isowsgi.toml", show_default=True, help="The config file.")
-@click.option("--chdir", metavar="FOLDER", help="Where to run it.  [default: the first folder of the mount's pythonpath]")
+@click.option("--chdir", metavar="FOLDER", help="Where to run it.  [default: working_directory, else the first folder of pythonpath]")
 @click.argument("pattern")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(config: str, chdir: str | None, pattern: str, command: tuple[str, ...]) -> None:
-    """Run a command outside of the server with one mount's Python, venv, environment variables, pythonpath and folder:
+    """Run a command outside of the server with one mount's Python, venv, environment variables, pythonpath, folder and umask:
 
     isowsgi run /shop python manage.py migrate
 
@@ -55,6 +55,8 @@ def run(config: str, chdir: str | None, pattern: str, command: tuple[str, ...]) 
     mount = _mount(path, pattern)
     around = surroundings(mount, os.environ, os.path.dirname(path))
     folder = around.folder if chdir is None else os.path.abspath(chdir)
+    if mount.umask:
+        os.umask(int(mount.umask, 8))
     around.environ["PWD"] = folder  # the caller's else, which programs take for theirs
     try:
         os.chdir(folder)
@@ -100,7 +102,7 @@ def surroundings(mount: Mount, environ: Mapping[str, str], config_folder: str) -
     paths = [*mount.pythonpath, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     if paths:
         env["PYTHONPATH"] = os.pathsep.join(paths)
-    return Surroundings(python, env, next(iter(mount.pythonpath), config_folder))
+    return Surroundings(python, env, mount.working_directory or next(iter(mount.pythonpath), config_folder))
 
 
 def _mount(path: str, pattern: str) -> Mount:

@@ -9,7 +9,7 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks, foreign, places, sizes, targets, variables
+from isowsgi.configuration import checks, foreign, places, sizes, targets, variables, walls
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, quoted, wrong_type
 from isowsgi.configuration.merging import joint_faults
@@ -21,6 +21,7 @@ from isowsgi.configuration.tables import (
     EnvFiles,
     EnvName,
     EnvValue,
+    FilesLimit,
     Folder,
     Folders,
     Glob,
@@ -31,9 +32,11 @@ from isowsgi.configuration.tables import (
     HostNames,
     Instances,
     Isolation,
+    LimitsTable,
     LogFormat,
     LongSeconds,
     MaxLive,
+    MemoryLimit,
     Module,
     Modules,
     MountHost,
@@ -44,11 +47,13 @@ from isowsgi.configuration.tables import (
     Networks,
     NewFile,
     NewFolder,
+    Nice,
     OnCrash,
     Path,
     Policy,
     PolicyValue,
     PolicyWord,
+    ProcessLimits,
     Python,
     RedirectStatus,
     RedirectTable,
@@ -58,6 +63,7 @@ from isowsgi.configuration.tables import (
     Size,
     Switch,
     Threads,
+    Umask,
     UrlPath,
     Venv,
     settings_of,
@@ -163,7 +169,7 @@ def _unquoted_host(key: str, value: Any) -> str | None:
 
 def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None) -> dict[Any, Callable[[Any], Any]]:
     """Return the check of each kind of value."""
-    return {
+    found: dict[Any, Callable[[Any], Any]] = {
         App: partial(targets.app, folder=folder),
         Folder: partial(places.folder, folder=folder),
         Folders: lambda value: tuple(checks.one_or_more(converter, value, Folder)),
@@ -208,6 +214,19 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         RedirectStatus: partial(checks.one_of_numbers, numbers=REDIRECT_STATUSES),
         MountHost: checks.mount_host,
         MountHosts: lambda value: checks.mount_hosts(converter, value, MountHost),
+    }
+    return found | _checks_of_walls(converter)
+
+
+def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
+    return {
+        Umask: walls.umask,
+        Nice: walls.nice,
+        MemoryLimit: lambda value: walls.at_least(sizes.size(value), least=walls.LEAST_MEMORY, text=repr(sizes.text(walls.LEAST_MEMORY))),
+        FilesLimit: lambda value: walls.at_least(
+            checks.whole_number(value, least=0, most=MAX_COUNT), least=walls.LEAST_FILES, text=str(walls.LEAST_FILES)
+        ),
+        ProcessLimits: lambda value: walls.limits(attrs.asdict(converter.structure(checks.typed(dict, value), LimitsTable))),
     }
 
 

@@ -127,6 +127,8 @@ def settings_of(table: Any, salt: str) -> Settings:
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
         elif field.name == "max_memory" and value:
             said["max_memory"] = text_of(sizes.text(value))
+        elif field.name == "limits":
+            said |= {f"limits.{name}": text_of(_limit(name, each)) for name, each in value.items()}
         elif isinstance(value, Mapping):
             said |= _of_words(field.name, value)
         elif field.name == "file":
@@ -145,6 +147,13 @@ def _of_words(name: str, values: Mapping[str, str]) -> Settings:
     if len(values) == len(policies.WORDS) and len(kinds := set(values.values())) == 1:
         return {name: text_of(*kinds)}
     return {f"{name}.{word}": text_of(value) for word, value in values.items()}
+
+
+def _limit(name: str, value: Any) -> Any:
+    """Return a limit as the config file may write it."""
+    if name in ("memory", "file_size"):
+        return sizes.text(int(value))
+    return int(value) if isinstance(value, float) else value
 
 
 def text_of(value: Any) -> str:

@@ -10,7 +10,7 @@ _KEYS = {
     "keepalive": "it is gunicorn's and the same for all mounts: set `keepalive` in its conf file",
     "workers": "'instances' (copies of the app in each worker); the number of workers is gunicorn's `workers`",
     "bind": "gunicorn's `bind` says where it listens; a mount's host is in its pattern, as in \"shop.example.com/\"",
-    "chdir": "mounts share one working directory, gunicorn's `chdir`; for imports use 'pythonpath'",
+    "chdir": "'working_directory', for a process of its own; others have gunicorn's `chdir`. For imports use 'pythonpath'",
     "reload": "'watch = true'",
     "errorlog": "'log'",
     "raw_env": "'env', a table: env = { NAME = \"value\" }",
@@ -18,7 +18,6 @@ _KEYS = {
     "user": "gunicorn's `user` is that of all mounts",
     "uid": "gunicorn's `user` is that of all mounts",
     "gid": "gunicorn's `group` is that of all mounts",
-    "umask": "gunicorn's `umask` is that of all mounts",
     # uWSGI
     "processes": "'instances' (copies of the app in each worker); the number of workers is gunicorn's `workers`",
     "module": "'app', as in app = \"shop.wsgi:application\"",
@@ -42,10 +41,15 @@ _KEYS = {
     "buffer_size": "gunicorn's `limit_request_line` and `limit_request_field_size`",
     "max_worker_lifetime": "'max_age'",
     "reload_on_rss": "'max_rss' in [worker], for the whole worker",
-    "limit_as": "'max_rss' in [worker], for the whole worker",
+    "limit_as": "'limits', as in limits = { memory = \"512M\" }, for a process of its own",
+    "cpu_priority": "'nice', for a process of its own",
+    "memory_limit": "'limits', as in limits = { memory = \"512M\" }, for a process of its own",
+    "memory_max": "'limits', as in limits = { memory = \"512M\" }, for a process of its own",
+    "limit_nofile": "'limits', as in limits = { files = 1024 }, for a process of its own",
+    "limit_fsize": "'limits', as in limits = { file_size = \"1G\" }, for a process of its own",
     # mod_wsgi
     "python_home": "'venv'",
-    "home_directory": "mounts share one working directory, gunicorn's `chdir`; for imports use 'pythonpath'",
+    "home_directory": "'working_directory', for a process of its own; others have gunicorn's `chdir`. For imports use 'pythonpath'",
     "display_name": "the mount's pattern names it in the log",
     "request_time": "'request_timeout' (seconds without progress)",
     "inactivity_timeout": "'idle_timeout'",
@@ -56,7 +60,6 @@ _KEYS = {
     # Unit
     "path": "'pythonpath'",
     "environment": "'env'",
-    "working_directory": "mounts share one working directory, gunicorn's `chdir`; for imports use 'pythonpath'",
     "prefix": 'the key of a mount is its URL: "/blog" = { ... }',
     "url": 'the key of a mount is its URL: "/blog" = { ... }',
     # What a proxy does.

@@ -1,7 +1,7 @@
 """Groups: mounts that share one instance, and so all that is the instance's. Values only, no I/O.
 
 What one member says holds for all; two that say different things contradict each other, which is a fault. Folders of `pythonpath` add up,
-and so do variables of the environment and words of the policy, of which each may be said once.
+and so do variables of the environment, words of the policy and limits, of which each may be said once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 _OWN = frozenset(("app", "hosts", "max_live", "exists", "warmup", "group"))
 
 # Tables that are merged name by name.
-_TABLES = frozenset(("env", "policy"))
+_TABLES = frozenset(("env", "policy", "limits"))
 
 
 class Contradiction(NamedTuple):

@@ -13,7 +13,7 @@ from isowsgi.configuration import checks
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.converter import make_converter
 from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
-from isowsgi.configuration.merging import mounts_of, named
+from isowsgi.configuration.merging import MERGED, mounts_of, named
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import IncludedTables, settings_of
 from isowsgi.configuration.values import NO_APP, Config, Mount, numbered
@@ -121,7 +121,7 @@ class Inclusion:
         converter = make_converter(folder, self._own_gil_error, written, self._seen, where=where, needs_mounts=False)
         tables = converter.structure(data, IncludedTables)
         defaults = {**self._defaults, **(own := settings_of(tables.defaults))}
-        for key in ("env", "policy"):
+        for key in MERGED:
             if key in defaults:
                 defaults[key] = self._defaults.get(key, {}) | own.get(key, {})
         mounts = mounts_of(tables.mounts, list(data["mounts"]), defaults, folder)

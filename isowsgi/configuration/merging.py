@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from isowsgi.configuration import groups, places, pythons
+from isowsgi.configuration import groups, places, pythons, walls
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
@@ -14,12 +14,15 @@ from isowsgi.shared import routing
 from isowsgi.shared.redirects import PATH
 from isowsgi.shared.rows import ROWS
 
+# Keys whose tables are merged name by name: in a group, with the defaults, and with the defaults of an included file.
+MERGED = ("env", "policy", "limits")
+
 
 def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], folder: str) -> tuple[Mount, ...]:
     """Lay each mount's table over its group's and the defaults, and check what they mean together.
 
-    The environment and the policy merge name by name, and all that a mount says wins over all that the defaults say: else a variable
-    in `[defaults]` would beat the mount's own env_file.
+    The environment, the policy and the limits merge name by name, and all that a mount says wins over all that the defaults say: else a
+    variable in `[defaults]` would beat the mount's own env_file.
 
     Args:
         written: the patterns as the file writes them, in its order.
@@ -35,11 +38,12 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
         if isinstance(table, RedirectTable):
             mounts.append(Mount(number=len(mounts), app=NO_APP, lazy=True, **settings_of(table) | named(addresses)))
             continue
-        by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in ("env", "policy")}
+        by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in MERGED}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in (*joint_faults(values), *_tenant_faults(addresses, values, keys)):
             faults.append(at(("mounts", text, key) if key in keys else ("defaults", key) if key in defaults else ("mounts", text), fault))
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
+        values["limits"] = {name: value for name, value in values["limits"].items() if value}
         mounts.append(Mount(number=len(mounts), **values | named(addresses) | ({"lazy": True} if "max_live" in values else {})))
     if faults:
         raise ExceptionGroup("mounts", faults)
@@ -100,6 +104,7 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
         fault = places.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
         if fault is not None:
             yield "venv", Fault(fault)
+    yield from walls.faults(values)
     if isolation == "main":
         if venv is not None:
             packages = "the packages of gunicorn's own environment"

@@ -51,6 +51,11 @@ MountHost = NewType("MountHost", str)
 MaxLive = NewType("MaxLive", int)
 RedirectTarget = NewType("RedirectTarget", str)
 RedirectStatus = NewType("RedirectStatus", int)
+Umask = NewType("Umask", str)
+Nice = NewType("Nice", int)
+MemoryLimit = NewType("MemoryLimit", int)
+FilesLimit = NewType("FilesLimit", int)
+ProcessLimits = NewType("ProcessLimits", dict[str, float])
 MountHosts = NewType("MountHosts", tuple[str, ...])
 
 
@@ -95,6 +100,10 @@ class Settings:
     preload: Modules | None = None
     policy: Policy | None = None
     https_only: Switch | None = None
+    umask: Umask | None = None
+    working_directory: Folder | None = None
+    nice: Nice | None = None
+    limits: ProcessLimits | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +112,15 @@ class MountTable(Settings):
     hosts: MountHosts | None = None
     max_live: MaxLive | None = None
     exists: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LimitsTable:
+    """What a process may take, see `isowsgi.configuration.walls`."""
+
+    memory: MemoryLimit | None = None
+    files: FilesLimit | None = None
+    file_size: Size | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -99,11 +99,20 @@ class Mount:
     fault: str = ""  # of that file, if it has any: the mount is not served then
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
+    umask: str = ""  # octal digits; "": gunicorn's. This and the next three are for a process
+    working_directory: str | None = None  # absolute; None: gunicorn's
+    nice: int = 0  # of its process, if gunicorn's own is lower
+    limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)  # "memory", "files", "file_size", by name
     max_live: int = 0  # tenants that have an instance at a time; 0: it is a mount as any other
     exists: str | None = None  # absolute; with "{1}" for a tenant's label: it is one only while this is there
     https_only: bool = False  # whether requests that came without TLS are sent to the same address with it
     redirect: str = ""  # where its requests are sent, by the acceptor; it has no app then
     status: int = REDIRECT_STATUS  # of that answer
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether "auto" means a process, as only that can have what is asked for."""
+        return bool(self.python or self.umask or self.working_directory or self.nice or self.limits)
 
     @property
     def sharing(self) -> tuple[str, str]:

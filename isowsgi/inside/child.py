@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from isowsgi.inside import boot, forks
+from isowsgi.inside import boot, forks, walls
 from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -26,6 +26,8 @@ _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR
 def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
     belong_to(order.worker_pid)
+    if order.walls is not None:
+        walls.put_up(order.walls)
     forks.watch()
     # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))

@@ -17,7 +17,20 @@ from isowsgi.configuration.values import Log as LogSettings
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
 from isowsgi.shared.interpreters import MAIN, PROCESS
-from isowsgi.shared.messages import BootOrder, Environment, Host, Limits, Loading, LogForm, Member, Place, Reroute, Serving, StatusPage
+from isowsgi.shared.messages import (
+    BootOrder,
+    Environment,
+    Host,
+    Limits,
+    Loading,
+    LogForm,
+    Member,
+    Place,
+    Reroute,
+    Serving,
+    StatusPage,
+    Walls,
+)
 from isowsgi.shared.routing import Route
 
 # Threads of a mount that asks for none, where gunicorn's --threads does not say either: enough for a few slow requests.
@@ -118,6 +131,7 @@ class BootOrders:
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
             status=_status_page(mount, status or Status()) if is_status(mount.app) else None,
             place=Place(region=self._region, first_row=first_row),
+            walls=_walls(mount),
         )
 
     @property
@@ -155,7 +169,7 @@ class BootOrders:
             pythonpath=paths.pythonpath,
             venv=None if is_status(mount.app) else paths.venv,  # it needs the packages that came with isowsgi
             links=paths.links,
-            chdir=self._cfg.chdir,
+            chdir=mount.working_directory or self._cfg.chdir,
             start_folder=self._start_folder,
             policy=dict(mount.policy),
             preload=list(mount.preload),
@@ -196,6 +210,19 @@ def limits_of(mount: Mount) -> Limits:
         slow_request_s=mount.slow_request,
         queue=mount.queue,
         queue_timeout_s=mount.queue_timeout,
+    )
+
+
+def _walls(mount: Mount) -> Walls | None:
+    limits = {name: int(value) for name, value in mount.limits.items()}
+    if not (mount.umask or mount.nice or limits):
+        return None
+    return Walls(
+        umask=int(mount.umask, 8) if mount.umask else -1,
+        nice=mount.nice,
+        memory=limits.get("memory", 0),
+        files=limits.get("files", 0),
+        file_size=limits.get("file_size", 0),
     )
 
 

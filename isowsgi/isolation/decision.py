@@ -72,7 +72,7 @@ class Verdict:
 
 def isolations_of(order: BootOrder) -> tuple[str, ...]:
     """Return the isolations that an app may have on this Python, the best first."""
-    if order.host.python:
+    if order.host.python or order.walls:
         return (PROCESS,)
     if interpreters.best_isolation() == interpreters.OWN_GIL:
         return (interpreters.OWN_GIL, interpreters.SHARED_GIL, PROCESS)
@@ -108,7 +108,7 @@ class _Decision:
         self._outcomes: dict[str, Outcome] = {}
 
     def make(self) -> Verdict:
-        reason = "it has its own Python" if self._order.host.python else ""
+        reason = "it has its own Python" if self._order.host.python else "only a process has what it asks for" if self._order.walls else ""
         second_best: Verdict | None = None
         for isolation in isolations_of(self._order):
             outcome = self._try(isolation)

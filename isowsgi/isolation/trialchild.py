@@ -54,6 +54,10 @@ def main() -> None:
         os.chdir(order.environment.chdir)  # else it stays where an app has gone
     except OSError:
         pass
+    if order.walls is not None:
+        from isowsgi.inside import walls
+
+        walls.put_up(order.walls)
     outcome = _try(order, task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
     with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(json.dumps(outcome) + "\n")

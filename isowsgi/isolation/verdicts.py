@@ -29,7 +29,8 @@ def key_of(order: BootOrder) -> str:
     members = [[wire.plain(member.app), member.warmup] for member in order.members]
     host = [sys.version, os.path.realpath(sys.executable), order.host.python, order.host.site]
     around = order.environment
-    facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, members]
+    walls = order.walls and wire.plain(order.walls)
+    facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, walls, members]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 

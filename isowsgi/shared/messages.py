@@ -107,6 +107,16 @@ class StatusPage(Value):
     hosts: list[str]
 
 
+class Walls(Value):
+    """What confines an app's process from its first import on."""
+
+    umask: int  # -1: gunicorn's
+    nice: int
+    memory: int  # bytes of data, see `inside.walls`; 0: no limit, here and below
+    files: int  # descriptors
+    file_size: int  # bytes
+
+
 class Place(Value):
     """Where on the scoreboard the instance writes."""
 
@@ -160,6 +170,7 @@ class BootOrder(Value):
     hooks: dict[str, str]
     status: StatusPage | None
     place: Place
+    walls: Walls | None = None
     fds: Descriptors | None = None  # once it has any
     worker_pid: int = 0
 

@@ -58,6 +58,8 @@ class Siting:
             return "configured"
         if mount.python is not None:
             return "it has its own Python"
+        if mount.needs_process:
+            return "only a process has what it asks for"
         if self.isolation == PROCESS:
             return "it kept crashing the worker"
         if best_isolation() == OWN_GIL:

@@ -269,6 +269,6 @@ def _is_any(members: Sequence[Mount], patterns: Collection[str]) -> bool:
 
 
 def _isolation_of(mount: Mount) -> str:
-    if mount.python is not None:
-        return interpreters.PROCESS
-    return interpreters.best_isolation() if mount.isolation == "auto" else mount.isolation
+    if mount.isolation == "auto":
+        return interpreters.PROCESS if mount.needs_process else interpreters.best_isolation()
+    return mount.isolation

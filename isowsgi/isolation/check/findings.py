@@ -148,7 +148,7 @@ class _MountCheck:
         return self._try(self._order, PROCESS, copies=1, timeout_s=self._timeout_s).timed_out
 
     def _isolations(self) -> tuple[str, ...]:
-        if self._order.host.python:
+        if self._order.host.python or self._order.walls:
             return (PROCESS,)
         own = () if interpreters.own_gil_error() else (interpreters.OWN_GIL,)
         return (*own, interpreters.SHARED_GIL, PROCESS)

@@ -1,0 +1,59 @@
+"""Checks of what confines an app's process: its umask, priority and limits. Also what of it only a process can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from isowsgi.configuration.checks import typed
+from isowsgi.configuration.faults import Fault, spelt
+
+# Keys that are a process' own: an interpreter shares all of this with its neighbours.
+OF_A_PROCESS = ("umask", "working_directory", "nice", "limits")
+
+# Lowest priority (setpriority(2)). A higher one than gunicorn's own is root's to give.
+_LEAST_PRIORITY = 19
+
+# What an app needs to be loaded and to serve: an idle one with 4 threads has 58 MiB of data, 8 MiB for each thread's stack among it.
+LEAST_MEMORY = 64 * 2**20
+LEAST_FILES = 64  # some 20 are the instance's own, and each connection that it has is one
+
+
+def umask(value: Any) -> str:
+    """Return a umask as three octal digits; a number in TOML is decimal, and so hardly ever what is meant."""
+    if type(value) is int:
+        raise Fault(f"expected a string of octal digits, such as '027', got {spelt(value)} (a whole number)")
+    digits = typed(str, value)
+    if not 3 <= len(digits) <= 4 or not set(digits) <= set("01234567") or int(digits, 8) > 0o777:
+        raise Fault(f"expected a string of three octal digits, such as '027', got {spelt(value)}")
+    return f"{int(digits, 8):03o}"
+
+
+def nice(value: Any) -> int:
+    if not 0 <= typed(int, value) <= _LEAST_PRIORITY:
+        hint = "; for a higher priority set Nice= in gunicorn's unit" if value < 0 else ""
+        raise Fault(f"must be 0 to {_LEAST_PRIORITY}, got {spelt(value)}{hint}")
+    return typed(int, value)
+
+
+def at_least(size: int, *, least: int, text: str) -> int:
+    """Check a size or a number that 0 makes unlimited."""
+    if 0 < size < least:
+        raise Fault(f"must be {text} or more, or 0 for no limit: less does not load an app")
+    return size
+
+
+def limits(said: Mapping[str, Any]) -> dict[str, float]:
+    """Return limits by name, as a mount has them."""
+    return {name: float(value) for name, value in said.items() if value is not None}
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, Fault]]:
+    """Yield the keys of a mount that need a process, where its isolation is another."""
+    isolation = values.get("isolation", "auto")
+    if isolation in ("auto", "process"):
+        return
+    for key in OF_A_PROCESS:
+        wanted = values.get(key)
+        if any(wanted.values()) if isinstance(wanted, dict) else wanted:
+            yield key, Fault(f'only a process has its own: expected isolation = "process" (or "auto"), got {isolation!r}')
