@@ -24,8 +24,6 @@ from pathlib import Path
 # Longest order: the arguments and the environment of a process.
 _MAX_ORDER_BYTES = 128 * 1024
 
-_CODE = "import sys; from tests import starter; starter.wait_for_orders(int(sys.argv[1]))"
-
 
 class Started:
     """A process that was forked for the tests: what of `subprocess.Popen` they use."""
@@ -71,7 +69,8 @@ class Starter:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-c", _CODE, str(theirs.fileno())]
+            # As users do: the interpreters that a Python with `-c` makes cannot begin in a deleted folder (3.13.0).
+            command = [sys.executable, "-m", "tests.starter", str(theirs.fileno())]
             self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
     def start(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str], stdout: int) -> Started | None:
@@ -132,3 +131,7 @@ def _become_gunicorn(order: dict[str, object], stdout: int) -> None:
     sys.argv[:] = ["-m", *arguments]
     sys.path[0] = folder
     runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    wait_for_orders(int(sys.argv[1]))
