@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,30 @@ def test_an_exception_that_is_seen_in_three_ways_is_one_error_with_its_traceback
     assert f"{__file__}:" in report.place
     assert "raise KeyError" in report.traceback
     assert not errornotes.noted
+
+
+def test_the_last_request_is_the_one_that_failed_last_not_the_one_whose_thread_came_to_its_end_last(desk: Desk) -> None:
+    """Its client had the answer and sent the next request before that; another thread served it."""
+
+    def fail() -> None:
+        try:
+            raise KeyError("a")
+        except KeyError as exc:
+            errornotes.note(errornotes.LOGGED_WITH, exc)
+
+    def fail_and_end() -> None:
+        fail()
+        desk.book.settle(0, SimpleNamespace(method="GET", uri="/last"), Response("500 Internal Server Error"), None)
+
+    fail()
+    other = threading.Thread(target=lambda: desk.book.within(fail_and_end, is_serving=lambda: True))
+    other.start()
+    other.join()
+    desk.end()
+    desk.flush()
+
+    [report] = desk.told
+    assert (report.count, report.request) == (2, "GET /last")
 
 
 def test_the_exception_that_a_framework_publishes_is_what_the_request_failed_of(desk: Desk) -> None:

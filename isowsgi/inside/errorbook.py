@@ -164,7 +164,7 @@ class ErrorBook:
 
 
 def _add(group: Group, line: str, note: Note) -> None:
-    group.add(1, time.time(), line, note.error, note.details)
+    group.add(1, note.at, line, note.error, note.details)
 
 
 def _report(mount: int, group: Group) -> Erred:

@@ -50,10 +50,13 @@ class Note(NamedTuple):
     """An exception that was seen.
 
     Attributes:
+        at: seconds since the epoch when it was seen last. The request's end is no measure of that: its thread may come to it after the next
+            request has ended in another one.
         error, details: its line and its traceback; "" if those of its group are new enough.
     """
 
     rank: int
+    at: float
     type: str
     place: str
     error: str
@@ -88,9 +91,9 @@ class ThreadNotes:
             return
         type_, place = _name_of(exc), place_of(trace, self.packages)
         if self._is_due(type_, place):
-            self.keep(Note(rank, type_, place, one_line(exc), traceback_of(exc)[-2 * MAX_DETAILS_CHARS :]))
+            self.keep(Note(rank, time.time(), type_, place, one_line(exc), traceback_of(exc)[-2 * MAX_DETAILS_CHARS :]))
         else:
-            self.keep(Note(rank, type_, place, "", ""))
+            self.keep(Note(rank, time.time(), type_, place, "", ""))
 
     def _is_due(self, type_: str, place: str) -> bool:
         now = time.monotonic()
@@ -112,7 +115,7 @@ class ThreadNotes:
             if other.type == note.type and other.place == note.place:  # the same exception, most likely, seen in another way
                 rank, error, details = max(note.rank, other.rank), note.error or other.error, note.details or other.details
                 del self.notes[place]
-                self.notes.append(Note(rank, note.type, note.place, error, details))
+                self.notes.append(Note(rank, note.at, note.type, note.place, error, details))
                 return
         if len(self.notes) < _MOST_NOTES or note.rank >= PUBLISHED:
             self.notes.append(note)
@@ -136,7 +139,7 @@ def note(rank: int, exc: Any, trace: Any = None) -> None:
     except RequestTimeout:
         raise
     except BaseException:  # of the exception's class, which is the app's code
-        mine.keep(Note(rank, "exception", "", "", ""))
+        mine.keep(Note(rank, time.time(), "exception", "", "", ""))
     if mine.notes or mine.client:
         noted[ident] = mine
 
@@ -202,4 +205,4 @@ def _read_text(text: str) -> Note | None:
     if not lines:
         return None
     name = lines[0].partition(":")[0]
-    return Note(WRITTEN, name[:200], place_in(tail), lines[0], text[-2 * MAX_DETAILS_CHARS :])
+    return Note(WRITTEN, time.time(), name[:200], place_in(tail), lines[0], text[-2 * MAX_DETAILS_CHARS :])
