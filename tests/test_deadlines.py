@@ -109,7 +109,7 @@ def test_a_request_is_timed_out_once_and_counted_as_what_was_answered(is_cut_alr
             progress=lambda: (0, 0, 0), waits_for_client=lambda: "",
         )  # fmt: skip
         counted: list[str] = []
-        stacks, containment = Stacks(True, frames_are_own=False), Containment(log, rows[0].words)
+        stacks, containment = Stacks(lambda: True, frames_are_own=False), Containment(log, rows[0].words)
         watcher = Watcher(
             [job], LIMITS, log, pytest.fail, stacks, rows, containment, lambda mount, kind, type_, *more: counted.append(type_)
         )
@@ -136,7 +136,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     reader = SimpleNamespace(taken=0, is_waiting=False)
     bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0))
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
-    watcher = Watcher(jobs, LIMITS, log, pytest.fail, Stacks(True, frames_are_own=False), rows, Containment(log, rows[0].words))
+    watcher = Watcher(jobs, LIMITS, log, pytest.fail, Stacks(lambda: True, frames_are_own=False), rows, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
 

@@ -245,10 +245,23 @@ def test_a_sample_that_raises_ends_the_profile() -> None:
 def test_where_reading_stacks_may_crash_nothing_is_sampled() -> None:
     """A new generation may be in another isolation than the one for which the command was allowed."""
     told: list[tuple[int, str]] = []
-    taker = Profiler(list, lambda *answer: told.append(answer), isolation="own-gil", is_safe=False)
+    taker = Profiler(list, lambda *answer: told.append(answer), isolation="own-gil", is_safe=lambda: False)
     taker.start(ORDER, 100.0)
 
     assert (told, taker.next_at) == ([(7, "")], math.inf)
+
+
+def test_what_was_sampled_until_reading_stacks_was_no_longer_safe_is_told() -> None:
+    """The first app with an own GIL was loaded meanwhile."""
+    told: list[tuple[int, str]] = []
+    safe = [True, True, False]
+    taker = Profiler(list, lambda *answer: told.append(answer), isolation="shared-gil", is_safe=lambda: safe.pop(0))
+    taker.start(ORDER, 100.0)
+    taker.take(100.5)
+    taker.take(101.0)
+
+    [(ask, text)] = told
+    assert (ask, json.loads(text)["samples"], taker.next_at) == (7, 1, math.inf)
 
 
 def test_a_deep_recursion_is_sampled_from_its_innermost_frames() -> None:

@@ -13,6 +13,8 @@ from isowsgi.instances.lifecycle import State
 from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.controlmessages import InstanceProfile, MountProfile, Refusal
 from isowsgi.shared.messages import Profiled
+from isowsgi.shared.rows import OWN_GILS
+from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.control import profiling
 from isowsgi.worker.control.profiling import Profiling
 
@@ -34,7 +36,9 @@ class Mount:
         for number in range(copies):
             self.serve(number)
         slots = SimpleNamespace(serving=lambda: self.serving)
-        deployment: Any = SimpleNamespace(name="/a", slots=slots, mount=SimpleNamespace(pattern="/a"))
+        self.board = Scoreboard()
+        surroundings = SimpleNamespace(board=self.board)
+        deployment: Any = SimpleNamespace(name="/a", slots=slots, mount=SimpleNamespace(pattern="/a"), surroundings=surroundings)
         self.profiling = room or Profiling()
         request = controlmessages.Profile(mount="/a", seconds=1.0)
         self.errand = self.profiling.profile(request, deployment, 0)
@@ -104,13 +108,24 @@ def test_what_took_no_order_or_could_not_sample_is_told() -> None:
 def test_an_instance_that_comes_later_is_asked_only_if_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     mount = Mount()
     next(mount.errand)
-    monkeypatch.setattr(interpreters, "can_profile", lambda isolation: isolation != "own-gil")
+    monkeypatch.setattr(interpreters, "can_profile", lambda isolation, has_own_gils: isolation != "own-gil")
     mount.serve(1, "own-gil")
     mount.errand.send(time.monotonic())
     mount.tell("fine")
 
     assert len(mount.orders) == 1
     assert "may crash" in mount.answer()[1].problem
+
+
+def test_beside_an_own_gil_a_shared_one_is_not_sampled_where_all_frames_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neighbour with an own GIL ran on while all stacks were read: the worker crashed within a second (3.13.0)."""
+    monkeypatch.setattr(interpreters, "VERSION", (3, 13, 0))
+    mount = Mount(copies=0)
+    mount.serve(0, "shared-gil")
+    mount.board.row(0).words[OWN_GILS] = 1
+
+    with pytest.raises(Refusal, match=r"where an app of the same worker has an own GIL; use Python 3\.13\.16"):
+        next(mount.errand)
 
 
 def test_a_worker_takes_few_profiles_at_a_time() -> None:

@@ -38,7 +38,7 @@ def test_a_stack_that_was_read_keeps_nothing_of_it(frames_are_own: bool) -> None
     began.wait()
     gc.disable()
     try:
-        text = Stacks(True, frames_are_own).of_all({})
+        text = Stacks(lambda: True, frames_are_own).of_all({})
         is_read.set()
         thread.join()
         kept = locals_[0]()
@@ -63,7 +63,7 @@ def test_a_thread_that_threading_does_not_know_is_told_by_its_number() -> None:
     _thread.start_new_thread(work, ())
     began.wait()
     try:
-        text = Stacks(True, frames_are_own=True).of_all({})
+        text = Stacks(lambda: True, frames_are_own=True).of_all({})
     finally:
         is_read.release()
 
@@ -105,7 +105,7 @@ def test_tasks_are_told_with_the_line_where_each_waits_and_who_awaits_them() -> 
     thread.start()
     is_there.wait()
     try:
-        text = str(eventually(lambda: (found := Stacks(True, True).of_all({})) and "in fetch" in found and found))
+        text = str(eventually(lambda: (found := Stacks(lambda: True, True).of_all({})) and "in fetch" in found and found))
     finally:
         [(loop, stop)] = ends
         loop.call_soon_threadsafe(stop.set)

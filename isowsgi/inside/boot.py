@@ -46,7 +46,7 @@ from isowsgi.shared.handover import Exchange, Mail, Port, SameProcess, blocking
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.routing import Route, Router
-from isowsgi.shared.rows import Region
+from isowsgi.shared.rows import OWN_GILS, Region
 
 _app_sys = theirs("sys")  # the app's, see `private`
 
@@ -140,7 +140,8 @@ class Instance:
         self._containment = Containment(log, self._control_row.words)
         self._service: Service | None = None
         self._watcher: Watcher | None = None
-        self._stacks = Stacks(order.host.can_see_stacks, order.host.frames_are_own)
+        sees_stacks = _sees_stacks(order.host, self._board)
+        self._stacks = Stacks(sees_stacks, order.host.frames_are_own)
         self._admission: Admission | None = None
         self._heap = Heap()
         self._growth = Growth(lambda ask, text: self._told.counted(ask, text), order.isolation)
@@ -160,7 +161,7 @@ class Instance:
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
         self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
         self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
-        self._profiler = Profiler(lambda: _jobs_of(self._service), self._told.profile, order.isolation, order.host.can_see_stacks)
+        self._profiler = Profiler(lambda: _jobs_of(self._service), self._told.profile, order.isolation, sees_stacks)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
         self._control = self._make_control()
         self._loaded = Gate()  # for the threads that wait until there is something to serve
@@ -424,6 +425,12 @@ class Instance:
 
 def _jobs_of(service: Service | None) -> Sequence[Job]:
     return service.jobs if service is not None else ()
+
+
+def _sees_stacks(host: messages.Host, board: Region) -> Callable[[], bool]:
+    """Return what says whether stacks can be read without a crash, just now: see `interpreters.can_see_stacks`."""
+    words = board.row(0).words
+    return lambda: host.can_see_stacks and (host.frames_are_own or not words[OWN_GILS])
 
 
 def _package_of(app: messages.App) -> str:

@@ -253,13 +253,19 @@ class Profiler:
         jobs: returns the serving threads.
         report: takes the number of the question and what was found.
         isolation: of the instance.
-        is_safe: whether stacks can be read without a crash.
+        is_safe: returns whether stacks can be read without a crash, just now.
 
     Attributes:
         next_at: monotonic seconds when `take` is due; never while nothing is sampled.
     """
 
-    def __init__(self, jobs: Callable[[], Sequence[Job]], report: Callable[[int, str], None], isolation: str, is_safe: bool = True) -> None:
+    def __init__(
+        self,
+        jobs: Callable[[], Sequence[Job]],
+        report: Callable[[int, str], None],
+        isolation: str,
+        is_safe: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._jobs = jobs
         self._report = report
         self._is_safe = is_safe
@@ -271,7 +277,7 @@ class Profiler:
 
     def start(self, order: Profile, now: float) -> None:
         self._drop()
-        if not self._is_safe:  # asked all the same: the worker refuses it before
+        if not self._is_safe():  # asked all the same: the worker refuses it before
             self._report(order.ask, "")
             return
         run = self._run = _Run(order, now)
@@ -308,6 +314,9 @@ class Profiler:
         run = self._run
         if run is None:
             self.next_at = math.inf
+            return
+        if not self._is_safe():  # any more: an interpreter with another GIL has come
+            self.finish(now)
             return
         passed_us = int((now - run.last) * 1e6)
         run.last = now

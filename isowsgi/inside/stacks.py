@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import starmap
 from operator import methodcaller
 from typing import Any
@@ -34,17 +34,17 @@ class Stacks:
     """Reads the stacks of this interpreter's threads.
 
     Args:
-        can_see: False where reading them may crash; then a text says so instead.
+        can_see: returns False where reading them may crash; then a text says so instead.
         frames_are_own: whether `sys._current_frames` has no others, so that threads are found which `threading` does not know.
     """
 
-    def __init__(self, can_see: bool, frames_are_own: bool) -> None:
+    def __init__(self, can_see: Callable[[], bool], frames_are_own: bool) -> None:
         self._can_see = can_see
         self._frames_are_own = frames_are_own
 
     def of(self, ident: int) -> str:
         """Return a thread's stack from the app's first frame on; empty if it has ended."""
-        if not self._can_see:
+        if not self._can_see():
             return _UNSEEN
         frame = frame_of(ident)
         return "" if frame is None else stack_from_app(frame)
@@ -55,7 +55,7 @@ class Stacks:
         Args:
             busy: the request line of each thread that serves one, by its number.
         """
-        if not self._can_see:
+        if not self._can_see():
             return _UNSEEN
         names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(app_threads.items())}
         idents = {*names, *busy, *(sys._current_frames() if self._frames_are_own else ())}

@@ -20,7 +20,7 @@ from isowsgi.shared import interpreters, messages
 from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors
-from isowsgi.shared.rows import BUSY
+from isowsgi.shared.rows import BUSY, OWN_GILS
 from isowsgi.shared.scoreboard import Scoreboard
 
 _BOOTSTRAP = importlib.resources.files("isowsgi.inside").joinpath("bootstrap.py").read_text(encoding="utf-8")
@@ -50,6 +50,7 @@ class InterpreterInstance(HostedInstance):
 
     def __init__(self, order: BootOrder, shared_fds: Mapping[str, int], board: Scoreboard) -> None:
         super().__init__(order, board)
+        self._acceptor_words = board.row(0).words
         try:
             self._epoll = self._owned.enter_context(select.epoll())
             self._poke, self._rouse = (self._eventfd() for _ in range(2))
@@ -98,6 +99,8 @@ class InterpreterInstance(HostedInstance):
         """Have one interpreter, from its creation to its end."""
         handle = None
         try:
+            if self.isolation == interpreters.OWN_GIL:
+                self._acceptor_words[OWN_GILS] = 1
             handle = interpreters.create(self.isolation)
             failure = interpreters.run(handle, boot_source(self._order))
         except Exception as exc:

@@ -119,20 +119,29 @@ def frames_are_own() -> bool:
 
 
 def can_see_stacks(isolation: str) -> bool:
-    """Whether `sys._current_frames` is safe: it may crash where it reads the frames of an interpreter that runs under another GIL."""
+    """Whether `sys._current_frames` is safe: it may crash where it reads the frames of an interpreter that runs under another GIL.
+
+    Where frames are not own and the GIL is shared, it is safe for as long as no interpreter of the process has another GIL; that is
+    `rows.OWN_GILS`. With one, profiling its neighbour crashed a worker of 3.13.0 within a second.
+    """
     return frames_are_own() or isolation == SHARED_GIL
 
 
-def can_profile(isolation: str) -> bool:
-    """Whether threads can be sampled: a process has no interpreter but its own."""
-    return isolation == PROCESS or can_see_stacks(isolation)
+def can_profile(isolation: str, has_own_gils: bool) -> bool:
+    """Whether threads can be sampled: a process has no interpreter but its own.
+
+    Args:
+        has_own_gils: whether the worker has, or had, an interpreter with an own GIL.
+    """
+    return isolation == PROCESS or (can_see_stacks(isolation) and (frames_are_own() or not has_own_gils))
 
 
 def why_not_profiled(isolation: str) -> str:
     """Say why threads cannot be sampled, and what to do."""
     newer = {(3, 13): "3.13.16"}.get(VERSION[:2], "3.14.8")
+    where = "an app of the same worker has an own GIL" if can_see_stacks(isolation) else f"an app's isolation is {isolation!r}"
     return (
-        f"reading stacks may crash Python {version_text()} where an app's isolation is {isolation!r}; "
+        f"reading stacks may crash Python {version_text()} where {where}; "
         f"use Python {newer} or newer, or isolation = 'process' for this mount"
     )
 

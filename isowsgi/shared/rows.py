@@ -72,6 +72,7 @@ AT_CAPACITY = 0  # 1 while the worker has as many connections as worker_connecti
 CLEAN_EXIT = 1  # 1 once the worker has begun to exit by itself
 ROWS_USED = 2  # rows that were ever allotted, row 0 included
 STOPPING = 3  # 1 from before the listeners are closed: the next response on each connection is its last
+OWN_GILS = 4  # 1 from before the worker's first interpreter with an own GIL is made: see `interpreters.can_see_stacks`
 
 # What a request took at most, in seconds, to be counted in a bucket; one more has no limit. From a hello to a request that times out.
 BUCKET_LIMITS_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -20,7 +20,7 @@ from tests.command import call
 from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, shared_server
 
 ISOLATIONS = [isolation for isolation in (OWN_GIL, SHARED_GIL, PROCESS) if isolation != OWN_GIL or interpreters.own_gil_error() is None]
-CAN_PROFILE = [isolation for isolation in ISOLATIONS if interpreters.can_profile(isolation)]
+CAN_PROFILE = [isolation for isolation in ISOLATIONS if interpreters.can_profile(isolation, OWN_GIL in ISOLATIONS)]
 
 QUERY_LINE = (APPS / "slow_page.py").read_text().partition("cursor.execute")[0].count("\n") + 1
 

@@ -13,6 +13,7 @@ from isowsgi.instances.lifecycle import ENDS
 from isowsgi.shared import controlmessages, interpreters, messages
 from isowsgi.shared.controlmessages import InstanceProfile, MountProfile, Refusal
 from isowsgi.shared.messages import Profiled
+from isowsgi.shared.rows import OWN_GILS
 from isowsgi.worker.control.server import Errand
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.slots import Instance
@@ -57,7 +58,7 @@ class _Session:
         for instance in self.deployment.slots.serving():
             if instance not in self.found and self.end - now >= 1 / self.order.rate:
                 found = self.found[instance] = _Found()
-                if not interpreters.can_profile(instance.isolation):  # it came by a reload, with another isolation than those before
+                if not _can_profile(self.deployment, instance):  # it came by a reload, with another isolation than those before
                     found.problem = interpreters.why_not_profiled(instance.isolation)
                 elif not instance.tell(self.order.replace(seconds=self.end - now, most_chars=self.most_bytes // 2)):
                     found.problem = "it took no order: it has many to read yet, or has ended"
@@ -154,6 +155,11 @@ class Profiling:
         serving = deployment.slots.serving()
         if not serving:
             raise Refusal("not-serving", f"{name} is {deployment.state()}: there is nothing to profile until it serves")
-        unsafe = {each.isolation for each in serving if not interpreters.can_profile(each.isolation)}
+        unsafe = {each.isolation for each in serving if not _can_profile(deployment, each)}
         if unsafe:
             raise Refusal("unsafe", f"{name}: {interpreters.why_not_profiled(unsafe.pop())}")
+
+
+def _can_profile(deployment: Deployment, instance: Instance) -> bool:
+    has_own_gils = deployment.surroundings.board.row(0).words[OWN_GILS] == 1
+    return interpreters.can_profile(instance.isolation, has_own_gils)
