@@ -15,6 +15,7 @@ import click
 from isowsgi.cli import asking, client, comparison, statusview
 from isowsgi.cli.answers import Told, for_people
 from isowsgi.cli.errors import errors
+from isowsgi.cli.reloadall import reload_all
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, MountStacks, Outcome, Request, WorkerStatus
 from isowsgi.shared.sockets import Place
@@ -77,23 +78,36 @@ def _watch(config: str | None, pidfile: str | None, as_json: bool, sort: str | N
                 return
 
 
-@click.command(short_help="Replace one app without losing a request.")
-@asking.one_mount
+@click.command(short_help="Replace one app, or each, without losing a request.")
+@click.argument("pattern", required=False)
+@asking.where
 @asking.timeout
-def reload(pattern: str, workers: list[Place], timeout: float) -> None:
+@click.option("--all", "every", is_flag=True, help="Each app that is loaded, one after the other; PATTERN is left out.")
+@click.option("--one-at-a-time", is_flag=True, help="With --all: also one worker after the other.")
+def reload(pattern: str | None, config: str | None, pidfile: str | None, timeout: float, every: bool, one_at_a_time: bool) -> None:
     """Load a new generation of one mount's app without losing a request, and wait until the new generation serves.
 
-    If it cannot be loaded, the old generation keeps serving and the exit code is 1.
+    If it cannot be loaded, the old generation keeps serving and the exit code is 1. --timeout is for each mount.
     """
-    _do(workers, controlmessages.Reload(mount=pattern), timeout)
+    if every:  # what stands in the pattern's place is the config file
+        sys.exit(reload_all(asking.find(asking.one_of(pattern, config), pidfile), one_at_a_time, timeout))
+    if pattern is None or one_at_a_time:
+        raise click.UsageError("name a mount's pattern, or --all" if pattern is None else "--one-at-a-time needs --all")
+    _do(asking.find(config, pidfile), controlmessages.Reload(mount=pattern), timeout)
 
 
 @click.command(short_help="Take one app out of service.")
 @asking.one_mount
 @asking.timeout
-def stop(pattern: str, workers: list[Place], timeout: float) -> None:
-    """Stop one mount's app; the mount answers 503 until `isowsgi start`."""
-    _do(workers, controlmessages.Stop(mount=pattern), timeout)
+@click.option(
+    "--drain", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Serve on for so long, while /ready answers 503."
+)
+def stop(pattern: str, workers: list[Place], timeout: float, drain: float) -> None:
+    """Stop one mount's app; the mount answers 503 until `isowsgi start`.
+
+    With --drain a balancer that asks /ready?mount=PATTERN sends its clients elsewhere before. Ctrl-C meanwhile keeps the app in service.
+    """
+    _do(workers, controlmessages.Stop(mount=pattern, drain_s=drain), drain + timeout)
 
 
 @click.command(short_help="Bring one app back.")
@@ -127,7 +141,7 @@ COMMANDS = (status, reload, stop, start, stacks, errors)
 
 def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> None:
     """Ask all workers to do something, and print each worker's result."""
-    answers = for_people(client.ask(workers, request, timeout_s))
+    answers = for_people(asking.ask_until_interrupted(workers, request, timeout_s))
     may_hint = not isinstance(request, controlmessages.Stop)
     if may_hint and asking.is_bad_input(answers):  # a mount that is only in the file, perhaps
         _hint(click.get_current_context().params["config"], workers)

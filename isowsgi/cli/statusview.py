@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Answers = Sequence[Told[WorkerStatus]]
 
-_STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan"}
+_STYLES = {"serving": "green", "asleep": "dim", "booting": "cyan", "reloading": "cyan", "leaving": "yellow"}
 
 # Where a row has the isolation, which is left out on a narrow terminal; and a width that no table has.
 _ISOLATION, _ANY_WIDTH = 2, 10_000

@@ -145,6 +145,7 @@ class WorkerTable:
     crashes: AtLeastOne = AtLeastOne(CRASHES)
     crash_window: LongSeconds = LongSeconds(CRASH_WINDOW_S)
     fork_server: Switch = Switch(False)
+    lame_duck: LongSeconds = LongSeconds(0.0)
 
 
 @attrs.frozen(kw_only=True)

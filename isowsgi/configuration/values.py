@@ -122,7 +122,7 @@ class Mount:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """`[worker]`: what a worker may come to before it is replaced, gracefully; and how it starts processes."""
+    """`[worker]`: what a worker may come to before it is replaced, gracefully; how it starts processes, and how it stops."""
 
     max_stuck: int = MAX_STUCK  # instances with a thread that does not end
     max_leaked: int = MAX_LEAKED  # interpreters ended on a release that keeps their memory
@@ -130,6 +130,7 @@ class Limits:
     crashes: int = CRASHES  # of a worker with this mount alone in flight, before `on_crash` acts
     crash_window: float = CRASH_WINDOW_S  # seconds in which they count
     fork_server: bool = False  # whether mounts' processes are forked from one that has loaded what serves
+    lame_duck: float = 0.0  # seconds for which all is served, but /ready says 503, once gunicorn was told to stop; 0: not at all
 
 
 @attrs.frozen(kw_only=True)

@@ -261,6 +261,9 @@ class Plan:
             self._remember(config)
         self._ledger = Ledger(config.limits.crashes, config.limits.crash_window)
         self._verdicts = {"quarantine": set(), "process": set(), SUSPECT: set()}
+        if config.limits.lame_duck and config.limits.lame_duck >= cfg.graceful_timeout:
+            text = "worker.lame_duck: %g s, but gunicorn ends its workers after graceful_timeout = %d s; raise graceful_timeout above it"
+            log.warning(text, config.limits.lame_duck, cfg.graceful_timeout)
         warning = interpreters.own_gil_warning()
         wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
         if warning and wanting:

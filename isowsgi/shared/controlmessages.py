@@ -282,6 +282,7 @@ class Reload(Request[Outcome]):
 
 class Stop(Request[Outcome]):
     mount: str
+    drain_s: float = 0.0  # for so long it is served as before, but is not ready; it ends with the connection of who asks
 
 
 class Start(Request[Outcome]):

@@ -263,6 +263,10 @@ class AcceptorRow(Row):
         """Say whether the worker has as many connections as it may."""
         self.words[AT_CAPACITY] = int(is_full)
 
+    @property
+    def is_stopping(self) -> bool:
+        return self.words[STOPPING] == 1
+
     def say_stopping(self) -> None:
         """Say that the next response on each connection is its last."""
         self.words[STOPPING] = 1

@@ -162,6 +162,7 @@ class RegionReading(NamedTuple):
     queued: dict[str, int]  # by pattern
     errors: list[RowError]
     report: dict[str, Any] | None  # what it says of itself; None until it does
+    is_stopping: bool  # whether the next response on each of its connections is the last
 
 
 class Scoreboard(Region):
@@ -351,7 +352,7 @@ class Scoreboard(Region):
                 queued[pattern] = queued.get(pattern, 0) + words[QUEUED]
             if words[ERROR_AT]:
                 errors.append(RowError(pattern, words[ERROR_AT], row.error()))
-        return RegionReading(self.region, self.totals(), busy, queued, errors, self.report())
+        return RegionReading(self.region, self.totals(), busy, queued, errors, self.report(), self.acceptor_row().is_stopping)
 
     def close(self) -> None:
         """Let go of the memory; not of the descriptor."""

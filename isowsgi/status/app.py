@@ -115,6 +115,8 @@ class StatusPage:
         """Answer 200 if every worker that accepts requests can serve the mount, or all mounts; a sleeping one counts as ready."""
         reading = self._read()
         missing = unready(reading)
+        if missing is None and reading.regions and all(region.is_stopping for region in reading.regions):
+            return _text("stopping: requests are still served, but go elsewhere\n", 503)
         if missing is None:
             return _text("no worker accepts requests, or a worker has too many mounts to report their states\n", 503)
         mount = request.args.get("mount")

@@ -185,7 +185,7 @@ function wanted(snapshot, known) {
 // The parts.
 
 const TROUBLES = { stuck: "is stuck", failed: "could not be loaded", quarantined: "is quarantined", stopped: "is stopped", booting: "is being loaded" };
-const LEVELS = { stuck: "bad", failed: "bad", quarantined: "bad", stopped: "warn", booting: "warn", reloading: "good", serving: "good", asleep: "" };
+const LEVELS = { stuck: "bad", failed: "bad", quarantined: "bad", stopped: "warn", booting: "warn", leaving: "warn", reloading: "good", serving: "good", asleep: "" };
 
 function badge(mount) {
   const states = Object.entries(mount.states);

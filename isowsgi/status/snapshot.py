@@ -17,7 +17,7 @@ from isowsgi.shared.rows import BUCKET_LIMITS_S, RESPONSES, WAIT_LIMITS_S
 from isowsgi.shared.scoreboard import ZERO, Busy, Counters, RegionReading, wholes
 
 # The worst first: what a mount is, if it is not the same in all workers.
-STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "reloading", "serving", "asleep")
+STATES = ("stuck", "quarantined", "failed", "stopped", "booting", "leaving", "reloading", "serving", "asleep")
 
 # States in which a request is served, or starts what serves it. A mount that is "stuck" may be ready: a new instance serves then.
 _READY = ("serving", "reloading", "asleep")

@@ -114,6 +114,7 @@ class Deployment:
         self.is_quarantined = is_quarantined
         self.is_faulty = bool(self.mount.fault)  # its settings are not known; it is answered 503
         self.is_stopped = False  # by the operator
+        self.is_leaving = False  # served still, but it will be stopped soon
         self.is_in_line = False  # it waits for its turn to be loaded, or for that of more of its instances
         self._is_partly_started = False  # some of its instances have had their turn, and the others wait for theirs
         self.is_prepared = False  # for a table that does not serve yet, see `change`
@@ -168,6 +169,8 @@ class Deployment:
         if self.is_asleep():
             return "asleep"
         if self.is_serving():
+            if self.is_leaving:
+                return "leaving"
             return "reloading" if self.is_replacing() or self.wanted else "serving"
         if State.STUCK in self.slots.states():
             return "stuck"

@@ -30,6 +30,7 @@ from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.rows import FAILED_STARTS
 from isowsgi.shared.safelog import SafeLog
 from isowsgi.worker import startup
+from isowsgi.worker.lameduck import LameDuck
 from isowsgi.worker.parts import Given, Parts, assemble, open_control
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
@@ -75,7 +76,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._late_reloader: Any = None
         self._exit_code = 0
         self._parts: Parts | None = None
-        self._is_accepting = self._is_settled = self._has_nothing_to_serve = self._is_quitting = False
+        self._is_accepting = self._is_settled = self._has_nothing_to_serve = self._is_quitting = self._is_told_to_stop = False
         self._boot_deadline = self._watch_from = 0.0
 
     def _take_share(self, app: Any, cfg: Any, log: Any) -> None:
@@ -198,11 +199,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self._exit_code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
             self._end_instances(time.monotonic() + _EXIT_FUNCTIONS_S)
             raise
-        except AppImportError:
-            self._exit_code = 4  # as the arbiter will exit for it: "App failed to load."
-            raise
-        except BaseException:
-            self._exit_code = 255
+        except BaseException as exc:
+            self._exit_code = 4 if isinstance(exc, AppImportError) else 255  # 4: as the arbiter will exit then, "App failed to load."
             raise
 
     def _run(self) -> None:
@@ -244,6 +242,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         if not self._is_accepting and (self._is_settled or now >= self._boot_deadline):
             self._is_accepting = True
             self._made().acceptor.start_accepting()
+            self._made().supervisor.publish()  # else the first to ask /ready would hear that no worker accepts
 
     def _once_a_second(self) -> list[tuple[str, Callable[[], object]]]:
         """Return what is due about once a second, as separate calls: one that fails does not stop the others."""
@@ -251,13 +250,9 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             ("heartbeat", self.notify),
             ("parent", self._look_at_parent),
             ("supervisor", self._made().supervisor.tick),
-            ("applied table", self._look_at_tables),
+            ("applied table", lambda: self._made().applying.tick() if self.alive else None),
             ("restart", self._look_for_restart),
         ]
-
-    def _look_at_tables(self) -> None:
-        if self.alive:  # one that stops begins nothing
-            self._made().applying.tick()
 
     def _look_at_parent(self) -> None:
         if self.ppid != os.getppid():
@@ -282,10 +277,12 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
     def _stop_gracefully(self) -> None:
         """Answer all that was accepted, then let the apps end, within graceful_timeout."""
         parts, call = self._made(), self._containment.call
-        self._board.acceptor_row().say_clean_exit()  # whatever the master does to it from here on is no crash
         grace_s = max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
         deadline = time.monotonic() + grace_s
         answers_due = deadline - min(_EXIT_FUNCTIONS_S, grace_s / 2)
+        if self._is_told_to_stop:
+            call("lame duck", LameDuck(parts, self._board, self._containment, self.log).serve, answers_due)
+        self._board.acceptor_row().say_clean_exit()  # whatever the master does to it from here on is no crash
         parts.watcher.is_stopping = True
         call("control socket", parts.control.close)
         call("stop", parts.acceptor.stop)
@@ -323,6 +320,10 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         return self._parts
 
     # Signals.
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._is_told_to_stop = True
+        super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         # It comes twice after Ctrl-C, from the terminal and from the master; the second must not cut short what the first one began.

@@ -226,8 +226,16 @@ class Supervisor:
         self._containment.call("queue of replacements", self._workshop.turns.end)
         for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: closing its connections", deployment.finish)
+        self._containment.call("report to the scoreboard", self.publish, True)
+
+    def publish(self, is_stopping: bool = False) -> None:
+        """Publish the report now: something has changed that its readers must not learn late.
+
+        Args:
+            is_stopping: whether to say from now on that the worker stops, so that `/ready` does not count it.
+        """
         if self._reporter is not None:
-            self._containment.call("report to the scoreboard", self._reporter.stop, time.monotonic())
+            (self._reporter.stop if is_stopping else self._reporter.publish)(time.monotonic())
 
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""

@@ -174,6 +174,8 @@ class Template(Deployment):
     def state(self) -> str:
         if self.is_quarantined or self.is_stopped or self.is_faulty:
             return super().state()
+        if self.is_leaving:
+            return "leaving"
         return "serving" if self.is_serving() else "asleep"
 
     def is_serving(self) -> bool:

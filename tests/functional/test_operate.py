@@ -273,7 +273,7 @@ BAD_INPUT = (
     (["status", "--config", "other.toml"], "no running gunicorn serves "),
     (["status", "--pidfile", "nowhere.pid"], "isowsgi: nowhere.pid: cannot read it: no such file or directory\n"),
     (["status", "--pidfile", "code.py"], "isowsgi: code.py: expected the process id of a gunicorn master\n"),
-    (["reload"], "Missing argument 'PATTERN'"),
+    (["reload"], "name a mount's pattern, or --all"),
     (["relaod", "/b"], "No such command 'relaod'"),
 )
 

@@ -41,6 +41,7 @@ from isowsgi.shared.sockets import StopMarks
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.counts import counts_of
 from isowsgi.worker.control.growth import Growths
+from isowsgi.worker.control.leaving import leave, set_leaving
 from isowsgi.worker.control.profiling import Profiling
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.control.shells import Shells
@@ -173,7 +174,8 @@ class Commands:
         deployment = self._deployment(request.mount)
         self._refuse_quarantined(deployment)
         if deployment.is_serving():
-            return _outcome(deployment, "serving", "already serving")
+            was_leaving = set_leaving(deployment, False, self._supervisor.publish)
+            return _outcome(deployment, "serving", "keeps serving" if was_leaving else "already serving")
         if deployment.state() == "stuck" and not deployment.is_under_way():
             return (yield from self._reload(request))  # its slots are taken
         if not deployment.is_under_way():
@@ -186,6 +188,7 @@ class Commands:
     def _stop(self, request: controlmessages.Stop) -> Errand:
         deployment = self._deployment(request.mount)
         _refuse_redirect(deployment)
+        yield from leave(deployment, request.drain_s, self._supervisor.publish)
         deployment.halt(time.monotonic())
         self._mark(deployment)
         while any(instance.state is not State.STUCK for instance in deployment.slots.all()):
