@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "worker": {"shared", "inside", "configuration", "master", "instances", "isolation", "worker"},
     "status": {"shared", "status"},
     "importing": {"shared", "configuration", "importing"},
-    "cli": {"shared", "configuration", "isolation", "importing", "cli"},
+    "exporting": {"shared", "configuration", "exporting"},
+    "cli": {"shared", "configuration", "isolation", "importing", "exporting", "cli"},
 }
 
 

@@ -33,7 +33,10 @@ WIDTH = 80
 def page() -> str:
     parts = [HEAD, _block(group, "isowsgi")]
     for name in sorted(group.commands):
-        parts += [f"\n## isowsgi {name}\n", _block(group.commands[name], f"isowsgi {name}")]
+        command = group.commands[name]
+        parts += [f"\n## isowsgi {name}\n", _block(command, f"isowsgi {name}")]
+        if isinstance(command, click.Group):
+            parts += [_block(each, f"isowsgi {name} {each.name}") for _, each in sorted(command.commands.items())]
     return "".join(parts)
 
 

@@ -16,6 +16,7 @@ from isowsgi import configuration
 from isowsgi.cli import asking
 from isowsgi.cli.apply import apply
 from isowsgi.cli.commands import COMMANDS
+from isowsgi.cli.export import export
 from isowsgi.cli.importing import import_
 from isowsgi.cli.initial import init
 from isowsgi.cli.memory import memory
@@ -32,7 +33,7 @@ def main() -> None:
     """Inspect and control the apps that gunicorn serves with isowsgi's worker."""
 
 
-for command in (*COMMANDS, plan, apply, profile, memory, run, shell, import_, init):
+for command in (*COMMANDS, plan, apply, profile, memory, run, shell, import_, init, export):
     main.add_command(command)
 
 
