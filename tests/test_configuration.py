@@ -506,11 +506,10 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, lazy, limits, "
-    "log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, on_crash, on_drain, on_request_end, "
-    "on_request_start, "
-    "policy, preload, python, pythonpath, queue, queue_timeout, replace, request_timeout, send_timeout, server_timing, slow_request, "
-    "threads, touch, umask, venv, warmup, watch, working_directory"
+    "app, body_timeout, boot_timeout, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
+    "lazy, lazy_imports, limits, log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, "
+    "on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, queue, queue_timeout, replace, "
+    "request_timeout, send_timeout, server_timing, slow_request, threads, touch, umask, venv, warmup, watch, working_directory"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'

@@ -309,15 +309,27 @@ def test_an_app_gets_an_event_loop_when_it_is_loaded_as_in_a_main_thread(tmp_pat
 
 
 @pytest.mark.skipif(interpreters.VERSION < (3, 15), reason="imports are lazy from Python 3.15 on")
-def test_lazy_imports_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["config", "environment"])
+def test_lazy_imports_are_resolved(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an app seems to load where its first request fails."""
-    monkeypatch.setenv("PYTHON_LAZY_IMPORTS", "all")
+    changes = {"lazy_imports": "all"} if by == "config" else {}
+    if by == "environment":
+        monkeypatch.setenv("PYTHON_LAZY_IMPORTS", "all")
     path = copy_extension("_xxtestfuzz", tmp_path)
     (tmp_path / "inner.py").write_text("import _xxtestfuzz")
 
-    outcome = trial.run(order_for(tmp_path, "import inner"), BEST, timeout_s=DEADLINE_S)
+    outcome = trial.run(order_for(tmp_path, "import inner", **changes), BEST, timeout_s=DEADLINE_S)
 
     assert [(name, file) for name, file, _ in outcome.refused] == [("_xxtestfuzz", str(path))]
+
+
+@pytest.mark.skipif(interpreters.VERSION < (3, 15), reason="imports are lazy from Python 3.15 on")
+def test_a_lazy_import_that_exits_does_no_harm_unless_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("raise SystemExit(1)")
+
+    outcome = trial.run(order_for(tmp_path, "import ends", lazy_imports="all"), BEST, timeout_s=DEADLINE_S)
+
+    assert (outcome.loaded, outcome.error) == (True, "")
 
 
 def test_a_trial_dies_with_its_parent(tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ def test_the_key_is_made_of_all_that_a_verdict_depends_on(tmp_path: Path) -> Non
         with_values(order, python="/other"),
         with_values(order, env={"A": "1"}),
         with_values(order, policy={"chdir": "deny"}),
+        with_values(order, lazy_imports="all"),
+        with_values(order, eager=["a"]),
         with_values(order, release="0"),
         with_member(order, target="other"),
         with_member(order, warmup="/"),

@@ -32,6 +32,7 @@ from isowsgi.configuration.tables import (
     HostNames,
     Instances,
     Isolation,
+    LazyImports,
     LimitsTable,
     LogFormat,
     LongSeconds,
@@ -70,6 +71,7 @@ from isowsgi.configuration.tables import (
 )
 from isowsgi.configuration.values import (
     CRASH_ACTIONS,
+    LAZY_IMPORTS,
     LOG_FORMATS,
     MAX_COUNT,
     MAX_INSTANCES,
@@ -199,6 +201,7 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Modules: lambda value: tuple(dict.fromkeys(checks.one_or_more(converter, value, Module))),
         Replace: partial(checks.one_of, names=REPLACE_ORDERS),
         LogFormat: partial(checks.one_of, names=LOG_FORMATS),
+        LazyImports: partial(checks.one_of, names=LAZY_IMPORTS),
         OnCrash: partial(checks.one_of, names=CRASH_ACTIONS),
         PolicyWord: checks.policy_word,
         PolicyValue: partial(checks.one_of, names=policies.VALUES),

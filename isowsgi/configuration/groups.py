@@ -1,7 +1,7 @@
 """Groups: mounts that share one instance, and so all that is the instance's. Values only, no I/O.
 
 What one member says holds for all; two that say different things contradict each other, which is a fault. Folders of `pythonpath` add up,
-and so do variables of the environment, words of the policy and limits, of which each may be said once.
+as do modules of `eager`, variables of the environment, words of the policy and limits; of the latter three each may be said once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 # What stays each member's own: where it is, and what is asked for before it serves.
 _OWN = frozenset(("app", "hosts", "max_live", "exists", "warmup", "group"))
+
+# Lists of which a group has all that its members name.
+_ADDED = frozenset(("pythonpath", "eager"))
 
 # Tables that are merged name by name.
 _TABLES = frozenset(("env", "policy", "limits"))
@@ -46,7 +49,7 @@ def agree(members: list[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[
                     if table.setdefault(name, text) != text:
                         contradictions.append(Contradiction(number, key, name, first_named[key, name], table[name]))
                     first_named.setdefault((key, name), number)
-            elif key == "pythonpath":
+            elif key in _ADDED:
                 shared[key] = tuple(dict.fromkeys([*shared.get(key, ()), *value]))
             elif key not in shared:
                 shared[key], first[key] = value, number

@@ -111,6 +111,10 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
             yield "venv", Fault(f'an app in the main interpreter has {packages}; use isolation = "process"')
         if values.get("instances", 1) > 1:
             yield "instances", Fault(f"there is one main interpreter, got {values['instances']}")
+        if values.get("lazy_imports") == "all":
+            reason = "the main interpreter is the worker's, and has one mode for all of its imports"
+            other = 'lazy_imports = "normal" for a mount with isolation = "main"'
+            yield "lazy_imports", Fault(f'{reason}; use isolation = "process", or {other}')
         if any(value != "allow" for value in values.get("policy", {}).values()):
             reason = "in the main interpreter an app's calls cannot be told from gunicorn's"
             yield "policy", Fault(f'{reason}; use isolation = "process", or policy = "allow" for a mount with isolation = "main"')

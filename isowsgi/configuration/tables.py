@@ -37,6 +37,7 @@ Module = NewType("Module", str)
 Modules = NewType("Modules", tuple[str, ...])
 Replace = NewType("Replace", str)
 LogFormat = NewType("LogFormat", str)
+LazyImports = NewType("LazyImports", str)
 OnCrash = NewType("OnCrash", str)
 PolicyWord = NewType("PolicyWord", str)
 PolicyValue = NewType("PolicyValue", str)
@@ -98,6 +99,8 @@ class Settings:
     on_request_end: Hook | None = None
     on_crash: OnCrash | None = None
     preload: Modules | None = None
+    lazy_imports: LazyImports | None = None
+    eager: Modules | None = None
     policy: Policy | None = None
     https_only: Switch | None = None
     umask: Umask | None = None

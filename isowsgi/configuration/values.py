@@ -27,6 +27,7 @@ CRASHES = 3
 CRASH_WINDOW_S = 600.0
 HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
 REPLACE_ORDERS = ("load-first", "stop-first")
+LAZY_IMPORTS = ("normal", "all")  # the modes of sys.set_lazy_imports, Python 3.15
 CRASH_ACTIONS = ("quarantine", "process", "serve")
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)  # RFC 9110 section 15.4, those that lead to another address
 REDIRECT_STATUS = 302  # what Apache and Caddy answer where nothing is said: no browser remembers it
@@ -98,6 +99,8 @@ class Mount:
     file: str | None = attrs.field(default=None, eq=False)  # absolute; the included file that it is from
     fault: str = ""  # of that file, if it has any: the mount is not served then
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
+    lazy_imports: str | None = None  # or "all", "normal": whether its imports are carried out at first use; None: as Python was started
+    eager: tuple[str, ...] = ()  # modules whose imports are carried out where they stand; see inside/laziness.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
     umask: str = ""  # octal digits; "": gunicorn's. This and the next three are for a process
     working_directory: str | None = None  # absolute; None: gunicorn's

@@ -120,6 +120,11 @@ def prepare(order: BootOrder, log: Log) -> None:
         except extensions.UnknownExtension:  # a .pth file imports it; the boot reports it
             pass
     sys.set_int_max_str_digits(order.host.max_int_digits)  # 3.11 sets no limit in new interpreters (CVE-2020-10735)
+    loading = order.loading
+    if order.isolation != "main" and (loading.lazy_imports or loading.eager):
+        from isowsgi.inside import laziness  # late, as above
+
+        laziness.install(loading.lazy_imports, loading.eager)
     environment.set_signals(log.info)
     sys.argv[:] = [order.members[0].app.target]
 

@@ -96,7 +96,7 @@ def resolve_lazy_imports() -> None:
         for module, name in waiting:
             try:
                 getattr(module, name)
-            except Exception:
+            except (Exception, SystemExit):
                 _failed.add((module.__name__, name))
         if not waiting:
             return

@@ -182,6 +182,8 @@ class BootOrders:
             pause_s=_pause_s(mount) if has_time else 0.0,
             watch=mount.watch,
             report_files=self._report_files,
+            lazy_imports=mount.lazy_imports,
+            eager=list(mount.eager),
         )
 
     def _serving(self, members: Sequence[Mount], isolation: str, routes: list[Route]) -> Serving:

@@ -30,7 +30,8 @@ def key_of(order: BootOrder) -> str:
     host = [sys.version, os.path.realpath(sys.executable), order.host.python, order.host.site]
     around = order.environment
     walls = order.walls and wire.plain(order.walls)
-    facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, walls, members]
+    imports = [order.loading.lazy_imports, order.loading.eager]
+    facts = [order.release, RULES, host, around.env, around.pythonpath, around.venv, around.policy, walls, members, imports]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 

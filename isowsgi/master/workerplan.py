@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi import configuration
-from isowsgi.configuration import crossing, gunicorn_settings, remembered, stored
+from isowsgi.configuration import crossing, gunicorn_settings, pythons, remembered, stored
 from isowsgi.configuration.included import keep_faulty
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
@@ -268,6 +268,7 @@ class Plan:
         wanting = [mount.pattern for mount in config.mounts if mount.isolation == interpreters.OWN_GIL]
         if warning and wanting:
             log.warning("%s: %s", ", ".join(wanting), warning)
+        _warn_of_lazy_imports(config, log)
 
     def _reread(self, app: Any, cfg: Any, log: Any) -> None:
         """Read the config file again, after SIGHUP or on a change that --reload saw."""
@@ -287,3 +288,15 @@ class Plan:
             for fault in exc.faults:
                 log.error(fault)
             log.error("invalid config file; keeping the previous mounts")
+
+
+def _warn_of_lazy_imports(config: configuration.Config, log: Any) -> None:
+    """Say which mounts ask for what their Python does not have; no fault, so that one config file serves on each release."""
+    without: dict[str, list[str]] = {}
+    for mount in config.mounts:
+        if mount.lazy_imports == "all":
+            version = interpreters.VERSION if mount.python is None else pythons.ask(mount.python).version
+            if warning := interpreters.lazy_imports_warning(version):
+                without.setdefault(warning, []).append(mount.pattern)
+    for warning, patterns in without.items():
+        log.warning("%s: %s", ", ".join(patterns), warning)

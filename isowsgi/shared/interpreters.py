@@ -21,7 +21,7 @@ import sysconfig
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 VERSION = sys.version_info[:3]
@@ -106,6 +106,13 @@ def own_gil_warning() -> str | None:
     if VERSION == (3, 14, 0):
         return "an own GIL leaks and may crash on Python 3.14.0; use 3.14.1 or newer"
     return None
+
+
+def lazy_imports_warning(version: Sequence[int] = VERSION) -> str | None:
+    """Say why `lazy_imports` has no effect with a Python of this version, or None."""
+    if (version[0], version[1]) >= (3, 15):
+        return None
+    return f"lazy_imports has no effect on Python {'.'.join(map(str, version))}: it needs 3.15 or newer; imports are carried out at once"
 
 
 def best_isolation() -> str:

@@ -70,6 +70,8 @@ class Loading(Value):
     pause_s: float  # how long all pauses may be, see `inside.pace`; 0: none
     watch: bool  # whether changes of the app's files are reported
     report_files: bool  # whether the files' names are
+    lazy_imports: str | None = None  # the mode of `sys.set_lazy_imports`; None: as it is
+    eager: list[str] = []  # modules whose imports are not put off then
 
 
 class Limits(Value):
