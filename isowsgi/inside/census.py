@@ -68,7 +68,7 @@ class Counting(Heap):
 
     def take(self, first: int, count: int, found: dict[int, int]) -> None:
         super().take(first, count, found)
-        kinds = heap.types(first, count, self.long.keys())
+        kinds = heap.types(first, count)
         for each in kinds.keys() - self._counted:
             kind = kinds[each]
             sums = self.types.setdefault(_name_of(kind), [0.0, 0.0])

@@ -400,6 +400,7 @@ class Measured(Value):
     small: int  # bytes of the allocator of small blocks, which interpreters with a shared GIL have in common; -1: not known
     large: int  # bytes in larger blocks
     weight: int  # by which interpreters that share an allocator are compared, see `inside.heap`
+    grown: int = 0  # bytes by which the process's memory (RSS) has changed during this look
     problem: str = ""  # why it cannot be measured, now or later
 
 

@@ -1,5 +1,7 @@
 """How much memory each instance has: measured a little at a time, and only after the worker has grown or shrunk.
 
+Until it has been measured, an instance counts as much as its number of objects suggests.
+
 An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between.
 A process is what the kernel says of it: its own pages, and its share of those that others have too (PSS). Interpreters that share a GIL
 share the allocator of small blocks: what it has grown by since the last time is divided among those whose objects have grown. So they are
@@ -16,15 +18,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import messages, pymalloc
+from isowsgi.shared import messages, pymalloc, residentmemory
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS
 from isowsgi.worker.deployment import Deployment
-from isowsgi.worker.processmemory import pss_bytes, rss_bytes, rss_bytes_of
+from isowsgi.worker.processmemory import pss_bytes, rss_bytes
 from isowsgi.worker.slots import Instance
 
 # By how much the worker's memory must have changed since an interpreter was measured before it is again: so much, and a part of the whole.
 NEWS_BYTES = 2 * 1024 * 1024
 _NEWS_SHARE = 64
+
+# How long after an interpreter began to serve it is measured for the first time, if nothing asks for it earlier. One that has had no
+# request is not at all, if the guess is good enough: 20 apps that nobody asks for need no second of CPU time after each start.
+_FIRST_S = 20.0
+
+# By how much the worker may grow while interpreters are loaded, for the guesses to be good: so many times as much as they say, and some.
+# With hello it is 1.3 times as much: free room, stacks. More has an app with a large table that it made when it was imported.
+_GUESSES, _BESIDE_GUESSES_BYTES = 2, 32 * 1024 * 1024
+
+# What an object that the garbage collector knows stands for, with all that it refers to: 460 to 540 bytes in interpreters with nothing
+# but isowsgi and in those with Flask, Django and Jinja (CPython 3.11.7, 3.14.10, 3.15.2).
+_BYTES_AN_OBJECT = 490
+
+# Nobody is measured again within so many times as long as it took: 2 % of an app's time.
+_ROUND_PAUSES = 50
 
 # How many are measured at a time; of those that share a GIL, one.
 _AT_A_TIME = 4
@@ -42,7 +59,8 @@ _ANSWER_S = 5.0
 _SILENCE_S, _LONGEST_SILENCE_S = 30.0, 1800.0
 
 # Those that share a GIL and are loaded at the same time are measured together, so that what they share is divided among all of them; for
-# one whose load takes longer than this the others do not wait.
+# one whose load takes longer than this the others do not wait. What the worker grows or shrinks by while interpreters are loaded or end
+# is no news either, for as long.
 _LOADING_S = 30.0
 
 # How long all readings of processes' memory in one tick may take. The kernel counts a PSS page by page: 1 ms for 80 MiB, 22 ms for 1 GiB;
@@ -62,7 +80,9 @@ class _Last(NamedTuple):
 
     requests: int  # that it had served
     at: float
-    rss: int  # of the worker
+    level: int  # of the worker's memory, see `Level`
+    not_before: float = 0.0  # the next time
+    is_measured: bool = True  # False: it was only seen
 
 
 class _Reading(NamedTuple):
@@ -80,22 +100,79 @@ class _Silence(NamedTuple):
     lasts_s: float
 
 
+class Level:
+    """The worker's memory, less what isowsgi has done to it itself: what is left changes by what apps do.
+
+    Without that, interpreters were measured twice and more after a start: looks at the first ones made the worker grow.
+    """
+
+    def __init__(self) -> None:
+        self._explained = 0
+        self._seen: int | None = None  # the worker's memory at the last tick
+        self._was_changing = False
+        self._changing: dict[Instance, float] = {}  # since when interpreters are being loaded, or end
+        self._loaded = 0  # bytes that came and went with them, since it was last said
+
+    def tick(self, instances: Sequence[Instance], now: float) -> None:
+        """Take in whether interpreters are loaded or end."""
+        self._changing = {
+            each: self._changing.get(each, now)
+            for each in instances
+            if each.state is not State.SERVING and each.isolation != PROCESS and not each.has_gone
+        }
+        is_changing, rss = any(now - since < _LOADING_S for since in self._changing.values()), rss_bytes()
+        if self._seen is not None and (is_changing or self._was_changing):
+            self._explained += rss - self._seen
+            self._loaded += rss - self._seen
+        self._seen, self._was_changing = rss, is_changing
+
+    def take(self, grown: int) -> None:
+        """Take in what one look has changed it by."""
+        self._explained += grown
+        if self._seen is not None:
+            self._seen += grown
+
+    def bytes(self) -> int:
+        return rss_bytes() - self._explained
+
+    def take_loaded(self) -> int | None:
+        """Return by how much it has changed with interpreters since this was last asked; None: some are still being loaded, or end."""
+        if self._was_changing:
+            return None
+        loaded, self._loaded = self._loaded, 0
+        return loaded
+
+    def is_any_sharer_loading(self, now: float) -> bool:
+        return any(
+            each.state is State.BOOTING and each.isolation != OWN_GIL and now - since < _LOADING_S for each, since in self._changing.items()
+        )
+
+
 class Meter:
     """Measures the instances of one worker.
 
     Args:
         deployments: returns all that have instances.
+        is_limited: whether a deployment's instances have a limit of memory, so that it matters how much they have when they are loaded.
     """
 
-    def __init__(self, deployments: Callable[[], Sequence[Deployment]]) -> None:
+    def __init__(
+        self, deployments: Callable[[], Sequence[Deployment]], is_limited: Callable[[Deployment], bool] = lambda deployment: False
+    ) -> None:
         self._deployments = deployments
+        self._is_limited = is_limited
+        self._level = Level()
         self._later: Later = lambda delay_s, callback: None
         self._asked: dict[Instance, float] = {}  # when each that is being measured was asked for its latest look
         self._wanted: set[Instance] = set()  # those that shall be measured whatever they have done
         self._last: dict[Instance, _Last] = {}
         self._began: dict[Instance, _Last] = {}  # of those that are being measured: what comes after that is not in the figure
         self._silent: dict[Instance, _Silence] = {}
-        self._loading: dict[Instance, float] = {}  # since when those that share a GIL are
+        self._costs: dict[Instance, float] = {}  # of the rounds that they are in, and then of the last one: CPU seconds
+        self._idle: set[Instance] = set()  # those that have served nothing, and are measured as nobody has
+        self._idle_not_before = 0.0  # when the next such are
+        self._guessed: dict[Instance, int] = {}  # how much it is of those that the worker has grown by since the guesses were last good
+        self._doubted: set[Instance] = set()  # those that have not been measured, and the guesses were not good
         self._queue: list[Instance] = []  # of those with their own GIL, the next one last; made anew each second
         self._round: list[Instance] = []  # the same of those that share one; made anew when it is done
         self._sharers = Sharers()
@@ -122,8 +199,9 @@ class Meter:
         """Look at some processes, and ask interpreters that may have changed; about once a second."""
         self._read_processes()
         self._forget()
+        self._level.tick(self._instances(), now)
         for deployment in self._deployments():
-            deployment.trend.add(memory_of(deployment), now)
+            deployment.trend.add(memory_of(deployment) if _is_measured(deployment) else None, now)
         for instance in [each for each, at in self._asked.items() if now - at > _ANSWER_S or each.state in ENDS]:
             del self._asked[instance]
             self._give_up(instance, now)
@@ -139,12 +217,14 @@ class Meter:
         """Take in what one look has found. An answer that nobody waits for changes nothing."""
         if instance not in self._asked:
             return
+        self._level.take(report.grown)
+        self._costs[instance] = self._costs.get(instance, 0.0) + report.took_s
         if report.problem:
             self._leave(instance, report.problem)
             self._ask_some(now)
             return
         if not report.is_whole:
-            if instance.isolation == OWN_GIL and instance.memory >= 0 and report.small >= 0:
+            if instance.isolation == OWN_GIL and instance.memory_at_boot >= 0 and report.small >= 0:
                 instance.memory = report.small + report.large  # of the round before
             pause_s = min(max(_PAUSES * report.took_s, _LEAST_PAUSE_S), _LONGEST_PAUSE_S)
             self._asked[instance] = now + pause_s
@@ -152,8 +232,9 @@ class Meter:
             return
         del self._asked[instance]
         self._wanted.discard(instance)
+        self._idle.discard(instance)
         self._silent.pop(instance, None)
-        self._last[instance] = self._began.pop(instance)
+        self._last[instance] = self._began.pop(instance)._replace(not_before=now + _ROUND_PAUSES * self._costs[instance])
         instance.objects = report.objects
         if instance.isolation == OWN_GIL:
             small = report.small if report.small >= 0 else report.weight
@@ -175,6 +256,7 @@ class Meter:
 
     def _look_around(self, now: float) -> None:
         """See who may have grown, the likeliest first: those that have served most since; and ask them."""
+        self._see(now)
         served = {each: self._served(each) for each in self._interpreters()}
         found = sorted(self._candidates(served, now), key=served.__getitem__)
         self._queue = [each for each in found if each.isolation == OWN_GIL]
@@ -206,29 +288,57 @@ class Meter:
             served: how many requests each has had since it was.
         """
         found = [each for each in served if each not in self._asked and not ((silence := self._silent.get(each)) and now < silence.until)]
-        is_any_loading = any(now - since < _LOADING_S for since in self._note_loading(now).values())
-        new = [each for each in found if each not in self._last and (each.isolation == OWN_GIL or not is_any_loading)]
-        rss = rss_bytes()
-        known = [(each, self._last[each]) for each in found if each in self._last]
-        stale = [each for each, last in known if abs(rss - last.rss) > max(NEWS_BYTES, rss // _NEWS_SHARE)]
-        # Who has served nothing has hardly changed; but if nobody has, some thread of an app's has been at work.
-        stale = [each for each in stale if served[each]] or stale
-        old = [each for each, last in known if now - last.at > _OLDEST_S and served[each]]
-        return {*new, *stale, *old, *(self._wanted & {*found})}
+        chosen = self._new(found, served, now) | self._stale(found, served, now) | (self._wanted & {*found})
+        old = {each for each in found if now - self._last[each].at > _OLDEST_S and served[each]}
+        if any(each.isolation != OWN_GIL for each in chosen | old) and not self._level.is_any_sharer_loading(now):
+            # What they share is divided among all.
+            chosen |= {each for each in found if each.isolation != OWN_GIL and not self._last[each].is_measured}
+        return chosen | old
 
-    def _note_loading(self, now: float) -> dict[Instance, float]:
-        """Return since when those that share a GIL are being loaded."""
-        self._loading = {
-            each: self._loading.get(each, now)
-            for each in self._instances()
-            if each.state is State.BOOTING and each.isolation not in (OWN_GIL, PROCESS)
+    def _new(self, found: list[Instance], served: Mapping[Instance, int], now: float) -> set[Instance]:
+        """Return those that shall be measured for the first time."""
+        limited = {each for deployment in self._deployments() if self._is_limited(deployment) for each in deployment.slots.all()}
+        is_any_loading = self._level.is_any_sharer_loading(now)
+        return {
+            each
+            for each in found
+            if not (last := self._last[each]).is_measured
+            and (each in limited or (now - last.at >= _FIRST_S and (served[each] or each in self._doubted)))
+            and (each.isolation == OWN_GIL or not is_any_loading)
         }
-        return self._loading
+
+    def _stale(self, found: list[Instance], served: Mapping[Instance, int], now: float) -> set[Instance]:
+        """Return those that may have grown or shrunk since they were measured, as the worker has."""
+        level, news = self._level.bytes(), max(NEWS_BYTES, rss_bytes() // _NEWS_SHARE)
+        stale = {each for each in found if abs(level - self._last[each].level) > news and now >= self._last[each].not_before}
+        if busy := {each for each in stale if served[each]}:
+            return busy
+        # Who has served nothing has hardly changed; but if nobody has, some thread of an app's has been at work. It is one of many.
+        self._idle &= stale
+        if stale and not self._idle and now >= self._idle_not_before:
+            self._idle_not_before = now + _ROUND_PAUSES * sum(self._costs.get(each, 0.0) for each in stale)
+            self._idle = set(stale)
+        return set(self._idle)
+
+    def _see(self, now: float) -> None:
+        """Note the interpreters that have begun to serve, and how much they may have; and whether that is enough."""
+        for instance in self._interpreters():
+            if instance not in self._last:
+                self._last[instance] = _Last(0, now, self._level.bytes(), is_measured=False)
+                self._guessed[instance] = instance.objects_at_boot * _BYTES_AN_OBJECT
+                if instance.memory < 0 and instance.objects_at_boot > 0:
+                    instance.memory = self._guessed[instance]
+        if self._guessed and (loaded := self._level.take_loaded()) is not None:
+            if loaded > _GUESSES * sum(self._guessed.values()) + _BESIDE_GUESSES_BYTES:
+                self._doubted |= self._guessed.keys()
+            self._guessed = {}
 
     def _ask(self, instance: Instance, now: float) -> None:
         if instance.state is State.SERVING and instance.tell(messages.Measure()):
             self._asked[instance] = now
-            self._began.setdefault(instance, _Last(instance.requests(), now, rss_bytes()))
+            if instance not in self._began:
+                self._began[instance] = _Last(instance.requests(), now, self._level.bytes())
+                self._costs[instance] = 0.0
 
     def _look_again(self, instance: Instance) -> None:
         if self._asked.pop(instance, None) is not None:
@@ -251,7 +361,7 @@ class Meter:
 
     def _size_of(self, instance: Instance, pid: int) -> int | None:
         """Return how much memory a process has; None: what is known of it will do, or it cannot be read."""
-        rss = rss_bytes_of(pid)
+        rss = residentmemory.bytes_of(pid)
         if rss is None or rss > _MOST_COUNTED_BYTES:
             return rss
         began, last = time.monotonic(), self._readings.get(instance)
@@ -277,11 +387,13 @@ class Meter:
 
     def _forget(self) -> None:
         alive = set(self._instances())
-        tables: tuple[dict[Instance, Any], ...] = (self._last, self._began, self._silent, self._readings)
+        tables: tuple[dict[Instance, Any], ...] = (self._last, self._began, self._silent, self._readings, self._costs)
         for table in tables:
             for gone in table.keys() - alive:
                 del table[gone]
         self._wanted = {each for each in self._wanted & alive if each.state is State.SERVING}
+        self._doubted &= alive
+        self._idle &= alive
         self._sharers.forget(alive)
 
 
@@ -336,6 +448,10 @@ def _settle(instance: Instance, size: int) -> None:
     instance.memory = size
     if instance.memory_at_boot < 0:
         instance.memory_at_boot = size
+
+
+def _is_measured(deployment: Deployment) -> bool:
+    return all(each.memory_at_boot >= 0 for each in deployment.slots.all() if each.state is State.SERVING)
 
 
 def memory_of(deployment: Deployment) -> int | None:

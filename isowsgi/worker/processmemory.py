@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import os
 
-_KIB = 1024
+from isowsgi.shared import residentmemory
 
-# Most bytes of the kernel's texts about a process.
-_MOST_BYTES = 4096
+_KIB = 1024
 
 
 def rss_bytes() -> int:
@@ -42,25 +41,9 @@ def pss_bytes(pid: int) -> int | None:
     the process has ended.
     """
     try:
-        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+        for line in residentmemory.read(f"/proc/{pid}/smaps_rollup").splitlines():
             if line.startswith(b"Pss:"):
                 return int(line.split()[1]) * _KIB
     except (OSError, ValueError, IndexError):
         pass
-    return rss_bytes_of(pid)
-
-
-def rss_bytes_of(pid: int) -> int | None:
-    """Return the whole memory of a child, which the kernel knows without counting; None if it may not be read, or it has ended."""
-    try:
-        return int(_read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, _MOST_BYTES)
-    finally:
-        os.close(fd)
+    return residentmemory.bytes_of(pid)

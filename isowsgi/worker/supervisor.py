@@ -86,7 +86,7 @@ class Supervisor:
             self._workshop.on_files = on_files
         self.live = LiveTable(config, board, containment, self._make_deployment, self._workshop.recall, self._on_switch)
         self._acceptor: Acceptor | None = None
-        self._meter = Meter(self.live.all)
+        self._meter = Meter(self.live.all, lambda each: bool(each.mount.max_memory or self.table.config.limits.max_rss))
         self._memory = MemoryWatch(lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss, self._meter)
         self._workshop.on_measured = self._meter.on_measured
         self._workshop.forks_processes = lambda: self.table.config.limits.fork_server

@@ -147,7 +147,12 @@ class Upkeep:
         if quota and instance.requests() >= quota:
             deployment.quotas[instance] = 0
             deployment.replace(f"served {instance.requests()} requests", now)
-        elif mount.max_memory and instance.memory > mount.max_memory and self._look_at_memory(instance, age, now):
+        elif (
+            mount.max_memory
+            and instance.memory_at_boot >= 0
+            and instance.memory > mount.max_memory
+            and self._look_at_memory(instance, age, now)
+        ):
             return
         elif mount.max_age and age > mount.max_age:
             deployment.slots.began[instance] = now
