@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "isolation": {"shared", "inside", "configuration", "instances", "isolation"},
     "worker": {"shared", "inside", "configuration", "master", "instances", "isolation", "worker"},
     "status": {"shared", "status"},
+    "files": {"shared", "files"},
     "importing": {"shared", "configuration", "importing"},
     "exporting": {"shared", "configuration", "exporting"},
     "cli": {"shared", "configuration", "isolation", "importing", "exporting", "cli"},

@@ -509,7 +509,8 @@ MOUNT_KEYS = (
     "app, body_timeout, boot_timeout, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
     "lazy, lazy_imports, limits, log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, "
     "on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, queue, queue_timeout, replace, "
-    "request_timeout, send_timeout, server_timing, slow_request, threads, touch, umask, venv, warmup, watch, working_directory"
+    "request_timeout, send_timeout, server_timing, slow_request, static, threads, touch, umask, venv, "
+    "warmup, watch, working_directory"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
 ONE_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
@@ -582,7 +583,7 @@ def test_a_pattern_without_its_quotes_is_told_so(read: Write, text: str, ending:
         ('virtualenv = "v"', "virtualenv: unknown key; here it is 'venv'"),
         ('chdir = "/"', "chdir: unknown key; here it is 'working_directory', for a process of its own"),
         ("uid = 3", "uid: unknown key; gunicorn's `user` is that of all mounts"),
-        ('static = "/"', "static: unknown key; files are the proxy's"),
+        ('static-map = "/"', """static-map: unknown key; here it is 'static', a table"""),
         ("boot_timeou = 3", "boot_timeou: unknown key; did you mean 'boot_timeout'?"),
     ],
 )

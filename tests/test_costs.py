@@ -10,6 +10,7 @@ import pytest
 from isowsgi.configuration import App, Config, Control, Mount, Status, costs
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import differences, summary
+from isowsgi.configuration.values import Files
 
 APP = App(kind="module", target="m", call="app")
 
@@ -26,7 +27,9 @@ def told(old: Config, new: Config) -> dict[str, Cost]:
     return {each.name: each.cost for each in differences(summary(old, "salt"), summary(new, "salt"))}
 
 
-def other(value: object) -> Any:
+def other(name: str, value: object) -> Any:
+    if name == "files":
+        return Files(path="/files")
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
@@ -37,7 +40,7 @@ def other(value: object) -> Any:
 @pytest.mark.parametrize("name", [each.name for each in attrs.fields(Mount) if each.eq and each.name not in ("pattern", "host", "prefix")])
 def test_the_plan_says_what_the_worker_does(name: str) -> None:
     before = mount("/a")
-    value: Any = attrs.evolve(APP, call="other") if name == "app" else other(getattr(before, name))
+    value: Any = attrs.evolve(APP, call="other") if name == "app" else other(name, getattr(before, name))
     for old, new in ((before, attrs.evolve(before, **{name: value})), (attrs.evolve(before, **{name: value}), before)):
         goes_on = told(config(old), config(new))["/a"] is Cost.IN_PLACE
 

@@ -14,6 +14,7 @@ from isowsgi import configuration
 from isowsgi.configuration import differences
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting, Summary, summary
+from isowsgi.configuration.values import Files
 from isowsgi.shared import policies
 
 SALT = "salt"
@@ -148,7 +149,8 @@ def test_every_setting_counts(tmp_path: Path, part: str) -> None:
     names = {field.name for field in attrs.fields(type(table))}
     parts = {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status", "log"}  # compared in other ways
     for name in names - parts - {"file", "include", "faults", "faulty"}:
-        other = attrs.evolve(table, **{name: _other(getattr(table, name))})
+        value = Files(path="/files") if name == "files" else _other(getattr(table, name))
+        other = attrs.evolve(table, **{name: value})
         if part != "config":
             other = attrs.evolve(config, **{"mounts": (other,)} if part == "mount" else {part: other})
 

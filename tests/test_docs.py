@@ -98,6 +98,9 @@ def make_what_is_named(folder: Path, data: dict[str, Any]) -> None:
         for name in listed(settings.get("env_file", [])) + script:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
+        static = settings.get("static", {})
+        for each in static.values() if isinstance(static, dict) else [static]:
+            (folder / (each["path"] if isinstance(each, dict) else each)).mkdir(parents=True, exist_ok=True)
 
 
 def make_python(path: Path) -> None:

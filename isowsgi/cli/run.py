@@ -117,6 +117,8 @@ def _mount(path: str, pattern: str) -> Mount:
     if mount is None:
         near = difflib.get_close_matches(pattern, by_pattern, 1)
         asking.fail(f"no mount {pattern!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""), 2)
+    if mount.files is not None:
+        asking.fail(f"{pattern} is only files: it has no app", 2)
     if mount.redirect:
         asking.fail(f"{pattern} is a redirect: it has no app", 2)
     if mount.fault:

@@ -6,13 +6,14 @@ import difflib
 import ipaddress
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
 from cattrs import Converter
 
-from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, quoted, spelt, wrong_type
+from isowsgi.configuration.faults import KINDS, SOME_MOUNT, Fault, at, quoted, spelt, wrong_type
 from isowsgi.configuration.values import ISOLATIONS, MAIN_GROUP, MAX_HEAD_TIMEOUT_S, MAX_HOST_CHARS, MAX_SECONDS
 from isowsgi.shared import policies, routing
 
@@ -192,6 +193,52 @@ def new_addresses(text: str, table: Any, seen: dict[Pattern, str], where: str) -
             raise Fault(f"{what}the same pattern as {seen[address]}; keep one of them")
     seen.update(dict.fromkeys(found, quoted(text) + where))
     return found
+
+
+def note_files(text: str, table: Any, addresses: Sequence[Pattern], seen: dict[Pattern, str], where: str) -> list[Fault]:
+    """Note the addresses of the files that a mount has below itself, and return what is wrong with them.
+
+    Args:
+        text, table, seen, where: see `new_addresses`.
+        addresses: of the mount.
+    """
+    faults = []
+    for path, found in _below(table, addresses).items():
+        place = (text, "static", path)
+        if isinstance(found, Fault):
+            faults.append(at(place, found))
+            continue
+        if taken := [address for address in found if address in seen]:
+            faults.append(at(place, Fault(f"{quoted(str(taken[0]))} is the same pattern as {seen[taken[0]]}; keep one of them")))
+            continue
+        seen.update(dict.fromkeys(found, f"{quoted(path)} in static of {quoted(text)}{where}"))
+    return faults
+
+
+def _below(table: Any, addresses: Sequence[Pattern]) -> dict[str, list[Pattern] | Fault]:
+    """Return the addresses of a mount's files, by their paths below it, or what is wrong with the path."""
+    static = table.get("static") if isinstance(table, dict) and "app" in table else None
+    found: dict[str, list[Pattern] | Fault] = {}
+    for path in static if isinstance(static, dict) else ():
+        try:
+            if not path.startswith("/") or path == "/":
+                raise Fault(f"expected a path below the mount, as in '/static', got {spelt(path)}")
+            found[path] = [Pattern(address.host, address.path + pattern(path).path) for address in addresses]
+        except Fault as fault:
+            found[path] = fault
+    return found
+
+
+def file_name(value: Any) -> str:
+    if "/" in typed(str, value) or "\0" in value or value.startswith("."):
+        raise Fault(f"expected the name of a file in each folder, such as 'index.html', or '' for none, got {spelt(value)}")
+    return typed(str, value)
+
+
+def below_folder(value: Any) -> str:
+    if "\0" in typed(str, value) or any(name in ("", ".", "..") for name in value.removeprefix("/").split("/") if value):
+        raise Fault(f"expected a file below the folder, such as '/index.html', got {spelt(value)}")
+    return typed(str, value)
 
 
 def addresses_of(mounts: Any) -> list[tuple[Pattern, ...]]:

@@ -15,15 +15,19 @@ from isowsgi.configuration.faults import Fault, at, quoted, wrong_type
 from isowsgi.configuration.merging import joint_faults
 from isowsgi.configuration.tables import (
     AtLeastOne,
+    BelowFolder,
     Count,
     Env,
     EnvFile,
     EnvFiles,
     EnvName,
     EnvValue,
+    FileName,
     FilesLimit,
+    FilesTable,
     Folder,
     Folders,
+    FolderTable,
     Glob,
     Globs,
     Group,
@@ -61,7 +65,9 @@ from isowsgi.configuration.tables import (
     RedirectTarget,
     Replace,
     Seconds,
+    Served,
     Size,
+    StaticFolders,
     Switch,
     Threads,
     Umask,
@@ -83,8 +89,8 @@ from isowsgi.configuration.values import (
 )
 from isowsgi.shared import policies
 
-# What a mount's table may say, with an app or with a redirect.
-_KEYS = frozenset(field.name for kind in (MountTable, RedirectTable) for field in attrs.fields(kind))
+# What a mount's table may say, with an app, with a redirect or with files.
+_KEYS = frozenset(field.name for kind in (MountTable, RedirectTable, FilesTable) for field in attrs.fields(kind))
 
 
 def make_converter(
@@ -105,12 +111,14 @@ def make_converter(
         return lambda value, _: build(checks.typed(dict, value), kind)
 
     converter.register_structure_hook_factory(attrs.has, table_check)
-    kinds = _checks_by_kind(converter, folder, own_gil_error)
+    kinds = _checks_by_kind(converter, folder, own_gil_error) | _checks_of_files(converter, folder)
     some = checks.not_empty if needs_mounts else partial(checks.typed, dict)
     kinds[Mounts] = lambda value: _mounts(converter, some(value), seen, where)
     for kind, check in kinds.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
-    long_form, redirect_form = table_check(MountTable), table_check(RedirectTable)  # only now: they look their fields' checks up at once
+    # Only now: they look their fields' checks up at once.
+    long_form, redirect_form, files_form = (table_check(kind) for kind in (MountTable, RedirectTable, FilesTable))
+    converter.register_structure_hook(FolderTable, partial(_files_below, converter, table_check(FolderTable)))
     given = _sound_defaults(converter, defaults)
 
     def mount_check(value: Any, kind: Any) -> Any:
@@ -120,6 +128,8 @@ def make_converter(
             return MountTable(app=targets.app(value, folder=folder))
         if "redirect" in value and "app" not in value:
             return redirect_form(value, RedirectTable)
+        if "static" in value and "app" not in value:
+            return files_form(value, FilesTable)
         table = long_form(value, kind)
         # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
         said = settings_of(table)
@@ -144,6 +154,7 @@ def _mounts(converter: Converter, tables: dict[str, Any], seen: dict[Pattern, st
         plain[text] = table
         try:
             addresses.append(checks.new_addresses(text, table, seen, where))
+            faults += checks.note_files(text, table, addresses[-1], seen, where)
         except Fault as fault:
             faults.append(at((text,), fault))
     try:
@@ -233,6 +244,16 @@ def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
     }
 
 
+def _checks_of_files(converter: Converter, folder: str) -> dict[Any, Callable[[Any], Any]]:
+    """Return the check of each kind of value that says how files are served."""
+    return {
+        Served: partial(places.served, folder=folder),
+        StaticFolders: partial(_static_folders, converter),
+        FileName: checks.file_name,
+        BelowFolder: checks.below_folder,
+    }
+
+
 def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
     """Return those of the defaults that `joint_faults` looks at, as far as they are in order."""
     sound = {}
@@ -243,6 +264,21 @@ def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
             except Fault:  # reported at its place
                 continue
     return sound
+
+
+def _files_below(converter: Converter, form: Callable[[Any, Any], Any], value: Any, kind: Any) -> Any:
+    """Read what a path below a mount is: a folder or a file, or a table that says more of it."""
+    if not isinstance(value, (str, dict)):
+        raise wrong_type("a folder or file (a string), or a table", value)
+    return FolderTable(path=converter.structure(value, Served)) if isinstance(value, str) else form(value, kind)
+
+
+def _static_folders(converter: Converter, value: Any) -> dict[str, FolderTable]:
+    """Read the folders below a mount, by their paths there as they are matched."""
+    if not isinstance(value, dict):
+        raise wrong_type('a table of folders by their paths below the mount, as in { "/static" = "static" }', value)
+    found: dict[str, FolderTable] = converter.structure(value, dict[str, FolderTable])
+    return {path.removesuffix("/"): table for path, table in found.items()}
 
 
 def _policy(converter: Converter, value: Any) -> dict[str, str]:

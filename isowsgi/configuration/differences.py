@@ -121,7 +121,11 @@ def settings_of(table: Any, salt: str) -> Settings:
     said: Settings = {}
     for field in attrs.fields(type(table)):
         value = getattr(table, field.name)
-        if field.name == "app":
+        if field.name == "files" and value is not None:
+            said |= {"static": text_of(value.path)} | {name: each for name, each in settings_of(value, salt).items() if name != "path"}
+        elif field.name == "app" and isinstance(table, Mount) and table.files is not None:
+            continue  # it is what says the same to an interpreter
+        elif field.name == "app":
             said |= {"app": text_of(f"{value.target}:{value.call}")} if value.target else {}
         elif field.name == "env":
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}

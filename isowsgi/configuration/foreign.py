@@ -63,9 +63,10 @@ _KEYS = {
     "prefix": 'the key of a mount is its URL: "/blog" = { ... }',
     "url": 'the key of a mount is its URL: "/blog" = { ... }',
     # What a proxy does.
-    "static": "files are the proxy's, or WhiteNoise's in the app",
-    "static_map": "files are the proxy's, or WhiteNoise's in the app",
-    "root": "files are the proxy's; where an app's code lies is 'pythonpath'",
+    "static_map": '\'static\', a table: static = { "/static" = "folder" }',
+    "share": "'static', in place of an app",
+    "document_root": "'static', in place of an app",
+    "root": "'static' for files; where an app's code lies is 'pythonpath'",
     "ssl": "TLS is for all mounts: gunicorn's `certfile` and `keyfile`",
     "certfile": "TLS is for all mounts: gunicorn's `certfile` and `keyfile`",
     "host": "the key of a mount is its host and path: \"shop.example.com/\" = { ... }; more hosts are 'hosts'",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 # What stays each member's own: where it is, and what is asked for before it serves.
-_OWN = frozenset(("app", "hosts", "max_live", "exists", "warmup", "group"))
+_OWN = frozenset(("app", "static", "hosts", "max_live", "exists", "warmup", "group"))
 
 # Lists of which a group has all that its members name.
 _ADDED = frozenset(("pythonpath", "eager"))

@@ -16,7 +16,7 @@ from isowsgi.configuration.faults import ConfigError, Fault, at, quoted
 from isowsgi.configuration.merging import MERGED, mounts_of, named
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import IncludedTables, settings_of
-from isowsgi.configuration.values import NO_APP, Config, Mount, numbered
+from isowsgi.configuration.values import FILES_GROUP, NO_APP, Config, Mount, numbered
 
 
 def files(patterns: Iterable[str], folder: str) -> list[str]:
@@ -125,10 +125,10 @@ class Inclusion:
             if key in defaults:
                 defaults[key] = self._defaults.get(key, {}) | own.get(key, {})
         mounts = mounts_of(tables.mounts, list(data["mounts"]), defaults, folder)
-        taken = {mount.group for mount in self._mounts} - {None}
+        taken = {mount.group for mount in self._mounts} - {None, FILES_GROUP}
         faults = [
             at(("mounts", text, "group"), Fault(f"another file has mounts in the group {mount.group!r}; keep a group's mounts in one file"))
-            for text, mount in zip(data["mounts"], mounts, strict=True)
+            for text, mount in zip(data["mounts"], mounts, strict=False)
             if mount.group in taken
         ]
         if faults:

@@ -7,9 +7,9 @@ from urllib.parse import unquote
 from isowsgi.configuration import groups, places, pythons, walls
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
-from isowsgi.configuration.tables import Mounts, RedirectTable, settings_of
+from isowsgi.configuration.tables import FilesTable, Mounts, MountTable, RedirectTable, settings_of
 from isowsgi.configuration.tenants import MOST_LEAVING, PLACE
-from isowsgi.configuration.values import MAIN_GROUP, NO_APP, Mount
+from isowsgi.configuration.values import FILES_GROUP, FILES_THREADS, MAIN_GROUP, NO_APP, Files, Mount
 from isowsgi.shared import routing
 from isowsgi.shared.redirects import PATH
 from isowsgi.shared.rows import ROWS
@@ -27,6 +27,9 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
     Args:
         written: the patterns as the file writes them, in its order.
 
+    Returns:
+        the mounts in that order, then those of the files that they have below them.
+
     Raises:
         ExceptionGroup: of faults, each with its place.
     """
@@ -34,20 +37,48 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
     faults: list[Exception] = []
     merged = _join_groups(own, defaults, written, faults)
     mounts: list[Mount] = []
+    is_https_only = defaults.get("https_only", False)
     for (addresses, table), text, said, keys in zip(tables, written, merged, own, strict=True):
         if isinstance(table, RedirectTable):
             mounts.append(Mount(number=len(mounts), app=NO_APP, lazy=True, **settings_of(table) | named(addresses)))
+            continue
+        if isinstance(table, FilesTable):
+            mounts.append(_files_mount(len(mounts), addresses, table.files(table.static), keys.get("https_only", is_https_only)))
             continue
         by_name = {key: defaults.get(key, {}) | said.get(key, {}) for key in MERGED}
         values = {"pythonpath": (folder,), **defaults, **said, **by_name}
         for key, fault in (*joint_faults(values), *_tenant_faults(addresses, values, keys)):
             faults.append(at(("mounts", text, key) if key in keys else ("defaults", key) if key in defaults else ("mounts", text), fault))
+        values.pop("static", None)  # they become mounts
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
         values["limits"] = {name: value for name, value in values["limits"].items() if value}
         mounts.append(Mount(number=len(mounts), **values | named(addresses) | ({"lazy": True} if "max_live" in values else {})))
     if faults:
         raise ExceptionGroup("mounts", faults)
-    return tuple(mounts)
+    return (*mounts, *_files_below(mounts, tables))
+
+
+def _files_below(mounts: Sequence[Mount], tables: Mounts) -> list[Mount]:
+    """Return the mounts of the files that mounts have below them."""
+    found: list[Mount] = []
+    for mount, (addresses, table) in zip(mounts, tables, strict=True):
+        for path, below in (table.static or {}).items() if isinstance(table, MountTable) else ():
+            places = [Pattern(address.host, address.path + path) for address in addresses]
+            found.append(_files_mount(len(mounts) + len(found), places, below.files(below.path), mount.https_only))
+    return found
+
+
+def _files_mount(number: int, addresses: Sequence[Pattern], files: Files, https_only: bool) -> Mount:
+    """Return a mount that is only files; all of them share an interpreter, and what is said of apps is nothing to it."""
+    return Mount(
+        number=number,
+        app=files.app(),
+        files=files,
+        group=FILES_GROUP,
+        threads=FILES_THREADS,
+        https_only=https_only,
+        **named(addresses),
+    )
 
 
 def refuse_endless_redirects(mounts: Sequence[Mount], written: Sequence[str]) -> None:
@@ -56,7 +87,7 @@ def refuse_endless_redirects(mounts: Sequence[Mount], written: Sequence[str]) ->
     Raises:
         ExceptionGroup: of faults, each with its place.
     """
-    relative = [(mount, text) for mount, text in zip(mounts, written, strict=True) if mount.redirect.startswith("/")]
+    relative = [(mount, text) for mount, text in zip(mounts, written, strict=False) if mount.redirect.startswith("/")]
     if not relative:
         return
     router = routing.Router(routing.Route(mount.number, host, mount.prefix) for mount in mounts for host in (mount.host, *mount.hosts))
@@ -74,7 +105,7 @@ def _join_groups(own: list[dict[str, Any]], defaults: dict[str, Any], written: l
     """Give each mount what the others of its group say; contradictions are added to `faults`."""
     members: dict[str, list[int]] = {}
     for number, said in enumerate(own):
-        if "redirect" in said:
+        if "app" not in said:
             continue
         both = defaults | said
         name = MAIN_GROUP if both.get("isolation") == "main" else both.get("group")
@@ -151,6 +182,8 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
         yield "group", Fault("each tenant has its own instance; remove the group")
     if values.get("isolation") == "main":
         yield "isolation", Fault("there is one main interpreter, and each tenant has its own instance")
+    if values.get("static"):
+        yield "static", Fault("a template of tenants has no files of its own; write one more pattern, for them")
     if PLACE not in values.get("exists", PLACE):
         yield "exists", Fault(f"expected a path with {PLACE!r} for the tenant's label, got {values['exists']!r}")
     if values.get("lazy") is False and "lazy" in own:
@@ -167,7 +200,7 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
         yield "max_live", Fault(f"{text}, with {MOST_LEAVING} tenants that are ending")
 
 
-def named(addresses: tuple[Pattern, ...]) -> dict[str, Any]:
+def named(addresses: Sequence[Pattern]) -> dict[str, Any]:
     """Return what a mount is called, and what it takes, as its fields."""
     own = addresses[0]
     return {

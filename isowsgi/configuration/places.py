@@ -38,6 +38,16 @@ def folder(value: Any, *, folder: str) -> str:
     return path
 
 
+def served(value: Any, *, folder: str) -> str:
+    if isinstance(value, dict):
+        text = "a folder or a file; folders by their paths stand beside an app"
+        raise Fault(f"without an app all of the mount is files: expected {text}, got a table")
+    path, shown = path_of(value, folder)
+    if "\0" in path or not os.path.exists(path):
+        raise Fault(f"expected an existing folder or file, got {shown}")
+    return path
+
+
 def venv(value: Any, *, folder: str) -> str:
     path, shown = path_of(value, folder)
     try:

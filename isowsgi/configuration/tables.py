@@ -5,7 +5,7 @@ from typing import Any, NewType
 import attrs
 
 from isowsgi.configuration.checks import Pattern
-from isowsgi.configuration.values import CRASH_WINDOW_S, CRASHES, HEAD_TIMEOUT_S, MAX_LEAKED, MAX_STUCK, REDIRECT_STATUS, App
+from isowsgi.configuration.values import CRASH_WINDOW_S, CRASHES, HEAD_TIMEOUT_S, INDEX, MAX_LEAKED, MAX_STUCK, REDIRECT_STATUS, App, Files
 
 # Each kind of value has its own type, by which cattrs finds its check; None: not set.
 
@@ -58,6 +58,9 @@ MemoryLimit = NewType("MemoryLimit", int)
 FilesLimit = NewType("FilesLimit", int)
 ProcessLimits = NewType("ProcessLimits", dict[str, float])
 MountHosts = NewType("MountHosts", tuple[str, ...])
+Served = NewType("Served", str)
+FileName = NewType("FileName", str)
+BelowFolder = NewType("BelowFolder", str)
 
 
 @attrs.frozen(kw_only=True)
@@ -110,8 +113,41 @@ class Settings:
 
 
 @attrs.frozen(kw_only=True)
+class FilesSettings:
+    """How files are served."""
+
+    index: FileName = FileName(INDEX)
+    fallback: BelowFolder = BelowFolder("")
+    follow_symlinks: Switch = Switch(False)
+    expires: Count | None = None
+
+    def files(self, path: str) -> Files:
+        return Files(path=path, index=self.index, fallback=self.fallback, follow_symlinks=self.follow_symlinks, expires=self.expires)
+
+
+@attrs.frozen(kw_only=True)
+class FilesTable(FilesSettings):
+    """A mount that is only files."""
+
+    static: Served
+    hosts: MountHosts | None = None
+    https_only: Switch | None = None
+
+
+@attrs.frozen(kw_only=True)
+class FolderTable(FilesSettings):
+    """Files below a mount that has an app."""
+
+    path: Served
+
+
+StaticFolders = NewType("StaticFolders", dict[str, FolderTable])
+
+
+@attrs.frozen(kw_only=True)
 class MountTable(Settings):
     app: App
+    static: StaticFolders | None = None
     hosts: MountHosts | None = None
     max_live: MaxLive | None = None
     exists: Path | None = None
@@ -172,7 +208,7 @@ class StatusTable:
 
 
 # The addresses of each mount, its pattern first, and what is said of it.
-Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable | RedirectTable], ...])
+Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable | RedirectTable | FilesTable], ...])
 
 
 @attrs.frozen(kw_only=True)
@@ -195,7 +231,7 @@ class IncludedTables:
     defaults: Settings = Settings()
 
 
-def settings_of(table: Settings | RedirectTable) -> dict[str, Any]:
+def settings_of(table: Settings | RedirectTable | FilesTable) -> dict[str, Any]:
     """Return what a table says, the variables of its files among its environment."""
     said = {name: value for name, value in attrs.asdict(table, recurse=False).items() if value is not None}
     env = said.pop("env_file", {}) | said.get("env", {})

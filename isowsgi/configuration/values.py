@@ -30,6 +30,9 @@ REPLACE_ORDERS = ("load-first", "stop-first")
 LAZY_IMPORTS = ("normal", "all")  # the modes of sys.set_lazy_imports, Python 3.15
 CRASH_ACTIONS = ("quarantine", "process", "serve")
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)  # RFC 9110 section 15.4, those that lead to another address
+INDEX = "index.html"  # nginx's and Apache's, too
+FILES_GROUP = "static files"  # of all mounts that are only files: they share an interpreter. No other group can have a space in its name
+FILES_THREADS = 16  # of that interpreter; a client that takes a large file slowly has one for as long
 REDIRECT_STATUS = 302  # what Apache and Caddy answer where nothing is said: no browser remembers it
 MAX_LIVE = 1000  # tenants of a template that have an instance at a time; an interpreter of a small app has 10 MiB
 MAX_HOST_CHARS = 253  # RFC 1035 section 2.3.4, as text
@@ -47,6 +50,23 @@ class App:
     def __str__(self) -> str:
         """Return it as people read it, and as it may be written in the config file."""
         return f"{self.target}:{self.call}" if self.target else "-"
+
+
+@attrs.frozen(kw_only=True)
+class Files:
+    """What a mount serves that is only files, by `isowsgi.files`."""
+
+    path: str  # absolute; of a folder, or of one file
+    index: str = INDEX  # the file of a folder; "": none
+    fallback: str = ""  # path below the folder, of what is served in place of what is not there
+    follow_symlinks: bool = False  # whether links may lead out of the folder
+    expires: int | None = None  # seconds for which a client may keep them; None: nothing is said
+
+    def app(self) -> App:
+        """Return the app that serves them."""
+        more = {name: value for name, value in attrs.asdict(self).items() if name != "path"}
+        call = ", ".join([repr(self.path), *(f"{name}={value!r}" for name, value in more.items())])
+        return App(kind="module", target="isowsgi.files", call=f"folder({call})")
 
 
 # What stands for the app of a mount that has none; people see "-". It is never loaded.
@@ -109,6 +129,7 @@ class Mount:
     max_live: int = 0  # tenants that have an instance at a time; 0: it is a mount as any other
     exists: str | None = None  # absolute; with "{1}" for a tenant's label: it is one only while this is there
     https_only: bool = False  # whether requests that came without TLS are sent to the same address with it
+    files: Files | None = None  # what it serves, if that is only files
     redirect: str = ""  # where its requests are sent, by the acceptor; it has no app then
     status: int = REDIRECT_STATUS  # of that answer
 

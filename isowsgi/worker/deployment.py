@@ -382,10 +382,16 @@ class Deployment:
         return True
 
 
+def _app_of(mount: Mount) -> str:
+    if mount.files is not None:
+        return f"files in {mount.files.path}"
+    return f"redirect to {mount.redirect}" if mount.redirect else str(mount.app)
+
+
 def facts_of(deployment: Deployment, mount: Mount) -> dict[str, Any]:
     """Return what both the status page and `isowsgi status` say of a mount, as JSON has it."""
     return {
-        "app": f"redirect to {mount.redirect}" if mount.redirect else str(mount.app),
+        "app": _app_of(mount),
         "isolation": deployment.siting.isolation,
         "reason": deployment.siting.why(),
         "group": mount.group,

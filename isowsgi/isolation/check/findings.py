@@ -97,7 +97,7 @@ def check(
     reports = []
     for each in config.mounts:
         mount = tenants.example(each) if each.max_live else each
-        if not mount.redirect and (not patterns or mount.pattern in patterns):
+        if not mount.redirect and mount.files is None and (not patterns or mount.pattern in patterns):
             group = [member for member in config.mounts if member.group and member.group == mount.group]
             order = orders.write(group or [mount], mount.isolation, 0, 0, 0)
             limit_s = timeout_s or mount.boot_timeout
