@@ -34,7 +34,9 @@ _REPLACED = r"replacing this worker: \d+ instances are stuck or left behind, max
 # While an app has all descriptors of its process; nobody loses anything by that.
 _SCARCE = (
     r"([^;]*); new connections wait",
-    r"\S+ #\d+: cannot load .*Too many open files",
+    r"\S+ #\d+: cannot load (?s:.)*(Too many open files|interpreter creation failed)",
+    r"\S+: its worker lacks descriptors or threads; requests wait; retrying within a second",
+    r"the table of mounts cannot be drawn: OSError: .*Too many open files",
     r"\S+: generation \d+ keeps serving",
     r"\S+: some instances are missing",
 )

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from isowsgi.shared import loadfailures
 from soak.samples import Figures, Sample
 from soak.site import PROCESSES, THREADS
 from soak.trouble import Journal, Kill
@@ -97,7 +98,7 @@ def explain_reload(reload: Mapping[str, Any], answer: Mapping[str, Any], journal
         for kill in journal.kills
     ):
         return "its child was killed"
-    if answer["outcome"] == "failed" and "Too many open files" in answer.get("text", ""):
+    if answer["outcome"] == "failed" and loadfailures.is_lack(answer.get("text", "")):
         return "a hostile app had all descriptors of the worker"
     return UNEXPLAINED
 

@@ -47,6 +47,9 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (NO_DAEMON, r"thread is not supported for isolated subinterpreters"),
 )  # fmt: skip
 
+# A worker without descriptors (EMFILE, ENFILE) or threads; an interpreter cannot be made for little else, and does not say why.
+_LACK = re.compile(r"\[Errno 2[34]\]|Too many open files|can't start new thread|InterpreterError: interpreter creation failed")
+
 _REFUSED_MODULE = re.compile(r"module (\S+) does not support loading in subinterpreters")
 
 # Exceptions that an app raises with every isolation. Not WarmUpError: the warm-up request may have met a refusal that the app turned into a
@@ -96,6 +99,11 @@ def classify(error: str, traceback: str = "") -> Failure:
             return Failure(kind, named[1] if named else "", line)
     first = next((line.strip() for line in error.splitlines() if line.strip()), "")
     return Failure(BROKEN if _BROKEN_ERRORS.match(error) else UNCLEAR, "", first)
+
+
+def is_lack(text: str) -> bool:
+    """Whether an app could not be loaded because its process had no descriptor or thread left just then."""
+    return _LACK.search(text) is not None
 
 
 def is_refusal(text: str) -> bool:

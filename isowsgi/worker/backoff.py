@@ -6,6 +6,12 @@ from __future__ import annotations
 _FIRST_S = 1.0
 _MOST_S = 60.0
 
+# How soon it is tried again for lack of descriptors or threads; deployments are looked at once a second. And for how long requests wait for
+# that: an app that takes all descriptors of its worker for a moment costs its neighbours time and no request, and a lasting lack is told to
+# clients before they give up.
+_LACK_S = 0.5
+_LACK_WAIT_S = 10.0
+
 # Doublings that count: 2**6 s is more than `_MOST_S`, and after a thousand a power is too large for a float.
 _MOST_DOUBLINGS = 6
 
@@ -20,15 +26,25 @@ class Backoff:
     Attributes:
         retry_at: when it is tried again; None: nothing is planned.
         crashes: ends of instances soon after their start, one after the other.
+        lacks_since: since when it cannot be loaded for lack of descriptors or threads; None: there is none, or there are other reasons.
     """
 
     def __init__(self) -> None:
         self.retry_at: float | None = None
         self.crashes = 0
+        self.lacks_since: float | None = None
         self._failures = 0
 
-    def plan(self, now: float) -> float:
-        """Plan the next try after a boot that failed; return in how many seconds it is."""
+    def plan(self, now: float, lacks: bool = False) -> float:
+        """Plan the next try after a boot that failed; return in how many seconds it is.
+
+        Args:
+            lacks: whether it failed for lack of descriptors or threads.
+        """
+        self.lacks_since = None if not lacks else now if self.lacks_since is None else self.lacks_since
+        if self.is_worth_waiting(now):
+            self.retry_at = now + _LACK_S
+            return _LACK_S
         wait_s = _wait_s(self._failures)
         self._failures += 1
         self.retry_at = now + wait_s
@@ -46,6 +62,11 @@ class Backoff:
     def succeeded(self) -> None:
         """Take note that an instance serves."""
         self._failures = 0
+        self.lacks_since = None
+
+    def is_worth_waiting(self, now: float) -> bool:
+        """Whether requests wait although nothing is being loaded: a lack is most likely over in a moment."""
+        return self.lacks_since is not None and now - self.lacks_since < _LACK_WAIT_S
 
     def left_s(self, now: float) -> float | None:
         """Return after how many seconds it is tried again; None if that is not planned."""

@@ -157,8 +157,9 @@ class Deployment:
         if self.is_asleep():
             self.start(now)
             self.hurry()
-            return NotServing.BOOTING if self.is_under_way() else NotServing.FAILED
-        return NotServing.FAILED
+            if self.is_under_way():
+                return NotServing.BOOTING
+        return NotServing.BOOTING if self.backoff.is_worth_waiting(now) and not self.is_ending else NotServing.FAILED
 
     def state(self) -> str:
         """Return in a word how it is; the only answer to that, for the status page, the commands, the metrics and the log."""

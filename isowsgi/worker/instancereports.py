@@ -35,6 +35,7 @@ class Reports:
 
     Attributes:
         incidents: what went wrong recently.
+        lacks: whether the last boot that failed did for lack of descriptors or threads.
         stacks: of threads that do not come out of their requests, by instance.
     """
 
@@ -44,6 +45,7 @@ class Reports:
         self._rows = [deployment.surroundings.board.mount_row(member.number).words for member in deployment.members]
         self._traceback = ""  # of the last boot that failed
         self.incidents = Incidents()
+        self.lacks = False
         self._heard: dict[Instance, Heard] = {}
         self.stacks: dict[Instance, str] = {}
         self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
@@ -121,6 +123,7 @@ class Reports:
     def boot_failed(self, tag: str, generation: int, error: str, details: str, hint: str = "") -> None:
         """Note why nothing could be loaded; the same traceback is not logged every minute."""
         self._add_boot(tag, generation, error, details)
+        self.lacks = loadfailures.is_lack(f"{error}\n{details}")
         for words in self._rows:
             words[BOOT_FAILURES] += 1
         is_news, self._traceback = details != self._traceback, details

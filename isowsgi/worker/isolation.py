@@ -163,7 +163,7 @@ class Siting:
 
     def _is_for_trial(self, instance: Instance) -> bool:
         """Whether a boot's failure may be due to the isolation, and not to the app."""
-        if instance.isolation == PROCESS:
+        if instance.isolation == PROCESS or loadfailures.is_lack(f"{instance.error}\n{instance.traceback}"):
             return False
         if instance.unknown_extension is not None or instance.refused:
             return True

@@ -63,9 +63,9 @@ class Recovery:
     def cannot_start(self, exc: Exception, now: float) -> None:
         """No instance and no trial can be started now; that is tried again later."""
         deployment = self._deployment
+        deployment.upkeep.owes_release = True  # not now: the acceptor may be about to hand a connection over
         deployment.reports.cannot_start(exc)
         self.try_later(now)
-        deployment.upkeep.owes_release = True  # not now: the acceptor may be about to hand a connection over
 
     def try_later(self, now: float) -> None:
         """Plan the next try."""
@@ -73,9 +73,13 @@ class Recovery:
         if deployment.is_stopped:
             return
         deployment.leave_line()  # all that is missing is started with the next try, and not before
-        wait_s = deployment.backoff.plan(now)
+        wait_s = deployment.backoff.plan(now, deployment.reports.lacks and not deployment.is_serving())
         if not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
             serving = len(deployment.slots.serving())
+            if not serving and deployment.backoff.is_worth_waiting(now):
+                text = "%s: its worker lacks descriptors or threads; requests wait; retrying within a second"
+                deployment.log.warning(text, deployment.name)
+                return
             what = "answers 503" if not serving else "some instances are missing"
             if serving == len(deployment.slots.live):  # it was to be replaced
                 what = f"generation {deployment.slots.oldest()} keeps serving"

@@ -69,7 +69,12 @@ def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -
 
 
 def _write(table: list[Row], grown_mib: int, log: Any) -> None:
-    for line in draw(table):
+    try:
+        lines = draw(table)
+    except Exception as exc:  # rich cannot be imported just now: an app has all descriptors
+        log.warning("the table of mounts cannot be drawn: %s: %s; `isowsgi status` shows it", type(exc).__name__, exc)
+        return
+    for line in lines:
         log.info("%s", line)
     log.info(
         "the worker grew by %d MiB while the mounts were loaded; 'memory' is each mount's share of that, by its Python objects", grown_mib

@@ -86,6 +86,7 @@ class Upkeep:
     def drop_boot(self, instance: Instance, now: float) -> None:
         """Stop waiting for an instance to come up."""
         deployment = self._deployment
+        deployment.reports.lacks = False
         deployment.recovery.lose_boot(instance, now)
         deployment.slots.vacate(instance)
         deployment.retire(instance, now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - for werkzeug's first request: a neighbour may have all descriptors just then
+
 import content
 from flask import Flask, Response, request
 from werkzeug.exceptions import ClientDisconnected

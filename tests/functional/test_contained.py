@@ -15,8 +15,19 @@ from tests.conftest import ROOT, Server, eventually, receive_all, running_server
 
 DESCRIPTORS = 256
 APP = """
-import os
+import os, time
 def application(environ, start_response):
+    if environ["PATH_INFO"] == "/take-all":
+        taken, end = [], time.monotonic() + 20
+        try:
+            while True:
+                taken.append(os.dup(2))
+        except OSError:
+            while not os.path.exists("free") and time.monotonic() < end:
+                time.sleep(0.01)
+        finally:
+            for fd in taken:
+                os.close(fd)
     if environ["PATH_INFO"] == "/fork":
         os.fork()
     if environ["PATH_INFO"] == "/fork-and-exit" and not os.fork():
@@ -43,7 +54,8 @@ PROXIED = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(
         tmp_path_factory.mktemp("server"),
-        '[mounts]\n"/a" = "forks"\n"/child" = { app = "forks", isolation = "process" }\n[defaults]\npythonpath = ["."]\nthreads = 2\n',
+        '[mounts]\n"/a" = "forks"\n"/child" = { app = "forks", isolation = "process" }\n'
+        '"/lazy" = { app = "forks", lazy = true }\n[defaults]\npythonpath = ["."]\nthreads = 2\n',
         "--proxy-protocol=v1", "--logger-class=raising.Raises", "--access-logfile=-", "--worker-connections=1000",
         files={"forks.py": APP, "raising.py": LOGGER},
         launcher=["sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"],
@@ -124,6 +136,22 @@ def test_strangers_who_take_all_connections_leave_descriptors_to_everything_else
     finally:
         for stranger in strangers:
             stranger.close()
+
+
+def test_an_app_that_takes_all_descriptors_for_a_moment_costs_a_neighbour_that_is_being_loaded_no_request(server: Server) -> None:
+    """It was answered 503."""
+    with (
+        socket.create_connection((server.host, server.port), 30) as waits,
+        socket.create_connection((server.host, server.port), 30) as taker,
+    ):
+        request = PROXIED + b"GET /lazy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        waits.sendall(request[:-10])
+        taker.sendall(PROXIED + b"GET /a/take-all HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        eventually(lambda: taken(server) == DESCRIPTORS, "no descriptor left")
+        waits.sendall(request[-10:])
+        server.wait_for_log("/lazy #1: cannot load")
+        (server.folder / "free").touch()
+        assert [receive_all(sock)[9:12] for sock in (taker, waits)] == [b"200"] * 2
 
 
 def taken(server: Server) -> int:

@@ -308,15 +308,15 @@ class Commands:
 
     def _follow(self, deployment: Deployment, generation: int) -> Errand:
         """Wait until a generation, or a later one, serves in all slots, or has failed."""
-        incidents = deployment.reports.incidents
-        pattern = deployment.mount.pattern
+        incidents, pattern = deployment.reports.incidents, deployment.mount.pattern
         while True:
             if deployment.is_ending:
                 raise Refusal("outvoted", f"{pattern} was replaced by a table that was applied meanwhile")
             if deployment.is_stopped:
                 raise Refusal("stopped", f"{pattern} was stopped meanwhile")
             failure = incidents.last_boot
-            if failure is not None and failure.generation >= generation:
+            is_retried = deployment.backoff.is_worth_waiting(time.monotonic())
+            if failure is not None and failure.generation >= generation and not is_retried:
                 if deployment.is_serving():
                     then = f"generation {deployment.slots.oldest()} keeps serving"
                 else:
@@ -327,7 +327,7 @@ class Commands:
                 return _outcome(deployment, "serving", f"loaded in {boot_s:.2f} s").replace(boot_s=boot_s)
             if deployment.is_asleep():
                 return _outcome(deployment, "asleep", "went to sleep meanwhile")
-            if not deployment.is_under_way():
+            if not (deployment.is_under_way() or is_retried):
                 raise Refusal("failed", f"{pattern}: was not loaded in time; see the error log", generation=deployment.generation)
             yield None
 
