@@ -24,6 +24,9 @@ MAX_COUNT = 1_000_000_000
 MAX_STUCK = 5  # each keeps its memory and a thread
 MAX_LEAKED = 50  # CPython 3.13 keeps about 23 MiB of each Flask or Django: some 1.2 GiB
 CRASHES = 3
+
+# In `preload`: the modules that the mounts of a venv have in common, as their boots tell.
+AUTO = "auto"
 CRASH_WINDOW_S = 600.0
 HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
 REPLACE_ORDERS = ("load-first", "stop-first")
@@ -118,7 +121,7 @@ class Mount:
     on_crash: str = "quarantine"  # or "process", "serve": what becomes of a mount that keeps crashing the worker
     file: str | None = attrs.field(default=None, eq=False)  # absolute; the included file that it is from
     fault: str = ""  # of that file, if it has any: the mount is not served then
-    preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv; see inside/forkserver.py
+    preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv, or AUTO; see inside/forkserver.py
     lazy_imports: str | None = None  # or "all", "normal": whether its imports are carried out at first use; None: as Python was started
     eager: tuple[str, ...] = ()  # modules whose imports are carried out where they stand; see inside/laziness.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed

@@ -16,7 +16,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NoReturn
 
 # All that is not used here is loaded by what serves when it needs it. By then an upgrade may have put another release in its place.
@@ -34,8 +34,10 @@ sys_modules = app_sys.modules
 # How far the time of a file may lie behind the clock: the kernel takes that of its last tick, at 100 Hz at least.
 _CLOCK_NS = 20_000_000
 
-# What is said at most of an import that failed: a line of the log.
-_MAX_REASON_CHARS = 500
+# What is said at most of an import that failed, a line of the log; of how many; and of how many more the names: all that fits a packet.
+_MAX_REASON_CHARS = 200
+_MOST_REASONS = 20
+_MOST_FAILED = 300
 
 
 def run(facts: object) -> BootOrder:
@@ -149,18 +151,30 @@ def _preload(order: births.PreloadOrder, server: socket.socket) -> set[str]:
     """Import what mounts of one venv have in common; return the top-level names of all that is loaded by it."""
     environment.set_path([], order.venv, order.site, order.start_folder)
     before, path, descriptors, state = set(sys_modules), list(app_sys.path), _descriptors(), _state()
+    failed: list[tuple[str, str]] = []
     for name in order.modules:
         try:
             importlib.import_module(name)
         except BaseException as exc:  # SystemExit too
-            _leave(server, Dropped(module=name, reason=f"it cannot be imported: {type(exc).__name__}: {exc}"[:_MAX_REASON_CHARS]))
-        if left := _what_is_left(descriptors):
-            _leave(server, Dropped(module=name, reason=f"its import leaves {left} behind"))
-        now = _state()
-        if changed := [what for what in now if now[what] != state[what]]:
-            _leave(server, Dropped(module=name, reason=f"its import changes {changed[0]}, for apps too that do not import it"))
+            reason = f"{type(exc).__name__}: {exc}"[:_MAX_REASON_CHARS] if len(failed) < _MOST_REASONS else ""
+            failed.append((name, reason))
+        if harm := _harm(descriptors, state):
+            _leave(server, Dropped(failed=failed, module=name, reason=harm))
+        if len(failed) == _MOST_FAILED:
+            break
+    if failed:  # what they have begun may be in the way of the app's own import
+        _leave(server, Dropped(failed=failed))
     app_sys.path[:] = path  # each process makes its own, and has its variables by then
     return {name.partition(".")[0] for name in set(sys_modules) - before}
+
+
+def _harm(descriptors: Collection[int], state: Mapping[str, object]) -> str:
+    """Say what an import has done that all processes would have; "" if nothing."""
+    if left := _what_is_left(descriptors):
+        return f"its import leaves {left} behind"
+    now = _state()
+    changed = [what for what in now if now[what] != state[what]]
+    return f"its import changes {changed[0]}, for apps too that do not import it" if changed else ""
 
 
 class _Files:

@@ -13,17 +13,24 @@ from typing import Any
 from isowsgi.inside import environment, extensions
 from isowsgi.inside.files import as_written, module_files
 from isowsgi.inside.loading import Loader
+from isowsgi.inside.private import theirs
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.stacks import Stacks
 from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment, one_line, traceback_of
 from isowsgi.shared.messages import BootOrder, Report
 
+sys_modules = theirs("sys").modules  # the app's, see `private`
+
 # Longest traceback that is sent to the supervisor; a packet's limit is the socket's send buffer, 208 KiB by default.
 MAX_TRACEBACK_CHARS = 32 * 1024
 
-# Names and paths of extension modules in one packet: some 40 KiB, beside a traceback.
+# Names and paths of extension modules in one packet: some 40 KiB, beside a traceback. Of names alone: some 20 KiB.
 _EXTENSIONS_PER_PACKET = 200
+_MODULES_PER_PACKET = 500
+
+# Where packages are installed, on any system.
+_INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 class Teller:
@@ -43,6 +50,7 @@ class Teller:
         report: Callable[[Report], None],
     ) -> None:
         self._links = order.environment.links
+        self._tells_modules = order.environment.learns and order.isolation == "process"
         self._reports_files = order.loading.report_files
         self._log = log
         self._containment = containment
@@ -56,6 +64,10 @@ class Teller:
             started: monotonic seconds when its boot began.
         """
         self.files(set(module_files()))
+        if self._tells_modules:
+            names = [name for name, module in list(sys_modules.items()) if _is_installed(module)]
+            for start in range(0, len(names), _MODULES_PER_PACKET):
+                self._report(messages.Imported(modules=names[start : start + _MODULES_PER_PACKET]))
         refused, loaded = extensions.current.refused, self._extensions()
         boot_s = round(time.monotonic() - started, 3)
         self._report(messages.Ready(boot_s=boot_s, objects=len(gc.get_objects()), extensions=loaded, refused=refused))
@@ -142,6 +154,12 @@ class Teller:
         for start in range(0, max(len(text), 1), MAX_TRACEBACK_CHARS):
             end = start + MAX_TRACEBACK_CHARS
             self._report(kind(ask=ask, text=text[start:end], is_last=end >= len(text), **facts))
+
+
+def _is_installed(module: object) -> bool:
+    """Whether a module belongs to a package that is installed, and not to the app's own code."""
+    file = environment.file_of(module)
+    return file is not None and any(folder in file for folder in _INSTALLED)
 
 
 def _traceback() -> str:

@@ -13,6 +13,7 @@ import gunicorn
 
 import isowsgi
 from isowsgi.configuration import HOOKS, App, Mount, Status
+from isowsgi.configuration.values import AUTO
 from isowsgi.configuration.values import Log as LogSettings
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
@@ -132,6 +133,7 @@ class BootOrders:
             status=_status_page(mount, status or Status()) if is_status(mount.app) else None,
             place=Place(region=self._region, first_row=first_row),
             walls=_walls(mount),
+            slot=slot,
         )
 
     @property
@@ -172,7 +174,8 @@ class BootOrders:
             chdir=mount.working_directory or self._cfg.chdir,
             start_folder=self._start_folder,
             policy=dict(mount.policy),
-            preload=list(mount.preload),
+            preload=[name for name in mount.preload if name != AUTO],
+            learns=AUTO in mount.preload,
         )
 
     def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool) -> Loading:

@@ -62,12 +62,13 @@ class Key(NamedTuple):
         return f"fork server of {self.venv if self.modules and self.venv else self.python}"
 
 
-class ModuleDropped(Exception):
-    """A module cannot be preloaded; the server has ended."""
+class ModulesDropped(Exception):
+    """Modules cannot be preloaded; the server has ended."""
 
-    def __init__(self, module: str, reason: str) -> None:
-        super().__init__(module, reason)
-        self.module, self.reason = module, reason
+    def __init__(self, message: Dropped) -> None:
+        super().__init__(message)
+        self.failed = dict(message.failed)
+        self.harmful = {message.module: message.reason} if message.module else {}
 
 
 class Replaceable(Exception):
@@ -96,11 +97,13 @@ class ForkServer:
     Attributes:
         key: what it is for.
         names: top-level modules that its processes have loaded, beyond what serves.
+        named: modules of `key` that the config file names; apps were seen to have the others in common.
     """
 
     def __init__(self, python: str, environ: Mapping[str, str], packages: Mapping[str, str]) -> None:
         self.key = Key(python, None, ())
         self.names: Collection[str] = frozenset()
+        self.named: Collection[str] = frozenset()
         self.environ = environ
         self.is_settled = threading.Event()  # whether it is warm, or has failed
         self._packages = packages
@@ -130,13 +133,13 @@ class ForkServer:
         """Wait until it is warm.
 
         Raises:
-            ForkFailed, ModuleDropped: it is not; `end` it.
+            ForkFailed, ModulesDropped: it is not; `end` it.
         """
         message = _hear(self._open_socket(), _LONGEST_WARM_UP_S, "get ready")
         if isinstance(message, Unfit):
             raise ForkFailed(message.error, for_good=True)
         if isinstance(message, Dropped):
-            raise ModuleDropped(message.module, message.reason)
+            raise ModulesDropped(message)
         self.names, self._is_warm = frozenset(_expect(message, Warm).names), True
 
     def _launch(self, socket_of_server: socket.socket) -> subprocess.Popen[bytes] | ForkedProcess:
@@ -250,6 +253,7 @@ class VenvServer(ForkServer):
     def __init__(self, key: Key, base: ForkServer, order: BootOrder) -> None:
         super().__init__(key.python, base.environ, {})
         self.key = key
+        self.named = frozenset(order.environment.preload)
         self._base = base
         self._order = PreloadOrder(
             release=order.release,

@@ -13,12 +13,14 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from isowsgi.inside.warmth import shadows
 from isowsgi.instances.forkedprocess import ForkedProcess, ForkFailed
-from isowsgi.instances.forkserver import BaseFailed, ForkServer, Key, ModuleDropped, Replaceable, VenvServer
+from isowsgi.instances.forkserver import BaseFailed, ForkServer, Key, ModulesDropped, Replaceable, VenvServer
+from isowsgi.instances.preloads import Preloads
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import BootOrder
 
@@ -31,6 +33,9 @@ _LONGEST_PAUSE_S = 600.0
 
 # How long a module that could not be preloaded is not tried again, unless files change: the other packages' server is started anew for it.
 _DROPPED_S = 600.0
+
+# How often a process asks for a server before it does without: once for each module in `preload` that is no good, at most.
+_MOST_ATTEMPTS = 20
 
 # Variables that a C library reads when it is loaded, which in a server it is already: OpenSSL's configuration (OPENSSL_CONF) and engines.
 _READ_AT_LOADING = "OPENSSL_"
@@ -54,7 +59,8 @@ class ForkServers:
         self._pauses: dict[Key, tuple[float, float]] = {}  # monotonic seconds of its end, and its length
         self._wanted: dict[str, Key] = {}  # what the last process of a mount or a group was to come from, by its name
         self._dropped: dict[Key, float] = {}  # of one module: it cannot be preloaded there until then (monotonic seconds)
-        self._work: queue.SimpleQueue[tuple[Callable[[ForkServer], object], ForkServer]] = queue.SimpleQueue()
+        self._preloads = Preloads()
+        self._work: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._parent: threading.Thread | None = None
         self._is_over = False
 
@@ -78,7 +84,7 @@ class ForkServers:
             places = {(key.python, key.venv) for key in self._wanted.values()}
             self._dropped = {key: until for key, until in self._dropped.items() if (key.python, key.venv) in places}
             for key in self._servers.keys() - wanted:
-                self._work.put((ForkServer.end, self._servers.pop(key)))
+                self._work.put(self._servers.pop(key).end)
 
     def fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
         """Return a new process that is about to boot; None: start one without a server.
@@ -98,11 +104,9 @@ class ForkServers:
         until = time.monotonic() + _WARM_UP_S
         if any(name.startswith(_READ_AT_LOADING) for name in order.environment.env):
             return None
-        # Packages are imported before a process has its policy, which says what an import may do.
-        modules = () if order.environment.policy else tuple(order.environment.preload)
-        wanted = Key(python, order.environment.venv, modules)
-        self._want(order.name, wanted)
-        for _ in range(len(order.environment.preload) + 3):  # a module is dropped each time, or what is out of date is replaced
+        for _ in range(_MOST_ATTEMPTS):  # each time modules are dropped, or what is out of date is replaced
+            wanted = Key(python, order.environment.venv, self._modules_for(python, order))
+            self._want(order.name, wanted)
             base = self._server_of(Key(python, None, ()), lambda: ForkServer(python, environ, self._packages))
             if base is None or not base.is_warm(until - time.monotonic()):
                 return None
@@ -117,6 +121,18 @@ class ForkServers:
                 self._forget(server)
                 self._try_dropped_again(server.key)
         return None
+
+    def learn(self, python: str, order: BootOrder, modules: Sequence[str]) -> None:
+        """Take in which modules a process has loaded, for others with `preload = "auto"`; does not wait."""
+        if self._preloads.learn(python, order, modules) and self._parent is not None:
+            self._work.put(partial(self._preloads.save, python, order))
+
+    def _modules_for(self, python: str, order: BootOrder) -> tuple[str, ...]:
+        """Return what a process is to find loaded."""
+        if order.environment.policy:  # packages are imported before a process has it, and it says what an import may do
+            return ()
+        learnt = self._preloads.of(python, order) if order.environment.learns else ()
+        return tuple(dict.fromkeys([*order.environment.preload, *learnt]))
 
     def _want(self, name: str, key: Key) -> None:
         with self._lock:
@@ -162,7 +178,7 @@ class ForkServers:
                 if not self._has_parent():
                     return None
                 server = self._servers[key] = make()
-                self._work.put((self._launch, server))
+                self._work.put(partial(self._launch, server))
             return server
 
     def _has_parent(self) -> bool:
@@ -179,7 +195,7 @@ class ForkServers:
     def _start_servers(self) -> None:
         """Be the parent of all servers, and of what they fork, for as long as the worker lives: the kernel ends them with this thread."""
         while True:
-            self._containment.call("fork server", *self._work.get())
+            self._containment.call("fork server", self._work.get())
 
     def _launch(self, server: ForkServer) -> None:
         """Start a server. A thread for just that waits until it is warm, so that one that takes its time delays no other."""
@@ -201,11 +217,9 @@ class ForkServers:
     def _give_up(self, server: ForkServer, exc: Exception) -> None:
         """Do without a server that did not get warm; called while its exception is handled."""
         try:
-            if isinstance(exc, ModuleDropped):
-                with self._lock:
-                    self._dropped[server.key._replace(modules=(exc.module,))] = time.monotonic() + _DROPPED_S
+            if isinstance(exc, ModulesDropped):
+                self._drop(server, exc)
                 self._forget(server)
-                self._log.warning("%s: %r is not preloaded: %s", server.key, exc.module, exc.reason)
             elif isinstance(exc, Replaceable):  # the base
                 self._forget(exc.server)
                 self._forget(server)
@@ -218,6 +232,21 @@ class ForkServers:
                     self._containment.failed("fork server")
         finally:
             server.is_settled.set()  # only now: who waits sees what was dropped
+
+    def _drop(self, server: ForkServer, dropped: ModulesDropped) -> None:
+        """Do without modules, and say so."""
+        key = server.key
+        until = time.monotonic() + _DROPPED_S
+        with self._lock:
+            self._dropped.update({key._replace(modules=(name,)): until for name in (*dropped.failed, *dropped.harmful)})
+        self._preloads.drop(key.python, key.venv, [*dropped.failed, *(name.partition(".")[0] for name in dropped.harmful)])
+        for name in dropped.failed.keys() & server.named:
+            self._log.warning("%s: %r is not preloaded: it cannot be imported: %s", key, name, dropped.failed[name] or "as the others")
+        if learnt := [name for name in dropped.failed if name not in server.named]:
+            text = "%s: %d modules that its apps have in common cannot be imported before an app, and are not preloaded: %r (%s), ..."
+            self._log.info(text, key, len(learnt), learnt[0], dropped.failed[learnt[0]])
+        for name, reason in dropped.harmful.items():
+            self._log.warning("%s: %r is not preloaded: %s", key, name, reason)
 
     def _lose(self, server: ForkServer, reason: str, for_good: bool) -> bool:
         """Do without a server for a while; return False if another thread was first to find that it is of no use."""

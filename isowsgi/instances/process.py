@@ -104,6 +104,7 @@ class ProcessInstance(HostedInstance):
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
         self._effects[messages.Exited] = self._on_exited
+        self._effects[messages.Imported] = self._on_imported
         self._servers = servers
         self._child: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._is_killed = False
@@ -150,6 +151,10 @@ class ProcessInstance(HostedInstance):
         # Only now, as the deployment knows of the end: a request that waits there would be handed to this instance again.
         for fd in self._unserved:
             self._owner.take_back(fd)
+
+    def _on_imported(self, report: messages.Imported) -> None:
+        if self._servers is not None and self._order.environment.learns and self.state is State.BOOTING:
+            self._servers.learn(self._python, self._order, report.modules)
 
     def _on_exited(self, report: messages.Exited) -> None:
         if not self._has_exited:

@@ -22,6 +22,9 @@ _MAX_BYTES = 1024 * 1024
 
 _SUFFIX = ".verdict"
 
+# Of all files in the folder.
+_SUFFIXES = (_SUFFIX, ".new", cachefolder.PATTERNS_SUFFIX, cachefolder.PRELOADS_SUFFIX)
+
 
 def key_of(order: BootOrder) -> str:
     """Return the name under which a verdict on an app is remembered: a hash of all that is known beforehand to decide it."""
@@ -97,7 +100,7 @@ class Verdicts:
     def _make_room(self) -> None:
         """Drop the oldest half once there are too many, and what writers that were killed left behind."""
         with os.scandir(self._folder) as entries:
-            files = [entry for entry in entries if entry.name.endswith((_SUFFIX, ".new", cachefolder.PATTERNS_SUFFIX))]
+            files = [entry for entry in entries if entry.name.endswith(_SUFFIXES)]
         if len(files) < _MAX_FILES:
             return
         files.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)

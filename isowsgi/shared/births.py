@@ -64,10 +64,11 @@ class PreloadOrder(Value):
 
 
 class Dropped(Value):
-    """A module cannot be preloaded; the server has ended, and another one would do without it."""
+    """Modules cannot be preloaded; the server has ended, and another one would do without them."""
 
-    module: str
-    reason: str
+    failed: list[tuple[str, str]]  # name and error of those that cannot be imported; "": said of others before it
+    module: str = ""  # whose import leaves or changes what is the whole process', so that none after it was tried
+    reason: str = ""
 
 
 class Stale(Value):

@@ -11,6 +11,9 @@ FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
 # Of the files that `configuration.remembered` puts there; `isolation.verdicts` makes room among all.
 PATTERNS_SUFFIX = ".patterns"
 
+# Of those that `instances.preloads` puts there.
+PRELOADS_SUFFIX = ".preload"
+
 
 def default_folder() -> str:
     """Return $ISOWSGI_CACHE_DIR, else isowsgi in $XDG_CACHE_HOME, else ~/.cache/isowsgi, else one in the temporary folder."""

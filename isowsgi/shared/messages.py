@@ -60,6 +60,7 @@ class Environment(Value):
     start_folder: str  # the working directory when gunicorn was started
     policy: dict[str, str]
     preload: list[str] = []  # what a fork server has loaded for its process, if there is one
+    learns: bool = False  # whether that is also what the mounts of its venv have in common, as they tell
 
 
 class Loading(Value):
@@ -175,6 +176,7 @@ class BootOrder(Value):
     walls: Walls | None = None
     fds: Descriptors | None = None  # once it has any
     worker_pid: int = 0
+    slot: int = 0  # which of the mount's instances it is
 
     def renumbered(self, numbers: dict[int, int]) -> "BootOrder":
         """Return the order for a process that knows its descriptors by other numbers."""
@@ -307,6 +309,12 @@ class Extensions(Value):
     extensions: list[tuple[str, str]]
 
 
+class Imported(Value):
+    """Modules of installed packages that the app has loaded, some of them, before `Ready`; see `Environment.learns`."""
+
+    modules: list[str]
+
+
 class Refused(Value):
     """An extension module refused to be loaded after the boot."""
 
@@ -417,7 +425,7 @@ class Exited(Value):
 
 
 Report = (
-    Ready | Failed | Extensions | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
+    Ready | Failed | Extensions | Imported | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
     | Profiled | Counted | ShellOutput | Measured | Closed | Exited
 )  # fmt: skip
 
@@ -469,7 +477,7 @@ def read_boot_order(facts: object) -> BootOrder:
 
 def shortened(message: Report) -> Report:
     """Return a report without what makes it longer than a packet."""
-    cuts: dict[str, Any] = {"traceback": "", "text": "", "stack": "", "extensions": [], "refused": [], "files": []}
+    cuts: dict[str, Any] = {"traceback": "", "text": "", "stack": "", "extensions": [], "refused": [], "files": [], "modules": []}
     if "error" in message.fields:
         cuts["error"] = getattr(message, "error")[:MAX_ERROR_CHARS]  # noqa: B009 # not each report has one
     return message.replace(**{name: cut for name, cut in cuts.items() if name in message.fields})

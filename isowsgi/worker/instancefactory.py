@@ -178,7 +178,8 @@ class Workshop:
     def _make(self, order: BootOrder) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
-            servers = self.fork_servers if self.forks_processes() or order.environment.preload else None
+            around = order.environment
+            servers = self.fork_servers if self.forks_processes() or around.preload or around.learns else None
             return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:

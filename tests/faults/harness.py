@@ -84,7 +84,7 @@ _CONFIG = """
 [mounts]
 "/good" = { app = "app", on_crash = "serve" }
 "/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
-"/child" = { app = "app", threads = 2, isolation = "process", preload = ["xml.dom.minidom"] }
+"/child" = { app = "app", threads = 2, isolation = "process", preload = ["auto", "xml.dom.minidom"] }
 "*.example/" = { app = "app", threads = 1, max_live = 2 }
 "/moved" = { redirect = "/good{path}" }
 [worker]

@@ -185,6 +185,8 @@ preload = ["leaver", "failing", "heavy", "multiprocessing"]
 "/a" = "sharing"
 "/b" = "sharing"
 "/own" = { app = "sharing", pythonpath = ["other", "site"] }
+"/one" = { app = "learning", venv = "other_venv", preload = "auto" }
+"/two" = { app = "learning", venv = "other_venv", preload = "auto" }
 """
 PACKAGES = "venv/lib/python{}.{}/site-packages".format(*sys.version_info[:2])
 SHARING = """
@@ -196,6 +198,13 @@ def application(environ, start_response):
     facts = {"pid": os.getpid(), "heavy": heavy.PID, "version": heavy.VERSION, "missing": missing}
     return [json.dumps({**facts, "prefix": sys.prefix, "env": heavy.SEEN, "key": key}).encode()]
 """
+LEARNING = """
+import common.part, harmful, json, os
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [json.dumps({"pid": os.getpid(), "common": common.part.PID, "harmful": harmful.PID}).encode()]
+"""
+HARMFUL = "import os, threading, time\nPID = os.getpid()\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
 HEAVY = "import os\nPID, VERSION, SEEN = os.getpid(), {}, os.environ.get('VIRTUAL_ENV')\n"
 
 
@@ -209,10 +218,15 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         f"{PACKAGES}/failing.py": "raise SystemExit('as it was told')\n",
         "site/sharing.py": SHARING,
         "other/heavy.py": HEAVY.format(9),
+        "other_venv/pyvenv.cfg": "home = /nowhere\nversion = {}.{}.0\n".format(*sys.version_info[:2]),
+        f"other_{PACKAGES}/common/__init__.py": "",
+        f"other_{PACKAGES}/common/part.py": HEAVY.format(1),
+        f"other_{PACKAGES}/harmful.py": HARMFUL,
+        "site/learning.py": LEARNING,
     }
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    with running_server(folder, PRELOADING, wait_for=3, files=files) as server:
+    with running_server(folder, PRELOADING, wait_for=5, files=files) as server:
         for mount in ("/a", "/b"):
             shared(server, mount)
         yield server
@@ -251,6 +265,26 @@ def test_a_module_of_the_apps_own_folder_comes_before_a_preloaded_one(preloaded:
     own = preloaded.get("/own").json()
 
     assert (own["version"], own["heavy"]) == (9, own["pid"])
+
+
+def test_what_the_apps_of_a_venv_have_in_common_is_learnt_and_preloaded(preloaded: Server) -> None:
+    """But a package that leaves a thread behind: the fork would cut that off."""
+
+    def found(mount: str) -> dict[str, Any]:
+        def from_server() -> dict[str, Any] | None:
+            answer: dict[str, Any] = preloaded.get(mount).json()
+            if answer["common"] != answer["pid"]:
+                return answer
+            reload(preloaded, mount)
+            return None
+
+        return eventually(from_server, "a process that found what the apps have in common")
+
+    one, two = found("/one"), found("/two")
+
+    assert one["pid"] != two["pid"]
+    assert [each["harmful"] for each in (one, two)] == [one["pid"], two["pid"]]
+    assert preloaded.log().count("'harmful' is not preloaded: its import leaves a thread behind") == 1
 
 
 def test_a_changed_package_is_loaded_anew_by_the_next_process(preloaded: Server) -> None:
