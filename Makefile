@@ -27,7 +27,7 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_soak test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status)))
 
-same_on_each_release += tests/test_exporting.py tests/functional/test_balancer.py tests/test_importing.py tests/test_projects.py tests/test_migrate_page.py tests/functional/test_zero_to_served.py tests/functional/test_imports.py
+same_on_each_release += tests/test_exporting.py tests/functional/test_balancer.py tests/functional/test_kubernetes.py tests/test_importing.py tests/test_projects.py tests/test_migrate_page.py tests/functional/test_zero_to_served.py tests/functional/test_imports.py
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
@@ -74,6 +74,10 @@ docs: ## the documentation as a site in .site/html; fails on a dead link (ARGS=s
 release-check: ## build sdist and wheel into dist/, check both, and test the wheel in a fresh venv
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/release --group pyproject.toml:release && bin=.venv/release/bin && rm -rf dist && $$bin/python -m build --no-isolation --outdir dist . && $$bin/twine check --strict dist/* && \
 	$$bin/check-wheel-contents dist/*.whl && "$$python" tools/try_wheel.py dist
+
+.PHONY: manifests
+manifests: ## render deploy/kubernetes and check it against the schemas of three versions of Kubernetes; needs kubectl
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/manifests --group pyproject.toml:manifests && exec .venv/manifests/bin/python tools/manifests.py
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)
