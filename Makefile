@@ -27,7 +27,7 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_soak test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status)))
 
-same_on_each_release += tests/test_exporting.py tests/functional/test_balancer.py tests/functional/test_kubernetes.py tests/test_importing.py tests/test_projects.py tests/test_migrate_page.py tests/functional/test_zero_to_served.py tests/functional/test_imports.py
+same_on_each_release += tests/test_exporting.py tests/functional/test_balancer.py tests/functional/test_kubernetes.py tests/test_importing.py tests/test_landlock.py tests/test_projects.py tests/test_migrate_page.py tests/functional/test_zero_to_served.py tests/functional/test_imports.py
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)

@@ -509,7 +509,7 @@ MOUNT_KEYS = (
     "app, body_timeout, boot_timeout, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
     "lazy, lazy_imports, limits, log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, "
     "on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, queue, queue_timeout, replace, "
-    "request_timeout, send_timeout, server_timing, slow_request, static, threads, touch, umask, venv, "
+    "request_timeout, sandbox, send_timeout, server_timing, slow_request, static, threads, touch, umask, venv, "
     "warmup, watch, working_directory"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
@@ -655,6 +655,13 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
         ("nice = 20", "nice: must be 0 to 19, got 20"),
         ("nice = -1", "nice: must be 0 to 19, got -1; for a higher priority set Nice= in gunicorn's unit"),
         ("working_directory = ''", "working_directory: expected a path, got ''"),
+        ("sandbox = 1", "sandbox: expected true, false or a table, got 1 (a whole number)"),
+        ("sandbox = { write = [1] }", "sandbox.write[0]: expected a string, got 1 (a whole number)"),
+        (
+            "sandbox = { connect = 'unix:run' }",
+            "sandbox.connect: expected the absolute path of a socket, or of its folder, after 'unix:', got 'unix:run'",
+        ),
+        ("sandbox = { listen = '*:0' }", "sandbox.listen: expected a host and a port of 1 to 65535, such as '127.0.0.1:5432', got '*:0'"),
         ("limits = '1G'", "limits: expected a table, got '1G' (a string)"),
         ("limits = { memory = '63M' }", "limits.memory: must be '64M' or more, or 0 for no limit: less does not load an app"),
         ("limits = { files = 63 }", "limits.files: must be 64 or more, or 0 for no limit: less does not load an app"),
@@ -1200,6 +1207,15 @@ def test_what_only_a_process_can_have_is_a_fault_elsewhere_and_decides_auto(read
         assert faults(read, own) == [f"mounts.\"/\".working_directory: {wanted} '{isolation}'"]
     default = '[defaults]\nlimits = { files = 100 }\n[mounts]\n"/" = { app = "a", isolation = "main" }\n"/b" = "b"\n'
     assert faults(read, default) == [f"defaults.limits: {wanted} 'main'"]
+
+
+def test_a_sandbox_is_replaced_as_a_whole_and_taken_back_by_false(read: Write, tmp_path: Path) -> None:
+    rest = "[defaults]\nsandbox = { write = 'media', connect = [] }\n"
+    assert mount(read, 'app = "a"', rest=rest).sandbox == {"write": (str(tmp_path / "media"),), "connect": ()}
+    assert mount(read, 'app = "a"\nsandbox = true', rest=rest).sandbox == {}
+    assert mount(read, 'app = "a"\nsandbox = false\nisolation = "main"', rest=rest).sandbox is None
+    own = '[mounts."/"]\napp = "a"\nisolation = "own-gil"\nsandbox = true\n'
+    assert faults(read, own.replace("own-gil", "shared-gil"))[0].startswith('mounts."/".sandbox: only a process has its own')
 
 
 def test_members_of_a_group_have_one_policy(read: Write) -> None:

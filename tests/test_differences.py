@@ -91,6 +91,11 @@ def test_limits_are_compared_one_by_one_as_the_file_writes_them(tmp_path: Path) 
     assert (setting.name, setting.old, setting.new, found.cost.value) == ("limits.memory", '"1G"', '"512M"', "load")
 
 
+def test_a_sandbox_is_compared_word_by_word(tmp_path: Path) -> None:
+    [found] = between(tmp_path, '[mounts]\n"/" = "a"\n', '[mounts]\n"/" = { app = "a", sandbox = { connect = [] } }\n')
+    assert [(setting.name, setting.new) for setting in found.settings] == [("sandbox", "true"), ("sandbox.connect", "[]")]
+
+
 def test_a_policy_is_one_setting_where_all_words_have_the_same_value_and_one_for_each_word_else(tmp_path: Path) -> None:
     words = ", ".join(f"{word} = 'warn'" for word in policies.WORDS[1:])
 

@@ -38,6 +38,8 @@ from isowsgi.configuration.tables import (
     Isolation,
     LazyImports,
     LimitsTable,
+    Listener,
+    Listeners,
     LogFormat,
     LongSeconds,
     MaxLive,
@@ -55,6 +57,9 @@ from isowsgi.configuration.tables import (
     Nice,
     OnCrash,
     Path,
+    Paths,
+    Peer,
+    Peers,
     Policy,
     PolicyValue,
     PolicyWord,
@@ -64,6 +69,8 @@ from isowsgi.configuration.tables import (
     RedirectTable,
     RedirectTarget,
     Replace,
+    SandboxTable,
+    SandboxValue,
     Seconds,
     Served,
     Size,
@@ -241,6 +248,12 @@ def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
             checks.whole_number(value, least=0, most=MAX_COUNT), least=walls.LEAST_FILES, text=str(walls.LEAST_FILES)
         ),
         ProcessLimits: lambda value: walls.limits(attrs.asdict(converter.structure(checks.typed(dict, value), LimitsTable))),
+        Paths: lambda value: tuple(_some(converter, value, Path)),
+        Peer: walls.peer,
+        Peers: lambda value: tuple(_some(converter, value, Peer)),
+        Listener: walls.listener,
+        Listeners: lambda value: tuple(_some(converter, value, Listener)),
+        SandboxValue: lambda value: value if value is False else walls.sandbox(_sandbox_table(converter, value)),
     }
 
 
@@ -252,6 +265,19 @@ def _checks_of_files(converter: Converter, folder: str) -> dict[Any, Callable[[A
         FileName: checks.file_name,
         BelowFolder: checks.below_folder,
     }
+
+
+def _some(converter: Converter, value: Any, kind: Any) -> list[Any]:
+    return [] if value == [] else checks.one_or_more(converter, value, kind)
+
+
+def _sandbox_table(converter: Converter, value: Any) -> dict[str, Any]:
+    """Read what is allowed in a sandbox; `true` is nothing beside what any app needs."""
+    if value is True:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong_type("true, false or a table", value)
+    return attrs.asdict(converter.structure(value, SandboxTable), recurse=False)
 
 
 def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def settings_of(table: Any, salt: str) -> Settings:
             said |= {f"env.{name}": _digest(salt, each) for name, each in value.items()}
         elif field.name == "max_memory" and value:
             said["max_memory"] = text_of(sizes.text(value))
+        elif field.name == "sandbox" and isinstance(value, Mapping):
+            said |= {"sandbox": "true"} | {f"sandbox.{word}": text_of(list(each)) for word, each in value.items()}
         elif field.name == "limits":
             said |= {f"limits.{name}": text_of(_limit(name, each)) for name, each in value.items()}
         elif isinstance(value, Mapping):

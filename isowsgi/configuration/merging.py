@@ -52,6 +52,8 @@ def mounts_of(tables: Mounts, written: list[str], defaults: dict[str, Any], fold
         values.pop("static", None)  # they become mounts
         values["policy"] = {word: value for word, value in values["policy"].items() if value != "allow"}
         values["limits"] = {name: value for name, value in values["limits"].items() if value}
+        if values.get("sandbox") is False:  # a default is taken back
+            del values["sandbox"]
         mounts.append(Mount(number=len(mounts), **values | named(addresses) | ({"lazy": True} if "max_live" in values else {})))
     if faults:
         raise ExceptionGroup("mounts", faults)

@@ -57,6 +57,12 @@ Nice = NewType("Nice", int)
 MemoryLimit = NewType("MemoryLimit", int)
 FilesLimit = NewType("FilesLimit", int)
 ProcessLimits = NewType("ProcessLimits", dict[str, float])
+SandboxValue = NewType("SandboxValue", dict[str, tuple[str, ...]])
+Paths = NewType("Paths", tuple[str, ...])
+Peer = NewType("Peer", str)
+Peers = NewType("Peers", tuple[str, ...])
+Listener = NewType("Listener", str)
+Listeners = NewType("Listeners", tuple[str, ...])
 MountHosts = NewType("MountHosts", tuple[str, ...])
 Served = NewType("Served", str)
 FileName = NewType("FileName", str)
@@ -110,6 +116,7 @@ class Settings:
     working_directory: Folder | None = None
     nice: Nice | None = None
     limits: ProcessLimits | None = None
+    sandbox: SandboxValue | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +167,16 @@ class LimitsTable:
     memory: MemoryLimit | None = None
     files: FilesLimit | None = None
     file_size: Size | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SandboxTable:
+    """What is allowed in a sandbox, beside what any app needs."""
+
+    read: Paths | None = None
+    write: Paths | None = None
+    connect: Peers | None = None
+    listen: Listeners | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -125,10 +125,11 @@ class Mount:
     lazy_imports: str | None = None  # or "all", "normal": whether its imports are carried out at first use; None: as Python was started
     eager: tuple[str, ...] = ()  # modules whose imports are carried out where they stand; see inside/laziness.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
-    umask: str = ""  # octal digits; "": gunicorn's. This and the next three are for a process
+    umask: str = ""  # octal digits; "": gunicorn's. This and the next four are for a process
     working_directory: str | None = None  # absolute; None: gunicorn's
     nice: int = 0  # of its process, if gunicorn's own is lower
     limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)  # "memory", "files", "file_size", by name
+    sandbox: Mapping[str, tuple[str, ...]] | None = attrs.field(default=None, hash=False)  # what is allowed in it, by word; None: none
     max_live: int = 0  # tenants that have an instance at a time; 0: it is a mount as any other
     exists: str | None = None  # absolute; with "{1}" for a tenant's label: it is one only while this is there
     https_only: bool = False  # whether requests that came without TLS are sent to the same address with it
@@ -139,7 +140,7 @@ class Mount:
     @property
     def needs_process(self) -> bool:
         """Whether "auto" means a process, as only that can have what is asked for."""
-        return bool(self.python or self.umask or self.working_directory or self.nice or self.limits)
+        return bool(self.python or self.umask or self.working_directory or self.nice or self.limits or self.sandbox is not None)
 
     @property
     def sharing(self) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Checks of what confines an app's process: its umask, priority and limits. Also what of it only a process can have."""
+"""Checks of what confines an app's process: its umask, priority, limits and sandbox. Also what of it only a process can have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt
 
 # Keys that are a process' own: an interpreter shares all of this with its neighbours.
-OF_A_PROCESS = ("umask", "working_directory", "nice", "limits")
+OF_A_PROCESS = ("umask", "working_directory", "nice", "limits", "sandbox")
+
+# What a Unix socket begins with, where it may be an address too.
+UNIX = "unix:"
 
 # Lowest priority (setpriority(2)). A higher one than gunicorn's own is root's to give.
 _LEAST_PRIORITY = 19
@@ -48,6 +51,26 @@ def limits(said: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in said.items() if value is not None}
 
 
+def peer(value: Any) -> str:
+    """Check who may be connected to: a host with a port, or a Unix socket or a folder of such."""
+    if typed(str, value).startswith(UNIX):
+        if not value.startswith(UNIX + "/") or "\0" in value:
+            raise Fault(f"expected the absolute path of a socket, or of its folder, after 'unix:', got {spelt(value)}")
+        return str(value)
+    return listener(value)
+
+
+def listener(value: Any) -> str:
+    host, _, port = typed(str, value).rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 2**16:
+        raise Fault(f"expected a host and a port of 1 to 65535, such as '127.0.0.1:5432', got {spelt(value)}")
+    return str(value)
+
+
+def sandbox(said: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {word: tuple(value) for word, value in said.items() if value is not None}
+
+
 def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, Fault]]:
     """Yield the keys of a mount that need a process, where its isolation is another."""
     isolation = values.get("isolation", "auto")
@@ -55,5 +78,5 @@ def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, Fault]]:
         return
     for key in OF_A_PROCESS:
         wanted = values.get(key)
-        if any(wanted.values()) if isinstance(wanted, dict) else wanted:
+        if (wanted and (key != "limits" or any(wanted.values()))) or (wanted == {} and key == "sandbox"):
             yield key, Fault(f'only a process has its own: expected isolation = "process" (or "auto"), got {isolation!r}')

@@ -11,10 +11,12 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 from typing import Any
 
 from isowsgi.inside import boot, forks, walls
+from isowsgi.shared import messages
 from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -26,8 +28,7 @@ _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR
 def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
     belong_to(order.worker_pid)
-    if order.walls is not None:
-        walls.put_up(order.walls)
+    _confine(order)
     forks.watch()
     # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
@@ -44,6 +45,24 @@ def run(order: BootOrder) -> None:
     logging.shutdown()
     # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
     boot.end_process(0)
+
+
+def _confine(order: BootOrder) -> None:
+    """Put up the walls of this process; if they cannot be had, the app is not loaded."""
+    if order.walls is None:
+        return
+    walls.put_up(order.walls)
+    if order.walls.sandbox is None:
+        return
+    from isowsgi.inside import sandbox  # late: most mounts have none
+
+    try:
+        sandbox.put_up(order, order.walls.sandbox)
+    except sandbox.CannotConfine as exc:
+        assert order.fds is not None, "the worker passes some on"
+        with socket.socket(fileno=order.fds.channel) as channel:
+            channel.send(messages.encode(messages.Failed(error=str(exc), traceback="")))
+        os._exit(0)
 
 
 def belong_to(worker: int) -> None:

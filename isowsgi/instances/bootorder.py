@@ -15,6 +15,7 @@ import isowsgi
 from isowsgi.configuration import HOOKS, App, Mount, Status
 from isowsgi.configuration.values import AUTO
 from isowsgi.configuration.values import Log as LogSettings
+from isowsgi.configuration.walls import UNIX
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
 from isowsgi.shared.interpreters import MAIN, PROCESS
@@ -28,6 +29,7 @@ from isowsgi.shared.messages import (
     Member,
     Place,
     Reroute,
+    Sandbox,
     Serving,
     StatusPage,
     Walls,
@@ -132,7 +134,7 @@ class BootOrders:
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
             status=_status_page(mount, status or Status()) if is_status(mount.app) else None,
             place=Place(region=self._region, first_row=first_row),
-            walls=_walls(mount),
+            walls=_walls(mount, paths),
             slot=slot,
         )
 
@@ -218,9 +220,9 @@ def limits_of(mount: Mount) -> Limits:
     )
 
 
-def _walls(mount: Mount) -> Walls | None:
+def _walls(mount: Mount, paths: _Paths) -> Walls | None:
     limits = {name: int(value) for name, value in mount.limits.items()}
-    if not (mount.umask or mount.nice or limits):
+    if not (mount.umask or mount.nice or limits or mount.sandbox is not None):
         return None
     return Walls(
         umask=int(mount.umask, 8) if mount.umask else -1,
@@ -228,7 +230,31 @@ def _walls(mount: Mount) -> Walls | None:
         memory=limits.get("memory", 0),
         files=limits.get("files", 0),
         file_size=limits.get("file_size", 0),
+        sandbox=None if mount.sandbox is None else _sandbox(mount, paths),
     )
+
+
+def _sandbox(mount: Mount, paths: _Paths) -> Sandbox:
+    allowed = mount.sandbox or {}
+    connect = [peer for peer in allowed.get("connect", ()) if not peer.startswith(UNIX)]
+    return Sandbox(
+        # Not what gunicorn itself puts on the path, `chdir`: its folder may hold all sites.
+        code=[
+            *paths.pythonpath[: len(mount.pythonpath)],
+            *(os.path.dirname(target) for target in paths.targets if os.path.isabs(target)),
+            *([mount.working_directory] if mount.working_directory else []),
+        ],
+        read=list(allowed.get("read", ())),
+        write=list(allowed.get("write", ())),
+        connect=[*map(_port, connect)] if "connect" in allowed else None,
+        sockets=[peer.removeprefix(UNIX) for peer in allowed.get("connect", ()) if peer.startswith(UNIX)],
+        listen=[*map(_port, allowed.get("listen", ()))],
+        tmp="",
+    )
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _status_page(mount: Mount, status: Status) -> StatusPage:

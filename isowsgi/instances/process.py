@@ -22,6 +22,7 @@ from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.privatefolder import with_folder
 from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir
 from isowsgi.shared.containment import Containment
@@ -233,30 +234,30 @@ class ProcessInstance(HostedInstance):
 
     def _keep(self) -> None:
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""
+        status = 0
         try:
-            self._child = self._fork() or self._start()
+            with with_folder(self._order) as order:
+                self._child = self._fork(order) or self._start(order)
+                self._inner_mail.close()
+                if self._is_killed:
+                    self._child.kill()
+                status = self._child.wait()
         except Exception as exc:  # no memory, no descriptor, no such file
             self._report_from_keeper(messages.Failed(error=f"cannot start {self._python!r}: {exc}", traceback=""))
-            status = 0
-        else:
-            self._inner_mail.close()
-            if self._is_killed:
-                self._child.kill()
-            status = self._child.wait()
         self._has_exited = self.has_gone = True
         self._report_from_keeper(messages.Exited(status=status))
 
-    def _fork(self) -> ForkedProcess | None:
-        return None if self._servers is None else self._servers.fork(self._python, self._environ, self._order)
+    def _fork(self, order: BootOrder) -> ForkedProcess | None:
+        return None if self._servers is None else self._servers.fork(self._python, self._environ, order)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with memory_file(boot_source(self._order).encode()) as source:
+    def _start(self, order: BootOrder) -> subprocess.Popen[bytes]:
+        with memory_file(boot_source(order).encode()) as source:
             return subprocess.Popen(
                 [self._python, "-c", START, "isowsgi", self.tag],  # the last two are for people who read `ps`
                 stdin=source,
                 cwd=workdir.for_child(),
                 env=self._environ,
-                pass_fds=[*(self._order.fds.known() if self._order.fds else ()), *self._order.log_files.values()],
+                pass_fds=[*(order.fds.known() if order.fds else ()), *order.log_files.values()],
             )
 
 

@@ -269,6 +269,8 @@ class Plan:
         if warning and wanting:
             log.warning("%s: %s", ", ".join(wanting), warning)
         _warn_of_lazy_imports(config, log)
+        if sandboxed := [mount.pattern for mount in config.mounts if mount.sandbox is not None]:
+            _warn_of_sandboxes(", ".join(sandboxed), cfg, log)
 
     def _reread(self, app: Any, cfg: Any, log: Any) -> None:
         """Read the config file again, after SIGHUP or on a change that --reload saw."""
@@ -300,3 +302,13 @@ def _warn_of_lazy_imports(config: configuration.Config, log: Any) -> None:
                 without.setdefault(warning, []).append(mount.pattern)
     for warning, patterns in without.items():
         log.warning("%s: %s", ", ".join(patterns), warning)
+
+
+def _warn_of_sandboxes(mounts: str, cfg: Any, log: Any) -> None:
+    """Say what a sandbox does not do here; without Landlock it is the boot that fails."""
+    from isowsgi.shared import landlock  # late: most have none
+
+    if landlock.abi() and (gaps := landlock.gaps()):
+        log.warning("%s: this kernel's sandbox (Landlock ABI %d) does not restrict %s", mounts, landlock.abi(), "; ".join(gaps))
+    if cfg.uid == 0:
+        log.warning("%s: a sandbox keeps less from root, who owns most files; set gunicorn's `user`", mounts)

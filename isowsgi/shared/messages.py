@@ -110,6 +110,18 @@ class StatusPage(Value):
     hosts: list[str]
 
 
+class Sandbox(Value):
+    """What an app's process can reach, beside what any app needs."""
+
+    code: list[str]  # folders and files of the app: read and executed, as is what `read` names
+    read: list[str]
+    write: list[str]
+    connect: list[int] | None  # TCP ports; None: all
+    sockets: list[str]  # Unix sockets that may be connected to, and their folders
+    listen: list[int]
+    tmp: str  # a folder for temporary files, once it has one
+
+
 class Walls(Value):
     """What confines an app's process from its first import on."""
 
@@ -118,6 +130,7 @@ class Walls(Value):
     memory: int  # bytes of data, see `inside.walls`; 0: no limit, here and below
     files: int  # descriptors
     file_size: int  # bytes
+    sandbox: Sandbox | None
 
 
 class Place(Value):

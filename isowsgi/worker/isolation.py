@@ -54,6 +54,11 @@ class Siting:
         mount = self._deployment.mount
         if self.reason:
             return self.reason
+        if mount.sandbox is not None:
+            from isowsgi.shared import landlock  # late: most have none
+
+            gaps = landlock.gaps()
+            return "in a sandbox" + (f", which on this kernel does not restrict {'; '.join(gaps)}" if gaps else "")
         if mount.isolation != "auto":
             return "configured"
         if mount.python is not None:

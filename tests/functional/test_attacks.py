@@ -1,0 +1,170 @@
+"""What code that was taken over can do to a neighbour, to the worker and to the machine: in a process, and in one with a sandbox.
+
+The table on the page about isolation says what is found here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from isowsgi.cli import client
+from isowsgi.shared import landlock
+from tests.apps import hostile
+from tests.conftest import APPS, ROOT, Server, eventually, running_server
+
+PAGE = ROOT / "docs" / "explanation" / "isolation.md"
+
+# Landlock's ABI on which the table is right; newer ones restrict more.
+ABI = 6
+
+pytestmark = pytest.mark.skipif(landlock.abi() < ABI, reason=f"this kernel has Landlock ABI {landlock.abi()}, these need {ABI}")
+
+CONFIG = """
+[mounts]
+"/plain" = {{ app = "hostile", isolation = "process", threads = 1 }}
+"/forked" = {{ app = "hostile", preload = "sqlite3", sandbox = true, threads = 1 }}
+"/neighbour" = {{ app = "hostile", isolation = "process", threads = 1 }}
+
+[mounts."/walled"]
+app = "hostile"
+threads = 1
+limits = {{ memory = "192M", files = 128, file_size = "1M" }}
+sandbox = {{ connect = [] }}
+"""
+
+WHAT = {
+    "read_env": "read a file of another site",
+    "list_folder": "list another site's folder",
+    "write_file": "put a file there",
+    "overwrite_file": "overwrite one of its files",
+    "cut_off_file": "cut one of its files off",
+    "remove_file": "remove one of its files",
+    "link_file": "read one by a hard link",
+    "follow_symlink": "read one by a symbolic link",
+    "change_mode": "change the mode of one of its files",
+    "poison_bytecode": "plant bytecode beside another app's modules",
+    "write_to_shared_tmp": "write to the `/tmp` of all",
+    "read_shadow": "read `/etc/shadow`, where gunicorn runs as root",
+    "read_config": "read `isowsgi.toml`",
+    "read_log": "read gunicorn's log",
+    "forge_log": "open gunicorn's log for writing",
+    "read_environ": "read another process' environment",
+    "read_memory": "read another process' memory",
+    "trace_worker": "trace the worker",
+    "take_descriptor": "take a descriptor of the worker's: a client's connection, a listening socket",
+    "signal_worker": "send the worker a signal",
+    "signal_master": "send gunicorn's master a signal",
+    "signal_neighbour": "send a neighbour's process a signal",
+    "limit_neighbour": "change the limits of a neighbour's process",
+    "connect_to_abstract_socket": "connect to an abstract Unix socket",
+    "connect_to_port": "connect to a TCP port that it may not",
+    "listen_on_port": "listen on a TCP port",
+    "open_control_socket": "connect to the control socket",
+    "execute_what_it_wrote": "execute a file that it wrote",
+    "use_roots_rights": "use a right of root's, where gunicorn runs as root",
+    "gain_rights_by_exec": "gain rights by a setuid program",
+    "raise_limits": "raise its own limits, where gunicorn runs as root",
+    "take_all_memory": "take more memory than its limit",
+    "take_all_descriptors": "take more descriptors than its limit",
+    "fill_the_disk": "write a larger file than its limit",
+    "escape_by_a_child": "do any of it in a child process",
+}
+
+# What only root's process can do at all, and what needs a limit to be there.
+OF_ROOT = {"read_shadow", "use_roots_rights"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), wait_for=4) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Give what an attacker may know, and something to find."""
+    [worker] = server.workers()
+    with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as port:
+        abstract.bind("")  # the kernel chooses a name (unix(7))
+        abstract.listen(100)
+        [control] = client.find(str(server.folder / "isowsgi.toml"), None)
+        yield {
+            "folder": str(tmp_path_factory.mktemp("site")),
+            "apps": str(APPS),
+            "shared tmp": tempfile.gettempdir(),
+            "config": str(server.folder / "isowsgi.toml"),
+            "log": str(server.folder / "error.log"),
+            "neighbour": said(server, "/neighbour", {})["pid"],
+            "worker": worker,
+            "master": server.process.pid,
+            "abstract": abstract.getsockname()[1:].decode(),
+            "port": port.getsockname()[1],
+            "control": os.path.join(control.folder, control.name),
+        }
+
+
+def said(server: Server, path: str, place: dict[str, Any]) -> dict[str, Any]:
+    answer = requests.post(server.url + path, data=json.dumps(place), timeout=30)
+    assert answer.status_code == 200, answer.text
+    facts: dict[str, Any] = answer.json()
+    return facts
+
+
+def outcome(server: Server, mount: str, name: str, place: dict[str, Any]) -> str:
+    for file in (".env", "victim"):
+        Path(place["folder"], file).write_text("SECRET=1")
+    return str(said(server, f"{mount}/{name}", place)["outcome"])
+
+
+def table() -> dict[str, tuple[str, str]]:
+    """Return what the page says, by what is tried: in a process, and in a sandbox."""
+    rows = re.findall(r"^\| ([^|]+) \| (succeeds|fails|-) \| (succeeds|fails) \|$", PAGE.read_text(), re.MULTILINE)
+    return {what: (plain, walled) for what, plain, walled in rows}
+
+
+def test_every_attack_is_in_the_table() -> None:
+    assert {*hostile.ATTACKS} == {*WHAT}
+    assert [*table()] == [*WHAT.values()]
+
+
+@pytest.mark.parametrize("name", WHAT)
+def test_an_attack_comes_off_only_where_the_page_says_so(server: Server, place: dict[str, Any], name: str) -> None:
+    plain, walled = (outcome(server, mount, name, place) for mount in ("/plain", "/walled"))
+
+    expected = table()[WHAT[name]]
+    assert ("succeeds" if walled == "succeeds" else "fails") == expected[1], walled
+    if (os.getuid() == 0 or name not in OF_ROOT) and expected[0] != "-":
+        assert ("succeeds" if plain == "succeeds" else "fails") == expected[0], plain
+
+
+def test_a_sandbox_has_its_own_folder_for_temporary_files_which_goes_with_it(server: Server) -> None:
+    facts = said(server, "/walled", {})
+    assert re.fullmatch(r"isowsgi-\w+", Path(facts["tmp"]).name)
+    assert Path(facts["tmp"]).stat().st_mode & 0o777 == 0o700
+
+    os.kill(facts["pid"], 9)
+
+    eventually(lambda: not Path(facts["tmp"]).exists(), "its removal")
+    server.wait_for_log("/walled #1: ended unexpectedly: its process was killed by SIGKILL")
+    eventually(lambda: requests.get(server.url + "/walled", timeout=30).status_code == 200, "the next process")
+
+
+def test_a_process_from_a_fork_server_is_in_its_sandbox_too(server: Server, place: dict[str, Any]) -> None:
+    assert outcome(server, "/forked", "read_env", place).startswith("PermissionError")
+    assert outcome(server, "/forked", "connect_to_port", place) == "succeeds"  # as it names none
+    assert said(server, "/forked", {})["tmp"] != said(server, "/walled", {})["tmp"]
+
+
+def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:
+    assert server.workers() == [place["worker"]]
+    assert said(server, "/neighbour", {})["pid"] == place["neighbour"]
