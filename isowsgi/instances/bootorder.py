@@ -177,7 +177,8 @@ class BootOrders:
             start_folder=self._start_folder,
             policy=dict(mount.policy),
             preload=[name for name in mount.preload if name != AUTO],
-            learns=AUTO in mount.preload,
+            # Not what may have been taken over: what is learnt is imported for its neighbours, outside of a sandbox.
+            learns=AUTO in mount.preload and mount.sandbox is None,
         )
 
     def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool) -> Loading:
