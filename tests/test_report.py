@@ -1,8 +1,9 @@
 """The report: what a worker says of itself, and what the main interpreter counts of its mounts."""
 
+import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,12 +118,12 @@ def test_a_report_that_was_too_long_is_not_encoded_in_vain_for_a_while(monkeypat
     tried: list[bool] = []
     publish = desk.board.publish
 
-    def publish_or_not(report: Mapping[str, Any]) -> None:
-        is_whole = bool(report["mounts"][0]["instances"])
+    def publish_or_not(report: Mapping[str, Any], mounts: Sequence[str]) -> None:
+        is_whole = bool(json.loads(mounts[0])["instances"])
         tried.append(is_whole)
         if is_whole and is_short_of_room:
             raise ValueError("too long")
-        publish(report)
+        publish(report, mounts)
 
     monkeypatch.setattr(desk.board, "publish", publish_or_not)
     desk.reports(desk.start(), Ready(boot_s=0.5, objects=9, extensions=[], refused=[]))
@@ -178,3 +179,20 @@ def test_a_report_that_is_too_long_still_says_how_each_mount_is(desk: Desk) -> N
     said = desk.said()
 
     assert (said["pattern"], said["state"], said["instances"], "error" in said) == ("/a", desk.deployment.state(), [], False)
+
+
+def test_the_text_of_many_mounts_is_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of 200 mounts kept the acceptor for 6 ms, several times while a table was applied: its neighbours' p99."""
+    desk = Desk()
+    later: list[Callable[[], object]] = []
+    monkeypatch.setattr(desk.place.acceptor, "later", lambda delay_s, callback, what: later.append(callback))
+    desk.reporter.mounts = [(MOUNT, desk.deployment)] * 120
+    desk.reporter.publish_soon(time.monotonic())
+    desk.reporter.publish_soon(time.monotonic())  # it is at it
+    told = [desk.board.report()]
+    while later:
+        later.pop(0)()
+        told.append(desk.board.report())
+    desk.close()
+
+    assert [report and len(report["mounts"]) for report in told] == [None, None, 120]

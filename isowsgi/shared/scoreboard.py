@@ -165,6 +165,11 @@ class RegionReading(NamedTuple):
     is_stopping: bool  # whether the next response on each of its connections is the last
 
 
+def text_of(facts: Mapping[str, Any]) -> str:
+    """Return a part of a report as the board has it."""
+    return json.dumps(facts, ensure_ascii=False)
+
+
 class Scoreboard(Region):
     """A worker's region as the worker itself has it, and who reads what it says.
 
@@ -263,13 +268,19 @@ class Scoreboard(Region):
             self.row(first + number).clear()
         self._free.setdefault(key, []).append(first)
 
-    def publish(self, report: Mapping[str, Any]) -> None:
+    def publish(self, report: Mapping[str, Any], mounts: Sequence[str] = ()) -> None:
         """Say what is no counter: states, stacks, sizes.
+
+        Args:
+            mounts: the report's, each as JSON; see `text_of`.
 
         Raises:
             ValueError: it is longer than the room for it.
         """
-        self._report.write(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace"))
+        text = text_of(report)
+        if mounts:
+            text = f'{text[:-1]}, "mounts": [{", ".join(mounts)}]}}'
+        self._report.write(text.encode("utf-8", "replace"))
 
     # For the master, once the worker is reaped.
 

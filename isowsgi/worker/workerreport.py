@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import isowsgi
@@ -20,7 +20,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
 from isowsgi.shared.controlmessages import ErrorGroup
 from isowsgi.shared.rows import RELOADS, STUCK
-from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.scoreboard import Scoreboard, text_of
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.meter import memory_of
@@ -48,6 +48,12 @@ _MOST_GROUPS = 10
 
 # How long a report that was too long is shortened before it is written: else all of it is encoded for nothing each time.
 _SHORT_S = 30.0
+
+# Of how many mounts a text is made before connections are looked at: a millisecond.
+_MOUNTS_AT_A_TIME = 50
+
+# What a text that is made returns once it is published.
+_WHOLE = object()
 
 # Shown if nothing else fits.
 _TOO_LONG = "the report is too long for the scoreboard"
@@ -83,6 +89,7 @@ class Reporter:
         self._next_idle = 0.0
         self._short_until = 0.0
         self._is_stopping = False
+        self._pieces: Iterator[None] | None = None  # of a text that is being made
 
     def stop(self, now: float) -> None:
         """Say from now on that the worker stops."""
@@ -92,52 +99,86 @@ class Reporter:
     def publish_soon(self, now: float) -> None:
         """Publish, unless that was done a moment ago; something has happened."""
         if now >= self._next:
-            self.publish(now)
+            self._begin(now)
 
     def tick(self, now: float) -> None:
         """Publish what has changed without an event, such as sizes; about once a second, or less often if it takes long."""
         if now >= self._next_idle:
-            self.publish(now)
+            self._begin(now)
 
     def publish(self, now: float) -> None:
-        """Publish.
+        """Publish at once.
 
         Args:
             now: monotonic seconds.
         """
-        for deployment in self._all():
-            reloads, stuck = deployment.reloads - deployment.told[0], deployment.stuck - deployment.told[1]
-            deployment.told = deployment.reloads, deployment.stuck
-            for member in deployment.members:
-                words = self._board.mount_row(member.number).words
-                words[RELOADS] += reloads
-                words[STUCK] += stuck
+        self._pieces = None
+        for _ in self._publishing(now):
+            continue
+
+    def _begin(self, now: float) -> None:
+        """Publish, a piece at a time: requests are routed meanwhile."""
+        if self._pieces is None:
+            self._pieces = self._publishing(now)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        pieces, self._pieces = self._pieces, None  # and if this piece fails, the next text begins at its start
+        if pieces is not None and next(pieces, _WHOLE) is not _WHOLE:
+            self._pieces = pieces
+            self._acceptor.later(0.0, self._go_on, "report to the scoreboard")
+
+    def _publishing(self, now: float) -> Iterator[None]:
+        began = now
+        took_s = 0.0
+        self._count()
         self._recent.look(now)
-        report = self._worker()
         parked = self._acceptor.parked()
+        mounts: list[dict[str, Any]] = []
+        texts: list[str] = []
+        served = list(self.mounts)  # the table may become another one
+        for number, (mount, deployment) in enumerate(served):
+            if number and number % _MOUNTS_AT_A_TIME == 0:
+                took_s += time.monotonic() - began
+                yield
+                began = time.monotonic()
+            mounts.append(self._mount(mount, deployment, parked[mount.number]))
+            texts.append(text_of(mounts[-1]))
         try:
-            mounts = [self._mount(mount, deployment, parked[mount.number]) for mount, deployment in self.mounts]
-            self._publish({**report, "mounts": mounts}, now)
+            self._publish({**self._worker(), **({} if texts else {"mounts": []})}, mounts, texts, now)
         except ValueError:
-            self._board.publish({**report, "mounts": [], "error": _TOO_LONG})
-        took_s = time.monotonic() - now
+            self._board.publish({**self._worker(), "mounts": [], "error": _TOO_LONG})
+        took_s += time.monotonic() - began
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
 
-    def _publish(self, report: dict[str, Any], now: float) -> None:
+    def _count(self) -> None:
+        """Count reloads and stuck instances where all workers are counted."""
+        for deployment in self._all():
+            reloads, stuck = deployment.reloads - deployment.told[0], deployment.stuck - deployment.told[1]
+            deployment.told = deployment.reloads, deployment.stuck
+            if reloads or stuck:
+                for member in deployment.members:
+                    words = self._board.mount_row(member.number).words
+                    words[RELOADS] += reloads
+                    words[STUCK] += stuck
+
+    def _publish(self, report: dict[str, Any], mounts: Sequence[dict[str, Any]], texts: Sequence[str], now: float) -> None:
         """Publish all of a report; or, if that is too long, what is needed to know which mounts are ready.
+
+        Args:
+            texts: the mounts as JSON.
 
         Raises:
             ValueError: that is too long too.
         """
         if now >= self._short_until:
             try:
-                self._board.publish(report)
+                self._board.publish(report, texts)
                 return
             except ValueError:
                 self._short_until = now + _SHORT_S
-        mounts = [{**mount, "boot_error": None, "errors": [], "instances": []} for mount in report["mounts"]]
-        self._board.publish({**report, "mounts": mounts})
+        self._board.publish(report, [text_of({**mount, "boot_error": None, "errors": [], "instances": []}) for mount in mounts])
 
     def _worker(self) -> dict[str, Any]:
         # Not sys.getallocatedblocks(): it walks the arenas of all interpreters without their GILs, and crashes while one of them
