@@ -29,9 +29,25 @@ class NotAConfig(ValueError):
     """What was read is no config of this release; the text says what is wrong."""
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """Return a config as plain values: dicts, lists, strings, numbers."""
-    facts: dict[str, Any] = _converter.unstructure(config)
+Known = Mapping[str, tuple[dict[str, Any], Mount]]
+"""Mounts by their patterns, each with its plain values."""
+
+
+def plain(config: Config, before: Known = MappingProxyType({})) -> dict[str, Any]:
+    """Return a config as plain values: dicts, lists, strings, numbers.
+
+    Args:
+        before: mounts whose plain values are there.
+    """
+    facts: dict[str, Any] = _converter.unstructure(attrs.evolve(config, mounts=()))
+    facts["mounts"] = [_plain(mount, before.get(mount.pattern)) for mount in config.mounts]
+    return facts
+
+
+def _plain(mount: Mount, before: tuple[dict[str, Any], Mount] | None) -> dict[str, Any]:
+    if before is not None and before[1] is mount:
+        return before[0]
+    facts: dict[str, Any] = _converter.unstructure(mount)
     return facts
 
 
@@ -53,10 +69,6 @@ def differing(one: Any, other: Any) -> set[str] | None:
 
 def _served(facts: dict[str, Any], cls: type[Config | Mount]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in _ASIDE[cls]}
-
-
-Known = Mapping[str, tuple[dict[str, Any], Mount]]
-"""Mounts by their patterns, each with its plain values."""
 
 
 def known(config: Config, facts: dict[str, Any] | None = None) -> Known:

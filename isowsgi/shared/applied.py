@@ -52,6 +52,8 @@ class LastApplied:
         self._fd = make_memory("isowsgi-table", text_bytes(MAX_BYTES))
         self._memory = mmap.mmap(self._fd, text_bytes(MAX_BYTES))
         self._text = Text(self._memory, 0, MAX_BYTES)
+        self._read: Applied | None = None
+        self._read_turn = -1  # of the text that it was made of
 
     def fileno(self) -> int:
         """Return the descriptor of the memory, whose locks workers have."""
@@ -62,7 +64,13 @@ class LastApplied:
         return self._text.turn()
 
     def read(self) -> Applied | None:
-        """Return what was decided last; None if nothing was, or if it is unreadable."""
+        """Return what was decided last; None if nothing was, or if it is unreadable. Made once of each text: to be left as it is."""
+        turn = self._text.turn()  # before the text: a newer one is read again then
+        if turn != self._read_turn:
+            self._read, self._read_turn = self._parse(), turn
+        return self._read
+
+    def _parse(self) -> Applied | None:
         try:
             facts = json.loads(self._text.read() or b"null")
             return Applied(facts["base"], facts["serial"], facts["config"], facts.get("certificate")) if facts is not None else None

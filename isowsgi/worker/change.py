@@ -193,7 +193,7 @@ def _stays(deployment: Deployment, members: Sequence[Mount], old: Config, new: C
     """Whether a deployment can be in both tables; the status page is told who may see it when it is loaded."""
     if old.status != new.status and any(is_status(member.app) for member in members):
         return False
-    return all(costs.is_in_place(before, after) for before, after in _pairs(deployment, members))
+    return all(before is after or costs.is_in_place(before, after) for before, after in _pairs(deployment, members))
 
 
 def _pairs(deployment: Deployment, members: Sequence[Mount]) -> list[tuple[Mount, Mount]]:
@@ -204,12 +204,12 @@ def _pairs(deployment: Deployment, members: Sequence[Mount]) -> list[tuple[Mount
 
 def _key(members: Sequence[Mount]) -> tuple[str, ...]:
     """Return what tells those that share an instance from others in the same config; their order in the file is nothing to them."""
-    return tuple(sorted(member.pattern for member in members))
+    return (members[0].pattern,) if len(members) == 1 else tuple(sorted(member.pattern for member in members))
 
 
 def _as_numbered(before: Mount, after: Mount) -> Mount:
     """Return what a mount becomes, with the number that it has; the same object if nothing differs, which is nearly all of a table."""
-    return before if before == after and before.file == after.file else attrs.evolve(after, number=before.number)
+    return before if before is after or (before == after and before.file == after.file) else attrs.evolve(after, number=before.number)
 
 
 def _is_any(members: Sequence[Mount], patterns: frozenset[str]) -> bool:

@@ -234,7 +234,7 @@ class Applying:
                 raise Refusal("unchangeable", f"{exc}; use SIGHUP") from exc
         try:
             # As it was resolved here: later workers know nothing of what stayed as it was.
-            table = table._replace(config=stored.plain(change.new.config))
+            table = table._replace(config=stored.plain(change.new.config, self._known or {}))
             pending = self._pending = _Pending(table, change, failed=failed, stays=set(stay))
         except BaseException:
             self._live.drop(now)
@@ -255,7 +255,7 @@ class Applying:
             return False
         self._live.narrow(stay, time.monotonic())
         pending.stays |= stay
-        pending.table = pending.table._replace(config=stored.plain(pending.change.new.config))
+        pending.table = pending.table._replace(config=stored.plain(pending.change.new.config, self._known or {}))
         return True
 
     def _switch(self, pending: _Pending, now: float) -> None:
