@@ -1,5 +1,5 @@
 """`python -m isowsgi`, the command `isowsgi`."""
 
-from isowsgi.cli.main import main
+from isowsgi.cli.entry import main
 
-main(prog_name="isowsgi")
+main()

@@ -14,7 +14,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking
 from isowsgi.configuration import Mount
-from isowsgi.shared import interpreters, workdir
+from isowsgi.shared import interpreters, slices, workdir
 
 # Names for which the mount's own Python is taken, wherever the venv's folder has it.
 _PYTHONS = ("python", "python3")
@@ -66,6 +66,8 @@ def run(config: str, chdir: str | None, pattern: str, command: tuple[str, ...]) 
     if executable is None:
         asking.fail(f"no such command: {command[0]!r}; PATH is {around.environ['PATH']}", _NOT_FOUND)
     sys.stdout.flush()
+    if not slices.is_filtered():
+        slices.restore()
     try:
         os.execve(executable, [executable if command[0] in _PYTHONS else command[0], *command[1:]], around.environ)
     except OSError as exc:

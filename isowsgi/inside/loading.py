@@ -14,6 +14,7 @@ from isowsgi.inside import environment
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.private import theirs
 from isowsgi.inside.wsgi import Application, Gateway
+from isowsgi.shared import slices
 from isowsgi.shared.messages import App, BootOrder, Member
 from isowsgi.shared.rows import Row
 
@@ -79,6 +80,8 @@ class Loader:
     def gateways(self) -> dict[int, Gateway]:
         """Load the apps, then the hooks, and ask for the warm-up requests; return what calls each app, by its mount's number."""
         order = self._order
+        if order.host.has_long_slices:
+            slices.lengthen()
         end_loading = environment.be_main_thread_while_loading()
         try:
             self.apps = {member.mount: self._load_app(member) for member in order.members}
@@ -92,6 +95,8 @@ class Loader:
         gateways = {member.mount: self._make_gateway(member, self.apps[member.mount]) for member in order.members}
         for member in order.members:
             self._warm_up(gateways[member.mount], member.warmup)
+        if order.host.has_long_slices:
+            slices.restore()
         return gateways
 
     def drain(self) -> None:

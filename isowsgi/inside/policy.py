@@ -24,7 +24,7 @@ from typing import Any
 from isowsgi.inside import boot, ending, environment, leftovers
 from isowsgi.inside.private import share, theirs
 from isowsgi.inside.stacks import stack_from_app
-from isowsgi.shared import cfunctions, policies, pymalloc
+from isowsgi.shared import cfunctions, policies, pymalloc, slices
 
 # Lines of code that are remembered as logged, for each instance; calls from more are refused or allowed without a word.
 MAX_PLACES = 100
@@ -42,8 +42,10 @@ _STAND_INS = (environment.__file__, __file__)
 _OWN_CALLS: dict[CodeType, str] = {
     cfunctions.load_ctypes.__code__: "ctypes",
     cfunctions.make_memory_functions.__code__: "ctypes",
+    cfunctions.make_system_call.__code__: "ctypes",
     pymalloc.bytes_in_use.__code__: "ctypes",
     ending.set_async_exception.__code__: "ctypes",
+    slices.change.__code__: "ctypes",
     boot.end_process.__code__: "exit",
     leftovers._end_helper.__code__: "kill",
 }

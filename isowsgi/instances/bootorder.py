@@ -16,9 +16,10 @@ from isowsgi.configuration import HOOKS, App, Mount, Status
 from isowsgi.configuration.values import AUTO
 from isowsgi.configuration.values import Log as LogSettings
 from isowsgi.configuration.walls import UNIX
+from isowsgi.instances import sliceprobe
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.handover import ARM_RETURN
-from isowsgi.shared.interpreters import MAIN, PROCESS
+from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS
 from isowsgi.shared.messages import (
     BootOrder,
     Environment,
@@ -165,6 +166,8 @@ class BootOrders:
             can_see_stacks=is_process or interpreters.can_see_stacks(isolation),
             frames_are_own=is_process or interpreters.frames_are_own(),
             max_int_digits=sys.get_int_max_str_digits(),
+            # Who holds a GIL that others wait for shall run.
+            has_long_slices=isolation in (OWN_GIL, PROCESS) and sliceprobe.may_change(),
         )
 
     def _environment(self, mount: Mount, paths: _Paths) -> Environment:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from isowsgi.instances.base import NOT_SERVED, HostedInstance
 from isowsgi.instances.judge import cut
-from isowsgi.shared import interpreters, messages
+from isowsgi.shared import interpreters, messages, slices
 from isowsgi.shared.containment import MAX_ERROR_CHARS
 from isowsgi.shared.handover import ARM_EDGE, Port, blocking, number_of
 from isowsgi.shared.messages import BootOrder, Descriptors
@@ -91,7 +91,9 @@ class InterpreterInstance(HostedInstance):
         return self.has_gone
 
     def _keep(self) -> None:
-        """The keeper's whole life."""
+        """The keeper's whole life: it makes the interpreter and frees it, and serves nobody."""
+        if self._order.host.has_long_slices:
+            slices.lengthen()
         self._run_interpreter()
         self.has_gone = True
 

@@ -16,7 +16,7 @@ class _Functions(NamedTuple):
 
 
 def load_ctypes() -> Any:
-    """Import ctypes, and make the functions; it takes 0.2 MiB, once in each interpreter.
+    """Import ctypes, and make the functions that are called while an app is there; it takes 0.2 MiB, once in each interpreter.
 
     An import gives up the GIL hundreds of times. If it is shared with a thread in a loop and with other interpreters, it took 20 s once
     (3.11) until the loop was interrupted.
@@ -29,6 +29,7 @@ def load_ctypes() -> Any:
     except ImportError:
         return None
     memory_functions()
+    system_call()
     return ctypes
 
 
@@ -52,3 +53,19 @@ def make_memory_functions() -> _Functions | None:
 
 
 memory_functions = functools.cache(make_memory_functions)
+
+
+def make_system_call() -> Any:
+    """Return libc's `syscall`, for what neither it nor Python has a function for; None where there is none. Made once, as above."""
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None)["syscall"]
+    except (ImportError, OSError, AttributeError):
+        return None
+    # The first argument is the number, the last one flags; between them what sched_setattr(2) takes.
+    call.argtypes, call.restype = (ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_ulong), ctypes.c_long
+    return call
+
+
+system_call = functools.cache(make_system_call)

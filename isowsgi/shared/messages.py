@@ -47,6 +47,7 @@ class Host(Value):
     can_see_stacks: bool
     frames_are_own: bool  # those of `sys._current_frames`; else they are all interpreters'
     max_int_digits: int
+    has_long_slices: bool  # the thread that loads an app, see `slices`
 
 
 class Environment(Value):

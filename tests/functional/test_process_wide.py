@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import requests
 
+from isowsgi.shared import interpreters
+from tests.apps.slices import slice_ns
 from tests.conftest import DEADLINE_S, Server, running_server
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = '[mounts]\n"/" = { app = "shell", env = { NAME = "the mount\'s" } }'
+    config = '[mounts]\n"/" = { app = "shell", env = { NAME = "the mount\'s" } }\n"/slices" = "slices"'
     with running_server(tmp_path_factory.mktemp("shell"), config, env={"NAME": "the process'"}) as server:
         yield server
 
@@ -122,3 +124,14 @@ def test_a_working_directory_that_is_deleted_keeps_no_neighbour_from_loading(tmp
         assert [server.get(mount).status_code for mount in ("/shared", "/auto", "/script", "/own")] == [200] * 4
         assert server.get("/own").json()["cwd"] == str(tmp_path)
         assert "cannot load" not in server.log()
+
+
+def test_who_loads_an_app_gives_way_to_requests_and_nobody_else_does(shell: Server) -> None:
+    """A request waited until the slice of a neighbour's import was over, which the kernel saw at its next tick."""
+    if not (ordinary := slice_ns()) or interpreters.best_isolation() != interpreters.OWN_GIL:
+        pytest.skip("no long slices here")
+
+    loading, started, serving = requests.get(f"{shell.url}/slices", timeout=DEADLINE_S).json()
+
+    assert loading > 10 * ordinary
+    assert (started, serving) == (ordinary, ordinary)
