@@ -102,7 +102,7 @@ def test_what_the_venv_does_not_have_is_not_imported_whoever_tells_of_it(preload
 
 
 def test_what_is_told_of_is_bounded(preloads: Preloads, venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isowsgi.instances.preloads._MOST_MODULES", 100)
+    monkeypatch.setattr("isowsgi.instances.preloads.MOST_MODULES", 100)
 
     learn(preloads, venv, *(f"made_up_{number}" for number in range(200)))
 

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.process import ProcessInstance
+from isowsgi.shared import messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import key_of
-from isowsgi.shared.messages import Exited
+from isowsgi.shared.messages import BootOrder, Exited, Imported, Ready, Report
 from isowsgi.shared.rows import BUSY
 from isowsgi.shared.scoreboard import Scoreboard
 from tests.orders import any_order
@@ -105,6 +107,35 @@ def test_all_connections_of_a_dead_child_come_back_without_a_descriptor_to_spare
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+class Learner:
+    """Fork servers that note what they are told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[str]] = []
+
+    def learn(self, python: str, order: BootOrder, modules: list[str]) -> None:
+        self.told.append(modules)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_a_child_says_that_it_has_loaded_is_bounded_and_counts_once_it_serves(instance: ProcessInstance, learns: bool) -> None:
+    """It may say so for ever; and a word of it later, or unasked, is worth nothing."""
+    instance._servers = servers = Learner()  # type: ignore[assignment] # all of them that is used
+    instance._order = instance._order.replace(environment=instance._order.environment.replace(learns=learns))
+
+    def says(report: Report) -> None:
+        instance._inner.send(messages.encode(report))
+        assert instance.read() == report
+
+    for _ in range(3):
+        says(Imported(modules=["m"] * (MOST_MODULES // 2 - 1)))
+    says(Ready(boot_s=0.1, objects=1, extensions=[], refused=[]))
+    says(Imported(modules=["late"]))
+
+    assert servers.told == ([["m"] * MOST_MODULES] if learns else [])
+    assert instance._imported == []
 
 
 def test_a_child_that_closes_its_mail_and_lives_is_ended(instance: ProcessInstance, owner: FakeOwner) -> None:

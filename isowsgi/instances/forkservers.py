@@ -123,9 +123,13 @@ class ForkServers:
         return None
 
     def learn(self, python: str, order: BootOrder, modules: Sequence[str]) -> None:
-        """Take in which modules a process has loaded, for others with `preload = "auto"`; does not wait."""
-        if self._preloads.learn(python, order, modules) and self._parent is not None:
-            self._work.put(partial(self._preloads.save, python, order))
+        """Take in which modules a process has loaded, for others with `preload = "auto"`. Does not wait."""
+        if self._parent is not None:  # which may wait for the disk
+            self._work.put(partial(self._learn, python, order, modules))
+
+    def _learn(self, python: str, order: BootOrder, modules: Sequence[str]) -> None:
+        if self._preloads.learn(python, order, modules):
+            self._preloads.save(python, order)
 
     def _modules_for(self, python: str, order: BootOrder) -> tuple[str, ...]:
         """Return what a process is to find loaded."""

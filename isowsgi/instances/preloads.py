@@ -26,7 +26,7 @@ from isowsgi.shared import cachefolder
 from isowsgi.shared.messages import BootOrder
 
 # Modules of a venv that are told of: Django's admin with an API and a database has 1,500. More are not counted.
-_MOST_MODULES = 8000
+MOST_MODULES = 8000
 
 # A name as packages have them, and its length.
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -84,7 +84,7 @@ class _Known:
 
 
 class Preloads:
-    """One worker's; any thread may call it.
+    """One worker's; any thread may call it that may wait for the disk.
 
     Args:
         folder: where it is kept; None: see `cachefolder`.
@@ -96,7 +96,7 @@ class Preloads:
         self._venvs: dict[Venv, _Known] = {}
 
     def learn(self, python: str, order: BootOrder, modules: Iterable[str]) -> bool:
-        """Take in what a process has loaded; does not wait.
+        """Take in what a process has loaded.
 
         Returns:
             whether that makes it more that several have in common.
@@ -111,7 +111,7 @@ class Preloads:
                     if told[module] not in (None, teller):
                         told[module] = None
                         is_news = True
-                elif len(told) < _MOST_MODULES and _is_name(module) and module.partition(".")[0] not in own:
+                elif len(told) < MOST_MODULES and _is_name(module) and module.partition(".")[0] not in own:
                     told[module] = teller
         return is_news
 
@@ -179,7 +179,7 @@ class Preloads:
                 facts = json.loads(file.read(_MOST_BYTES + 1))
             if facts["stamp"] != stamp:
                 return [], []
-            modules, dropped = ([name for name in facts[key][:_MOST_MODULES] if _is_name(name)] for key in ("modules", "dropped"))
+            modules, dropped = ([name for name in facts[key][:MOST_MODULES] if _is_name(name)] for key in ("modules", "dropped"))
         except (OSError, ValueError, KeyError, TypeError):
             return [], []
         return modules, dropped

@@ -22,6 +22,7 @@ from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.privatefolder import with_folder
 from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir
@@ -107,6 +108,7 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Exited] = self._on_exited
         self._effects[messages.Imported] = self._on_imported
         self._servers = servers
+        self._imported: list[str] = []  # as its process says, until it is ready
         self._child: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._is_killed = False
         self._has_exited = False  # as its keeper knows
@@ -154,8 +156,14 @@ class ProcessInstance(HostedInstance):
             self._owner.take_back(fd)
 
     def _on_imported(self, report: messages.Imported) -> None:
-        if self._servers is not None and self._order.environment.learns and self.state is State.BOOTING:
-            self._servers.learn(self._python, self._order, report.modules)
+        if self._order.environment.learns and self.state is State.BOOTING:
+            self._imported += report.modules[: MOST_MODULES - len(self._imported)]
+
+    def _on_ready(self, report: messages.Ready) -> None:
+        super()._on_ready(report)
+        imported, self._imported = self._imported, []
+        if self._servers is not None and imported:
+            self._servers.learn(self._python, self._order, imported)
 
     def _on_exited(self, report: messages.Exited) -> None:
         if not self._has_exited:
