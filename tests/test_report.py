@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
 from isowsgi.configuration import App, Mount
@@ -167,6 +168,20 @@ def test_a_text_that_took_long_is_not_made_anew_at_each_tick_but_never_gets_old(
     assert before is not None
     assert after is not None
     assert (before["mounts"][0]["generation"], after["mounts"][0]["generation"]) == (0, 7)
+
+
+@pytest.mark.parametrize(("number", "pattern"), [(1, "/1"), (77, "/0")])  # a child process may say any number
+def test_a_stuck_thread_is_an_error_of_the_mount_that_its_request_was_for(number: int, pattern: str) -> None:
+    """It was charged to the first of a group."""
+    around = FakeSurroundings()
+    deployment = Deployment([attrs.evolve(MOUNT, pattern=f"/{each}", number=each) for each in range(2)], around, isolation="own-gil")
+    deployment.start(0.0)
+    [instance] = around.made
+    for report in (Ready(boot_s=0.2, objects=1, extensions=[], refused=[]), Stuck(stack="GET /1/x HTTP/1.1\n  a stack", mount=number)):
+        instance.takes_in(report)
+        deployment.reports.handle(instance, report, 0.0)
+
+    assert [each.tag for each in deployment.reports.incidents.of_requests()] == [f"{pattern} #1"]
 
 
 def test_a_report_that_is_too_long_still_says_how_each_mount_is(desk: Desk) -> None:

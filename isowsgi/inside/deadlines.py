@@ -32,7 +32,7 @@ from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorgroups import CUT, TIMEOUT
 from isowsgi.shared.messages import Limits
-from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, PROGRESS_AT, REQUESTS, RESPONSES, SHORT_WAIT_NS, TIMEOUTS, Row
+from isowsgi.shared.rows import BUSY_SINCE, CPU_NS, MOUNT, PROGRESS_AT, REQUESTS, RESPONSES, SHORT_WAIT_NS, TIMEOUTS, Row
 
 # How long a thread may take to unwind after RequestTimeout was raised in it.
 INTERRUPT_GRACE_S = 2.0
@@ -236,7 +236,7 @@ class Watcher:
         jobs: list[Job],
         limits: Limits,
         log: Any,
-        report_stuck: Callable[[str], None],
+        report_stuck: Callable[[int, str], None],
         stacks: Stacks,
         rows: Mapping[int, Row],
         containment: Containment,
@@ -305,7 +305,7 @@ class Watcher:
             job.ending.interrupt(number, RequestTimeout)
         elif now >= job.stuck_at:
             job.stuck_at = math.inf
-            self._report_stuck(f"{job.row.line()}\n{self._stacks.of(job.ident)}")
+            self._report_stuck(job.row.words[MOUNT] - 1, f"{job.row.line()}\n{self._stacks.of(job.ident)}")
 
     def _look_at_client(self, job: Job, connection: Any, mark: Any, now: float) -> None:
         request, (reads, sent, taken) = mark

@@ -118,9 +118,9 @@ class Teller:
         name = threading.current_thread().name
         self._report(messages.Broken(thread=name, error=one_line(exc)[:1000], traceback=_traceback()))
 
-    def stuck(self, stack: str) -> None:
-        """Pass on the stack of a thread that does not come out of its request."""
-        self._report(messages.Stuck(stack=stack[-MAX_TRACEBACK_CHARS:]))
+    def stuck(self, mount: int, stack: str) -> None:
+        """Pass on the stack of a thread that does not come out of a mount's request."""
+        self._report(messages.Stuck(stack=stack[-MAX_TRACEBACK_CHARS:], mount=mount))
 
     def stacks(self, ask: int, lines: Mapping[int, str]) -> None:
         """Say where all threads are.

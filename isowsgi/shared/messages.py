@@ -368,6 +368,7 @@ class Stuck(Value):
     """A thread does not come out of its request."""
 
     stack: str  # below the request's first line
+    mount: int = -1  # the number of the request's mount; -1: not known
 
 
 class Broken(Value):

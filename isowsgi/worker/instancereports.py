@@ -185,7 +185,8 @@ class Reports:
         stack = stack[-_MAX_STACK_CHARS:]
         key = STUCK, "stuck thread", place_in(stack)
         text = "a thread is stuck in its request"
-        self.incidents.count(self._deployment.mount.pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text, stack)
+        pattern = self._pattern(report.mount) or self._deployment.mount.pattern
+        self.incidents.count(pattern, instance.generation, key, line.removesuffix(" HTTP/1.1"), text, stack)
         self.stacks[instance] = report.stack[-_MAX_STACK_CHARS:]
         self.call_stuck(instance, now)
 
