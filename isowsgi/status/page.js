@@ -344,13 +344,14 @@ function sums(snapshot) {
 
 function verdict(snapshot) {
   const troubled = snapshot.mounts.filter((mount) => isBad(mount) || mount.state === "booting");
-  if (troubled.length === 0) return ["good", ["All mounts are healthy."]];
+  if (troubled.length === 0) return ["good", ["All mounts are healthy."], "All mounts are healthy."];
   const parts = troubled.flatMap((mount, place) => [
     place ? ", " : "",
     element("a", { href: link(mount.pattern) }, mount.pattern),
     ` ${TROUBLES[mount.state] ?? mount.trouble.text}`,
   ]);
-  return [troubled.some(isBad) ? "bad" : "warn", [...parts, "."]];
+  const short = troubled.map((mount) => `${mount.pattern} ${TROUBLES[mount.state] ?? "has trouble"}`).join(", ");
+  return [troubled.some(isBad) ? "bad" : "warn", [...parts, "."], `${short}.`];
 }
 
 function workerRow(worker, now) {
@@ -417,19 +418,28 @@ function isSelecting() {
   return !selection.isCollapsed && document.querySelector("main").contains(selection.anchorNode);
 }
 
+// Have screen readers say it, if it is new. What the eye reads has figures in it that change each second.
+function announce(text) {
+  const line = document.getElementById("announcement");
+  if (line.textContent !== text) line.textContent = text;
+}
+
+// What is pressed must be the same element when it is let go, or there is no click.
+let isPressed = false;
+
 function draw(snapshot) {
-  const [level, text] = verdict(snapshot);
+  const [level, text, short] = verdict(snapshot);
   const line = document.getElementById("verdict");
   const words = text.map((part) => part.textContent ?? part).join("");
-  if (line.textContent !== words || !line.classList.contains(level)) {
-    // Only a change is announced to screen readers.
+  announce(short);
+  if (!isPressed && (line.textContent !== words || !line.classList.contains(level))) {
     line.className = `verdict ${level}`;
     line.replaceChildren(...text);
   }
   document.getElementById("about").textContent = about(snapshot);
   document.getElementById("sums").replaceChildren(...sums(snapshot));
   document.title = level === "bad" ? "\u25cf isowsgi" : "isowsgi";
-  if (isSelecting()) return;
+  if (isSelecting() || isPressed) return;
   drawMounts(snapshot);
   if (!hasShown) show();
   document.querySelector("#workers tbody").replaceChildren(...snapshot.workers.map((worker) => workerRow(worker, snapshot.now)));
@@ -438,6 +448,7 @@ function draw(snapshot) {
 function complain(error) {
   const line = document.getElementById("verdict");
   line.className = "verdict bad";
+  announce("No answer. The figures are out of date.");
   line.textContent = `No answer for ${ago((performance.now() - lastAnswer) / 1000)}: ${error.message}. The figures below are out of date.`;
   document.body.classList.add("is-stale");
 }
@@ -472,6 +483,12 @@ window.addEventListener("hashchange", () => {
   redraw();
   show();
 });
+
+document.addEventListener("pointerdown", (event) => {
+  isPressed = event.target.closest("[data-mount], #verdict") !== null;
+});
+for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => (isPressed = false));
+window.addEventListener("blur", () => (isPressed = false));
 
 document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["filter", "sort", "view"]) {
