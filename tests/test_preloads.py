@@ -64,6 +64,18 @@ def test_a_module_counts_once_two_mounts_or_two_copies_have_told_of_it(preloads:
     assert known(preloads, venv) == ["heavy", "light"]
 
 
+def test_gunicorns_own_packages_are_learnt_though_not_each_folder_of_theirs_is_there(preloads: Preloads, venv: Path) -> None:
+    """As on Debian, whose Python names three that a venv does not have: nothing was learnt."""
+    order = of_mount(venv)
+    host = order.host.replace(site=[str(venv / PACKAGES), str(venv / "local/dist-packages")])
+    order = order.replace(host=host, environment=order.environment.replace(venv=None))
+    for name in ("/a", "/b"):
+        preloads.learn(sys.executable, order.replace(name=name), ["heavy"])
+
+    assert preloads.of(sys.executable, order) == ("heavy",)
+    assert preloads.of("/another/python", order) == ()  # its packages are elsewhere
+
+
 def test_modules_are_imported_in_the_order_in_which_the_first_app_did(preloads: Preloads, venv: Path) -> None:
     preloads.learn(sys.executable, of_mount(venv, "/a"), ["quick", "heavy.part", "heavy", "light"])
     preloads.learn(sys.executable, of_mount(venv, "/b"), ["light", "heavy", "heavy.part", "quick"])

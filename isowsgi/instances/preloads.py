@@ -118,7 +118,7 @@ class Preloads:
     def of(self, python: str, order: BootOrder) -> tuple[str, ...]:
         """Return the modules that a process is to have; looks at the disk."""
         venv = venv_of(python, order)
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
             known = self._venvs.setdefault(venv, _Known())
             self._look(venv, known)
             found = _lying_in(venv.packages(), known.in_common())
@@ -127,7 +127,6 @@ class Preloads:
                 in_use = tuple(found)
             known.in_use = in_use
             return in_use
-        return ()
 
     def drop(self, python: str, venv: str | None, names: Iterable[str]) -> None:
         """Note modules, or packages by their top-level names, that cannot be preloaded, until the venv changes; writes to the disk."""
@@ -135,19 +134,17 @@ class Preloads:
         with self._lock:
             for each, known in self._venvs.items():
                 if (each.python, each.folder) == (python, venv):
-                    with contextlib.suppress(OSError):
-                        self._look(each, known)  # before, as it forgets what was dropped if the venv has changed
+                    self._look(each, known)  # before, as it forgets what was dropped if the venv has changed
                     known.dropped.update(gone)
                     self._write(each, known)
 
     def save(self, python: str, order: BootOrder) -> bool:
         """Keep on disk what several have in common; return whether it was written."""
         venv = venv_of(python, order)
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
             known = self._venvs.setdefault(venv, _Known())
             self._look(venv, known)
             return self._write(venv, known)
-        return False
 
     def _write(self, venv: Venv, known: _Known) -> bool:
         with contextlib.suppress(OSError, ValueError):
@@ -164,7 +161,7 @@ class Preloads:
 
     def _look(self, venv: Venv, known: _Known) -> None:
         """Start anew with what was remembered, and what was dropped, if the folders are others by now."""
-        stamp = [[folder, os.stat(folder).st_mtime_ns] for folder in venv.packages()]
+        stamp = [[folder, _mtime_ns(folder)] for folder in venv.packages()]
         if stamp != known.stamp:
             known.stamp = stamp
             known.remembered, dropped = self._recall(venv, stamp)
@@ -183,6 +180,14 @@ class Preloads:
         except (OSError, ValueError, KeyError, TypeError):
             return [], []
         return modules, dropped
+
+
+def _mtime_ns(folder: str) -> int:
+    """Return the time of a folder; 0 if there is none, as Python names more of them than a system has."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _file_of(venv: Venv) -> str:
