@@ -59,6 +59,7 @@ _CONFIG = """
 [defaults]
 pythonpath = "{apps}"
 threads = {threads}
+preload = "auto"
 
 [mounts]
 "/shared"  = {{ app = "plain:create('/shared')", isolation = "shared-gil" }}
@@ -79,6 +80,7 @@ venv = "{django}"
 isolation = "process"
 
 [worker]
+fork_server = true
 max_leaked = 20    # on a release of CPython that keeps the memory of an interpreter that ended: 23 MiB each
 
 [control]
