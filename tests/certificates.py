@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 # Not the system's file, whose extensions differ; those here satisfy VERIFY_X509_STRICT, the default from Python 3.13 on.
@@ -19,6 +20,10 @@ subjectKeyIdentifier = hash
 [server]
 basicConstraints = critical, CA:false
 subjectAltName = DNS:localhost, IP:127.0.0.1
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+[hosts]
+basicConstraints = critical, CA:false
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 [client]
@@ -40,13 +45,16 @@ class Authority:
         (folder / "openssl.cnf").write_text(_CONFIG)
         self.path = self._make("authority", "/CN=Test Authority")
 
-    def sign(self, kind: str, subject: str = "/CN=localhost", name: str = "") -> tuple[Path, Path]:
+    def sign(self, kind: str, subject: str = "/CN=localhost", name: str = "", hosts: Sequence[str] = ()) -> tuple[Path, Path]:
         """Return the files of a new certificate and its key.
 
         Args:
             kind: "server" or "client".
+            hosts: that a server's is for, in place of localhost.
         """
-        path = self._make(kind, subject, "-CA", str(self.path), "-CAkey", str(self.path.with_suffix(".key")), name=name or kind)
+        for_hosts = ["-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in hosts)] if hosts else []
+        by = ["-CA", str(self.path), "-CAkey", str(self.path.with_suffix(".key"))]
+        path = self._make(kind if not hosts else "hosts", subject, *by, *for_hosts, name=name or kind)
         return path, path.with_suffix(".key")
 
     def _make(self, kind: str, subject: str, *more: str, name: str = "") -> Path:

@@ -18,14 +18,18 @@ import pytest
 
 from isowsgi import configuration
 from isowsgi.configuration import Mount, stored
+from isowsgi.configuration.values import Certificate
 from isowsgi.master import tlscontext
+from isowsgi.master.tlscontext import Reading, Ready
 from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
 from isowsgi.shared.certificates import Files, Pair
-from isowsgi.shared.controlmessages import Answer, Prepare, Refusal, RenewedCertificate, Switch, TableOutcome
-from isowsgi.worker.certificate import Certificate
+from isowsgi.shared.containment import Containment
+from isowsgi.shared.controlmessages import Answer, Drop, Prepare, Refusal, RenewedCertificate, Switch, TableOutcome
+from isowsgi.worker.certificates import Certificates
 from isowsgi.worker.change import Problem
 from isowsgi.worker.control.applying import Applying
 from isowsgi.worker.control.server import Errand
+from isowsgi.worker.tlshosts import Hosts
 from tests.test_livetable import Site, config, mount
 
 
@@ -159,9 +163,10 @@ class Worker:
         self.site = Site(mount("/a"), mount("/b"))
         self.applying = Applying(self.site.live, last, base=1, serial="", log=logging.getLogger("test"))
 
-    def prepare(self, *mounts: Mount, **settings: Any) -> Any:
+    def prepare(self, *mounts: Mount, tls: tuple[Certificate, ...] = (), **settings: Any) -> Any:
         """Load what is new; return the answer."""
-        errand = self.applying.prepare(Prepare(serial="s", config=stored.plain(config(*mounts)), hold_s=60.0, **settings))
+        wanted = stored.plain(config(*mounts, tls=tls))
+        errand = self.applying.prepare(Prepare(serial="s", config=wanted, hold_s=60.0, **settings))
         answers: list[Any] = []
         for answer in steps(errand):
             answers.append(answer)
@@ -195,38 +200,65 @@ def test_a_problem_of_nothing_that_could_be_left_out_is_an_error(monkeypatch: py
         Worker(LastApplied()).prepare(mount("/a"), mount("/b"), mount("/x"), keep_going=True)
 
 
-def certificate(fault: str) -> Any:
-    told = {"certificate": "C", "key": "K", "instead_of": 1}
-    return SimpleNamespace(
-        name="certificate /c.pem", applied=None, fault=lambda pair: fault, told=lambda pair: told, take=lambda table: True
-    )
+class FakeContexts:
+    """Makes what stands for TLS contexts, of all pairs but one.
+
+    Args:
+        unusable: the certificate of that pair.
+    """
+
+    def __init__(self, unusable: str = "") -> None:
+        self.unusable = unusable
+        self.made: list[Any] = []
+
+    def __call__(self, cfg: Any, pair: Pair) -> Any:
+        if pair.certificate == self.unusable or pair in self.made:  # each is made once: at the switch it could fail
+            raise tlscontext.ContextError("no ca_certs")
+        self.made.append(pair)
+        return SimpleNamespace(sni_callback=None)
 
 
-def test_a_certificate_that_one_worker_cannot_use_stays_as_it_was_in_all_and_the_rest_is_applied() -> None:
+OWN = Files("/c.pem", "/c.key")
+RENEWED = RenewedCertificate(certificate="C", key="K")
+
+
+def certificates(number: int = 1) -> Certificates:
+    context: Any = SimpleNamespace(sni_callback=None)
+    reading = Reading(number=number, own=context, files=OWN, ready={OWN: Ready(context, "digest", None)})
+    found = Certificates(None, reading, Hosts(Containment(None, memoryview(bytearray()))), logging.getLogger("test"))
+    assert found.take(Applied(1, "", None), ())
+    return found
+
+
+def test_a_certificate_that_one_worker_cannot_use_stays_as_it_was_in_all_and_the_rest_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """It blocked every other change."""
     last = LastApplied()
     can, cannot = Worker(last), Worker(last)
-    can.applying.certificate, cannot.applying.certificate = certificate(""), certificate("no ca_certs")
-    settings = {"certificate": RenewedCertificate(certificate="C", key="K")}
+    can.applying.certificates, cannot.applying.certificates = certificates(), certificates()
 
-    answers = [worker.prepare(mount("/a"), mount("/b"), mount("/x"), **settings) for worker in (can, cannot)]
+    monkeypatch.setattr(tlscontext, "renewed", FakeContexts())
+    answers = [can.prepare(mount("/a"), mount("/b"), mount("/x"), certificate=RENEWED)]
+    monkeypatch.setattr(tlscontext, "renewed", FakeContexts("C"))
+    answers.append(cannot.prepare(mount("/a"), mount("/b"), mount("/x"), certificate=RENEWED))
     [*_, answer] = steps(can.applying.switch(Switch(serial="s", without=answers[1].stays)))
 
     assert [each.stays for each in answers] == [[], ["certificate /c.pem"]]
-    assert [each.text for each in answers[1].failed] == ["the renewed certificate cannot be used: no ca_certs"]
+    assert [each.text for each in answers[1].failed] == ["the renewed certificate /c.pem cannot be used: no ca_certs"]
     assert isinstance(answer, TableOutcome)
     decided = last.read()
     assert decided is not None
-    assert decided.certificate is None
+    assert decided.certificates is None
+    assert can.applying.certificates.digest(OWN) == "digest"
     assert "/x" in {each.pattern for each, _ in can.site.live.table.mounts}
 
 
-def test_a_worker_that_cannot_take_up_a_decided_certificate_is_replaced() -> None:
+def test_a_worker_that_cannot_take_up_a_decided_certificate_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """It served the old one for good."""
     worker = Worker(LastApplied())
-    fake = worker.applying.certificate = certificate("")
-    fake.take = lambda table: False
-    worker.prepare(mount("/a"), mount("/b"), certificate=RenewedCertificate(certificate="C", key="K"))
+    worker.applying.certificates = certificates()
+    monkeypatch.setattr(tlscontext, "renewed", FakeContexts())
+    worker.prepare(mount("/a"), mount("/b"), certificate=RENEWED)
+    monkeypatch.setattr(Certificates, "take", lambda *args: False)
 
     list(steps(worker.applying.switch(Switch(serial="s"))))
 
@@ -235,19 +267,47 @@ def test_a_worker_that_cannot_take_up_a_decided_certificate_is_replaced() -> Non
 
 def test_a_certificate_is_made_ready_once_and_counts_for_one_reading_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was read again at the switch, when that could fail; and it outlived a SIGHUP that read what the master had before."""
-    made: list[Any] = []
-    monkeypatch.setattr(tlscontext, "renewed", lambda cfg, pair: object())
-    files, pair = Files("/c.pem", "/c.key"), Pair("C", "K")
-    worker, later = (Certificate(None, files, "digest", reading, made.append, logging.getLogger("test")) for reading in (1, 2))
-    assert worker.fault(pair) == ""
-    monkeypatch.setattr(tlscontext, "renewed", lambda cfg, pair: 1 / 0)
-    decided = Applied(1, "s", None, worker.told(pair))
+    monkeypatch.setattr(tlscontext, "renewed", made := FakeContexts())
+    worker, later = certificates(1), certificates(2)
+    facts, faults, _ = worker.look_at([RENEWED], (), ())
+    decided = Applied(1, "s", None, facts)
 
-    assert worker.take(decided)
-    assert later.take(decided)
+    assert faults == []
+    assert worker.take(decided, ())
+    assert later.take(decided, ())
 
-    assert len(made) == 1
-    assert (worker.digest, later.digest) == (pair.digest, "digest")
+    assert len(made.made) == 1
+    assert (worker.digest(OWN), later.digest(OWN)) == (Pair("C", "K").digest, "digest")
+
+
+def test_what_another_worker_tells_of_certificates_is_taken_for_none_if_it_is_malformed() -> None:
+    for facts in ("x", {"instead_of": 1}, {"instead_of": 1, "pairs": [["a"]]}, {"instead_of": 1, "pairs": 7}):
+        assert certificates().take(Applied(1, "s", None, facts), ())
+
+
+SHOP = Certificate(hosts=("shop.example.com",), certificate="/shop.pem", key="/shop.key")
+
+
+def test_a_table_of_tls_is_added_with_its_certificate_and_not_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tlscontext, "renewed", FakeContexts())
+    worker = Worker(LastApplied())
+    worker.applying.certificates = certificates()
+    new = [RenewedCertificate(certificate="C", key="K", path="/shop.pem", key_path="/shop.key")]
+
+    lacking = worker.prepare(mount("/a"), mount("/b"), tls=(SHOP,))
+    list(worker.applying.drop(Drop(serial="s")))
+    answer = worker.prepare(mount("/a"), mount("/b"), tls=(SHOP,), certificates=new)
+    list(steps(worker.applying.switch(Switch(serial="s"))))
+
+    assert (lacking.stays, [each.text for each in lacking.failed]) == (["[[tls]]"], ["[[tls]]: no certificate for /shop.pem"])
+    assert (answer.stays, answer.failed) == ([], [])
+    assert [(each.hosts, each.path) for each in worker.applying.certificates.told()] == [((), "/c.pem"), (SHOP.hosts, "/shop.pem")]
+
+
+def test_tls_is_not_switched_on_by_a_table() -> None:
+    """Apps were told that it is off when they were loaded, and clients speak without it."""
+    with pytest.raises(Refusal, match=r"\[\[tls\]\] switches TLS on"):
+        Worker(LastApplied()).prepare(mount("/a"), mount("/b"), tls=(SHOP,))
 
 
 def steps(errand: Errand) -> Iterator[Answer | bool | None]:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from isowsgi.shared import certificates
-from isowsgi.shared.certificates import Files, Pair
+from isowsgi.shared.certificates import Files, Pair, Published
 
 
 def test_what_was_published_is_found_and_cannot_be_changed() -> None:
-    files = Files("/etc/ssl/a.pem", "/etc/ssl/a.key")
-    fd = certificates.publish(files)
+    said = Published(Files("/etc/ssl/a.pem", "/etc/ssl/a.key"), "/etc/isowsgi.toml")
+    fd = certificates.publish(said)
     try:
-        assert certificates.published(os.getpid()) == files
+        assert certificates.published(os.getpid()) == said
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
         with pytest.raises(PermissionError):
@@ -29,7 +29,7 @@ def test_what_was_published_is_found_and_cannot_be_changed() -> None:
 def test_memory_that_can_be_changed_is_not_believed() -> None:
     fd = os.memfd_create("isowsgi-certificate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.write(fd, json.dumps(["/etc/ssl/a.pem", "/etc/shadow"]).encode())
+        os.write(fd, json.dumps([["/etc/ssl/a.pem", "/etc/shadow"], "/etc/isowsgi.toml"]).encode())
         assert certificates.published(os.getpid()) is None
     finally:
         os.close(fd)

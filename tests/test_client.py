@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from isowsgi.cli import client, comparison, sighup
+from isowsgi import configuration
+from isowsgi.cli import client, renewals, sighup
 from isowsgi.cli.answers import Told
 from isowsgi.cli.main import main
-from isowsgi.shared import controlmessages, frames, sockets
+from isowsgi.shared import certificates, controlmessages, frames, sockets
 from tests.conftest import DEADLINE_S
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away, and only root looks into those of others")
@@ -105,11 +106,24 @@ GROUP = {
     "generation": 1,
 }
 ANSWERS: dict[str, dict[str, Any]] = {
-    "status": {"python": ESCAPES, "up_s": 1.5, "rss_mib": 1, "at": 1.5, "mounts": [MOUNT]},
+    "status": {
+        "python": ESCAPES,
+        "up_s": 1.5,
+        "rss_mib": 1,
+        "at": 1.5,
+        "mounts": [MOUNT],
+        "certificates": [{"hosts": [ESCAPES], "path": ESCAPES, "expires": 1.5}],
+    },
     "reload": {"mount": ESCAPES, "outcome": ESCAPES, "generation": 1, "text": ESCAPES},
     "stacks": {"instances": [{**INSTANCE, **STACKS}]},
     "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT], "groups": [GROUP]},
-    "table": {"salt": "", "tables": {ESCAPES: {}}, "mounts": [{"mount": ESCAPES, "settings": {ESCAPES: ESCAPES}}]},
+    "table": {
+        "salt": "",
+        "tables": {ESCAPES: {}},
+        "mounts": [{"mount": ESCAPES, "settings": {ESCAPES: ESCAPES}}],
+        "certificates": [{"certificate": ESCAPES, "key": ESCAPES, "digest": ESCAPES}],
+        "tls": ESCAPES,
+    },
 }
 REQUESTS: dict[str, controlmessages.Request[Any]] = {
     "status": controlmessages.Status(),
@@ -300,7 +314,9 @@ def test_of_several_gunicorns_none_is_signalled_if_one_must_not_be(capsys: pytes
 
 def test_each_gunicorn_is_told_of_its_own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that serve the same config file: one was given the key of the other."""
-    monkeypatch.setattr(comparison, "_fault_of", lambda pair: "")
+    monkeypatch.setattr(certificates, "fault_of", lambda pair: "")
+    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a:app"')
+    wanted = configuration.load(tmp_path / "isowsgi.toml")
     answers = []
     for master in (1, 2):
         for file in (tmp_path / f"{master}.pem", tmp_path / f"{master}.key"):
@@ -309,10 +325,10 @@ def test_each_gunicorn_is_told_of_its_own_certificate(tmp_path: Path, monkeypatc
         table = controlmessages.ServedTable(salt="", tables={}, mounts=[], certificate=files)
         answers.append(Told(place(master, os.geteuid()), None, table))
 
-    found = comparison.renewals(answers)
+    found = renewals.renewals(answers, wanted)
 
-    assert {master: each.pair and each.pair.key for master, each in found.items()} == {1: "1.key", 2: "2.key"}
-    shown = comparison.with_certificates(found, [(told.place, []) for told in answers])
+    assert {master: [each.pair and each.pair.key for each in of] for master, of in found.items()} == {1: ["1.key"], 2: ["2.key"]}
+    shown = renewals.with_certificates(found, [(told.place, []) for told in answers])
     assert [[each.name for each in differences] for _, differences in shown] == [
         [f"certificate {tmp_path}/1.pem"], [f"certificate {tmp_path}/2.pem"],
     ]  # fmt: skip

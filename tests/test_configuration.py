@@ -525,7 +525,10 @@ MAIN = '[mounts]\n"/" = "a"\n'
         ("mounts = []\n", ["mounts: expected a table, got a list"]),
         ('[mount]\n"/" = "a"\n', ["mount: unknown key; did you mean 'mounts'?"]),
         (MAIN + "[logging]\n", ["logging: unknown key; did you mean 'log'?"]),
-        ('"/" = "a"\n' + MAIN, ['"/": unknown key; expected one of acceptor, control, defaults, include, log, mounts, status, worker']),
+        (
+            '"/" = "a"\n' + MAIN,
+            ['"/": unknown key; expected one of acceptor, control, defaults, include, log, mounts, status, tls, worker'],
+        ),
         ("defaults = 1\n" + MAIN, ["defaults: expected a table, got 1 (a whole number)"]),
         (MAIN + '[defaults]\napp = "a"\n', ["defaults.app: unknown key; each mount names its own app"]),
         (MAIN + "[defaults]\nthread = 1\n", ["defaults.thread: unknown key; did you mean 'threads'?"]),
@@ -536,6 +539,31 @@ MAIN = '[mounts]\n"/" = "a"\n'
         (MAIN + '[acceptor]\nhead_timeout = "20"\n', ["acceptor.head_timeout: expected a number of seconds, got '20' (a string)"]),
         (MAIN + "[acceptor]\nhead_timeout = true\n", ["acceptor.head_timeout: expected a number of seconds, got true (a boolean)"]),
         (MAIN + "[acceptor]\ntimeout = 1\n", ["acceptor.timeout: unknown key; did you mean 'head_timeout'?"]),
+        (MAIN + '[tls]\ncertificate = "a.pem"\n', ["tls: write [[tls]], in two pairs of brackets: there may be one for each certificate"]),
+        (
+            MAIN + '[[tls]]\nhosts = ["a.example", "*.b.example"]\ncertificate = "a.pem"\n'
+            '[[tls]]\nhosts = "A.example."\ncertificate = "b.pem"\n',
+            ['tls[1].hosts: "a.example" is in tls[0] too; keep one of them'],
+        ),
+        (
+            MAIN + '[[tls]]\nhosts = ["127.0.0.1", "[::1]", "ä.example", "a.*.example", "a.example:443"]\nkey = "a.key"\n',
+            [
+                "tls[0].hosts[0]: no client asks for an address when it begins with TLS (RFC 6066): expected a host name, got '127.0.0.1'",
+                "tls[0].hosts[1]: no client asks for an address when it begins with TLS (RFC 6066): expected a host name, got '[::1]'",
+                "tls[0].hosts[2]: a host must be ASCII, got 'ä.example'; write the form that begins with 'xn--'",
+                "tls[0].hosts[3]: '*' stands for the whole first label of a host, as in '*.example.com/', got 'a.*.example'",
+                "tls[0].hosts[4]: expected a host without a port, got 'a.example:443'; ports belong to gunicorn's bind",
+                "tls[0].certificate: missing; expected the path of a certificate in PEM, with its chain",
+            ],
+        ),
+        (
+            MAIN + '[[tls]]\nhosts = []\ncertificate = ""\n',
+            ["tls[0].hosts: expected a host, or a list of hosts, got an empty list", "tls[0].certificate: expected a path, got ''"],
+        ),
+        (
+            MAIN + '[[tls]]\ncertificate = "a.pem"\n',
+            ['tls[0].hosts: missing; expected hosts, as in hosts = ["shop.example.com", "*.example.com"]'],
+        ),
         (MAIN + "[status]\nallow = 1\n", ["status.allow: expected a string or a list of strings, got 1 (a whole number)"]),
         (
             MAIN + '[status]\nallow = ["10.1.0.0/8"]\n',

@@ -14,7 +14,7 @@ from isowsgi import configuration
 from isowsgi.configuration import differences
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting, Summary, summary
-from isowsgi.configuration.values import Files
+from isowsgi.configuration.values import Certificate, Files
 from isowsgi.shared import policies
 
 SALT = "salt"
@@ -154,7 +154,8 @@ def test_every_setting_counts(tmp_path: Path, part: str) -> None:
     names = {field.name for field in attrs.fields(type(table))}
     parts = {"number", "path", "host", "prefix", "app", "pattern", "mounts", "limits", "control", "status", "log"}  # compared in other ways
     for name in names - parts - {"file", "include", "faults", "faulty"}:
-        value = Files(path="/files") if name == "files" else _other(getattr(table, name))
+        tables = {"files": Files(path="/files"), "tls": (Certificate(hosts=("a.example",), certificate="/a.pem", key="/a.pem"),)}
+        value = tables[name] if name in tables else _other(getattr(table, name))
         other = attrs.evolve(table, **{name: value})
         if part != "config":
             other = attrs.evolve(config, **{"mounts": (other,)} if part == "mount" else {part: other})

@@ -24,6 +24,7 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 
 WORKER: dict[str, Any] = {
     "isowsgi": "0.1.0", "python": "3.14.10", "pid": 7, "updated": 2.0, "rss_bytes": 5, "cpu_s": 1.5, "connections": {"open": 3},
+    "certificates": [{"hosts": [], "path": "/own.pem", "expires": 9.0}],
 }  # fmt: skip
 
 
@@ -102,6 +103,16 @@ def test_a_worker_is_told_by_a_label_that_is_used_again(board: Board, region: Sc
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+def test_a_certificate_expires_when_the_first_of_its_workers_says(board: Board) -> None:
+    """One of them may serve with the one before it. What a worker says may be malformed."""
+    both = [{"path": "/a.pem", "expires": 7.5}, {"path": "/b.pem", "expires": None}]
+    for told in ([{"path": "/a.pem", "expires": 9.0}], both, [4, {}], 5):
+        worker(board, mount("/a"), **{**WORKER, "certificates": told})
+
+    assert value(board, "isowsgi_certificate_expiry_timestamp_seconds", certificate="/a.pem") == 7.5
+    assert "/b.pem" not in text(board)
+
+
 def test_promtool_finds_no_fault_in_the_metrics(board: Board, region: Scoreboard) -> None:
     region.row(region.allot(1, [0], "own-gil") + 1).words[REQUESTS] = 3
 

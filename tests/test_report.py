@@ -35,7 +35,7 @@ class Desk:
         acceptor: Acceptor = self.place.acceptor
         self.deployment = Deployment([mount], self.around, isolation="own-gil")
         orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
-        self.reporter = Reporter(self.board, [(mount, self.deployment)], lambda: [self.deployment], orders, acceptor)
+        self.reporter = Reporter(self.board, [(mount, self.deployment)], lambda: [self.deployment], orders, acceptor, list)
 
     def start(self) -> FakeInstance:
         self.deployment.start(0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -12,9 +12,10 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client, sighup
 from isowsgi.cli.answers import Told, for_people, plain
-from isowsgi.cli.comparison import Compared, Renewal, compare, conf_files, read_as_served, renewals, with_certificates, with_conf_file
+from isowsgi.cli.comparison import Compared, compare, conf_files, read_as_served, with_conf_file
 from isowsgi.cli.plan import show
-from isowsgi.configuration import stored
+from isowsgi.cli.renewals import Renewal, Renewals, faults_of, renewals, warnings_of, with_certificates
+from isowsgi.configuration import partial, stored
 from isowsgi.configuration.costs import Cost
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, NotLoaded, Prepare, RenewedCertificate, ServedTable, TableOutcome
@@ -53,10 +54,10 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
         _tell(answers)
         asking.fail("nothing was changed: not every worker answered", 1)
     wanted = _read(config, answers)
-    renewed = renewals(answers)
-    faults = [*wanted.faults, *(each.fault for each in renewed.values() if each.fault)]
-    for fault in faults:
-        click.echo(fault, err=True)
+    renewed = renewals(answers, wanted)
+    faults = [*wanted.faults, *faults_of(renewed)]
+    for text in [*faults, *warnings_of(renewed)]:
+        click.echo(text, err=True)
     by_worker = with_certificates(renewed, compare(answers, wanted))
     everything = with_conf_file(answers, by_worker)
     show(everything)
@@ -86,14 +87,12 @@ def _without_workers(config: str | None, why: client.NobodyServes, master: int |
     sys.exit(1 if wanted.faults else 0)
 
 
-def _carry_out(
-    answers: Sequence[Told[ServedTable]], request: Prepare, renewed: Mapping[int, Renewal], timeout_s: float, by_worker: Compared
-) -> None:
+def _carry_out(answers: Sequence[Told[ServedTable]], request: Prepare, renewed: Renewals, timeout_s: float, by_worker: Compared) -> None:
     """Have all workers take up a config; ends with 1 if they do not, or not all of it."""
     # One worker first: an app that ends its process at import would end all of them. The newest, for it knows which app did before.
     places = [told.place for told in sorted(answers, key=lambda told: told.worker.age if told.worker else 0, reverse=True)]
     try:
-        stays = _prepare([(place, _with_its(renewed.get(place.master), request)) for place in places], timeout_s)
+        stays = _prepare([(place, _with_its(renewed.get(place.master, []), request)) for place in places], timeout_s)
         if all(each.name in stays for _, found in by_worker for each in found):
             asking.fail("nothing was changed: nothing that is new can be loaded", 1)
     except BaseException:  # Ctrl-C too
@@ -114,11 +113,18 @@ def _read(config: str | None, answers: Sequence[Told[Any]]) -> configuration.Con
         asking.fail("the working directory was deleted; give the config file's absolute path with --config", 2)
 
 
-def _with_its(renewal: Renewal | None, request: Prepare) -> Prepare:
+def _with_its(renewed: Sequence[Renewal], request: Prepare) -> Prepare:
     """Return the request for the workers of one gunicorn: a key is told to nobody else."""
-    if renewal is None or renewal.pair is None:
-        return request
-    return request.replace(certificate=RenewedCertificate(certificate=renewal.pair.certificate, key=renewal.pair.key))
+    own: RenewedCertificate | None = None
+    named = []
+    for each in renewed:
+        if each.pair is not None and each.is_own:
+            own = RenewedCertificate(certificate=each.pair.certificate, key=each.pair.key)
+        elif each.pair is not None:
+            facts = {"path": each.files.certificate, "key_path": each.files.key}
+            named.append(RenewedCertificate(certificate=each.pair.certificate, key=each.pair.key, **facts))
+    without = [*request.without, *([partial.TLS] if any(each.is_new and each.fault for each in renewed) else [])]
+    return request.replace(certificate=own, certificates=named, without=without)
 
 
 def _prepare(requests: Sequence[tuple[Place, Prepare]], timeout_s: float) -> list[str]:
@@ -126,7 +132,8 @@ def _prepare(requests: Sequence[tuple[Place, Prepare]], timeout_s: float) -> lis
     prepared = client.ask_each(requests[:1], timeout_s)
     stays = _stays(prepared)
     if not isinstance(prepared[0].answer, Error):
-        prepared += client.ask_each([(place, request.replace(without=stays)) for place, request in requests[1:]], timeout_s)
+        others = [(place, request.replace(without=[*request.without, *stays])) for place, request in requests[1:]]
+        prepared += client.ask_each(others, timeout_s)
     _tell_not_loaded(prepared)
     if any(isinstance(told.answer, Error) for told in prepared):
         _tell(prepared)

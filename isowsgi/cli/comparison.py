@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+
+import attrs
 
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
+from isowsgi.configuration import partial
 from isowsgi.configuration.costs import Cost
-from isowsgi.configuration.differences import Difference, Summary, differences, summary, text_of
-from isowsgi.shared import certificates, conffile, controlmessages, interpreters, regularfiles, workdir
+from isowsgi.configuration.differences import OTHER_HOSTS, Difference, Summary, differences, summary, text_of
+from isowsgi.shared import conffile, controlmessages, interpreters, workdir
 from isowsgi.shared.controlmessages import Error, GunicornFile, ServedTable
 from isowsgi.shared.sockets import Place
 
@@ -48,76 +50,6 @@ def compare(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) 
     return [(told.place, _differences(told.answer, wanted)) for told in answers if not isinstance(told.answer, Error)]
 
 
-class Renewal(NamedTuple):
-    """A certificate that was renewed, and whether it can be used.
-
-    Attributes:
-        path: of its file; there is another certificate in it than some worker serves with.
-        pair: the new one, if it can be used.
-        fault: why it cannot, or "".
-    """
-
-    path: str
-    pair: certificates.Pair | None
-    fault: str = ""
-
-
-def renewals(answers: Sequence[Told[ServedTable]]) -> dict[int, Renewal]:
-    """Look which certificates were renewed since the workers began to serve with theirs.
-
-    Returns:
-        by the master's process id: gunicorns that serve the same config file may have certificates of their own.
-    """
-    found: dict[int, Renewal] = {}
-    for told in answers:
-        files = _renewed_files(told) if told.place.master not in found else None
-        if files is not None:
-            found[told.place.master] = _renewal(files)
-    return found
-
-
-def _renewed_files(told: Told[ServedTable]) -> certificates.Files | None:
-    """Return where a worker's certificate is, if there is another one now."""
-    found = None if isinstance(told.answer, Error) else told.answer.certificate
-    if found is None:
-        return None
-    files: certificates.Files | None = certificates.Files(found.certificate, found.key)
-    if os.geteuid() == 0 and told.place.owner != 0:
-        # The workers' word is not enough for a key that only root can read.
-        files = certificates.published(told.place.master) if client.is_trusted(told.place) else None
-    return files if files is not None and certificates.digest_of(files.certificate) != found.digest else None
-
-
-def _renewal(files: certificates.Files) -> Renewal:
-    try:
-        pair = certificates.read(files)
-    except (OSError, ValueError, regularfiles.NotRegular) as exc:
-        return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be read with its key {files.key}: {exc}")
-    if fault := _fault_of(pair):
-        return Renewal(files.certificate, None, f"{files.certificate}: renewed, but it cannot be used with its key {files.key}: {fault}")
-    return Renewal(files.certificate, pair)
-
-
-def _fault_of(pair: certificates.Pair) -> str:
-    import ssl  # late: few servers have TLS of their own
-
-    if certificates.is_encrypted(pair):
-        return "the key has a passphrase; use SIGHUP"
-    try:
-        with certificates.as_files(pair) as files:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
-    except (OSError, ValueError) as exc:
-        return str(exc)
-    return ""
-
-
-def with_certificates(renewed: Mapping[int, Renewal], by_worker: Compared) -> Compared:
-    """Return the differences, and where the certificate was renewed, that too."""
-    usable = {master: certificates.name_of(each.path) for master, each in renewed.items() if each.pair is not None}
-    more = {master: [Difference(sign="~", name=name, cost=Cost.IN_PLACE)] for master, name in usable.items()}
-    return [(place, [*more.get(place.master, []), *found]) for place, found in by_worker]
-
-
 def conf_files(answers: Sequence[Told[ServedTable]]) -> dict[Place, GunicornFile]:
     """Return gunicorn's own settings file as each worker's master has read it, where there is one and the worker is trusted."""
     read = {each.place: each.answer.gunicorn for each in answers if not isinstance(each.answer, Error) and client.is_trusted(each.place)}
@@ -139,7 +71,14 @@ def _differences(served: ServedTable, wanted: configuration.Config) -> list[Diff
     stays = {mount.pattern for mount in wanted.mounts if mount.fault}
     stays |= {name for name, settings in running.mounts.items() if settings.get("file") in faulty}
     mounts = {**new.mounts, **{name: running.mounts[name] for name in stays if name in running.mounts}}
-    return differences(running, Summary(tables=new.tables, mounts=mounts))
+    tables = {"tls": dict(new.tables["tls"])}
+    if served.tls == "gunicorn":  # its settings name what other hosts get
+        for each in (tables, running.tables):
+            each.get("tls", {}).pop(OTHER_HOSTS, None)
+    found = differences(running, Summary(tables={**new.tables, **tables}, mounts=mounts))
+    if served.tls == "gunicorn" or (served.tls and wanted.tls):
+        return found
+    return [attrs.evolve(each, cost=Cost.SIGHUP) if each.name == partial.TLS else each for each in found]
 
 
 def hints(config: str | None, places: Sequence[Place]) -> list[str]:

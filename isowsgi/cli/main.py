@@ -24,6 +24,7 @@ from isowsgi.cli.plan import plan
 from isowsgi.cli.profile import profile
 from isowsgi.cli.run import run
 from isowsgi.cli.shell import shell
+from isowsgi.configuration import certificates
 from isowsgi.shared import gunicorn_parts, interpreters
 
 
@@ -52,6 +53,11 @@ def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants
     loaded = _load(config, wants_json)
     if loaded.faults:
         asking.fail_by_faults(loaded.faults, wants_json, 2)
+    faults, warnings = certificates.check(loaded, config)
+    if faults:
+        asking.fail_by_faults(faults, wants_json, 2)
+    for warning in warnings:
+        click.echo(warning, err=True)
     known = [mount.pattern for mount in loaded.mounts]
     for pattern in patterns:
         if pattern not in known:

@@ -16,7 +16,8 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
-from isowsgi.cli.comparison import compare, read_as_served, renewals, with_certificates, with_conf_file
+from isowsgi.cli.comparison import compare, read_as_served, with_conf_file
+from isowsgi.cli.renewals import faults_of, renewals, warnings_of, with_certificates
 from isowsgi.configuration import costs
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting
@@ -56,10 +57,10 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
         asking.fail_by_faults(exc.faults, as_json, 1)
     for fault in wanted.faults:
         click.echo(fault, err=True)
-    renewed = renewals(answers)
-    unusable = [each.fault for each in renewed.values() if each.fault]
-    for fault in unusable:
-        click.echo(fault, err=True)
+    renewed = renewals(answers, wanted)
+    unusable = faults_of(renewed)
+    for text in [*unusable, *warnings_of(renewed)]:
+        click.echo(text, err=True)
     by_worker = with_certificates(renewed, with_conf_file(answers, compare(answers, wanted)))
     if as_json:
         click.echo(json.dumps({"workers": [{"pid": place.worker, "differences": _plain(found)} for place, found in by_worker]}, indent=2))

@@ -308,6 +308,14 @@ def mount_host(value: Any) -> str:
     return _any_host(host, host + "/")
 
 
+def tls_host(value: Any) -> str:
+    """Check a host that clients ask for when they begin with TLS."""
+    host = mount_host(value)
+    if host.startswith("[") or re.fullmatch(r"[0-9.]+", host):
+        raise Fault(f"no client asks for an address when it begins with TLS (RFC 6066): expected a host name, got {spelt(value)}")
+    return host
+
+
 def _any_host(host: str, pattern: str) -> str:
     """Check a host, or a wildcard for hosts.
 

@@ -77,6 +77,10 @@ from isowsgi.configuration.tables import (
     StaticFolders,
     Switch,
     Threads,
+    TlsHost,
+    TlsHosts,
+    TlsTable,
+    TlsTables,
     Umask,
     UrlPath,
     Venv,
@@ -236,7 +240,15 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         MountHost: checks.mount_host,
         MountHosts: lambda value: checks.mount_hosts(converter, value, MountHost),
     }
-    return found | _checks_of_walls(converter)
+    return found | _checks_of_walls(converter) | _checks_of_tls(converter)
+
+
+def _checks_of_tls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
+    return {
+        TlsHost: checks.tls_host,
+        TlsHosts: lambda value: checks.mount_hosts(converter, value, TlsHost),
+        TlsTables: partial(_certificates, converter),
+    }
 
 
 def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
@@ -305,6 +317,23 @@ def _static_folders(converter: Converter, value: Any) -> dict[str, FolderTable]:
         raise wrong_type('a table of folders by their paths below the mount, as in { "/static" = "static" }', value)
     found: dict[str, FolderTable] = converter.structure(value, dict[str, FolderTable])
     return {path.removesuffix("/"): table for path, table in found.items()}
+
+
+def _certificates(converter: Converter, value: Any) -> TlsTables:
+    """Read the `[[tls]]` tables; no two may have one host."""
+    if not isinstance(value, list):
+        raise Fault("write [[tls]], in two pairs of brackets: there may be one for each certificate")
+    tables = converter.structure(value, list[TlsTable])
+    seen: dict[str, int] = {}
+    faults = []
+    for number, table in enumerate(tables):
+        for host in dict.fromkeys(table.hosts):
+            if host in seen:
+                faults.append(at((number, "hosts"), Fault(f"{quoted(host)} is in tls[{seen[host]}] too; keep one of them")))
+            seen.setdefault(host, number)
+    if faults:
+        raise ExceptionGroup("tls", faults)
+    return TlsTables(tuple(tables))
 
 
 def _policy(converter: Converter, value: Any) -> dict[str, str]:

@@ -108,11 +108,14 @@ def shown(value: object) -> str:
     return repr(value)
 
 
-def snapshot(cfg: Any) -> dict[str, Any]:
+def snapshot(cfg: Any, has_tls: bool = False) -> dict[str, Any]:
     """Copy the settings that an app's interpreter needs, as values that come back from JSON unchanged.
 
     Make it from a Config that `gunicorn_settings.check` found no fault with, in the main interpreter; `isowsgi.inside.settings.Settings`
     is built from it on the other side.
+
+    Args:
+        has_tls: whether clients come by TLS although gunicorn's settings name no certificate.
 
     Raises:
         TypeError: a value cannot be expressed in JSON; `faults` would have named it.
@@ -129,7 +132,7 @@ def snapshot(cfg: Any) -> dict[str, Any]:
     values["proxy_protocol"] = "off"
 
     # gunicorn's Config computes these three. is_ssl is the name of a file there; SENDFILE in the environment counts for sendfile.
-    values["is_ssl"] = bool(cfg.is_ssl)
+    values["is_ssl"] = bool(cfg.is_ssl) or has_tls
     values["sendfile"] = cfg.sendfile
     values["proc_name"] = cfg.proc_name
 

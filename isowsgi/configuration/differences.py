@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from isowsgi.configuration import costs, sizes
 from isowsgi.configuration.costs import Cost
-from isowsgi.configuration.values import Config, Mount
+from isowsgi.configuration.values import Certificate, Config, Mount
 from isowsgi.shared import policies
 
 # Characters of a digest: enough that two values differ by it, and no use for whoever wants to know them.
@@ -23,6 +23,9 @@ _DIGEST_CHARS = 16
 
 # Tables of the file that are not mounts, by their field of `Config`.
 _TABLES = {"limits": "worker", "control": "control", "status": "status", "log": "log"}
+
+# What certificate clients get that ask for no host of any `[[tls]]`, among that table's settings. gunicorn's `certfile` goes before it.
+OTHER_HOSTS = "other hosts"
 
 # Settings by name, as TOML writes them; those with their default are left out.
 Settings = dict[str, str]
@@ -85,9 +88,19 @@ def summary(config: Config, salt: str) -> Summary:
 def tables_of(config: Config, salt: str) -> dict[str, Settings]:
     """Return the tables of a `Summary`."""
     tables = {table: settings_of(getattr(config, field), salt) for field, table in _TABLES.items()}
+    tables["tls"] = _certificates_of(config.tls)
     tables["acceptor"] = {"head_timeout": text_of(config.head_timeout)}
     tables["include"] = {"include": text_of(list(config.include))} if config.include else {}
     return tables
+
+
+def _certificates_of(tls: Sequence[Certificate]) -> Settings:
+    """Return the files of each host's certificate, which tells more than the place of a table; and which one others get."""
+    said: Settings = {}
+    for each in tls:
+        files = each.certificate if each.key == each.certificate else [each.certificate, each.key]
+        said |= {f"hosts.{host}": text_of(files) for host in each.hosts}
+    return said | ({OTHER_HOSTS: text_of(tls[0].certificate)} if tls else {})
 
 
 def differences(old: Summary, new: Summary) -> list[Difference]:
@@ -96,7 +109,7 @@ def differences(old: Summary, new: Summary) -> list[Difference]:
     for name, said in new.tables.items():
         changed = _changed(old.tables.get(name, {}), said)
         cost = costs.of_table(name, [setting.name for setting in changed], new)
-        found.append(Difference(sign="~", name=f"[{name}]", settings=changed, cost=cost))
+        found.append(Difference(sign="~", name="[[tls]]" if name == "tls" else f"[{name}]", settings=changed, cost=cost))
     of_mounts = costs.of_mounts(old, new)
     for pattern, said in new.mounts.items():
         before = old.mounts.get(pattern)

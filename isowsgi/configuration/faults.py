@@ -94,7 +94,12 @@ def walk(group: ExceptionGroup[Exception], place: Place = ()) -> Iterator[tuple[
 
 
 SOME_MOUNT = 'expected at least one mount, as in "/" = "shop.wsgi:application"'
-_MISSING: dict[str | int, str] = {"mounts": SOME_MOUNT, "app": 'expected an app, as in app = "shop.wsgi:application"'}
+_MISSING: dict[str | int, str] = {
+    "mounts": SOME_MOUNT,
+    "app": 'expected an app, as in app = "shop.wsgi:application"',
+    "hosts": 'expected hosts, as in hosts = ["shop.example.com", "*.example.com"]',
+    "certificate": "expected the path of a certificate in PEM, with its chain",
+}
 
 
 def _unknown_key(key: str, near: list[str], valid: list[str], meant: str | None) -> str:

@@ -61,7 +61,7 @@ def _ignored(note: str) -> Verdict:
 _TLS_FILE = "read by gunicorn's master at start and on SIGHUP; if it cannot be used on SIGHUP, the previous one is kept"
 _CERTIFICATE = f"{_TLS_FILE}; a renewed one is also taken up by `isowsgi apply`"
 _CLIENT_CERTIFICATE = (
-    "refused without a certfile; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
+    "refused without TLS; apps find the client's certificate in SSL_CLIENT_CERT and SSL_CLIENT_S_DN, as mod_ssl names them"
 )
 _HTTP2 = "one HTTP/2 connection may carry requests for several mounts, and only HTTP/1 can be routed; speak HTTP/2 in a proxy in front"
 _NO_HTTP2 = "without effect, since isowsgi does not speak HTTP/2; set it in the proxy in front"
@@ -206,7 +206,8 @@ SETTINGS: Mapping[str, Verdict] = MappingProxyType(
         "nworkers_changed": _honoured(_ARBITER_HOOK),
         "on_exit": _honoured(_ARBITER_HOOK),
         "ssl_context": _honoured(
-            "called once, at start and on SIGHUP, in the master, and by each worker for a renewed certificate; not for each connection"
+            "called once for each certificate, at start and on SIGHUP, in the master, and by each worker for a renewed one; "
+            "not for each connection"
         ),
         # SSL
         "keyfile": _honoured(_CERTIFICATE),

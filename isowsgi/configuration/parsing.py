@@ -64,4 +64,5 @@ def _position(data: Any, place: Place) -> list[int]:
             data = data.get(part)
         elif isinstance(part, int):
             position.append(part)
+            data = data[part] if isinstance(data, list) and part < len(data) else None
     return position

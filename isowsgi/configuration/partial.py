@@ -11,18 +11,19 @@ from isowsgi.configuration.values import Config, numbered
 # What stands for tables among the names of what stays, as `differences.Difference` has it.
 CONTROL = "[control]"
 LOG = "[log]"
+TLS = "[[tls]]"
 
 
 def staying(new: Config, old: Config, names: Iterable[str]) -> frozenset[str]:
     """Return what stays if some names do: mounts that share an instance, in either config, stay together.
 
     Args:
-        names: patterns, `CONTROL` and `LOG`; those that are in neither config are ignored.
+        names: patterns, `CONTROL`, `LOG` and `TLS`; those that are in neither config are ignored.
     """
     groups: dict[tuple[str, str], set[str]] = {}
     for mount in (*new.mounts, *old.mounts):
         groups.setdefault(mount.sharing, set()).add(mount.pattern)
-    stay = set(names) & {CONTROL, LOG, *(pattern for patterns in groups.values() for pattern in patterns)}
+    stay = set(names) & {CONTROL, LOG, TLS, *(pattern for patterns in groups.values() for pattern in patterns)}
     before = -1
     while before < len(stay):  # a mount may have moved from one group to another
         before = len(stay)
@@ -44,4 +45,5 @@ def leave_out(new: Config, old: Config, stay: frozenset[str]) -> Config:
     mounts += [mount for mount in old.mounts if mount.pattern in stay and mount.pattern not in there]
     kept = [mount for mount in mounts if mount is not None]
     control, log = old.control if CONTROL in stay else new.control, old.log if LOG in stay else new.log
-    return attrs.evolve(new, control=control, log=log, mounts=numbered(kept))
+    tls = old.tls if TLS in stay else new.tls
+    return attrs.evolve(new, control=control, log=log, tls=tls, mounts=numbered(kept))

@@ -12,7 +12,7 @@ from isowsgi.configuration.included import Inclusion
 from isowsgi.configuration.merging import mounts_of, refuse_endless_redirects
 from isowsgi.configuration.parsing import parse, texts_of
 from isowsgi.configuration.tables import ConfigTables, settings_of
-from isowsgi.configuration.values import Config, Control, Limits, Log, Status
+from isowsgi.configuration.values import Certificate, Config, Control, Limits, Log, Status
 from isowsgi.shared import scoreboard, workdir
 
 
@@ -56,7 +56,11 @@ def load(path: str | os.PathLike[str], *, own_gil_error: str | None = None, base
     control = Control(**attrs.asdict(tables.control))
     status = Status(allow=tables.status.allow, hosts=tables.status.hosts)
     log = Log(**attrs.asdict(tables.log))
+    tls = tuple(
+        Certificate(hosts=tuple(dict.fromkeys(each.hosts)), certificate=each.certificate, key=each.key or each.certificate)
+        for each in tables.tls
+    )
     return Config(
         path=absolute, mounts=tuple(mounts), include=tables.include, faults=tuple(reading.faults), faulty=tuple(reading.faulty),
-        head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status, log=log,
+        head_timeout=tables.acceptor.head_timeout, limits=limits, control=control, status=status, log=log, tls=tls,
     )  # fmt: skip

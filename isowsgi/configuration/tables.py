@@ -67,6 +67,8 @@ MountHosts = NewType("MountHosts", tuple[str, ...])
 Served = NewType("Served", str)
 FileName = NewType("FileName", str)
 BelowFolder = NewType("BelowFolder", str)
+TlsHost = NewType("TlsHost", str)
+TlsHosts = NewType("TlsHosts", tuple[str, ...])
 
 
 @attrs.frozen(kw_only=True)
@@ -224,6 +226,15 @@ class StatusTable:
     hosts: HostNames = HostNames(())
 
 
+@attrs.frozen(kw_only=True)
+class TlsTable:
+    hosts: TlsHosts
+    certificate: Path
+    key: Path | None = None
+
+
+TlsTables = NewType("TlsTables", tuple[TlsTable, ...])
+
 # The addresses of each mount, its pattern first, and what is said of it.
 Mounts = NewType("Mounts", tuple[tuple[tuple[Pattern, ...], MountTable | RedirectTable | FilesTable], ...])
 
@@ -238,6 +249,7 @@ class ConfigTables:
     control: ControlTable = ControlTable()
     status: StatusTable = StatusTable()
     log: LogTable = LogTable()
+    tls: TlsTables = TlsTables(())
 
 
 @attrs.frozen(kw_only=True)

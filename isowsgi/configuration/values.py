@@ -191,6 +191,15 @@ class Status:
 
 
 @attrs.frozen(kw_only=True)
+class Certificate:
+    """`[[tls]]`: what clients get that ask for one of some hosts."""
+
+    hosts: tuple[str, ...]  # lower case; "*.example.com" is any with one label more than the rest
+    certificate: str  # absolute; PEM, with its chain
+    key: str  # absolute; the same file if it holds both
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -204,6 +213,7 @@ class Config:
     control: Control = Control()
     status: Status = Status()
     log: Log = Log()
+    tls: tuple[Certificate, ...] = ()  # no host is in two of them
 
 
 def numbered(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

@@ -12,6 +12,7 @@ from gunicorn.errors import AppImportError
 
 import isowsgi
 from isowsgi import configuration
+from isowsgi.configuration import certificates
 from isowsgi.shared import interpreters
 
 _FACTORY = re.compile(r"isowsgi:config(?P<arguments>\(.*\))\s*", re.DOTALL)
@@ -30,10 +31,15 @@ def config(path: str) -> Any:
         text = "isowsgi: gunicorn runs with another worker class, which cannot serve the apps of a config file; add -k isowsgi.Worker"
         raise AppImportError(text)
     try:
-        configuration.load(path, own_gil_error=interpreters.own_gil_error())
+        found = configuration.load(path, own_gil_error=interpreters.own_gil_error())
     except configuration.ConfigError as exc:
         print(exc, file=sys.stderr)
         raise SystemExit(1) from exc
+    faults, warnings = certificates.check(found, path)
+    for text in (*faults, *warnings):
+        print(text, file=sys.stderr)
+    if faults:
+        raise SystemExit(1)
     return not_called
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isowsgi import configuration
 from isowsgi.configuration import crossing, gunicorn_settings, pythons, remembered, stored
@@ -27,6 +27,9 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.rows import INTERNAL_ERRORS
 from isowsgi.shared.scoreboard import Scoreboard
 
+if TYPE_CHECKING:
+    from isowsgi.master.tlscontext import Reading
+
 # Patterns of earlier tables that are remembered, for the crash of a worker that still served one.
 _MOST_PATTERNS = 16 * 1024
 
@@ -38,9 +41,7 @@ class Share:
     Attributes:
         config: what it serves; None: no file was ever read.
         settings: of gunicorn's, what apps' interpreters obey.
-        tls_context: an ssl.SSLContext, or None without TLS. All workers have it in common, and so each can take up sessions that another
-            one began.
-        certificate: where that context's is, its digest, and the number of that reading.
+        tls: see `tlscontext.Reading`; None without TLS.
         region: its part of the scoreboard.
         verdicts: patterns of mounts that crashed workers, by verdict.
         is_first: of those that serve this config.
@@ -56,8 +57,7 @@ class Share:
 
     config: configuration.Config | None
     settings: Mapping[str, Any]
-    tls_context: Any
-    certificate: tuple[certificates.Files, str, int] | None
+    tls: Reading | None
     region: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     is_first: bool
@@ -76,14 +76,14 @@ class Plan:
     def __init__(self) -> None:
         self._config: configuration.Config | None = None
         self._settings: dict[str, Any] = {}
-        self._tls_context: Any = None
-        self._certificate: tuple[certificates.Files, str, int] | None = None  # see `Share`
+        self._tls: Reading | None = None  # see `Share`
         self._readings = 0  # of gunicorn's settings, with success
-        self._published = -1  # which files those are, see `certificates`
+        self._shown = ""  # the config file, as it was named
+        self._published: tuple[certificates.Published, int] | None = None  # which files those are, and the memory that says so
         self._is_for: Any = None  # which of gunicorn's Config objects it was read for
         self._conf_file: ConfFile | None = None
         self._remembered: remembered.Patterns | None = None
-        self._has_reloaded = False
+        self._has_started = self._has_reloaded = False
         self._forks = 0  # that had this config so far
         self._ledger: Ledger | None = None
         self._verdicts: dict[str, set[str]] = {}
@@ -105,8 +105,6 @@ class Plan:
         refusals, warnings = gunicorn_settings.check(cfg)
         if (reason := interpreters.unusable_reason()) is not None:
             refusals.insert(0, reason)
-        if not refusals:
-            refusals = self._take_settings(cfg)
         if refusals:
             raise RuntimeError("\n".join(refusals))
         for warning in warnings:
@@ -117,6 +115,9 @@ class Plan:
             self._read(config_path(name if name != "gunicorn" else cfg.wsgi_app or ""), cfg, log)
         except configuration.ConfigError as exc:
             raise RuntimeError(str(exc)) from exc
+        if refusals := self._take_settings(cfg, log):
+            raise RuntimeError("\n".join(refusals))
+        self._has_started = True
         self._apply_log_form(log)
         if cfg.check_config and self._config is not None and self._config.faults:
             raise RuntimeError("\n".join(self._config.faults))
@@ -140,8 +141,7 @@ class Plan:
         return Share(
             config=self._config,
             settings=self._settings,
-            tls_context=self._tls_context,
-            certificate=self._certificate,
+            tls=self._tls,
             region=self._new_region(containment),
             verdicts={verdict: frozenset(patterns) for verdict, patterns in self._verdicts.items()},
             is_first=self._forks == 1,
@@ -219,36 +219,45 @@ class Plan:
             self._remembered = patterns
             remembered.save(config.path, patterns)
 
-    def _take_settings(self, cfg: Any) -> list[str]:
-        """Take over what gunicorn's settings say, or nothing of it; return what is wrong with them."""
-        context = certificate = None
-        if cfg.is_ssl:
+    def _take_settings(self, cfg: Any, log: Any) -> list[str]:
+        """Take over what gunicorn's settings say, with the certificates of `[[tls]]`, or nothing of it; return what is wrong with them."""
+        tls: Reading | None = None
+        faults: list[str] = []
+        warnings: list[str] = []
+        if cfg.is_ssl or (self._config is not None and self._config.tls):
             from isowsgi.master import tlscontext  # most servers have a proxy for that, and need not pay for it
 
+            assert self._config is not None, "read before"
             try:
-                files = tlscontext.files_of(cfg) if cfg.certfile else None  # else the user's `ssl_context` has its own
-                before = certificates.digest_of(files.certificate) if files else None
-                context = tlscontext.make_context(cfg)
-                if files:
-                    # If it was renewed in between, nobody knows which of both this is: then `isowsgi apply` takes up the new one.
-                    digest = before if certificates.digest_of(files.certificate) == before else None
-                    certificate = files, digest or "", self._readings + 1
+                tls, faults, warnings = tlscontext.read(cfg, self._config, self._shown, self._tls, self._readings + 1)
             except tlscontext.ContextError as exc:
                 return [str(exc)]
         elif cfg.cert_reqs:  # gunicorn would serve everybody
-            return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile too"]
-        self._settings, self._tls_context = crossing.snapshot(cfg), context
+            return ["gunicorn setting cert_reqs: client certificates need TLS; set certfile and keyfile, or [[tls]] in the config file"]
+        if faults and not self._has_started:
+            return faults
+        for fault in faults:
+            log.error(fault)
+        for warning in warnings:
+            log.warning(warning)
         self._readings += 1
-        is_elsewhere = (certificate and certificate[0]) != (self._certificate and self._certificate[0])
-        self._certificate = certificate
-        if is_elsewhere:
-            if self._published >= 0:
-                os.close(self._published)
-            self._published = -1 if certificate is None else certificates.publish(certificate[0])
+        self._settings, self._tls = crossing.snapshot(cfg, tls is not None), tls
+        self._publish()
         return []
+
+    def _publish(self) -> None:
+        """Say which certificates are served, for root's command; see `certificates`."""
+        assert self._config is not None, "read before"
+        said = None if self._tls is None else certificates.Published(self._tls.files, self._config.path)
+        if said == (self._published and self._published[0]):
+            return
+        if self._published is not None:
+            os.close(self._published[1])
+        self._published = None if said is None else (said, certificates.publish(said))
 
     def _read(self, path: str, cfg: Any, log: Any) -> None:
         config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
+        self._shown = path
         for fault in config.faults:
             log.error(fault)
         self._root_logs = frozenset(mount.log for mount in config.mounts if mount.log is not None)
@@ -278,18 +287,18 @@ class Plan:
         refusals, warnings = gunicorn_settings.check(cfg)
         for warning in warnings:
             log.warning(warning)
-        if not refusals:
-            refusals = self._take_settings(cfg)
-        for refusal in refusals:
-            log.error(refusal)
-        if refusals:
-            log.error("invalid settings; keeping the previous ones for TLS and for the apps' interpreters")
         try:
             self._read(config_path(getattr(app, "app_uri", None) or cfg.wsgi_app or ""), cfg, log)
         except configuration.ConfigError as exc:
             for fault in exc.faults:
                 log.error(fault)
             log.error("invalid config file; keeping the previous mounts")
+        if not refusals:
+            refusals = self._take_settings(cfg, log)
+        for refusal in refusals:
+            log.error(refusal)
+        if refusals:
+            log.error("invalid settings; keeping the previous ones for TLS and for the apps' interpreters")
 
 
 def _warn_of_lazy_imports(config: configuration.Config, log: Any) -> None:

@@ -28,13 +28,13 @@ class Applied(NamedTuple):
         base: the number of the config, among those that the master has read, that it was made for.
         serial: its own name.
         config: see `configuration.stored`.
-        certificate: a renewed one, see `worker.certificate`; None: that which the master has read.
+        certificates: renewed and new ones, see `worker.certificates`; None: those that the master has read serve.
     """
 
     base: int
     serial: str
     config: Any
-    certificate: Any = None
+    certificates: Any = None
 
 
 class Outvoted(Exception):
@@ -73,7 +73,7 @@ class LastApplied:
     def _parse(self) -> Applied | None:
         try:
             facts = json.loads(self._text.read() or b"null")
-            return Applied(facts["base"], facts["serial"], facts["config"], facts.get("certificate")) if facts is not None else None
+            return Applied(facts["base"], facts["serial"], facts["config"], facts.get("certificates")) if facts is not None else None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 

@@ -126,12 +126,19 @@ class ErrorGroup(OpenValue):
     details: str  # traceback or stack
 
 
+class CertificateStatus(OpenValue):
+    hosts: list[str]  # that get it; none: all others do
+    path: str
+    expires: float | None  # seconds since the epoch
+
+
 class WorkerStatus(OpenValue):
     python: str
     up_s: float
     rss_mib: float
     mounts: list[MountStatus]
     at: float = 0.0  # monotonic seconds when it was said
+    certificates: list[CertificateStatus] = []
 
 
 class Outcome(OpenValue):
@@ -207,11 +214,11 @@ class GunicornFile(OpenValue):
 
 
 class CertificateFiles(OpenValue):
-    """The certificate that a worker serves with."""
+    """A certificate that a worker serves with."""
 
     certificate: str  # paths
     key: str
-    digest: str  # see `certificates`
+    digest: str  # see `certificates`; "" if it could not be read, or may be one of two
 
 
 class ServedTable(OpenValue):
@@ -221,7 +228,9 @@ class ServedTable(OpenValue):
     tables: dict[str, dict[str, str]]
     mounts: list[MountTable]
     gunicorn: GunicornFile | None = None
-    certificate: CertificateFiles | None = None
+    certificate: CertificateFiles | None = None  # by gunicorn's settings
+    certificates: list[CertificateFiles] = []  # by `[[tls]]`
+    tls: str = ""  # "gunicorn" if its settings have TLS on, "config" if only `[[tls]]` does, "" if it is off
 
 
 class NotLoaded(OpenValue):
@@ -344,6 +353,8 @@ class RenewedCertificate(OpenValue):
 
     certificate: str
     key: str
+    path: str = ""  # of their files; "": those of gunicorn's settings
+    key_path: str = ""
 
 
 class Prepare(Request[TableOutcome]):
@@ -354,7 +365,8 @@ class Prepare(Request[TableOutcome]):
     hold_s: float = 30.0  # how long it waits for the switch, once it is prepared here
     keep_going: bool = False  # whether what can be loaded is prepared, if something cannot
     without: list[str] = []  # names of what stays as it is, see `configuration.partial`
-    certificate: RenewedCertificate | None = None  # to serve with from the switch on
+    certificate: RenewedCertificate | None = None  # of gunicorn's settings, to serve with from the switch on
+    certificates: list[RenewedCertificate] = []  # the same of `[[tls]]`
 
 
 class Switch(Request[TableOutcome]):

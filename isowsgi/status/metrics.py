@@ -19,7 +19,7 @@ from isowsgi.shared import rows
 from isowsgi.shared.board import Board, Reading
 from isowsgi.shared.rows import BUCKET_LIMITS_S, WAIT_LIMITS_S
 from isowsgi.shared.scoreboard import ZERO, Counters, wholes
-from isowsgi.status.snapshot import mounts_of, patterns, responses, unready
+from isowsgi.status.snapshot import certificates_expire, mounts_of, patterns, responses, unready
 
 _MOUNT = ("mount",)
 _BOTH = ("mount", "isolation")
@@ -245,6 +245,11 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     yield CounterMetricFamily("isowsgi_tls_handshakes_total", text, value=acceptor.get(rows.HANDSHAKES))
     text = "TLS handshakes that failed, including plain HTTP requests on a TLS port."
     yield CounterMetricFamily("isowsgi_tls_handshake_failures_total", text, value=acceptor.get(rows.HANDSHAKE_FAILURES))
+    text = "Until when a certificate is valid, since the epoch; of workers that serve with different ones the earliest."
+    expires = GaugeMetricFamily("isowsgi_certificate_expiry_timestamp_seconds", text, labels=("certificate",))
+    for path, at in certificates_expire(reading).items():
+        expires.add_metric((path,), at)
+    yield expires
     text = "Internal errors of isowsgi that were contained; each is in the log with its traceback."
     mistakes = sum(counters.get(rows.INTERNAL_ERRORS) for counters in reading.totals.values())
     yield CounterMetricFamily("isowsgi_internal_errors_total", text, value=mistakes)

@@ -90,6 +90,18 @@ def patterns(reading: Reading) -> list[str]:
     return list(dict.fromkeys(mount["pattern"] for region in newest_first for mount in mounts_of(region)))
 
 
+def certificates_expire(reading: Reading) -> dict[str, float]:
+    """Return by its file until when each certificate is valid, of workers that serve with different ones the earliest."""
+    found: dict[str, float] = {}
+    for region in reading.regions:
+        told = (region.report or {}).get("certificates")
+        for each in told if isinstance(told, list) else []:
+            path, expires = (each.get("path"), each.get("expires")) if isinstance(each, dict) else (None, None)
+            if isinstance(path, str) and isinstance(expires, (int, float)):
+                found[path] = min(expires, found.get(path, expires))
+    return found
+
+
 def snapshot(reading: Reading, now_ms: int, now: float) -> dict[str, Any]:
     """Return all of it.
 

@@ -15,8 +15,7 @@ from isowsgi.inside.settings import Settings
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
-from isowsgi.shared.applied import LastApplied
-from isowsgi.shared.certificates import Files
+from isowsgi.shared.applied import Applied, LastApplied
 from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
@@ -36,7 +35,8 @@ from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.table import Table
 
 if TYPE_CHECKING:
-    from isowsgi.worker.certificate import Certificate
+    from isowsgi.master.tlscontext import Reading
+    from isowsgi.worker.certificates import Certificates
     from isowsgi.worker.tls import Relay
 
 # Connections of a worker whose settings were refused, at a SIGHUP: gunicorn's default for worker_connections.
@@ -70,8 +70,7 @@ class Given:
         cfg: gunicorn's settings.
         log: gunicorn's logger.
         settings: those of gunicorn's settings that apps' interpreters obey.
-        certificate: see `master.workerplan.Share`.
-        tls_context: an ssl.SSLContext; None without TLS.
+        tls: see `master.workerplan.Share`.
         verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
         age: the worker's number.
@@ -84,8 +83,7 @@ class Given:
     log: Any
     config: Config
     settings: Mapping[str, Any]
-    tls_context: Any
-    certificate: tuple[Files, str, int] | None
+    tls: Reading | None
     board: Scoreboard
     verdicts: Mapping[str, frozenset[str]]
     containment: Containment
@@ -103,22 +101,26 @@ class Given:
 def assemble(given: Given) -> Parts:
     """Make the parts of a worker; nothing runs yet."""
     config = given.config
-    origins = Origins() if given.tls_context is not None or given.cfg.proxy_protocol != "off" else None
+    origins = Origins() if given.tls is not None or given.cfg.proxy_protocol != "off" else None
     orders = _make_orders(given)
     supervisor = _make_supervisor(given, orders, origins)
-    relay = None if given.tls_context is None else _make_relay(given, supervisor.table, origins)
+    relay = certificates = None
+    if given.tls is not None:
+        relay, certificates = _make_relay(given, given.tls, supervisor.table, origins)
     loop = Loop(given.containment)
     acceptor = _make_acceptor(given, loop, supervisor, origins, relay)
     applying = Applying(supervisor.live, given.last_applied, given.base, given.serial, given.log)
-    applying.certificate = _take_certificate(given, relay)
+    applying.certificates = certificates
+    if certificates is not None:
+        supervisor.certificates = certificates.told
     carrier = commands.Commands(supervisor, applying, given.conf_file, given.board, given.log.warning)
     applying.on_removed = carrier.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     carrier.asker = lambda: control.asker
     carrier.shells.on_answer = control.tick  # else each line of a paste waits for its answer until the next look
     drive(loop, control)
-    tls_files = given.certificate[0] if given.certificate is not None else ()
-    watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, tls_files)
+    own_files = given.tls.files or () if given.tls is not None else ()
+    watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, own_files)
     loop.every(LOOK_S, watcher.tick, "look at the config files")
     loop.later(0, GilProbe(given.board.acceptor_row(), given.containment).start, "GIL probe")
     return Parts(
@@ -192,33 +194,30 @@ def open_control(parts: Parts, config: Config) -> None:
         parts.commands.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
 
 
-def _make_relay(given: Given, table: Table, origins: Origins | None) -> Relay:
-    from isowsgi.worker.tls import Relay  # most servers have a proxy for that, and need not pay for it
+def _make_relay(given: Given, tls: Reading, table: Table, origins: Origins | None) -> tuple[Relay, Certificates]:
+    """Return what speaks TLS, and what takes up renewed certificates; those that were applied before this worker began it takes at once."""
+    from isowsgi.worker.certificates import Certificates  # most servers have a proxy for that, and need not pay for it
+    from isowsgi.worker.tls import Relay
+    from isowsgi.worker.tlshosts import Hosts
 
     assert origins is not None, "made with TLS"
-    return Relay(
-        context=given.tls_context,
+    containment = Containment(given.log, given.board.row(0).words)
+    certificates = Certificates(given.cfg, tls, Hosts(containment), given.log)
+    applied = given.last_applied.read() if given.last_applied is not None else None
+    certificates.take(applied or Applied(given.base, given.serial, None), given.config.tls)
+    assert certificates.context is not None, "taken"
+    relay = Relay(
+        context=certificates.context,
         origins=origins,
         row=given.board.acceptor_row(),
         log=given.log,
-        containment=Containment(given.log, given.board.row(0).words),
+        containment=containment,
         opening_s=given.config.head_timeout,
         stall_s=table.stall_s,
         suppress_ragged_eofs=given.cfg.suppress_ragged_eofs,
     )
-
-
-def _take_certificate(given: Given, relay: Relay | None) -> Certificate | None:
-    """Return what takes up renewed certificates; one that was applied before this worker began is taken up at once."""
-    if relay is None or given.certificate is None:
-        return None
-    from isowsgi.worker.certificate import Certificate  # as above
-
-    found = Certificate(given.cfg, *given.certificate, relay.renew, given.log)
-    table = given.last_applied.read() if given.last_applied is not None else None
-    if table is not None:
-        given.containment.call("renewed certificate", found.take, table)
-    return found
+    certificates.on_renewed = relay.renew
+    return relay, certificates
 
 
 def _most_connections(wanted: int, has_tls: bool, log: Any) -> int:

@@ -13,6 +13,7 @@ from isowsgi.configuration import Config, Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters, messages
+from isowsgi.shared.certificates import Told
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import Part
 from isowsgi.shared.rows import REQUESTS
@@ -76,6 +77,7 @@ class Supervisor:
         self._is_stopping = False
         self._is_over = False  # all that was accepted is answered
         self._reporter: Reporter | None = None
+        self.certificates: Callable[[], list[Told]] = list  # that serve; set where there is TLS
         self.rss_at_start = 0
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
         self._tenants: dict[int, Deployment] = {}  # those that live, by their mounts' numbers
@@ -139,7 +141,9 @@ class Supervisor:
         self._workshop.start(acceptor)
         self._acceptor = acceptor
         acceptor.dispatcher.special, acceptor.dispatcher.tenant = self.table.special, self._tenant
-        self._reporter = Reporter(self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor)
+        self._reporter = Reporter(
+            self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor, lambda: self.certificates()
+        )
         interpreters.preload()
         self.rss_at_start = rss_mib()
         self._meter.start(acceptor.later)

@@ -26,6 +26,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.rows import AcceptorRow
 from isowsgi.worker.acceptor import STOP_IDLE_S, YIELD_SHARE
+from isowsgi.worker.tlshosts import THREAD
 from isowsgi.worker.tlspump import Pump, Result, Results
 from isowsgi.worker.tlssession import Phase, Session
 from isowsgi.worker.tlsset import Sessions
@@ -89,7 +90,7 @@ class Relay:
         self._is_stopping = False
         self._wants_room = False
         self._next_sweep = 0.0
-        self._thread = threading.Thread(target=self._run, name="isowsgi-tls", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
 
     # The acceptor's side.
 

@@ -18,6 +18,7 @@ from isowsgi.configuration import Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import interpreters
+from isowsgi.shared.certificates import Told
 from isowsgi.shared.controlmessages import ErrorGroup
 from isowsgi.shared.rows import RELOADS, STUCK
 from isowsgi.shared.scoreboard import Scoreboard, text_of
@@ -68,6 +69,7 @@ class Reporter:
         all_deployments: returns also those that are in no table yet, or no more.
         orders: knows what the mounts are given.
         acceptor: of whose connections it tells.
+        certificates: returns those that serve, see `shared.certificates.Told`.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Reporter:
         all_deployments: Callable[[], Iterable[Deployment]],
         orders: BootOrders,
         acceptor: Acceptor,
+        certificates: Callable[[], list[Told]],
     ) -> None:
         self._board = board
         self.mounts = mounts
         self._all = all_deployments
         self._orders = orders
         self._acceptor = acceptor
+        self._certificates = certificates
         self._recent = Recent(board)
         self._started = time.time()
         self._next = 0.0
@@ -196,6 +200,7 @@ class Reporter:
             "rss_bytes": rss_bytes(),
             "cpu_s": round(time.process_time(), 3),
             "connections": {"open": connections.open, "reading_head": connections.peeking, "lingering": connections.lingering},
+            **({"certificates": [each._asdict() for each in certificates]} if (certificates := self._certificates()) else {}),
         }
 
     def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from isowsgi.configuration import Config, partial, stored
 from isowsgi.configuration.included import keep_faulty
+from isowsgi.configuration.values import Certificate
 from isowsgi.shared.applied import Applied, Deciding, LastApplied, Outvoted
-from isowsgi.shared.certificates import Pair
+from isowsgi.shared.certificates import Files, name_of
 from isowsgi.shared.controlmessages import CertificateFiles, Drop, NotLoaded, Prepare, Refusal, Switch, TableOutcome
 from isowsgi.worker.change import Change, Problem, Unchangeable
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.livetable import LiveTable
 
 if TYPE_CHECKING:
-    from isowsgi.worker.certificate import Certificate
+    from isowsgi.worker.certificates import Certificates
 
 # How long a prepared table waits for the word to switch at most; the command says how long its workers may differ.
 _MOST_HELD_S = 3600.0
@@ -64,7 +65,7 @@ class Applying:
         self._pending: _Pending | None = None
         self.restart_reason = ""  # why another worker should take over from this one
         self.on_removed: Callable[[list[str]], None] = lambda patterns: None  # takes the patterns that are no more
-        self.certificate: Certificate | None = None  # with TLS
+        self.certificates: Certificates | None = None  # with TLS
         self._known: stored.Known | None = None  # of the config that serves
         self._turn = -1  # of the shared text, when it was looked at last
 
@@ -84,12 +85,12 @@ class Applying:
         yield AT_ONCE
         if self._pending is not None:
             raise Refusal("busy", "another table is being applied; try again")
-        certificate, refused = self._renewed(request)
-        table = Applied(self._base, request.serial, request.config, certificate)
-        pending = self._begin(table, config, time.monotonic(), request.keep_going, request.without)
-        if refused and self.certificate is not None:
-            pending.failed += refused
-            pending.stays.add(self.certificate.name)
+        certificates, refused, unusable = self._renewed(request, config)
+        table = Applied(self._base, request.serial, request.config, certificates)
+        without = [*request.without, *(unusable & {partial.TLS})]
+        pending = self._begin(table, config, time.monotonic(), request.keep_going, without)
+        pending.failed += refused
+        pending.stays |= unusable
         is_ready = False
         try:
             while not pending.change.is_ready():
@@ -107,20 +108,33 @@ class Applying:
         text = "what can be loaded of what is new is loaded" if pending.failed else "all that is new is loaded"
         return TableOutcome(outcome="prepared", text=text, failed=pending.failed, stays=sorted(pending.stays))
 
-    def certificate_files(self) -> CertificateFiles | None:
-        """Return what is told of the certificate that serves."""
-        found = self.certificate
-        return None if found is None else CertificateFiles(certificate=found.files.certificate, key=found.files.key, digest=found.digest)
+    def tls_facts(self) -> dict[str, Any]:
+        """Return what is told of TLS, as fields of `ServedTable`."""
+        found = self.certificates
+        if found is None:
+            return {}
+        own, *named = [
+            None if files is None else CertificateFiles(certificate=files.certificate, key=files.key, digest=found.digest(files))
+            for files in (found.own, *(Files(each.certificate, each.key) for each in self._tls()))
+        ]
+        return {"tls": "gunicorn" if found.has_own else "config", "certificate": own, "certificates": named}
 
-    def _renewed(self, request: Prepare) -> tuple[Any, list[NotLoaded]]:
-        """Return the certificate that the table is applied with, as other workers are told, and why it is not the renewed one."""
-        found = self.certificate
-        if found is None or request.certificate is None or found.name in request.without:
-            return None if found is None else found.applied, []
-        pair = Pair(request.certificate.certificate, request.certificate.key)
-        if fault := found.fault(pair):
-            return found.applied, [NotLoaded(text=f"the renewed certificate cannot be used: {fault}", traceback="")]
-        return found.told(pair), []
+    def _tls(self) -> tuple[Certificate, ...]:
+        return self._live.table.config.tls
+
+    def _renewed(self, request: Prepare, config: Config) -> tuple[Any, list[NotLoaded], set[str]]:
+        """Return the certificates that the table is applied with, as other workers are told; why some stay as they are, and their names."""
+        found = self.certificates
+        if found is None:
+            return None, [], set()
+        renewed = [*([] if request.certificate is None else [request.certificate]), *request.certificates]
+        facts, faults, stay = found.look_at(renewed, config.tls, request.without)
+        names = {name_of(files.certificate) for files in stay}
+        if partial.TLS not in request.without and (missing := found.missing(facts, config.tls)):
+            names.add(partial.TLS)
+            text = f"[[tls]]: no certificate for {', '.join(files.certificate for files in missing)}"
+            faults += [] if stay else [text]  # else that is why
+        return facts, [NotLoaded(text=fault, traceback="") for fault in faults], names
 
     def switch(self, request: Switch) -> Errand:
         while self._serial != request.serial:  # else another worker was told first
@@ -200,7 +214,7 @@ class Applying:
         differing = stored.differing(pending.table.config, table.config)
         if differing and self._narrow(pending, differing):
             differing = stored.differing(pending.table.config, table.config)
-        pending.table = pending.table._replace(certificate=table.certificate)
+        pending.table = pending.table._replace(certificates=table.certificates)
         return differing == set()
 
     def _begin(self, table: Applied, config: Config, now: float, keep_going: bool = False, without: Iterable[str] = ()) -> _Pending:
@@ -222,7 +236,9 @@ class Applying:
         stay = partial.staying(config, before, without)
         while True:
             try:
-                change = self._live.prepare(partial.leave_out(config, before, stay), now)
+                wanted = partial.leave_out(config, before, stay)
+                self._refuse_tls_on_or_off(wanted)
+                change = self._live.prepare(wanted, now)
                 break
             except Unchangeable as exc:
                 more = partial.staying(config, before, {*stay, *exc.names})
@@ -241,6 +257,17 @@ class Applying:
             raise
         return pending
 
+    def _refuse_tls_on_or_off(self, wanted: Config) -> None:
+        """Refuse what only a new worker can do: all connections are TLS, or none is, and apps are told so when they are loaded.
+
+        Raises:
+            Unchangeable: that is wanted.
+        """
+        found = self.certificates
+        if (found is None and wanted.tls) or (found is not None and not found.has_own and not wanted.tls):
+            text = f"[[tls]] switches TLS {'off' if found else 'on'} for all listeners; send SIGHUP to gunicorn to apply this file"
+            raise Unchangeable([partial.TLS], text)
+
     def _do_without(self, pending: _Pending, problems: Sequence[Problem]) -> bool:
         """Let what cannot be loaded stay as it is; return whether that is possible."""
         pending.failed += [NotLoaded(text=problem.error, traceback=problem.traceback) for problem in problems]
@@ -248,8 +275,8 @@ class Applying:
 
     def _narrow(self, pending: _Pending, names: Collection[str]) -> bool:
         """Let some of what is prepared stay as it is; return whether anything does that did not before."""
-        if self.certificate is not None and self.certificate.name in names:
-            pending.table = pending.table._replace(certificate=self.certificate.applied)
+        if self.certificates is not None:
+            pending.table = pending.table._replace(certificates=self.certificates.without(pending.table.certificates, names))
         stay = partial.staying(pending.change.new.config, self._live.table.config, names)
         if stay <= pending.stays:
             return False
@@ -267,8 +294,8 @@ class Applying:
         names["in place"] = [member.pattern for members, _ in pending.change.adjusted for member in members]
         told = "; ".join(f"{word}: {', '.join(each)}" for word, each in names.items() if each)
         self._log.info("table applied, %d mounts: %s", len(pending.change.new.mounts), told or "no mount differs")
-        if self.certificate is not None and not self.certificate.take(pending.table):
-            self.restart_reason = "it cannot serve with the certificate that the other workers serve with"
+        if self.certificates is not None and not self.certificates.take(pending.table, self._tls()):
+            self.restart_reason = "it cannot serve with the certificates that the other workers serve with"
 
     def _drop(self, why: str) -> None:
         self._pending = None

@@ -15,8 +15,10 @@ from typing import Any
 from isowsgi.configuration import Mount, differences
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import controlmessages, interpreters, messages
+from isowsgi.shared.certificates import Told
 from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.controlmessages import (
+    CertificateStatus,
     GunicornFile,
     InFlight,
     InstanceStacks,
@@ -143,6 +145,7 @@ class Commands:
             python=interpreters.version_text(),
             up_s=round(time.time() - self._began_at, 1),
             rss_mib=rss_mib(),
+            certificates=[*map(_certificate_status, self._supervisor.certificates())],
             mounts=[
                 self._status_of(deployment, member, now, counts.get(member.pattern))
                 for deployment in deployments
@@ -266,9 +269,8 @@ class Commands:
             mounts.append(MountTable(mount=mount.pattern, settings=differences.settings_of(mount, salt)))
             if number % _MOUNTS_AT_A_TIME == 0:
                 yield AT_ONCE
-        gunicorn = GunicornFile(path=self._conf_file.path, digest=self._conf_file.digest) if self._conf_file is not None else None
-        tables = differences.tables_of(config, salt)
-        return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=gunicorn, certificate=self._applying.certificate_files())
+        tables, facts = differences.tables_of(config, salt), self._applying.tls_facts()
+        return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=_gunicorn_file(self._conf_file), **facts)
 
     # What they share.
 
@@ -362,6 +364,14 @@ class Commands:
             parts.append(report.text)
         if report.is_last:
             self._complete[report.ask].add(instance)
+
+
+def _gunicorn_file(found: ConfFile | None) -> GunicornFile | None:
+    return None if found is None else GunicornFile(path=found.path, digest=found.digest)
+
+
+def _certificate_status(told: Told) -> CertificateStatus:
+    return CertificateStatus(hosts=list(told.hosts), path=told.path, expires=told.expires)
 
 
 def _refuse_redirect(deployment: Deployment) -> None:

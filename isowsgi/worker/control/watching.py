@@ -38,7 +38,7 @@ class FileWatcher:
         config: returns what is served.
         last_applied: by which one worker is chosen; None: this one is not.
         log: gunicorn's logger.
-        more_files: that are looked at beside the config files: the certificate and its key.
+        more_files: that are looked at beside the config files and what these name: gunicorn's own certificate and its key.
     """
 
     def __init__(self, config: Callable[[], Config], last_applied: LastApplied | None, log: Any, more_files: Sequence[str] = ()) -> None:
@@ -118,7 +118,8 @@ class FileWatcher:
 def _signature(config: Config, more_files: Sequence[str]) -> Signature:
     """Return what changes when one of the files does, comes or goes."""
     found: Signature = {}
-    for path in (config.path, *included.files(config.include, os.path.dirname(config.path)), *more_files):
+    named = [path for each in config.tls for path in (each.certificate, each.key)]
+    for path in (config.path, *included.files(config.include, os.path.dirname(config.path)), *more_files, *named):
         try:
             facts = os.stat(path)
         except OSError:
