@@ -254,7 +254,8 @@ def application(environ, start_response):
 """
     config = "[mounts]\n'/pool' = { app = 'pool', env = { MOUNTS = 'own' } }\n'/show' = { app = 'show', touch = 'touch' }"
     files = {"pool.py": _POOL, "show.py": show, "touch": ""}
-    with running_server(tmp_path, config, files=files, wait_for=2) as server:
+    # As a user starts it: CPython gives such an interpreter the folder in which the process was started, where the app's module is.
+    with running_server(tmp_path, config, files=files, wait_for=2, launcher=["env"]) as server:
         assert server.get("/pool").text == "own"
         (tmp_path / "touch").write_text("now")
         server.wait_for_log("/show #2: serving")
