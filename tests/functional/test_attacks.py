@@ -86,7 +86,7 @@ OF_ROOT = {"read_shadow", "use_roots_rights"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), wait_for=4) as server:
+    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), "--graceful-timeout", "3", wait_for=4) as server:
         yield server
 
 

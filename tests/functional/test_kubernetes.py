@@ -134,6 +134,7 @@ def container(tmp_path: Path) -> Iterator[tuple[Server, ConfigMap, dict[str, str
     moved = {
         "/etc/isowsgi/": f"{tmp_path}/config/",
         "/run/isowsgi": str(tmp_path / "run"),
+        "lame_duck = 10": "lame_duck = 0.1",
         "blog:create_app()": "hello",
         "shop.wsgi:application": "hello",
         "/srv/blog": str(APPS),
