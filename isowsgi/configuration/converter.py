@@ -138,6 +138,8 @@ def make_converter(
         if isinstance(value, str):
             return MountTable(app=targets.app(value, folder=folder))
         if "redirect" in value and "app" not in value:
+            if "static" in value:
+                raise at(("static",), Fault("a mount is a redirect or files, not both; remove one of them"))
             return redirect_form(value, RedirectTable)
         if "static" in value and "app" not in value:
             return files_form(value, FilesTable)

@@ -16,6 +16,7 @@ from wsgiref.headers import Headers
 from whitenoise import WhiteNoise
 
 from isowsgi.files import conditions
+from isowsgi.files.memory import Memory
 from isowsgi.files.tree import Forbidden, IsFolder, Missing, Opened, Tree, is_served
 
 # Names that change with what is in the file, as Django's ManifestStaticFilesStorage makes them: WhiteNoise's own test.
@@ -38,12 +39,17 @@ class Answer(NamedTuple):
 
     Attributes:
         file: open, at the first byte that is sent; None: the body is `text`.
+        source: path and facts of the file that all of the body came from; None: it is not to be remembered.
     """
 
     status: str
     headers: list[tuple[str, str]]
     text: bytes = b""
     file: Any = None
+    source: tuple[bytes, os.stat_result] | None = None
+
+
+_memory = Memory()
 
 
 class Files(WhiteNoise):  # type: ignore[misc] # not annotated
@@ -63,8 +69,17 @@ class Files(WhiteNoise):  # type: ignore[misc] # not annotated
         self._fallback = fallback
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        key = None
+        if environ["REQUEST_METHOD"] == "GET" and not conditions.has_any(environ):
+            key = (id(self), environ["PATH_INFO"], environ.get("HTTP_ACCEPT_ENCODING"))
+            known = _memory.find(key)
+            if known is not None:
+                start_response("200 OK", known.headers)
+                return known.body
         answer = self._answer(environ)
         start_response(answer.status, answer.headers)
+        if key is not None and answer.source is not None:
+            _memory.note(key, *answer.source, answer.headers, answer.text)
         if answer.file is None:
             return [answer.text]
         wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](answer.file)
@@ -86,7 +101,7 @@ class Files(WhiteNoise):  # type: ignore[misc] # not annotated
         except Missing:
             pass
         try:
-            return self._opened([*self._fallback], environ)
+            return self._opened([*self._fallback], environ)._replace(source=None)  # a file may come in its place
         except (Missing, Forbidden, IsFolder):
             return _text("404 Not Found")
 
@@ -95,8 +110,8 @@ class Files(WhiteNoise):  # type: ignore[misc] # not annotated
             raise Missing
         if names or is_folder:
             return self._opened([*names, self._index] if is_folder else names, environ)
-        with_root = self._tree.itself()
-        return self._sent(with_root, os.fsencode(environ["SCRIPT_NAME"]), {}, environ)
+        answer = self._sent(self._tree.itself(), os.path.basename(self._tree.root), {}, environ)
+        return answer if answer.source is None else answer._replace(source=(self._tree.root, answer.source[1]))
 
     def _opened(self, names: list[bytes], environ: dict[str, Any]) -> Answer:
         """Answer with a file below the root.
@@ -113,7 +128,10 @@ class Files(WhiteNoise):  # type: ignore[misc] # not annotated
             except BaseException:
                 os.close(opened.fd)
                 raise
-        return self._sent(opened, names[-1], others, environ)
+        answer = self._sent(opened, names[-1], others, environ)
+        if answer.source is not None:
+            answer = answer._replace(source=(b"/".join((self._tree.root, *names[:-1], answer.source[0])), answer.source[1]))
+        return answer
 
     def _others(self, folder: int, name: bytes) -> dict[str, Opened]:
         """Open a file's encoded forms that lie beside it."""
@@ -138,6 +156,8 @@ class Files(WhiteNoise):  # type: ignore[misc] # not annotated
             chosen = forms[encoding]
             headers = self._headers(name, chosen.facts, encoding, bool(others))
             answer = _conditional(chosen, headers, environ)
+            if answer.text and answer.status == "200 OK":
+                answer = answer._replace(source=(name + _ENCODINGS.get(encoding, b""), chosen.facts))
             if answer.file is not None:
                 del forms[encoding]  # it is the answer's
             return answer

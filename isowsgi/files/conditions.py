@@ -97,3 +97,14 @@ def accepted(value: str) -> frozenset[str]:
         if not re.search(r"\bq\s*=\s*0(?:\.0{0,3})?\s*$", parameters):
             names.add(name.strip().lower())
     return frozenset(names)
+
+
+def has_any(environ: Mapping[str, Any]) -> bool:
+    """Whether a request may be answered with anything else than all of the file."""
+    return (
+        "HTTP_RANGE" in environ
+        or "HTTP_IF_NONE_MATCH" in environ
+        or "HTTP_IF_MODIFIED_SINCE" in environ
+        or "HTTP_IF_MATCH" in environ
+        or "HTTP_IF_UNMODIFIED_SINCE" in environ
+    )

@@ -53,7 +53,7 @@ class Tree:
     """
 
     def __init__(self, root: str, follows: bool) -> None:
-        self._root = os.fsencode(root)
+        self.root = os.fsencode(root)
         self._follows = follows
 
     @contextmanager
@@ -67,7 +67,7 @@ class Tree:
             Missing, Forbidden: there is none to be served.
         """
         with _answers():
-            fd = os.open(self._root, _FOLDER)
+            fd = os.open(self.root, _FOLDER)
         try:
             for name in names:
                 with _answers():
@@ -100,7 +100,7 @@ class Tree:
             Missing, Forbidden, IsFolder: it is none.
         """
         with _answers():
-            return _regular(os.open(self._root, _FILE))
+            return _regular(os.open(self.root, _FILE))
 
     def _step(self, folder: int, name: bytes) -> int:
         try:
@@ -129,7 +129,7 @@ class Tree:
         return fd
 
     def _is_inside(self, fd: int) -> bool:
-        root = os.open(self._root, _FOLDER)
+        root = os.open(self.root, _FOLDER)
         try:
             base, path = (os.readlink(b"/proc/self/fd/%d" % each).rstrip(b"/") for each in (root, fd))
         except FileNotFoundError:  # there is no /proc here: nobody can say where it leads
