@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +13,8 @@ import socketio
 import websocket
 
 from isowsgi.shared import interpreters
-from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, shared_server
+from tests.command import call
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually, shared_server
 
 ISOLATIONS = list(dict.fromkeys([interpreters.best_isolation(), interpreters.SHARED_GIL, interpreters.PROCESS]))
 CONFIG = "[defaults]\nthreads = 8\n[mounts]\n" + "".join(
@@ -121,8 +119,7 @@ def test_a_socketio_client_comes_back_to_the_next_generation(server: Server) -> 
         clients = {isolation: stack.enter_context(io_client(server, isolation, ["polling", "websocket"]))[0] for isolation in ISOLATIONS}
         for isolation, client in clients.items():
             client.on("connect", lambda isolation=isolation: connects.append(isolation))
-            command = [sys.executable, "-m", "isowsgi", "reload", f"/io/{isolation}"]
-            subprocess.run(command, cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+            assert call(server.folder, "reload", f"/io/{isolation}").returncode == 0
 
         eventually(lambda: set(connects) == set(ISOLATIONS), "their next connections")
         for isolation, client in clients.items():
