@@ -249,3 +249,8 @@ def test_what_the_policy_says_of_loading_is_told(check: Command) -> None:
     assert found.mount("/warned")["warnings"] == [f'when it is loaded, os.chdir({str(check.folder)!r}) is called: policy chdir = "warn"']
     assert found.mount("/denied")["isolation"] is None
     assert 'is refused by policy chdir = "deny"' in found.mount("/denied")["error"]
+
+
+def test_a_url_without_lazy_or_without_a_slash_is_bad_usage(check: Command) -> None:
+    for arguments in (("--url", "/x"), ("--lazy", "--url", "x")):
+        assert check(mounts("sound"), *arguments).code == 2

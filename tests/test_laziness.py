@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from isowsgi.isolation import trial
+from isowsgi.isolation.check import lazily
+from isowsgi.isolation.trial import Outcome
 from isowsgi.shared import interpreters
-from tests.conftest import ROOT
+from isowsgi.shared.messages import BootOrder
+from tests.conftest import DEADLINE_S, ROOT
+from tests.orders import order_for, with_member
 
 pytestmark = pytest.mark.skipif(interpreters.VERSION < (3, 15), reason="imports are lazy from Python 3.15 on")
 
@@ -66,6 +71,37 @@ for name in ("second", "first"):
 """
 
     assert run(code, folder=tmp_path).splitlines() == ["['wave']", "['colorsys', 'wave']"]
+
+
+REGISTERED = """
+import registry, plugin
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/raise":
+        raise LookupError("as it was told")
+    start_response("200 OK" if registry.NAMES else "500 Nothing is registered", [])
+    return []
+"""
+
+
+@pytest.mark.parametrize(
+    ("eager", "problem"),
+    [(["plugin"], ""), ([], "'/x' of /tried is answered '500 Nothing is registered' with them, and '200 OK' without")],
+)
+def test_an_app_that_is_compared_is_asked_for_paths_both_ways(eager: list[str], problem: str, tmp_path: Path) -> None:
+    """It registers something by an import, and works if that is said."""
+    (tmp_path / "registry.py").write_text("NAMES = []")
+    (tmp_path / "plugin.py").write_text("import registry\nregistry.NAMES.append('plugin')")
+    order = with_member(order_for(tmp_path, REGISTERED, eager=eager), call="app")
+
+    def load(order: BootOrder, what: str) -> Outcome:
+        return trial.run(order, interpreters.best_isolation(), timeout_s=DEADLINE_S)
+
+    found = lazily.compare(order, ["/x", "/raise"], load)
+
+    assert (found.problem, found.eager) == (problem, tuple(eager))
+    assert found.normal.answers == (("/tried", "/x", "200 OK"), ("/tried", "/raise", "LookupError: as it was told"))
+    assert all(0 < side.load_s < DEADLINE_S and side.memory_mib > 1 for side in (found.normal, found.lazy))
+    assert lazily.as_json(found)["all"]["answers"][1] == {"pattern": "/tried", "path": "/raise", "status": "LookupError: as it was told"}
 
 
 def run(code: str, *arguments: str, folder: Path) -> str:

@@ -38,31 +38,42 @@ for command in (*COMMANDS, plan, apply, profile, memory, run, shell, import_, in
     main.add_command(command)
 
 
+def _paths(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not value.startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
+            raise click.BadParameter(f"expected a path below the mount as a browser sends it, such as '/health', got {value!r}")
+    return values
+
+
 @main.command()
 @click.argument("file", required=False, type=click.Path())
 @click.option("--config", "-c", metavar="FILE", help="The same as the argument.  [default: isowsgi.toml]")
 @click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Check only this mount; may be given more than once.")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S", help="Seconds that an app may take to load.")
-def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants_json: bool, timeout_s: float | None) -> None:
+@click.option("--lazy", "compares_lazy", is_flag=True, help="Say what lazy imports save, and whether each app works with them.")
+@click.option("--url", "urls", multiple=True, metavar="PATH", callback=_paths, help="With --lazy: a path below each mount to ask for.")
+def check(
+    file: str | None,
+    config: str | None,
+    patterns: tuple[str, ...],
+    wants_json: bool,
+    timeout_s: float | None,
+    compares_lazy: bool,
+    urls: tuple[str, ...],
+) -> None:
     """Find out which isolation each mount of FILE gets, by loading its app in throw-away processes.
 
-    Exit code: 0 every mount has an isolation, 1 some mount has none, 2 the config file has faults.
+    Exit code: 0 every mount has an isolation, 1 some mount has none, or does not work with the lazy imports it asks for, 2 the config file
+    has faults.
     """
+    lazy_paths = _lazy_paths(compares_lazy, urls)
     config = asking.one_of(file, config) or "isowsgi.toml"
     loaded = _load(config, wants_json)
     if loaded.faults:
         asking.fail_by_faults(loaded.faults, wants_json, 2)
-    faults, warnings = certificates.check(loaded, config)
-    if faults:
-        asking.fail_by_faults(faults, wants_json, 2)
-    for warning in warnings:
-        click.echo(warning, err=True)
-    known = [mount.pattern for mount in loaded.mounts]
-    for pattern in patterns:
-        if pattern not in known:
-            near = difflib.get_close_matches(pattern, known, 1)
-            raise click.BadParameter(f"no mount {pattern!r} in {config}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    _check_certificates(loaded, config, wants_json)
+    _refuse_unknown(patterns, loaded, config)
     if (reason := interpreters.unusable_reason() or gunicorn_parts.unfit_reason()) is not None:
         raise click.UsageError(reason)
 
@@ -75,7 +86,7 @@ def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants
     console = Console(stderr=True)
     # Redrawn on a terminal only; a log of a build gets nothing of it.
     with console.status("reading ...") as status:
-        total = len(patterns or known)
+        total = len(patterns or loaded.mounts)
         seen: list[str] = []
 
         def progress(pattern: str, what: str) -> None:
@@ -83,7 +94,7 @@ def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants
                 seen.append(pattern)
             status.update(f"{len(seen)}/{total} {pattern}: {what}")
 
-        report = run_check(loaded, patterns=patterns, timeout_s=timeout_s, progress=progress)
+        report = run_check(loaded, patterns=patterns, timeout_s=timeout_s, progress=progress, lazy_paths=lazy_paths)
     if wants_json:
         click.echo(json.dumps(as_json(report), indent=2))
     else:
@@ -92,6 +103,28 @@ def check(file: str | None, config: str | None, patterns: tuple[str, ...], wants
             out.width = 140  # 80, as it would be, folds the table
         page.show(report, out)
     sys.exit(0 if report.is_fine else 1)
+
+
+def _check_certificates(loaded: configuration.Config, config: str, wants_json: bool) -> None:
+    faults, warnings = certificates.check(loaded, config)
+    if faults:
+        asking.fail_by_faults(faults, wants_json, 2)
+    for warning in warnings:
+        click.echo(warning, err=True)
+
+
+def _lazy_paths(compares_lazy: bool, urls: tuple[str, ...]) -> tuple[str, ...] | None:
+    if urls and not compares_lazy:
+        raise click.UsageError("--url is for --lazy")
+    return urls if compares_lazy else None
+
+
+def _refuse_unknown(patterns: tuple[str, ...], loaded: configuration.Config, config: str) -> None:
+    known = [mount.pattern for mount in loaded.mounts]
+    for pattern in patterns:
+        if pattern not in known:
+            near = difflib.get_close_matches(pattern, known, 1)
+            raise click.BadParameter(f"no mount {pattern!r} in {config}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _load(path: str, wants_json: bool) -> configuration.Config:

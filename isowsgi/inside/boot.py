@@ -232,7 +232,7 @@ class Instance:
         """Load the app, then be the first of the threads that serve it."""
         started = time.monotonic()
         try:
-            service = self._load()
+            service = self._load(started)
             self._is_served = True
         except BaseException as exc:  # SystemExit too: a script that exits has not loaded
             self._told.failure(exc, self._loader)
@@ -244,14 +244,14 @@ class Instance:
             self._control.rouse()  # from now on it has something to look after
         self._work(service, 0)
 
-    def _load(self) -> Service:
+    def _load(self, started: float) -> Service:
         record = extensions.current
         record.check()
         service = self._make_service()
         for name in self._order.loading.imports:
             importlib.import_module(name)
         if self._fds.survey >= 0:
-            self._look_closer(record)
+            self._look_closer(record, time.monotonic() - started)
         record.check()
         record.end_guard(lambda name, path, error: self._control.report(messages.Refused(name=name, path=path, error=error)))
         if self._order.loading.pause_s:
@@ -279,10 +279,13 @@ class Instance:
         if self._service is not None and self._is_served:
             self._work(self._service, number)
 
-    def _look_closer(self, record: extensions.Extensions) -> None:
+    def _look_closer(self, record: extensions.Extensions, load_s: float) -> None:
         """Do what only a trial does."""
         from isowsgi.inside import survey
 
+        if (asked := self._order.loading.asked) is not None:
+            survey.tell_answers(self._fds.survey, load_s, self._loader.answers(asked))
+            return
         survey.resolve_lazy_imports()
         survey.tell(self._fds.survey, record, is_gil_shared=self._order.isolation == "shared-gil")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
@@ -26,6 +26,9 @@ _app_sys = theirs("sys")  # the app's, see `private`
 
 # The module that a script's code becomes; in sys.modules, so that what it defines can be pickled.
 _SCRIPT_MODULE = "isowsgi_script"
+
+# Of what an app answers in a trial: a status, or an exception's first words.
+_MOST_STATUS_CHARS = 200
 
 
 class WarmUpError(Exception):
@@ -72,6 +75,7 @@ class Loader:
         self.apps: dict[int, Any] = {}
         self.is_in_hook = False
         self.whose = ""
+        self._gateways: dict[int, Gateway] = {}
         if order.hooks:  # before the app is loaded, see `private`
             from isowsgi.inside import hooks  # noqa: F401 # most mounts have none, and need not pay for it
         if any(member.https_only for member in order.members):  # as well
@@ -97,7 +101,20 @@ class Loader:
             self._warm_up(gateways[member.mount], member.warmup)
         if order.host.has_long_slices:
             slices.restore()
+        self._gateways = gateways
         return gateways
+
+    def answers(self, paths: Iterable[str]) -> list[tuple[str, str, str]]:
+        """Ask each app for paths, as for its warm-up; return pattern, path, and status or the exception."""
+        found = []
+        for member in self._order.members:
+            for path in paths:
+                try:
+                    status = self._gateways[member.mount].warm_up(path, self._server())
+                except Exception as exc:
+                    status = f"{type(exc).__name__}: {exc}"
+                found.append((member.pattern, path, status[:_MOST_STATUS_CHARS]))
+        return found
 
     def drain(self) -> None:
         """Tell the hooks that the instance drains; on the control thread."""
@@ -161,10 +178,13 @@ class Loader:
     def _warm_up(self, gateway: Gateway, path: str | None) -> None:
         if path is None:
             return
-        listeners = self._order.serving.listeners
-        status = gateway.warm_up(path, tuple(listeners[0]) if listeners else None)
+        status = gateway.warm_up(path, self._server())
         if not "100" <= status[:3] < "500":
             raise WarmUpError(f"the warm-up request {path!r} was answered {status!r}")
+
+    def _server(self) -> tuple[Any, ...] | None:
+        listeners = self._order.serving.listeners
+        return tuple(listeners[0]) if listeners else None
 
 
 def load(app: App, mount: int) -> Application:

@@ -79,6 +79,11 @@ def tell(fd: int, record: Extensions, is_gil_shared: bool) -> None:
     os.write(fd, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
+def tell_answers(fd: int, load_s: float, answers: list[tuple[str, str, str]]) -> None:
+    """Write in place of that how long an app took to load, and what it answered; what was put off stays so."""
+    os.write(fd, json.dumps({"load_s": round(load_s, 4), "answers": answers}).encode("utf-8", "backslashreplace") + b"\n")
+
+
 def resolve_lazy_imports() -> None:
     """Import what modules have put off until it is used (PEP 810, Python 3.15): it counts for where an app can live.
 

@@ -78,6 +78,8 @@ class Outcome:
     refused: tuple[tuple[str, str, str], ...] = ()  # name, path and error of each that refused
     lost: tuple[str, ...] = ()  # of the refused ones those whose package is not there at all
     shared: tuple[Sharing, ...] = ()  # what extension modules share between two copies in one process
+    load_s: float = 0.0  # of a trial that compares: what of `boot_s` came before the paths were asked for
+    answers: tuple[tuple[str, str, str], ...] = ()  # pattern, path, and status or exception
     exit_code: int | None = None  # if the app ended the process
     signal: str | None = None  # if the process crashed: "SIGSEGV"
     timed_out: bool = False
@@ -119,6 +121,8 @@ def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) 
     """
     outcome = _run(order, isolation, copies, timeout_s, os.environ)
     if not (outcome.loaded and outcome.extensions and isolation == interpreters.SHARED_GIL) or harmful(outcome.shared):
+        return outcome
+    if order.loading.asked is not None:
         return outcome
     # Extension modules that keep objects of an interpreter in C variables are caught by what lies there when it has gone; in one trial in
     # 60 that is something harmless. CPython's debug allocator fills what is freed, so that it never is (orjson 3.13.0: 36 crashes in 36
@@ -309,6 +313,7 @@ def _outcome(isolation: str, result: bytes, output: str, code: int | None, timeo
 def _read(isolation: str, facts: dict[str, Any], output: str) -> Outcome:
     facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
     facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
+    facts["answers"] = tuple((pattern, path, status) for pattern, path, status in facts.get("answers", ()))
     facts["lost"] = tuple(facts.get("lost", ()))
     facts["shared"] = tuple(Sharing(*each) for each in facts.get("shared", ()))
     return Outcome(isolation=isolation, output=output, **facts)

@@ -120,6 +120,8 @@ def _try(order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes]
             before = 0.0 if is_process else _memory_mib()
             alive.append(nursery.load())
             outcome["memory_mib"] = round(_memory_mib() - before, 1)
+        if order.loading.asked is not None:
+            return {**outcome, **_answers(nursery.told), "loaded": True}
         outcome.update(_findings(nursery.told, copies))
         if not is_process:
             _replace_and_revive(nursery, alive)
@@ -231,6 +233,14 @@ def _findings(told: int, copies: int) -> dict[str, Any]:
     from isowsgi.isolation import sharing
 
     return {"lost": lost, "shared": sharing.compare(surveys[0], surveys[1])}
+
+
+def _answers(told: int) -> dict[str, Any]:
+    """Return how long the first copy took to load, and what it answered."""
+    os.lseek(told, 0, os.SEEK_SET)
+    with open(told, encoding="utf-8", closefd=False) as file:
+        facts: dict[str, Any] = json.loads(file.readline())
+    return facts
 
 
 def _follow(instance: Any, limit_s: float, is_over: Callable[[], bool]) -> None:

@@ -74,6 +74,7 @@ class Loading(Value):
     report_files: bool  # whether the files' names are
     lazy_imports: str | None = None  # the mode of `sys.set_lazy_imports`; None: as it is
     eager: list[str] = []  # modules whose imports are not put off then
+    asked: list[str] | None = None  # in a trial that compares: paths that are asked for once it is loaded; None: it is none
 
 
 class Limits(Value):

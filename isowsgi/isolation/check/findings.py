@@ -14,10 +14,10 @@ from typing import Any
 from gunicorn.config import Config as GunicornConfig
 
 import isowsgi
-from isowsgi.configuration import Config, Mount, crossing, tenants
+from isowsgi.configuration import Config, Mount, crossing, pythons, tenants
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.isolation import decision, trial
-from isowsgi.isolation.check import alternatives, declares
+from isowsgi.isolation.check import alternatives, declares, lazily
 from isowsgi.isolation.decision import COPIES, NAMES, Verdict
 from isowsgi.isolation.trial import Outcome
 from isowsgi.isolation.verdicts import Verdicts, key_of
@@ -58,6 +58,8 @@ class MountReport:
     fallbacks: tuple[str, ...]  # extension modules that it runs without
     warnings: tuple[str, ...]
     advice: tuple[alternatives.Alternative, ...]
+    lazy: lazily.Comparison | None = None  # None: nobody asked, it has no isolation, or its Python has no lazy imports
+    needs_lazy: bool = False  # whether the config file asks for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,8 @@ class Report:
     @property
     def is_fine(self) -> bool:
         """Whether each mount has an isolation, and none takes what another needs."""
-        return not self.clashes and all(mount.isolation for mount in self.mounts)
+        fails = any(mount.needs_lazy and mount.lazy and mount.lazy.problem for mount in self.mounts)
+        return not self.clashes and not fails and all(mount.isolation for mount in self.mounts)
 
 
 def check(
@@ -82,6 +85,7 @@ def check(
     timeout_s: float | None = None,
     progress: Progress = lambda pattern, what: None,
     memory: Verdicts | None = None,
+    lazy_paths: Sequence[str] | None = None,
 ) -> Report:
     """Try each mount with each isolation; blocks for some seconds a mount.
 
@@ -91,6 +95,7 @@ def check(
         timeout_s: how long an app may take to load; None: the mount's own boot_timeout.
         progress: told before each trial.
         memory: where the verdicts are remembered, for the next start of a worker.
+        lazy_paths: below each mount, asked for with and without lazy imports; None: that is not compared.
     """
     cfg = GunicornConfig()
     orders = BootOrders(crossing.snapshot(cfg), cfg, [], report_files=False)
@@ -101,14 +106,17 @@ def check(
             group = [member for member in config.mounts if member.group and member.group == mount.group]
             order = orders.write(group or [mount], mount.isolation, 0, 0, 0)
             limit_s = timeout_s or mount.boot_timeout
-            reports.append(_MountCheck(mount, order, limit_s, progress, memory or Verdicts()).make())
+            reports.append(_MountCheck(mount, order, limit_s, progress, memory or Verdicts(), lazy_paths).make())
     chosen = [mount for mount in config.mounts if not patterns or mount.pattern in patterns]
     return Report(config=config.path, mounts=tuple(reports), clashes=tuple(_clashes(reports)), notes=tuple(_notes(chosen, config.mounts)))
 
 
 class _MountCheck:
-    def __init__(self, mount: Mount, order: BootOrder, timeout_s: float, progress: Progress, memory: Verdicts) -> None:
+    def __init__(
+        self, mount: Mount, order: BootOrder, timeout_s: float, progress: Progress, memory: Verdicts, lazy_paths: Sequence[str] | None
+    ) -> None:
         self._mount = mount
+        self._lazy_paths = lazy_paths
         known = memory.recall(key_of(order))  # a worker has met more, where requests import
         self._order = order.replace(loading=order.loading.replace(imports=list(known.imports) if known else []))
         self._timeout_s = timeout_s
@@ -139,7 +147,22 @@ class _MountCheck:
             fallbacks=tuple(name for name, _, _ in lived_in.refused) if lived_in and lived_in.loaded else (),
             warnings=tuple(warnings),
             advice=tuple(alternatives.advice_for(refused)),
+            lazy=self._compare(verdict.isolation),
+            needs_lazy=self._mount.lazy_imports == "all",
         )
+
+    def _compare(self, isolation: str | None) -> lazily.Comparison | None:
+        if self._lazy_paths is None or isolation in (None, MAIN):
+            return None
+        version = interpreters.VERSION if self._mount.python is None else pythons.ask(self._mount.python).version
+        if interpreters.lazy_imports_warning(version):
+            return None
+
+        def run(order: BootOrder, what: str) -> Outcome:
+            self._progress(self._mount.pattern, what)
+            return trial.run(order, str(isolation), copies=1, timeout_s=self._timeout_s)
+
+        return lazily.compare(self._order, self._lazy_paths, run)
 
     def _hangs_everywhere(self) -> bool:
         """Whether there is nothing to learn from a third wait for the whole of the time limit."""
@@ -270,7 +293,8 @@ def _mount_as_json(mount: MountReport) -> dict[str, Any]:
     trials = {}
     for isolation, outcome in mount.outcomes.items():
         facts = asdict(outcome)
-        del facts["isolation"], facts["extensions"]
+        for name in ("isolation", "extensions", "load_s", "answers"):
+            del facts[name]
         facts["kind"] = None if outcome.loaded else kind_of(outcome)
         facts["worse"] = decision.why_worse(outcome) if outcome.loaded and isolation != PROCESS else None
         facts["shared"] = [sharing._asdict() for sharing in outcome.shared]
@@ -289,6 +313,7 @@ def _mount_as_json(mount: MountReport) -> dict[str, Any]:
         "fallbacks": list(mount.fallbacks),
         "warnings": list(mount.warnings),
         "advice": [alternative._asdict() for alternative in mount.advice],
+        "lazy": None if mount.lazy is None else lazily.as_json(mount.lazy),
     }
 
 
