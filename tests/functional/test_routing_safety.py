@@ -133,7 +133,7 @@ def path_of(target: str) -> str:
 def longest_match(routes: list[Route], host: str, path: str) -> Route | None:
     """Return the route by the rules of docs/reference/paths.md, in the plainest way."""
     parts = re.fullmatch(r"(\[.*?\]|[^\[:][^:]*?)\.?(:.*)?", host.lower())
-    name = parts[1] if parts else None
+    name = parts[1] if parts and not parts[1].startswith("*.") else None  # a client's "*.example" is nobody's host
     wild = "*." + name.partition(".")[2] if name and re.fullmatch(r"[a-z0-9_-]{1,63}\..*", name, re.ASCII) else None
     matching = [
         route for route in routes if route.host in ("", name, wild) and (not route.prefix or (path + "/").startswith(route.prefix + "/"))
