@@ -65,6 +65,7 @@ class _Import:
         self.draft = Draft(source=source)
         self.daemons: dict[str, Daemon] = {}
         self.named: set[str] = set()
+        self.sites: list[_Site] = []
 
     def run(self) -> Draft:
         everywhere = [self.reading.main, *self.reading.hosts]
@@ -72,7 +73,8 @@ class _Import:
             for told in host.told:
                 if told.name == "wsgidaemonprocess":
                     self._daemon(told)
-        for site in self._sites():
+        self.sites = self._sites()
+        for site in self.sites:
             taken: list[tuple[str, At]] = []
             for told in site.aliases:
                 for where, script in self._places(told):
@@ -232,8 +234,7 @@ class _Import:
             text = f"env.{words[0]}: in the app's os.environ, and no longer in the environ of its requests"
             (account.changed if used else account.left)(told.at, text if used else _NOT_HERE)
         elif told.name == "alias" and len(words) == 2:
-            self.draft.proxy += files_at(words[0], words[1])
-            account.left(told.at, f"let the proxy serve {words[1]}: the location line is below")
+            self._files(told, host, *words)
         elif told.name == "redirect":
             self._redirect(told, host)
         elif told.name == "keepalivetimeout" and words and words[0].isdigit():
@@ -246,6 +247,19 @@ class _Import:
             )
         elif told.name in _PARTS:
             (account.taken if used else account.left)(told.at, _PARTS[told.name] if used else _NOT_HERE)
+
+    def _files(self, told: Told, host: Host, where: str, path: str) -> None:
+        names = next(site.names for site in self.sites if site.host is host)
+        if not where.strip("/") or (host is self.reading.main and any(site.names for site in self.sites)):
+            # What is said outside of all hosts holds for each of them; here a pattern with a host wins over one without.
+            self.draft.proxy += files_at(where, path)
+            self.account.left(told.at, f"let the proxy serve {path}: the location line is below")
+            return
+        settings: dict[str, Any] = {"static": path.rstrip("/") if where.endswith("/") else path, "index": ""}
+        if names[1:]:
+            settings["hosts"] = names[1:]
+        pattern = (names[0] if names else "") + where.rstrip("/")
+        self.draft.files(MountDraft(pattern=pattern, app=None, at=told.at, settings=settings), where, path, self.account)
 
     def _redirect(self, told: Told, host: Host) -> None:
         *status, where, target = told.words if len(told.words) >= 2 else ("", "")

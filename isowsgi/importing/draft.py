@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isowsgi.importing.account import Account, At
+from isowsgi.importing.nginx import files_at
+
+# Of a folder that the other server served itself.
+FILES_NOTE = "served by isowsgi itself; the proxy can do it with less work, by the location lines below"
 
 
 @dataclass(kw_only=True)
@@ -15,7 +19,7 @@ class MountDraft:
 
     Attributes:
         pattern: host and path, as in the config file.
-        app: None for one that has `redirect` in its settings.
+        app: None for one that has `redirect` or `static` in its settings.
         notes: comments above it.
         unusable: keys that the loader refuses here, with the reason: they are written as comments. "app": the whole mount is.
     """
@@ -57,7 +61,14 @@ class Draft:
                     account.left(wanted.at, text + "; give this app a host of its own, or a gunicorn of its own")
                 return
         self.mounts.append(wanted)
-        account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app or wanted.settings["redirect"]}')
+        settings = wanted.settings
+        account.taken(wanted.at, f'mounts."{wanted.pattern}" = {wanted.app or settings.get("redirect") or settings["static"]}')
+
+    def files(self, wanted: MountDraft, where: str, path: str, account: Account) -> None:
+        """Add a mount that serves files; a proxy that serves them instead has its lines, too."""
+        self.proxy += files_at(where, path)
+        self.mount(wanted, account)
+        account.changed(wanted.at, FILES_NOTE)
 
     def drop_lone_groups(self) -> None:
         """Take the group from each mount that is alone in it: it has an interpreter of its own all the same."""

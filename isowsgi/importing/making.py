@@ -95,7 +95,7 @@ def _mark(draft: Draft, account: Account, faults: list[str]) -> None:
             name = key.partition(".")[0].partition("[")[0]
             if name == "venv" and _gets_own_python(mount, account):
                 break
-            if name not in mount.settings:
+            if name not in mount.settings or mount.app is None:  # without it nothing is left of that
                 name = "app"
             mount.unusable[name] = why = f"as a comment, for here it is refused: {reason or key.strip()}"
             account.changed(mount.at, f"{name} of {place}: {why}")

@@ -72,6 +72,10 @@ def _take(server: Server, host: str, prefix: str, doubt: str) -> None:
         if not pattern and any(where and each == option for where, each in apps):
             mount.notes.append("What no other mount takes went to the app that was loaded first.")
         server.draft.mount(mount, server.account)
+    for where, path, option in server.files:
+        mount = MountDraft(pattern=host + prefix + where, app=None, at=option.at, settings={"static": path, "index": ""})
+        server.account.changed(option.at, "what is not there is 404; uWSGI asked the app then")
+        server.draft.files(mount, where, path, server.account)
 
 
 def _judge(server: Server, option: Option) -> None:

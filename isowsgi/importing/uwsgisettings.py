@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from isowsgi.importing import sources
 from isowsgi.importing.account import Account, BadSource
 from isowsgi.importing.draft import Draft
-from isowsgi.importing.nginx import files_at
 from isowsgi.importing.uwsgiconfig import Reading
 from isowsgi.importing.uwsgiforms import Option
 
@@ -26,6 +25,7 @@ class Server:
         folder: where its relative paths begin: its `chdir`, else the file's folder.
         module: the app that `module` or `wsgi-file` names.
         mounts: options `mount`.
+        files: path and folder of each `static-map`, with it.
         is_vassal: whether it is one of several that become one gunicorn.
         settings: of each mount.
         flags: options that are on, as "manage-script-name"; "socket" if it speaks the uwsgi protocol.
@@ -40,6 +40,7 @@ class Server:
     module: Option | None = None
     callable: str = "application"
     mounts: list[Option] = field(default_factory=list)
+    files: list[tuple[str, str, Option]] = field(default_factory=list)
     settings: dict[str, object] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
@@ -162,9 +163,10 @@ def _set_no_access_log(server: Server, option: Option) -> None:
 
 def _add_files(server: Server, option: Option) -> None:
     where, _, folder = option.value.partition("=")
-    path = sources.absolute(folder, server.folder)
-    server.draft.proxy += files_at(where, path)
-    server.account.left(option.at, f"let the proxy serve {path}: the location lines are below")
+    if where.startswith("/") and where.strip("/") and folder:
+        server.files.append((where.rstrip("/"), sources.absolute(folder, server.folder), option))
+    else:
+        server.account.left(option.at, f"expected /path=folder, got {option.value!r}; files for all paths are better served by the proxy")
 
 
 def _set_lazy(server: Server, option: Option) -> None:

@@ -11,7 +11,22 @@ from tomlkit.items import Item, Table
 from isowsgi.importing.draft import Draft, MountDraft
 
 # The order of a mount's keys in the file; others follow as they come.
-_ORDER = ("redirect", "status", "hosts", "pythonpath", "venv", "python", "env", "env_file", "group", "isolation", "threads", "instances")
+_ORDER = (
+    "redirect",
+    "status",
+    "static",
+    "index",
+    "hosts",
+    "pythonpath",
+    "venv",
+    "python",
+    "env",
+    "env_file",
+    "group",
+    "isolation",
+    "threads",
+    "instances",
+)
 
 
 def config_file(draft: Draft, title: str) -> str:

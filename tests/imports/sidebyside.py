@@ -217,7 +217,7 @@ def _as_documented(conf: Path, name: str, scratch: Path) -> Iterator[tuple[str, 
 def _variables_together(answer: tuple[int, Any]) -> tuple[int, Any]:
     """Return an answer with the variables of SetEnv in one place: the report says that they move from the environ to os.environ."""
     status, said = answer
-    return (status, {**said, "env": {**said["env"], **said["environ"]}, "environ": {}}) if said else answer
+    return (status, {**said, "env": {**said["env"], **said["environ"]}, "environ": {}}) if said and "env" in said else answer
 
 
 def compare(kind: str, sources: list[str]) -> Iterator[tuple[str, str, str | None]]:

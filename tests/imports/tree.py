@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -55,6 +56,9 @@ FILES = (
     "scripts/second.wsgi",
 )
 
+# Files that a server serves itself.
+STATIC = ("site.css", "favicon.ico", "robots.txt")
+
 
 def make(root: Path) -> Path:
     """Make the apps below a folder; return the folder that stands for /srv."""
@@ -66,6 +70,8 @@ def make(root: Path) -> Path:
     (srv / "echo.py").write_text(ECHO)
     (srv / "run").mkdir()
     (srv / "static").mkdir()
+    for name in STATIC:
+        (srv / "static" / name).write_text(json.dumps({"file": name}))
     (srv / "shop/deploy.env").write_text("IMPORT_FROM=a file\nIMPORT_LINE=two\n")
     (srv / "shop/secret.txt").write_text("hush\n")
     return srv
