@@ -23,6 +23,10 @@ from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import DEADLINE_S, ROOT
 
 
+def nobody_is_stuck(mount: int, reason: str) -> None:
+    pytest.fail(f"{mount}: {reason}")
+
+
 def test_a_thread_that_is_interrupted_again_and_again_goes_on() -> None:
     """With a lock between the two, Python 3.14 left it locked when the exception came just then: the thread and the watcher hung.
 
@@ -111,7 +115,7 @@ def test_a_request_is_timed_out_once_and_counted_as_what_was_answered(is_cut_alr
         counted: list[str] = []
         stacks, containment = Stacks(lambda: True, frames_are_own=False), Containment(log, rows[0].words)
         watcher = Watcher(
-            [job], LIMITS, log, pytest.fail, stacks, rows, containment, lambda mount, kind, type_, *more: counted.append(type_)
+            [job], LIMITS, log, nobody_is_stuck, stacks, rows, containment, lambda mount, kind, type_, *more: counted.append(type_)
         )
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
         if is_cut_already:
@@ -136,7 +140,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     reader = SimpleNamespace(taken=0, is_waiting=False)
     bad: Any = SimpleNamespace(is_taken=False, response=None, reader=reader, key=5, waiting_ns=0, gateway=SimpleNamespace(mount=0))
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
-    watcher = Watcher(jobs, LIMITS, log, pytest.fail, Stacks(lambda: True, frames_are_own=False), rows, Containment(log, rows[0].words))
+    watcher = Watcher(jobs, LIMITS, log, nobody_is_stuck, Stacks(lambda: True, frames_are_own=False), rows, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):
         job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
 

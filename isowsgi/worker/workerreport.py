@@ -92,7 +92,7 @@ class Reporter:
         self._next = 0.0
         self._next_idle = 0.0
         self._short_until = 0.0
-        self._is_stopping = False
+        self._is_stopping = self._is_planned = False
         self._pieces: Iterator[None] | None = None  # of a text that is being made
 
     def stop(self, now: float) -> None:
@@ -101,9 +101,16 @@ class Reporter:
         self.publish(now)
 
     def publish_soon(self, now: float) -> None:
-        """Publish, unless that was done a moment ago; something has happened."""
+        """Publish, as soon as it may be again: something has happened, and readers ask whether a mount is ready."""
         if now >= self._next:
             self._begin(now)
+        elif not self._is_planned:
+            self._is_planned = True
+            self._acceptor.later(self._next - now, self._as_planned, "report to the scoreboard")
+
+    def _as_planned(self) -> None:
+        self._is_planned = False
+        self.publish_soon(time.monotonic())
 
     def tick(self, now: float) -> None:
         """Publish what has changed without an event, such as sizes; about once a second, or less often if it takes long."""
