@@ -15,7 +15,7 @@ import click
 from isowsgi.cli import client
 from isowsgi.cli.answers import A, Told, plain
 from isowsgi.shared import controlmessages
-from isowsgi.shared.controlmessages import Error, Request
+from isowsgi.shared.controlmessages import Error, Outcome, Request
 from isowsgi.shared.sockets import Place
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +37,17 @@ def where(command: F) -> F:
     pidfile = click.option("--pidfile", metavar="FILE", help="Only the gunicorn whose process id is in this file.")
     config = click.option("--config", "-c", metavar="FILE", help="Config file of the running gunicorn.  [default: isowsgi.toml]")
     return click.argument("file", required=False)(config(pidfile(one_file)))  # type: ignore[return-value] # click's decorators forget the type
+
+
+def config_file(command: F) -> F:
+    """Add the config file, as an argument and as --config, to a command that asks nobody; the command gets its path as `config`."""
+
+    @wraps(command)
+    def one_file(file: str | None, config: str | None, **others: Any) -> None:
+        command(config=one_of(file, config) or "isowsgi.toml", **others)
+
+    config = click.option("--config", "-c", metavar="FILE", help="The same as the argument.  [default: isowsgi.toml]")
+    return click.argument("file", required=False)(config(one_file))  # type: ignore[return-value] # click's decorators forget the type
 
 
 def one_of(file: str | None, config: str | None) -> str | None:
@@ -120,6 +131,18 @@ def print_error(told: Told[Any]) -> None:
     click.echo(f"{who(told)}: {told.answer.text}", err=True)
     if told.answer.traceback:
         click.echo(told.answer.traceback.rstrip(), err=True)
+
+
+def print_outcome(told: Told[Outcome], before: str = "") -> None:
+    """Print what became of a mount in a worker, or why nothing did; of an answer for people.
+
+    Args:
+        before: what the line begins with, if that is no error.
+    """
+    if isinstance(told.answer, Error):
+        print_error(told)
+    else:
+        click.echo(f"{before}{who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -147,10 +147,7 @@ def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> No
         _hint(click.get_current_context().params["config"], workers)
     asking.fail_on_bad_input(answers)
     for told in answers:
-        if isinstance(told.answer, Error):
-            asking.print_error(told)
-        else:
-            click.echo(f"{asking.who(told)}: {told.answer.mount} #{told.answer.generation}: {told.answer.text}")
+        asking.print_outcome(told)
     if may_hint:
         _hint(click.get_current_context().params["config"], workers)
     sys.exit(asking.exit_code(answers))

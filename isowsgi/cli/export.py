@@ -24,19 +24,14 @@ def export() -> None:
     """
 
 
-file = click.argument("file", required=False)
-config_option = click.option("--config", "-c", metavar="FILE", help="The same as the argument.  [default: isowsgi.toml]")
-
-
 @export.command(short_help="A frontend and backends of HAProxy.")
-@file
-@config_option
+@asking.config_file
 @click.option("--servers", required=True, metavar="[NAME=]HOST:PORT,...", help="The servers that serve this config file.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two checks of a mount on a server."
 )
 @click.option("--bind", default=":80", show_default=True, help="Where HAProxy listens, as its `bind` has it.")
-def haproxy(file: str | None, config: str | None, servers: str, interval: float, bind: str) -> None:
+def haproxy(config: str, servers: str, interval: float, bind: str) -> None:
     """Print a frontend that routes as isowsgi does, and a backend for each mount.
 
     Each backend asks each server for /ready?mount=PATTERN of the status page: one that cannot serve a mount keeps the requests of the
@@ -55,22 +50,19 @@ def haproxy(file: str | None, config: str | None, servers: str, interval: float,
     if not _BIND.fullmatch(bind):
         raise click.BadParameter(f"expected an address as HAProxy's bind has it, got {bind!r}", param_hint="--bind")
     try:
-        click.echo(haproxy.configuration(_load(file, config), found, interval, bind), nl=False)
+        click.echo(haproxy.configuration(_load(config), found, interval, bind), nl=False)
     except CannotExport as exc:
         asking.fail(str(exc), 2)
 
 
 @export.command("kubernetes-routes", short_help="HTTPRoutes or Ingresses of Kubernetes.")
-@file
-@config_option
+@asking.config_file
 @click.option("--kind", type=click.Choice(["httproute", "ingress"]), default="httproute", show_default=True, help="What is made.")
 @click.option("--gateway", metavar="NAME", help="The Gateway of the HTTPRoutes, or the class of the Ingresses.")
 @click.option("--service", default="isowsgi", show_default=True, help="The Service that serves the mounts.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Its port.")
 @click.option("--service-of", "of", multiple=True, metavar="PATTERN=SERVICE", help="Another Service for one mount; may be given again.")
-def kubernetes_routes(
-    file: str | None, config: str | None, kind: str, gateway: str | None, service: str, port: int, of: tuple[str, ...]
-) -> None:
+def kubernetes_routes(config: str, kind: str, gateway: str | None, service: str, port: int, of: tuple[str, ...]) -> None:
     """Print a route for each mount as JSON, which `kubectl apply -f -` takes.
 
     The status page is closed to clients of the Gateway. An Ingress cannot do that: a route for / leads to the page too, so let no address
@@ -86,14 +78,14 @@ def kubernetes_routes(
             raise click.BadParameter(f"expected PATTERN=SERVICE, got {text!r}", param_hint="--service-of")
         services[pattern] = name
     try:
-        click.echo(json.dumps(kubernetes.routes(_load(file, config), kind, service, port, services, gateway), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(kubernetes.routes(_load(config), kind, service, port, services, gateway), indent=2, ensure_ascii=False))
     except CannotExport as exc:
         asking.fail(str(exc), 2)
 
 
-def _load(file: str | None, config: str | None) -> Config:
+def _load(config: str) -> Config:
     try:
-        loaded = configuration.load(asking.one_of(file, config) or "isowsgi.toml")
+        loaded = configuration.load(config)
     except configuration.ConfigError as exc:
         asking.fail_by_faults(exc.faults, False, 2)
     if loaded.faults:

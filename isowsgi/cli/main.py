@@ -46,16 +46,14 @@ def _paths(context: click.Context, option: click.Parameter, values: tuple[str, .
 
 
 @main.command()
-@click.argument("file", required=False, type=click.Path())
-@click.option("--config", "-c", metavar="FILE", help="The same as the argument.  [default: isowsgi.toml]")
+@asking.config_file
 @click.option("--mount", "patterns", multiple=True, metavar="PATTERN", help="Check only this mount; may be given more than once.")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON for machines.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S", help="Seconds that an app may take to load.")
 @click.option("--lazy", "compares_lazy", is_flag=True, help="Say what lazy imports save, and whether each app works with them.")
 @click.option("--url", "urls", multiple=True, metavar="PATH", callback=_paths, help="With --lazy: a path below each mount to ask for.")
 def check(
-    file: str | None,
-    config: str | None,
+    config: str,
     patterns: tuple[str, ...],
     wants_json: bool,
     timeout_s: float | None,
@@ -68,7 +66,6 @@ def check(
     has faults.
     """
     lazy_paths = _lazy_paths(compares_lazy, urls)
-    config = asking.one_of(file, config) or "isowsgi.toml"
     loaded = _load(config, wants_json)
     if loaded.faults:
         asking.fail_by_faults(loaded.faults, wants_json, 2)

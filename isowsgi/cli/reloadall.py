@@ -32,12 +32,8 @@ def reload_all(workers: list[Place], one_at_a_time: bool, timeout_s: float) -> i
     failed = sum(isinstance(told.answer, Error) for told in answers)
     for number, (pattern, places) in enumerate(_shown(steps), 1):
         for outcome in for_people(client.ask(places, Reload(mount=pattern), timeout_s)):
-            if isinstance(outcome.answer, Error):
-                failed += 1
-                asking.print_error(outcome)
-            else:
-                done = outcome.answer
-                click.echo(f"{number}/{len(steps)} {asking.who(outcome)}: {done.mount} #{done.generation}: {done.text}")
+            failed += isinstance(outcome.answer, Error)
+            asking.print_outcome(outcome, f"{number}/{len(steps)} ")
     if failed:
         click.echo(f"isowsgi: {failed} of these failed; what served before keeps serving there", err=True)
     return 1 if failed else 0

@@ -54,6 +54,11 @@ class App:
         """Return it as people read it, and as it may be written in the config file."""
         return f"{self.target}:{self.call}" if self.target else "-"
 
+    @property
+    def is_status(self) -> bool:
+        """Whether it is the status page."""
+        return self.kind == "module" and self.target == "isowsgi.status"
+
 
 @attrs.frozen(kw_only=True)
 class Files:

@@ -10,8 +10,6 @@ from urllib.parse import quote
 from isowsgi.configuration import Config, Mount
 from isowsgi.shared.routing import WILDCARD
 
-_STATUS = "isowsgi.status"
-
 # Where a request for the status page may come from without a name of its own in `[status] hosts`.
 _OWN_HOST = "localhost"
 
@@ -48,12 +46,8 @@ def backends(mounts: Sequence[Mount]) -> list[Backend]:
     for mount in mounts:
         hosts = tuple(host for host in (mount.host, *mount.hosts) if host)
         prefix = mount.prefix.encode("latin-1").decode("utf-8", "surrogateescape")
-        found.append(Backend(_name(mount.pattern, taken), mount.pattern, hosts, prefix, _is_status(mount)))
+        found.append(Backend(_name(mount.pattern, taken), mount.pattern, hosts, prefix, mount.app.is_status))
     return found
-
-
-def _is_status(mount: Mount) -> bool:
-    return mount.app.kind == "module" and mount.app.target == _STATUS
 
 
 def _name(pattern: str, taken: set[str]) -> str:
@@ -90,7 +84,7 @@ def check_of(config: Config) -> Check:
         CannotExport: it has none.
     """
     for mount in config.mounts:
-        if _is_status(mount) and not mount.host.startswith(WILDCARD):
+        if mount.app.is_status and not mount.host.startswith(WILDCARD):
             return Check(mount.host or _OWN_HOST, quote(mount.prefix.encode("latin-1")) + "/ready?mount=")
     raise CannotExport(
         "no mount has the status page, which a balancer asks whether a server can serve a mount; add to [mounts]: "

@@ -133,7 +133,7 @@ class BootOrders:
             log_files={**self._log_files, **{path: fd for path, fd in self._mount_logs.items() if path == mount.log}},
             hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
-            status=_status_page(mount, status or Status()) if is_status(mount.app) else None,
+            status=_status_page(mount, status or Status()) if mount.app.is_status else None,
             place=Place(region=self._region, first_row=first_row),
             walls=_walls(mount, paths),
             slot=slot,
@@ -174,7 +174,7 @@ class BootOrders:
         return Environment(
             env=dict(mount.env),
             pythonpath=paths.pythonpath,
-            venv=None if is_status(mount.app) else paths.venv,  # it needs the packages that came with isowsgi
+            venv=None if mount.app.is_status else paths.venv,  # it needs the packages that came with isowsgi
             links=paths.links,
             chdir=mount.working_directory or self._cfg.chdir,
             start_folder=self._start_folder,
@@ -300,11 +300,6 @@ def reroutes(routes: Iterable[Route]) -> Iterator[Reroute]:
 def own_routes(mounts: Iterable[Mount]) -> list[Route]:
     """Return the routes of mounts: one for each of their hosts."""
     return [Route(mount.number, host, mount.prefix) for mount in mounts for host in (mount.host, *mount.hosts)]
-
-
-def is_status(app: App) -> bool:
-    """Whether it is the status page."""
-    return app.kind == "module" and app.target == "isowsgi.status"
 
 
 class _Paths(NamedTuple):

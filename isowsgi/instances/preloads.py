@@ -160,7 +160,7 @@ class Preloads:
         return False
 
     def _look(self, venv: Venv, known: _Known) -> None:
-        """Start anew with what was remembered, and what was dropped, if the folders are others by now."""
+        """Begin again with what was remembered and dropped, if the folders have changed."""
         stamp = [[folder, _mtime_ns(folder)] for folder in venv.packages()]
         if stamp != known.stamp:
             known.stamp = stamp

@@ -150,6 +150,19 @@ class Board:
             errortotals.add(errors, errortotals.reported(region.report))
         return Reading(totals, regions, errors)
 
+    @classmethod
+    def look(cls, fd: int) -> Reading:
+        """Return what can be read of an existing one now; for who reads it once.
+
+        Raises:
+            OSError, ValueError, MemoryError: it cannot be mapped.
+        """
+        board = cls(fd)
+        try:
+            return board.read()
+        finally:
+            board.close()
+
     def close(self) -> None:
         for region in self._mapped.values():
             region.close()

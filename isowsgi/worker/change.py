@@ -16,7 +16,6 @@ from typing import NamedTuple
 import attrs
 
 from isowsgi.configuration import Config, Mount, costs, partial
-from isowsgi.instances.bootorder import is_status
 from isowsgi.shared.interpreters import MAIN
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.deployment import Deployment
@@ -191,7 +190,7 @@ class Change:
 
 def _stays(deployment: Deployment, members: Sequence[Mount], old: Config, new: Config) -> bool:
     """Whether a deployment can be in both tables; the status page is told who may see it when it is loaded."""
-    if old.status != new.status and any(is_status(member.app) for member in members):
+    if old.status != new.status and any(member.app.is_status for member in members):
         return False
     return all(before is after or costs.is_in_place(before, after) for before, after in _pairs(deployment, members))
 

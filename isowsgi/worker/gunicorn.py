@@ -125,11 +125,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             return False
         try:
             self._board.acceptor_row().count_failed_start()
-            board = Board(self._board.fd)
-            try:
-                reading = board.read()
-            finally:
-                board.close()
+            reading = Board.look(self._board.fd)
             # One that had failed may serve by now, as mounts are tried again.
             reports = [region.report for region in reading.regions if region.report is not None]
             if any(mount.get("state") in ("serving", "reloading", "asleep") for report in reports for mount in report.get("mounts", ())):

@@ -69,8 +69,5 @@ class LameDuck:
         return not self._goes_alone
 
     def _look(self) -> None:
-        board = Board(self._region.fd)
-        try:
-            self._goes_alone = all(each.is_stopping for each in board.read().regions if each.number != self._region.region)
-        finally:
-            board.close()
+        regions = Board.look(self._region.fd).regions
+        self._goes_alone = all(each.is_stopping for each in regions if each.number != self._region.region)

@@ -58,7 +58,7 @@ class MountReport:
     fallbacks: tuple[str, ...]  # extension modules that it runs without
     warnings: tuple[str, ...]
     advice: tuple[alternatives.Alternative, ...]
-    lazy: lazily.Comparison | None = None  # None: nobody asked, it has no isolation, or its Python has no lazy imports
+    lazy: lazily.Comparison | None = None  # None: not asked for, no isolation, or a Python without lazy imports
     needs_lazy: bool = False  # whether the config file asks for them
 
 
