@@ -52,6 +52,7 @@ def end_workers(server: Server) -> None:
 
 def test_a_server_that_was_told_to_stop_serves_on_while_it_is_not_ready(serve: StartServer) -> None:
     server = serve('[mounts]\n"/" = "hello"\n' + STATUS + LONG, "--workers", "2", *PATIENT, wait_for=4)
+    eventually(lambda: ready(server) == 200, "ready, before anything leaves")
     server.tell_to_stop()
 
     eventually(lambda: ready(server) == 503, "the server says that it is not ready")
@@ -68,7 +69,7 @@ def test_one_of_several_workers_leaves_at_once_and_nobody_is_sent_elsewhere(serv
     """SIGHUP starts other workers."""
     server = serve('[mounts]\n"/" = "hello"\n' + STATUS + LONG, *PATIENT, wait_for=2)
     (before,) = server.workers()
-    assert ready(server) == 200
+    eventually(lambda: ready(server) == 200, "ready, before anything leaves")
     texts = set()
 
     server.send_signal(signal.SIGHUP)
@@ -95,6 +96,7 @@ def test_a_lame_duck_ends_in_time(serve: StartServer) -> None:
 
 def test_a_mount_that_leaves_is_served_until_its_time_is_over(serve: StartServer) -> None:
     server = serve('[mounts]\n"/a" = "hello"\n"/b" = "hello"\n' + STATUS, wait_for=3)
+    eventually(lambda: ready(server) == 200, "ready, before anything leaves")
 
     with command(server, "stop", "/a", "--drain", "600") as draining:
         eventually(lambda: ready(server, "?mount=/a") == 503, "/a says that it is not ready")
