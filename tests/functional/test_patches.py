@@ -168,16 +168,19 @@ def test_no_public_name_of_the_standard_library_is_needed_to_serve(tmp_path: Pat
 
 # Exceptions and locks.
 
+# Its exception comes when the thread polls for the next request: by time alone it would come within the request now and then.
 _LIMITS_ITSELF = """
-import ctypes, threading
+import ctypes, sys, threading, time
 class TimesUp(Exception): pass
 def application(environ, start_response):
     ident = threading.get_ident()
     def raise_it():
+        while sys._current_frames()[ident].f_code.co_name != "poll":
+            time.sleep(0.002)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(TimesUp))
         print("raised, too late")
     if environ["PATH_INFO"] == "/limited":
-        threading.Timer(0.05, raise_it).start()  # nobody cancels it
+        threading.Thread(target=raise_it).start()  # nobody stops it
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 """
