@@ -16,6 +16,7 @@ from isowsgi.shared.board import Board
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import gunicorn
 from isowsgi.worker.gunicorn import Worker
+from isowsgi.worker.ownlogs import OwnLogs
 
 
 def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool, board: Board | None = None, workers: int = 1) -> Any:
@@ -89,15 +90,15 @@ def test_a_log_that_no_mount_has_any_more_is_no_reason_to_replace_the_worker(mon
     monkeypatch.setattr(base.Worker, "handle_usr1", lambda *args: None)
     config = SimpleNamespace(mounts=[SimpleNamespace(log=None), SimpleNamespace(log="/none/kept.log")])
     worker: Any = object.__new__(Worker)
-    worker._mount_logs = {"/none/gone.log": -1}
-    worker._held_logs, worker.alive, worker.log = [], True, logging.getLogger("test")
+    worker._logs = OwnLogs([], {"/none/gone.log": -1})
+    worker.alive, worker.log = True, logging.getLogger("test")
     worker._parts = SimpleNamespace(supervisor=SimpleNamespace(table=SimpleNamespace(config=config), reopen_logs=None))
     worker._containment = SimpleNamespace(call=lambda *args: True)
 
     worker.handle_usr1(0, None)
     assert worker.alive
 
-    worker._mount_logs["/none/kept.log"] = -1
+    worker._logs.of_mounts["/none/kept.log"] = -1
     worker.handle_usr1(0, None)
     assert not worker.alive
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from gunicorn import glogging
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
@@ -23,25 +22,18 @@ from isowsgi.master.appmodule import config as config
 from isowsgi.master.appmodule import not_called
 from isowsgi.master.crashes import WatchedTmp
 from isowsgi.master.workerplan import Plan
-from isowsgi.shared import logfiles
 from isowsgi.shared.board import Board
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorpage import PageSocket
 from isowsgi.shared.rows import FAILED_STARTS
 from isowsgi.shared.safelog import SafeLog
 from isowsgi.worker import startup
-from isowsgi.worker.lameduck import LameDuck
+from isowsgi.worker.ending import Ending
+from isowsgi.worker.ownlogs import take_logs
 from isowsgi.worker.parts import Given, Parts, assemble, open_control
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
 _BEAT_S = 1.0
-
-# How long the exit functions of all apps together may take when gunicorn wants a quick stop, for its master may kill 2 s after the signal;
-# and how much of graceful_timeout is theirs when requests would take all of it.
-_EXIT_FUNCTIONS_S = 1.4
-
-# How much earlier than gunicorn's master, which kills at graceful_timeout, a worker gives up waiting.
-_GRACE_MARGIN_S = 0.5
 
 # How long all apps' boots together may keep a worker from accepting that joins others, as those serve meanwhile.
 _BOOT_WAIT_S = 60.0
@@ -92,12 +84,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         if not self._has_share:  # no memory or descriptor in the master: this worker ends, the others serve, and the arbiter forks another
             time.sleep(_FORK_AGAIN_S)
             sys.exit(255)
-        # As root still, if gunicorn was started so: a file that this worker's user may not open is kept.
-        self._held_logs = logfiles.hold(glogging.loggers())
-        self._mount_logs: dict[str, int] = {}
-        if os.geteuid() == 0 and self.cfg.uid != 0 and self._share.config is not None:
-            named = {mount.log for mount in self._share.config.mounts if mount.log is not None}
-            self._mount_logs = logfiles.open_as_root(named & self._share.root_logs)
+        self._logs = take_logs(self.cfg, self._share)
         # Not before the fork: it would keep the region's memory mapped in the master.
         self._containment = Containment(self.log, self._board.row(0).words)
         try:
@@ -157,7 +144,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             containment=self._containment,
             listeners=self.sockets,
             age=self.age,
-            mount_logs=self._mount_logs,
+            mount_logs=self._logs.of_mounts,
             last_applied=share.last_applied,
             base=share.base,
             serial=share.serial,
@@ -166,6 +153,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             refuse_by_gunicorn=self._refuse,
         )
         parts = self._parts = assemble(given)
+        self._ending = Ending(parts, self._board, self._containment, self.notify, self.cfg.graceful_timeout, self.log)
         parts.loop.watch(self.PIPE[0], self._empty_pipe, "signals")
         # From here on interpreters exist, and CPython's own finalization would wait for their threads, or abort. gunicorn has said "Worker
         # exiting" and called its hooks when this is called. Not by atexit: what an app in the main interpreter registers there comes later,
@@ -192,7 +180,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self._run()
         except SystemExit as exc:  # a quick stop, from a signal handler
             self._exit_code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            self._end_instances(time.monotonic() + _EXIT_FUNCTIONS_S)
+            self._ending.quickly()
             raise
         except BaseException as exc:
             self._exit_code = 4 if isinstance(exc, AppImportError) else 255  # 4: as the arbiter will exit then, "App failed to load."
@@ -214,7 +202,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             if self._has_nothing_to_serve:
                 raise AppImportError("no mount could be loaded; the log says why")
             parts.loop.turn(beat_s)
-        self._stop_gracefully()
+        self._ending.gracefully(self._is_told_to_stop)
 
     def _on_settled(self) -> None:
         """Say how the start went."""
@@ -269,34 +257,6 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             self.alive = False
             self.log.info("Autorestarting worker after %d requests.", self.nr)
 
-    def _stop_gracefully(self) -> None:
-        """Answer all that was accepted, then let the apps end, within graceful_timeout."""
-        parts, call = self._made(), self._containment.call
-        grace_s = max(self.cfg.graceful_timeout - _GRACE_MARGIN_S, 0)
-        deadline = time.monotonic() + grace_s
-        answers_due = deadline - min(_EXIT_FUNCTIONS_S, grace_s / 2)
-        if self._is_told_to_stop:
-            call("lame duck", LameDuck(parts, self._board, self._containment, self.log).serve, answers_due)
-        self._board.acceptor_row().say_clean_exit()  # whatever the master does to it from here on is no crash
-        parts.watcher.is_stopping = True
-        call("control socket", parts.control.close)
-        call("stop", parts.acceptor.stop)
-        call("stop", parts.supervisor.finish)
-        while parts.acceptor.open_connections() > parts.supervisor.lost_connections() and time.monotonic() < answers_due:
-            call("heartbeat", self.notify)
-            parts.loop.turn(min(0.1, max(answers_due - time.monotonic(), 0)))
-        self._end_instances(deadline)
-
-    def _end_instances(self, deadline: float) -> None:
-        parts, call = self._made(), self._containment.call
-        call("control socket", parts.control.close)
-        call("stop", parts.supervisor.stop)
-        while not parts.supervisor.has_ended() and time.monotonic() < deadline:
-            call("heartbeat", self.notify)
-            parts.loop.turn(min(0.1, max(deadline - time.monotonic(), 0)))
-        for tag in parts.supervisor.abandon():
-            self.log.warning("%s: did not end in time; the worker exits without waiting for it", tag)
-
     def _exit_hard(self) -> None:
         """Leave the process without CPython's finalization, which waits for threads inside interpreters (see load_wsgi)."""
         try:
@@ -332,17 +292,12 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         except OSError as exc:  # with capture_output gunicorn opens one more
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), exc)
-        lost = [path for path in self._mount_logs if self._has_log(path) and not logfiles.can_append(path)]
-        if old := [held.path for held in self._held_logs if held.is_old] + lost:
+        if old := self._logs.lost(None if self._parts is None else self._parts.supervisor.table.config):
             # The master could, and the next worker has them from it. gunicorn's own workers end with an error here.
             self.alive = False
             self.log.warning("cannot reopen the logs as uid %d (%s); replacing this worker", os.geteuid(), ", ".join(old))
         if self._parts is not None:
             self._containment.call("logs", self._parts.supervisor.reopen_logs)
-
-    def _has_log(self, path: str) -> bool:
-        """Whether a mount has this log still, or will have it; the table may have changed since the worker began."""
-        return self._parts is None or any(mount.log == path for mount in self._parts.supervisor.table.config.mounts)
 
     def _empty_pipe(self) -> None:
         """Take in what signal handlers and the reloader wrote to wake the loop."""

@@ -114,7 +114,7 @@ def assemble(given: Given) -> Parts:
     if certificates is not None:
         supervisor.certificates = certificates.told
     carrier = commands.Commands(supervisor, applying, given.conf_file, given.board, given.log.warning)
-    applying.on_removed = carrier.forget_stops
+    applying.on_removed = carrier.running.forget_stops
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     carrier.asker = lambda: control.asker
     carrier.shells.on_answer = control.tick  # else each line of a paste waits for its answer until the next look
@@ -191,7 +191,7 @@ def open_control(parts: Parts, config: Config) -> None:
     """Listen for commands, if the config says so."""
     name = sockets.socket_name(config.path, os.getppid(), os.getpid())
     if config.control.enabled and parts.control.open(sockets.own_folders(config.control.folder), name):
-        parts.commands.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
+        parts.commands.running.remember_stops(sockets.StopMarks(parts.control.folder_fd, config.path, os.getppid()))
 
 
 def _make_relay(given: Given, tls: Reading, table: Table, origins: Origins | None) -> tuple[Relay, Certificates]:

@@ -75,10 +75,11 @@ MAKERS_OF_SETS = tuple(
 OF_SETS = {"register": errno.ENOSPC, "modify": errno.ENOMEM, "unregister": errno.ENOENT, "poll": errno.ENOMEM}
 
 # What may end the worker: the loop's step and what runs it, its beginning, and its end. And what is the master's.
-_LIFE = ("__init__", "_end_instances", "_exit_hard", "_made", "_run", "_stop_gracefully", "handle_", "load_wsgi", "run")
+_LIFE = ("__init__", "_exit_hard", "_made", "_run", "handle_", "load_wsgi", "run")
 NOT = (
     *(f"isowsgi.worker.gunicorn.Worker.{name}" for name in _LIFE),
     "isowsgi.worker.loop.Loop.turn",
+    "isowsgi.worker.ending.",
     "isowsgi.worker.parts.",
 )
 
