@@ -94,7 +94,7 @@ faults: ## make each function of a worker fail in turn, on a real server; some m
 conformance: ## compare with gunicorn's own worker, requests cut at every byte; two minutes (ARGS=whole: without that; ARGS=everywhere: at each place)
 	@$(call venv,py$$version,test) && exec $$bin/python tests/conformance.py $(ARGS)
 
-bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=list)
+bench: ## measure isowsgi beside other servers and write docs/explanation/benchmarks.md (ARGS="--quick", ARGS=counts: only bytecodes and system calls of a request, ARGS=list)
 	@$(pick) && exec "$$python" -m bench $(ARGS)
 
 soak: ## load, reloads, kills and hostile apps for MINUTES (30), then an account of every request (ARGS="--seed 1", PYTHON=the newest found)

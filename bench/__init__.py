@@ -9,5 +9,6 @@ results.py    medians, ratios and targets (pure)
 report.py     the page in docs/ (pure); plots.py draws its plots, with matplotlib from a venv of its own
 venvs.py      the venvs of all these; linkage.py helps to build servers that have Python inside
 __main__.py   the command line and the result file
+counts.py     instructions and system calls of a request, which do not depend on how busy the machine is
 apps/         what is served
 """

@@ -1,6 +1,7 @@
 """Measure isowsgi beside other servers, and write the page in docs/ from what was measured.
 
-Without a command: run, then report. A run of everything is reported to docs/explanation, any other to .bench/report.
+Without a command: run, report, and count instructions and system calls. A run of everything is reported to docs/explanation, any other to
+.bench/report.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
             _run(options)
         if options.command in {None, "report"}:
             _report(options)
+        if options.command in {None, "counts"} and "isowsgi" in options.peers:
+            return _count(options)
     except venvs.Failed as exc:
         _fail(str(exc))
     except KeyboardInterrupt:
@@ -61,7 +64,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=["run", "report", "list"], help="only measure, only report, or list what there is")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["run", "report", "counts", "list"],
+        help="only measure, only report, only count, or list what there is",
+    )
     parser.add_argument("--peers", type=_names(PEERS), default=tuple(PEERS), metavar="A,B", help="measure these only")
     parser.add_argument("--scenarios", type=_names(TITLES), metavar="A,B", help="measure in these only")
     parser.add_argument("--rounds", type=_positive, help=f"default {FULL.rounds}")
@@ -177,6 +185,15 @@ def _allow_files(count: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < count:
         wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _count(options: argparse.Namespace) -> int:
+    """Print what a request takes that does not depend on how busy the machine is."""
+    folders, skipped = venvs.make_for(options.python, [PEERS["isowsgi"]])
+    if skipped:
+        _fail(skipped["isowsgi"])
+    command = [str(folders["isowsgi"] / "bin" / "python"), "-m", "bench.counts"]
+    return subprocess.run(command, cwd=CHECKOUT, check=False).returncode
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import timeit
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import sentinel
@@ -54,6 +55,8 @@ def application(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
     return [b"hello\\n"]
 """
+
+_ONE_MOUNT = '[mounts]\n"/" = "hello:application"\n'
 
 
 class _Reader:
@@ -119,16 +122,20 @@ def without_counters(folder: Path) -> None:
 
 
 class Hello:
-    """A gunicorn with one hello app, from one of the two packages."""
+    """A gunicorn with one hello app, or what a config says, from one of the two packages.
 
-    def __init__(self, folder: Path, package: Path) -> None:
+    Args:
+        path: where else modules are.
+    """
+
+    def __init__(self, folder: Path, package: Path, config: str = _ONE_MOUNT, path: Sequence[Path] = ()) -> None:
         folder.mkdir()
         (folder / "hello.py").write_text(HELLO)
-        (folder / "isowsgi.toml").write_text('[mounts]\n"/" = "hello:application"\n')
+        (folder / "isowsgi.toml").write_text(config)
         log = folder / "log"
         command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", "-b", "127.0.0.1:0"]
         # Not this checkout's: `python -m` would put the working directory before PYTHONPATH.
-        environ = {**os.environ, "PYTHONPATH": str(package), "PYTHONSAFEPATH": "1"}
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (package, *path))), "PYTHONSAFEPATH": "1"}
         with open(log, "wb") as output:
             self._process = subprocess.Popen([*command, "isowsgi.toml"], cwd=folder, env=environ, stderr=output)
         end = time.monotonic() + 30

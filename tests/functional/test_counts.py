@@ -1,0 +1,51 @@
+"""A request takes no more bytecode instructions and system calls than it did: figures that are the same on a busy machine."""
+
+import platform
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from bench import counts
+from bench.counts import LOADS, Failed
+from bench.scoreboard import CHECKOUT, Hello
+
+# Most instructions of isowsgi's for a request of each load: what was counted, and a hundredth. Who adds to these says in the commit what
+# for; who takes away lowers them.
+INSTRUCTIONS = {"hello": 1502, "flask": 1507, "new": 3209}
+SYSTEM_CALLS = {"hello": 4, "flask": 4, "new": 17}
+
+# Rounds in which the least is looked for: where others use up the cores, each request of a round may have waited for its thread.
+ROUNDS = 5
+
+# Releases that compile our code to as many.
+RELEASES = {(3, 14), (3, 15)}
+
+pytestmark = pytest.mark.skipif(sys.version_info[:2] not in RELEASES, reason=f"what CPython {platform.python_version()} takes is not known")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Hello]:
+    with counts.served(CHECKOUT) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_request_takes_no_more_instructions(server: Hello, name: str) -> None:
+    load, ceiling = LOADS[name], INSTRUCTIONS[name]
+    counts.ask(server.url, load, counts.WARM_UP)
+    ours: list[int] = []
+    while len(ours) < ROUNDS and not any(count <= ceiling for count in ours):
+        ours.append(counts.ours(counts.instructions(server.url, load)))
+
+    assert min(ours) <= ceiling
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_request_takes_no_more_system_calls(server: Hello, name: str) -> None:
+    try:
+        calls = counts.system_calls(server, LOADS[name])
+    except Failed as exc:
+        pytest.skip(str(exc))
+
+    assert sum(calls.values()) <= SYSTEM_CALLS[name], calls
