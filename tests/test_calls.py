@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from isowsgi.cli import calls, flamegraph
+from isowsgi.cli import calls, flamegraph, flamepicture
 from isowsgi.cli.calls import Call, Frame, Malformed
 
+SVG = "{http://www.w3.org/2000/svg}"
 VIEW, QUERY = ("page", "/srv/shop/views.py", 12), ("execute", "/venv/lib/python3.14/site-packages/django/db/utils.py", 99)
 REQUEST = ("GET /page", "", 0)
 
@@ -152,3 +155,40 @@ def test_the_apps_own_lines_are_told_from_libraries(file: str, is_apps: bool, sh
     frame = Frame("f", file, 3)
 
     assert (frame.is_apps, frame.place("/srv")) == (is_apps, shown)
+
+
+def test_the_picture_has_a_bar_for_each_call_as_wide_as_its_time_below_the_one_that_made_it() -> None:
+    svg = ElementTree.fromstring(flamepicture.picture("profile /shop", "10 s", calls.nested(two_instances(), "/shop", "/srv")))
+
+    bars = {}
+    for group in svg.iter(f"{SVG}g"):
+        name, shape = group.findtext(f"{SVG}title"), group.find(f"{SVG}rect")
+        assert name is not None
+        assert shape is not None
+        bars[name.rpartition(": ")[0]] = {key: float(shape.attrib[key]) for key in ("x", "y", "width")}
+    root = bars["/shop"]
+    assert root["width"] == 1183.5
+    for name, bar in bars.items():
+        assert name == "/shop" or bar["y"] > root["y"]
+        assert root["x"] <= bar["x"]
+        assert bar["x"] + bar["width"] <= root["x"] + root["width"] + 0.1
+    assert len(bars) == len(list(_nodes(calls.nested(two_instances(), "/shop", "/srv"))))
+
+
+def test_a_picture_is_xml_whatever_an_app_calls_its_functions() -> None:
+    tree = {"name": "<script>&\x00\ud800\ufffe", "value": 1, "children": []}
+    picture = flamepicture.picture("\x1b[31m", "]]>", tree)
+
+    assert next(ElementTree.fromstring(picture).iter(f"{SVG}g")).findtext(f"{SVG}title") == "<script>&   : 0.00 s, 100.0 %"
+
+
+def test_a_picture_of_nothing_has_one_bar() -> None:
+    picture = flamepicture.picture("profile /shop", "", calls.nested(Call(), "/shop", ""))
+
+    assert len(list(ElementTree.fromstring(picture).iter(f"{SVG}g"))) == 1
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node["children"]:
+        yield from _nodes(child)

@@ -18,7 +18,7 @@ from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error, MountProfile
 from isowsgi.shared.sockets import Place
 
-FORMATS = (".html", ".json", ".txt")
+FORMATS = (".html", ".svg", ".json", ".txt")
 
 # How long a worker may take beyond the time that is sampled.
 _LONGER_S = 15.0
@@ -49,7 +49,12 @@ class Taken(NamedTuple):
 @click.option("--rate", type=click.IntRange(1, 1000), default=100, show_default=True, help="Samples per second.")
 @click.option("--cpu", is_flag=True, help="Count the time on a processor only, not the time that a request waits.")
 @click.option("--by", type=click.Choice(["request"]), help="Tell requests apart, by method and path.")
-@click.option("--output", "-o", metavar="FILE", help="Write .html (flame graph), .json (speedscope) or .txt (collapsed stacks).")
+@click.option(
+    "--output",
+    "-o",
+    metavar="FILE",
+    help="Write .html (flame graph), .svg (its picture), .json (speedscope) or .txt (collapsed stacks).",
+)
 def profile(pattern: str, workers: list[Place], seconds: float, rate: int, cpu: bool, by: str | None, output: str | None) -> None:
     """Sample the threads of one mount's app in all workers, and show the lines that take longest.
 
@@ -149,11 +154,16 @@ def _rendered(ending: str, root: Call, folder: str, pattern: str, facts: str) ->
         return calls.collapsed(root, folder)
     if ending == ".json":
         return json.dumps(calls.speedscope(root, pattern, f"isowsgi {isowsgi.__version__}"))
+    title, tree = f"isowsgi profile {pattern}", calls.nested(root, pattern, folder)
+    if ending == ".svg":
+        from isowsgi.cli import flamepicture
+
+        return flamepicture.picture(title, facts, tree)
     from isowsgi.cli import flamegraph
 
     all_us = root.total_us() or 1
-    tables = [flamegraph.table(title, _HEAD, [_row(line, all_us, folder) for line in lines]) for title, lines in _tables(root)]
-    return flamegraph.page(f"isowsgi profile {pattern}", facts, calls.nested(root, pattern, folder), "".join(tables))
+    tables = [flamegraph.table(head, _HEAD, [_row(line, all_us, folder) for line in lines]) for head, lines in _tables(root)]
+    return flamegraph.page(title, facts, tree, "".join(tables))
 
 
 def _check_writable(path: str) -> None:
