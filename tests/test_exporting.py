@@ -1,6 +1,10 @@
 """Configurations for balancers lead each request where isowsgi's own routing does."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -9,12 +13,28 @@ from hypothesis import strategies as st
 from isowsgi import configuration
 from isowsgi.configuration import Config, Mount
 from isowsgi.configuration.values import NO_APP
-from isowsgi.exporting import haproxy, kubernetes
-from isowsgi.exporting.backends import Address, CannotExport, addresses, backends, check_of, ready_target
+from isowsgi.exporting import caddy, haproxy, kubernetes, nginx, regexes, traefik
+from isowsgi.exporting.backends import (
+    Address,
+    Balanced,
+    CannotExport,
+    Server,
+    addresses,
+    backends,
+    balanced,
+    by_host,
+    check_of,
+    places,
+    ready_target,
+)
 from isowsgi.shared.routing import Route, Router, bare_host
-from tests.conftest import examples
+from tests import balancers
+from tests.command import call
+from tests.conftest import ROOT, examples
 
 APP = "wsgiref.simple_server:demo_app"
+
+SERVERS = [Server("web1", "10.0.0.1:8000"), Server("web2", "[::1]:8000")]
 
 HOSTS = st.sampled_from(["", "", "a.example.com", "b.example.com", "*.example.com", "example.com"])
 PREFIXES = st.lists(st.sampled_from(["x", "y", "xy"]), max_size=3).map(lambda parts: "".join(f"/{part}" for part in parts))
@@ -37,18 +57,30 @@ def fits(address: Address, host: str, path: str) -> bool:
     return is_host and (not address.prefix or path == address.prefix or path.startswith(address.prefix + "/"))
 
 
+def is_at(pattern: str, name: str) -> bool:
+    return fits(Address(pattern, "", ""), name, "/")
+
+
 @given(st.lists(st.tuples(HOSTS, PREFIXES), min_size=1, max_size=8, unique=True), HOSTS, PREFIXES)
 @examples(300)
 def test_the_first_address_that_fits_is_that_of_the_mount(table: list[tuple[str, str]], host: str, path: str) -> None:
+    """In the list of all; in that of the places, which are fewer; and in the list of the most specific host that fits."""
     host, path = host.replace("*", "c"), path or "/"
     mounts = [Mount(number=n, pattern=h + p, host=h, prefix=p, app=NO_APP) for n, (h, p) in enumerate(table)]
     router = Router(Route(n, h, p) for n, (h, p) in enumerate(table))
     found = backends(mounts)
 
     first = next((address.backend for address in addresses(found) if fits(address, host, path)), None)
+    placed = next(
+        (place.backend for place in places(found) if any(fits(Address(h, place.prefix, ""), host, path) for h in place.hosts or ("",))),
+        None,
+    )
+    tables = by_host(found)
+    narrowest = min((each for each in tables if is_at(each, host)), key=lambda each: (not each, each.startswith("*.")))
+    looked_up = next((address.backend for address in tables[narrowest] if fits(Address("", address.prefix, ""), host, path)), None)
 
     mount = router.match(host, path)
-    assert first == (None if mount is None else found[mount].name)
+    assert first == placed == looked_up == (None if mount is None else found[mount].name)
 
 
 def test_each_backend_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -75,7 +107,7 @@ def test_strangers_get_no_status_page(tmp_path: Path) -> None:
     """Its server allows the balancer, who asks for whomever."""
     config = loaded(tmp_path, f'"/" = "{APP}"\n"/-" = "isowsgi.status:application"')
 
-    text = haproxy.configuration(config, [haproxy.Server("web1", "10.0.0.1:8000")], 2.0, ":80")
+    text = haproxy.configuration(balanced(config, SERVERS, {}, 2.0, ":80"))
     listed = kubernetes.routes(config, "httproute", "site", 80, {}, "gate")["items"]
 
     assert "http-request return status 404 if { var(txn.path) -m beg '/-/' }" in text
@@ -100,3 +132,145 @@ def test_a_route_of_kubernetes_has_the_hosts_path_and_service_of_its_mount(tmp_p
         kubernetes.routes(config, "ingress", "site", 80, {"/x": "other"}, None)
     with pytest.raises(CannotExport, match="--gateway"):
         kubernetes.routes(config, "httproute", "site", 80, {}, None)
+
+
+def every_kind_of_mount(folder: Path) -> Config:
+    """Mounts with each thing that a balancer has to know, and with characters that mean something in one of their files."""
+    (folder / "site").mkdir()
+    return loaded(
+        folder,
+        f'"/" = "{APP}"\n"/shop" = {{ app = "{APP}", static = {{ "/static" = "site" }} }}\n"/old" = {{ redirect = "/shop" }}\n'
+        f'"b.example.com/caf\u00e9" = {{ app = "{APP}", hosts = ["*.example.org", "c.example.com", "[::1]"] }}\n'
+        f'"*.t.example.com/" = {{ app = "{APP}", max_live = 3 }}\n"/-" = "isowsgi.status:application"\n'
+        f'\'/{{x}}`"\\$y;\' = "{APP}"\n"/it\'s*(50%)+" = "{APP}"',
+    )
+
+
+def site_of(folder: Path) -> Balanced:
+    return balanced(every_kind_of_mount(folder), SERVERS, {"/shop/static": ["web2"]}, 2.0, ":80")
+
+
+MADE = {"haproxy": haproxy.configuration, "caddy": caddy.configuration, "nginx": nginx.configuration}
+
+
+@pytest.mark.parametrize("kind", balancers.KINDS)
+def test_the_program_itself_takes_what_is_made_for_it(tmp_path: Path, kind: str) -> None:
+    site = site_of(tmp_path)._replace(bind="8080" if kind == "nginx" else ":8080")
+
+    balancers.check(kind, balancers.written(kind, tmp_path, MADE[kind](site)))
+
+
+@pytest.mark.parametrize("kind", [*MADE, "traefik"])
+def test_no_mount_is_left_out(tmp_path: Path, kind: str) -> None:
+    site = site_of(tmp_path)
+
+    text = {**MADE, "traefik": traefik.configuration}[kind](site)
+
+    for backend in site.served:
+        assert re.search(rf"\b{backend.name}\b", text), backend
+    assert text.count("[::1]:8000") == text.count("10.0.0.1:8000") + 1
+
+
+def test_a_mount_may_be_on_some_servers_only(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    page = "isowsgi.status:application"
+    config = loaded(tmp_path, f'"/" = "{APP}"\n"/x" = {{ app = "{APP}", static = {{ "/static" = "site" }} }}\n"/-" = "{page}"')
+
+    site = balanced(config, SERVERS, {"/x": ["web2"]}, 2.0, ":80")
+
+    assert {backend.pattern: [server.name for server in site.servers_of(backend)] for backend in site.served} == {
+        "/": ["web1", "web2"],
+        "/x": ["web2"],
+        "/x/static": ["web2"],
+    }
+    with pytest.raises(CannotExport, match="no mount '/y'"):
+        balanced(config, SERVERS, {"/y": ["web2"]}, 2.0, ":80")
+    with pytest.raises(CannotExport, match="no server 'web3'"):
+        balanced(config, SERVERS, {"/x": ["web3"]}, 2.0, ":80")
+
+
+# What Traefik's documentation of the file provider (version 3) has for what is made here.
+ROUTER = {"entryPoints", "rule", "service", "priority", "middlewares"}
+BALANCER = {"servers", "healthCheck", "serversTransport"}
+HEALTH_CHECK = {"path", "hostname", "interval", "timeout", "followRedirects"}
+
+
+def test_a_file_for_traefik_has_its_words_and_names_what_there_is(tmp_path: Path) -> None:
+    http = traefik.tables(site_of(tmp_path)._replace(bind="web,other"))["http"]
+
+    assert http.keys() == {"routers", "services", "middlewares", "serversTransports"}
+    for router in http["routers"].values():
+        assert router.keys() == ROUTER
+        assert router["service"] in http["services"]
+        assert set(router["middlewares"]) <= http["middlewares"].keys()
+        assert router["entryPoints"] == ["web", "other"]
+    for service in http["services"].values():
+        assert service["loadBalancer"].keys() == BALANCER
+        assert service["loadBalancer"]["healthCheck"].keys() == HEALTH_CHECK
+        assert service["loadBalancer"]["serversTransport"] in http["serversTransports"]
+    priorities = [router["priority"] for router in http["routers"].values()]
+    assert priorities == sorted(set(priorities), reverse=True)
+    assert min(priorities) > 0, "0 is the length of the rule"
+
+
+PATTERN_CHARS = "abz/.-_~%+*()[]{}$^|`'\"&;,:@=!\\\u00e9\u4e2d"
+
+
+@given(st.text(PATTERN_CHARS, min_size=1, max_size=6), st.text(PATTERN_CHARS, max_size=6))
+@examples(300)
+def test_an_expression_takes_the_paths_of_its_mount_and_no_others(name: str, path: str) -> None:
+    prefix = "/" + name
+    for expression, shown in ((regexes.of_prefix(prefix), str), (regexes.of_prefix(prefix, is_encoded=True), reserved_encoded)):
+        is_python = re.compile(
+            re.sub(r"\\x\{([0-9a-f]+)\}", lambda match: re.escape(chr(int(match[1], 16))), expression).replace("|$", r"|\Z")
+        )
+        assert is_python.match(shown(prefix))
+        assert is_python.match(shown(f"{prefix}/{path}"))
+        assert bool(is_python.match(shown("/" + path))) == f"/{path}/".startswith(f"{prefix}/")
+
+
+def reserved_encoded(path: str) -> str:
+    """Return a path as newer releases of Traefik look at it, if its client has encoded all that it can."""
+    return "".join(quote(char, safe="") if char in ":/?#[]@!$&'()*+,;=%" else char for char in path)
+
+
+def test_the_files_in_deploy_are_made_from_the_mounts_beside_them() -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "balancers.py"), "--check"]
+
+    tried = subprocess.run(tool, capture_output=True, text=True, check=False)
+
+    assert tried.returncode == 0, tried.stderr
+
+
+SHIPPED = {"haproxy": "isowsgi.cfg", "caddy": "Caddyfile", "nginx": "balancer.conf"}
+
+
+@pytest.mark.parametrize("kind", balancers.KINDS)
+def test_the_program_itself_takes_the_file_in_deploy(tmp_path: Path, kind: str) -> None:
+    text = (ROOT / "deploy" / kind / SHIPPED[kind]).read_text(encoding="utf-8")
+    if kind == "haproxy":
+        main = (ROOT / "deploy/haproxy/haproxy.cfg").read_text(encoding="utf-8")
+        path = tmp_path / "haproxy.cfg"
+        path.write_text(re.sub("(?m)^    (user|group|stats socket|log /dev/log) .*\n", "", main) + text, encoding="utf-8")
+    else:
+        path = balancers.written(kind, tmp_path, text)
+    balancers.check(kind, path)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--bind", "80;}"], "as nginx' `listen` has it"),
+        (["--only", "/=web9"], "no server 'web9'"),
+        (["--only", "web1"], "expected PATTERN=NAME"),
+        (["--servers", "a=h:1,a=i:1"], "same name"),
+        (["--servers", "h"], "HOST:PORT"),
+    ],
+)
+def test_what_no_file_could_say_is_refused(tmp_path: Path, options: list[str], fault: str) -> None:
+    (tmp_path / "isowsgi.toml").write_text(f'[mounts]\n"/" = "{APP}"\n"/-" = "isowsgi.status:application"')
+
+    tried = call(tmp_path, "export", "nginx", "--servers", "web1=h:1", *options)
+
+    assert tried.returncode == 2
+    assert fault in tried.stderr

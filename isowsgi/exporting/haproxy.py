@@ -8,68 +8,58 @@ Written for HAProxy 2.4 and later; what each keyword does is in its configuratio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from isowsgi.configuration import Config
-from isowsgi.exporting.backends import Address, backends, check_of, ready_target
-from isowsgi.exporting.backends import addresses as addresses_of
+from isowsgi.exporting.backends import Address, Balanced, addresses, ready_target
 from isowsgi.shared.routing import WILDCARD
 
 # Checks of a server that must fail, or succeed, in a row.
 _FALL, _RISE = 2, 2
 
 
-class Server(NamedTuple):
-    name: str
-    address: str  # with its port
-
-
-def configuration(config: Config, servers: Sequence[Server], interval_s: float, bind: str) -> str:
+def configuration(site: Balanced, sends_proxy: bool = False) -> str:
     """Return a frontend and its backends.
 
     Args:
-        interval_s: between two checks of a mount on a server.
-        bind: where the frontend listens, as HAProxy writes it.
-
-    Raises:
-        CannotExport: see `check_of`.
+        sends_proxy: whether each connection to a server begins with a header of the PROXY protocol, version 2.
     """
-    return "\n".join(_lines(config, servers, interval_s, bind)) + "\n"
+    return "\n".join([*_frontend(site), *_backends(site, sends_proxy)]) + "\n"
 
 
-def _lines(config: Config, servers: Sequence[Server], interval_s: float, bind: str) -> Iterator[str]:
-    check, found = check_of(config), backends(config.mounts)
-    yield f"# {len(found)} mounts on {len(servers)} servers. Made by `isowsgi export haproxy`: make it again when the mounts change."
+def _frontend(site: Balanced) -> Iterator[str]:
+    yield f"# {site.title('haproxy')}"
     yield "# It needs `defaults` before it, with the time limits; and a server's [status] must allow this machine's address."
     yield ""
     yield "frontend isowsgi"
     yield "    mode http"
-    yield f"    bind {bind}"
+    yield f"    bind {site.bind}"
     yield "    option forwardfor"
     yield "    http-request set-header X-Forwarded-Proto https if { ssl_fc }"
     yield "    http-request set-header X-Forwarded-Proto http unless { ssl_fc }"
     yield "    # As isowsgi routes: by the name alone, in lower case, and by the path, percent-decoded once."
-    yield "    http-request set-var(txn.host) req.hdr(host),lower,regsub(:[0-9]*$,),regsub([.]$,)"
+    yield "    http-request set-var(txn.host) req.hdr(host),lower,regsub(:.*$,),regsub([.]$,)"
     yield "    http-request set-var(txn.path) path,url_dec"
     yield "    # The status page would answer anybody: its [status] allows this machine, for the checks."
-    for address in addresses_of([backend for backend in found if backend.is_status]):
+    for address in addresses(site.closed):
         yield from (f"    http-request return status 404{condition}" for condition in _conditions(address))
-    found = [backend for backend in found if not backend.is_status]
-    for address in addresses_of(found):
+    for address in addresses(site.served):
         yield from (f"    use_backend {address.backend}{condition}" for condition in _conditions(address))
     yield "    default_backend isowsgi-nowhere"
     yield ""
     yield "backend isowsgi-nowhere"
     yield "    mode http"
     yield '    http-request return status 404 content-type text/plain string "Not Found"'
-    for backend in found:
+
+
+def _backends(site: Balanced, sends_proxy: bool) -> Iterator[str]:
+    protocol = " send-proxy-v2 check-send-proxy" if sends_proxy else ""
+    for backend in site.served:
         yield ""
         yield f"backend {backend.name}  # {backend.pattern}"
         yield "    mode http"
         yield "    balance leastconn"
         yield "    option httpchk"
-        uri, host = quoted(ready_target(check, backend.pattern)), quoted(check.host)
+        uri, host = quoted(ready_target(site.check, backend.pattern)), quoted(site.check.host)
         yield f"    http-check send meth GET uri {uri} ver HTTP/1.1 hdr Host {host} hdr Connection close"
         yield "    http-check expect status 200"
         yield "    # What reached no app is sent to another server; what an app may have begun is sent again only if that does no harm."
@@ -77,8 +67,8 @@ def _lines(config: Config, servers: Sequence[Server], interval_s: float, bind: s
         yield "    retries 3"
         yield "    retry-on conn-failure empty-response"
         yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS }"
-        yield f"    default-server check inter {round(interval_s * 1000)}ms fall {_FALL} rise {_RISE}"
-        yield from (f"    server {server.name} {server.address}" for server in servers)
+        yield f"    default-server check inter {round(site.interval_s * 1000)}ms fall {_FALL} rise {_RISE}{protocol}"
+        yield from (f"    server {server.name} {server.address}" for server in site.servers_of(backend))
 
 
 def _conditions(address: Address) -> Iterator[str]:

@@ -1,64 +1,106 @@
-"""Several servers behind a real HAProxy, configured by isowsgi: each gets what it can serve, and nothing is lost as they leave."""
+"""Several servers behind a real balancer, configured by isowsgi: each gets what it can serve, and nothing is lost as they leave."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-import requests
 
+from tests import balancers
 from tests.command import call
 from tests.conftest import DEADLINE_S, Server, eventually, running_server
-
-HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
 
 CONFIG = """
     [mounts]
     "/a" = "hello"
     "/b" = "hello"
     "b.example.com/" = "hello"
+    "*.example.org/" = "hello"
     "/-" = { app = "isowsgi.status:application", isolation = "main" }
 
     [worker]
     lame_duck = 3
     """
+MOUNTS = 5
 
 # Longer than two checks of a mount take on a busy machine, so that HAProxy sees who leaves before they are gone.
 INTERVAL_S = 0.2
 
-TIMES = "defaults\n    timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n    timeout check 10s\n"
+
+class Answer(NamedTuple):
+    status: int
+    backend: str
+    server: str
+
+
+class Client(http.client.HTTPConnection):
+    """A client of a balancer that listens on a Unix socket, which no other test can have taken."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(DEADLINE_S)
+        self.sock.connect(self._path)
+
+
+# How each kind listens on a Unix socket, and where it is made to say which backend, and which server, has answered.
+BIND = {"haproxy": "{}", "caddy": ":80", "nginx": "unix:{}"}
+SHOWN = {
+    "haproxy": (r"(?m)^    balance", "    http-response set-header X-Served-By %[be_name]/%[srv_name]\n    balance"),
+    "caddy": (r"(?m)^(\t\treverse_proxy (?:@\d+-([a-z-]+) )?{)", r"\1\n\t\t\theader_down X-Served-By \2/"),
+    "nginx": (r"(?m)^    merge_slashes", "    add_header X-Served-By $proxy_host/ always;\n    merge_slashes"),
+}
 
 
 class Balancer:
-    """A running HAProxy."""
+    """A running balancer, in a folder with a short path."""
 
-    def __init__(self, folder: Path, text: str, listener: socket.socket) -> None:
-        self.port = listener.getsockname()[1]
-        # It says which backend and which server has answered.
-        shown = re.sub(r"(?m)^    balance", "    http-response set-header X-Served-By %[be_name]/%[srv_name]\n    balance", text)
-        (folder / "haproxy.cfg").write_text(TIMES + shown)
-        assert HAPROXY is not None, "checked by pytestmark"
-        command = [HAPROXY, "-db", "-f", "haproxy.cfg"]
-        self.process = subprocess.Popen(command, cwd=folder, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
+    def __init__(self, kind: str, folder: Path, text: str) -> None:
+        self.socket = str(folder / "socket")
+        # Who finds no server shall say so at once.
+        text = re.sub(*SHOWN[kind], text).replace("lb_try_duration 5s", "lb_try_duration 0s")
+        if kind == "caddy":
+            text = re.sub("(?m)^:80 {", f":80 {{\n\tbind unix/{self.socket}", text)
+        path = balancers.written(kind, folder, text)
+        if kind == "caddy":
+            path.write_text(path.read_text().replace("{\n", "{\n\tadmin off\n", 1))
+        self.process = balancers.start(kind, path)
 
-    def get(self, path: str, host: str = "localhost") -> requests.Response:
-        return requests.get(f"http://127.0.0.1:{self.port}{path}", headers={"Host": host}, timeout=DEADLINE_S)
+    def get(self, path: str, host: str = "localhost") -> Answer:
+        connection = Client(self.socket)
+        try:
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            answer.read()
+        finally:
+            connection.close()
+        backend, _, server = answer.headers.get("X-Served-By", "/").removeprefix("isowsgi-").partition("/")
+        return Answer(answer.status, backend, server)
+
+    def is_up(self) -> bool:
+        assert self.process.poll() is None, "the balancer ended"
+        try:
+            return self.get("/a").status == 200
+        except OSError:
+            return False
 
     def servers_of(self, path: str) -> set[str]:
         """Return who answers, asked for several times in a row."""
-        served = (self.get(path).headers.get("X-Served-By", "nobody") for _ in range(8))
-        return {each.partition("/")[2] for each in served}
+        return {self.get(path).server for _ in range(8)}
 
     def wait_for_servers(self, path: str, names: set[str]) -> None:
         eventually(lambda: self.servers_of(path) == names, f"{path} by {names}")
@@ -86,13 +128,31 @@ class Load:
     def _ask(self, path: str) -> None:
         while not self._is_over.is_set():
             try:
-                self.answers[path, self._balancer.get(path).status_code] += 1
-            except requests.RequestException:
+                self.answers[path, self._balancer.get(path).status] += 1
+            except (OSError, http.client.HTTPException):
                 self.answers[path, "failed"] += 1
 
 
 @contextmanager
-def behind_a_balancer(folder: Path, count: int) -> Iterator[tuple[Balancer, list[Server]]]:
+def before(kind: str, servers: list[Server]) -> Iterator[Balancer]:
+    """Run a balancer with what the command writes for it."""
+    balancers.program(kind)
+    with tempfile.TemporaryDirectory(prefix="isowsgi-") as folder:
+        places = ",".join(f"web{number}=127.0.0.1:{server.port}" for number, server in enumerate(servers))
+        bind = BIND[kind].format(f"{folder}/socket")
+        made = call(servers[0].folder, "export", kind, "--servers", places, "--interval", str(INTERVAL_S), "--bind", bind)
+        assert made.returncode == 0, made.stderr
+        balancer = Balancer(kind, Path(folder), made.stdout)
+        try:
+            eventually(balancer.is_up, kind)
+            yield balancer
+        finally:
+            balancer.process.terminate()
+            balancer.process.wait(DEADLINE_S)
+
+
+@contextmanager
+def several(folder: Path, count: int) -> Iterator[list[Server]]:
     with ExitStack() as stack:
         servers = []
         for number in range(count):
@@ -100,68 +160,79 @@ def behind_a_balancer(folder: Path, count: int) -> Iterator[tuple[Balancer, list
             starting = running_server(folder / f"web{number}", CONFIG, "--graceful-timeout", "60", wait_for=0)
             servers.append(stack.enter_context(starting))
         for server in servers:
-            server.wait_until_serving(4)
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        listener.set_inheritable(True)
-        places = ",".join(f"web{number}=127.0.0.1:{server.port}" for number, server in enumerate(servers))
-        options = ("--servers", places, "--interval", str(INTERVAL_S), "--bind", f"fd@{listener.fileno()}")
-        made = call(servers[0].folder, "export", "haproxy", *options)
-        assert made.returncode == 0, made.stderr
-        balancer = Balancer(folder, made.stdout, listener)
-        try:
-            everybody = {f"web{number}" for number in range(count)}
-            eventually(lambda: _is_up(balancer), "haproxy")
-            balancer.wait_for_servers("/a", everybody)
-            yield balancer, servers
-        finally:
-            balancer.process.terminate()
-            balancer.process.wait(DEADLINE_S)
+            server.wait_until_serving(MOUNTS)
+        yield servers
 
 
-def _is_up(balancer: Balancer) -> bool:
-    assert balancer.process.poll() is None, "haproxy ended"
-    try:
-        return balancer.get("/a").status_code == 200
-    except requests.ConnectionError:
-        return False
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), CONFIG.replace("lame_duck = 3", ""), wait_for=MOUNTS) as server:
+        yield server
 
 
 def test_each_server_gets_what_it_can_serve_and_leaves_without_a_lost_request(tmp_path: Path) -> None:
-    with behind_a_balancer(tmp_path, 3) as (balancer, servers), Load(balancer, ["/a", "/b"]) as load:
-        # One mount of one server is taken out of service: the server keeps the requests of the others.
-        assert call(servers[0].folder, "stop", "/a", "--drain", "3").returncode == 0
-        balancer.wait_for_servers("/a", {"web1", "web2"})
-        balancer.wait_for_servers("/b", {"web0", "web1", "web2"})
-        # It comes back.
-        assert call(servers[0].folder, "start", "/a").returncode == 0
+    balancers.program("haproxy")
+    with several(tmp_path, 3) as servers, before("haproxy", servers) as balancer:
         balancer.wait_for_servers("/a", {"web0", "web1", "web2"})
-        # A server stops.
-        assert servers[1].stop() == 0
-        balancer.wait_for_servers("/a", {"web0", "web2"})
+        with Load(balancer, ["/a", "/b"]) as load:
+            # One mount of one server is taken out of service: the server keeps the requests of the others.
+            assert call(servers[0].folder, "stop", "/a", "--drain", "3").returncode == 0
+            balancer.wait_for_servers("/a", {"web1", "web2"})
+            balancer.wait_for_servers("/b", {"web0", "web1", "web2"})
+            # It comes back.
+            assert call(servers[0].folder, "start", "/a").returncode == 0
+            balancer.wait_for_servers("/a", {"web0", "web1", "web2"})
+            # A server stops.
+            assert servers[1].stop() == 0
+            balancer.wait_for_servers("/a", {"web0", "web2"})
 
-        assert set(load.answers) == {("/a", 200), ("/b", 200)}
+            assert set(load.answers) == {("/a", 200), ("/b", 200)}
 
-        # A server is killed: what it was about to answer is lost, and nothing after that.
-        for pid in [servers[2].process.pid, *servers[2].workers()]:
-            os.kill(pid, signal.SIGKILL)
-        balancer.wait_for_servers("/a", {"web0"})
+            # A server is killed: what it was about to answer is lost, and nothing after that.
+            for pid in [servers[2].process.pid, *servers[2].workers()]:
+                os.kill(pid, signal.SIGKILL)
+            balancer.wait_for_servers("/a", {"web0"})
     lost = sum(count for (_, status), count in load.answers.items() if status != 200)
     assert lost <= 2  # one of each client
 
 
-def test_the_balancer_routes_as_isowsgi_does(tmp_path: Path) -> None:
-    with behind_a_balancer(tmp_path, 1) as (balancer, _):
-        asked = {
-            ("/a", "localhost"): "a",
-            ("/a/x?y", "localhost"): "a",
-            ("/%61/x", "localhost"): "a",
-            ("/ab", "localhost"): None,
-            ("/b", "B.Example.COM:80"): "b-example-com",
-            ("/b", "other.example.com"): "b",
-            ("/-/ready", "localhost"): None,
-            ("/%2D/ready", "localhost"): None,
-        }
-        for (path, host), backend in asked.items():
+# By path and host: the mount's backend. None: no backend, and 404 or 400.
+ROUTES = {
+    ("/a", "localhost"): "a",
+    ("/a/x?y", "localhost"): "a",
+    ("/%61/x", "localhost"): "a",
+    ("/a%2Fx", "localhost"): "a",
+    ("/ab", "localhost"): None,
+    ("/A", "localhost"): None,
+    ("/b", "B.Example.COM:80"): "b-example-com",
+    ("/a", "b.example.com."): "b-example-com",
+    ("/b", "other.example.com"): "b",
+    ("/b", "x.example.org"): "any-example-org",
+    ("/b", "x.y.example.org"): "b",
+    ("/-/ready", "localhost"): None,
+    ("/%2D/ready", "localhost"): None,
+    ("/-%2Fready", "localhost"): None,
+    ("/-#/x", "localhost"): None,
+    ("/-/metrics?/../../a", "localhost"): None,
+}
+
+
+@pytest.mark.parametrize("kind", balancers.KINDS)
+def test_the_balancer_routes_as_isowsgi_does(server: Server, kind: str) -> None:
+    with before(kind, [server]) as balancer:
+        for (path, host), backend in ROUTES.items():
             answer = balancer.get(path, host)
-            assert answer.headers.get("X-Served-By") == (backend and f"{backend}/web0"), (path, host)
-            assert answer.status_code == (200 if backend else 404)
+            assert answer.backend == (backend or ""), (path, host)
+            assert (answer.status == 200) == (backend is not None), (path, host, answer)
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "caddy"])
+def test_a_mount_that_cannot_be_served_is_found_by_its_check(server: Server, kind: str) -> None:
+    with before(kind, [server]) as balancer:
+        try:
+            assert call(server.folder, "stop", "/a").returncode == 0
+            eventually(lambda: balancer.get("/a").backend == "", "nobody is asked for /a")
+            assert balancer.get("/b").status == 200
+        finally:
+            call(server.folder, "start", "/a")
+        eventually(lambda: balancer.get("/a").status == 200, "/a is served again")

@@ -1,0 +1,80 @@
+"""Real balancers with what `isowsgi export` writes: HAProxy, Caddy, nginx, run in the foreground in a folder of a test."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEADLINE_S
+
+KINDS = ("haproxy", "caddy", "nginx")
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+# What stands around an exported part, by kind.
+_TIMES = "".join(f"    timeout {name} {s}s\n" for name, s in (("connect", 10), ("client", 60), ("server", 60), ("check", 10)))
+_AROUND = {
+    "haproxy": (f"global\n    hard-stop-after 20s\ndefaults\n{_TIMES}", ""),
+    "caddy": ("{\n\tauto_https off\n\tlog default {\n\t\tlevel ERROR\n\t}\n}\n", ""),
+    "nginx": (
+        "daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log crit;\nevents {}\nhttp {\naccess_log off;\n"
+        + "".join(f"{kind}_temp_path {kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")),
+        "}\n",
+    ),
+}
+
+
+def program(kind: str) -> str:
+    """Return the path of a balancer's program, or skip the test."""
+    found = shutil.which(kind, path=_PATH)
+    if found is None:
+        pytest.skip(f"{kind} is not installed")
+    assert found is not None, "skipped otherwise"
+    return found
+
+
+def written(kind: str, folder: Path, text: str) -> Path:
+    """Write a whole configuration around an exported part."""
+    before, after = _AROUND[kind]
+    if kind == "nginx" and os.geteuid() == 0:
+        before = f"user {getpass.getuser()};\n{before}"
+    path = folder / f"{kind}.conf"
+    path.write_text(before + text + after, encoding="utf-8")
+    return path
+
+
+def check(kind: str, path: Path) -> None:
+    """Have the program itself look at a configuration."""
+    command = {
+        "haproxy": ["-c", "-q", "-f", str(path)],
+        "caddy": ["validate", "--adapter", "caddyfile", "--config", str(path)],
+        "nginx": ["-t", "-q", "-e", "stderr", "-p", str(path.parent), "-c", str(path)],
+    }[kind]
+    tried = subprocess.run(
+        [program(kind), *command], capture_output=True, text=True, check=False, timeout=DEADLINE_S, env=_env(path.parent)
+    )
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+def start(kind: str, path: Path, launcher: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start a balancer in the foreground.
+
+    Args:
+        launcher: a command that executes what follows in its arguments.
+    """
+    command = {
+        "haproxy": ["-W", "-db", "-q", "-f", str(path)],
+        "caddy": ["run", "--adapter", "caddyfile", "--config", str(path)],
+        "nginx": ["-e", "stderr", "-p", str(path.parent), "-c", str(path)],
+    }[kind]
+    arguments = [*launcher, program(kind), *command]
+    return subprocess.Popen(arguments, cwd=path.parent, env=_env(path.parent), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _env(folder: Path) -> dict[str, str]:
+    return {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
