@@ -108,7 +108,7 @@ def test_each_format_is_written_and_another_is_refused_before_anything_is_sample
     speedscope = json.loads((server.folder / "cpu.json").read_text())
     assert speedscope["$schema"] == "https://www.speedscope.app/file-format-schema.json"
     assert all(re.fullmatch(r".+ \d+", line) for line in (server.folder / "wall.txt").read_text().splitlines())
-    assert "quick" in (server.folder / "wall.svg").read_text()
+    assert f"isowsgi profile /{PROCESS}</title>" in (server.folder / "wall.svg").read_text()
     assert refused.returncode == 2
     assert "expected a file that ends in .html, .svg, .json, .txt, got 'graph.png'" in refused.stderr
 
