@@ -506,9 +506,9 @@ def test_five_mistakes_give_five_lines_in_the_order_of_the_file(folder: Path) ->
 
 
 MOUNT_KEYS = (
-    "app, body_timeout, boot_timeout, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
+    "app, body_timeout, boot_timeout, copies, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
     "lazy, lazy_imports, limits, log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, "
-    "on_crash, on_drain, on_request_end, on_request_start, policy, preload, python, pythonpath, queue, queue_timeout, replace, "
+    "on_crash, on_drain, on_request_end, on_request_start, policy, post_fork, preload, python, pythonpath, queue, queue_timeout, replace, "
     "request_timeout, sandbox, send_timeout, server_timing, slow_request, static, threads, touch, umask, venv, "
     "warmup, watch, working_directory"
 )

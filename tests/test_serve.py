@@ -398,6 +398,29 @@ def test_a_drain_gives_back_what_is_idle_and_what_comes_by_mail_is_still_served(
     assert child.loans.read_fates() == [(RETURNED, child.fd)]
 
 
+def test_a_copy_in_a_sandbox_repairs_its_epoll_set_though_the_kernel_does_not_say_what_is_in_it(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There /proc/self is that of the process from which it was forked."""
+
+    def refuse(epoll_fd: int) -> list[int]:
+        raise PermissionError(epoll_fd)
+
+    monkeypatch.setattr(serve, "armed", refuse)
+    child.client.sendall(REQUEST)
+    child.loans.give(child.fd)
+    child.turn()
+    assert child.client.recv(1000).endswith(b"ok")
+
+    child.client.sendall(REQUEST)
+    assert child.service.poll(True) != []  # an event that is lost, say by an exception
+    child.service.repair_later()
+    child.turn()
+    child.turn()
+
+    assert child.client.recv(1000).endswith(b"ok")
+
+
 def test_ten_thousand_connections_leave_no_descriptor_in_a_child(child: Child) -> None:
     """Their descriptors are used again at once, while the epoll set might still know the one before under the same number."""
     gc.collect()  # what tests before have left

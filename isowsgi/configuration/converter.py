@@ -16,6 +16,7 @@ from isowsgi.configuration.merging import joint_faults
 from isowsgi.configuration.tables import (
     AtLeastOne,
     BelowFolder,
+    Copies,
     Count,
     Env,
     EnvFile,
@@ -87,6 +88,7 @@ from isowsgi.configuration.tables import (
     settings_of,
 )
 from isowsgi.configuration.values import (
+    COPIES,
     CRASH_ACTIONS,
     LAZY_IMPORTS,
     LOG_FORMATS,
@@ -223,10 +225,6 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         Hook: targets.hook,
         Module: targets.module,
         Modules: lambda value: tuple(dict.fromkeys(checks.one_or_more(converter, value, Module))),
-        Replace: partial(checks.one_of, names=REPLACE_ORDERS),
-        LogFormat: partial(checks.one_of, names=LOG_FORMATS),
-        LazyImports: partial(checks.one_of, names=LAZY_IMPORTS),
-        OnCrash: partial(checks.one_of, names=CRASH_ACTIONS),
         PolicyWord: checks.policy_word,
         PolicyValue: partial(checks.one_of, names=policies.VALUES),
         Policy: partial(_policy, converter),
@@ -242,7 +240,13 @@ def _checks_by_kind(converter: Converter, folder: str, own_gil_error: str | None
         MountHost: checks.mount_host,
         MountHosts: lambda value: checks.mount_hosts(converter, value, MountHost),
     }
-    return found | _checks_of_walls(converter) | _checks_of_tls(converter)
+    return found | _checks_of_words() | _checks_of_walls(converter) | _checks_of_tls(converter)
+
+
+def _checks_of_words() -> dict[Any, Callable[[Any], Any]]:
+    """Return the check of each kind of value that is one of a few words."""
+    kinds = {Replace: REPLACE_ORDERS, Copies: COPIES, LogFormat: LOG_FORMATS, LazyImports: LAZY_IMPORTS, OnCrash: CRASH_ACTIONS}
+    return {kind: partial(checks.one_of, names=names) for kind, names in kinds.items()}
 
 
 def _checks_of_tls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:

@@ -28,7 +28,8 @@ CRASHES = 3
 # In `preload`: the modules that the mounts of a venv have in common, as their boots tell.
 AUTO = "auto"
 CRASH_WINDOW_S = 600.0
-HOOKS = ("on_boot", "on_drain", "on_request_start", "on_request_end")
+HOOKS = ("post_fork", "on_boot", "on_drain", "on_request_start", "on_request_end")
+COPIES = ("load", "fork")  # how each of a mount's instances comes to its app
 REPLACE_ORDERS = ("load-first", "stop-first")
 LAZY_IMPORTS = ("normal", "all")  # the modes of sys.set_lazy_imports, Python 3.15
 CRASH_ACTIONS = ("quarantine", "process", "serve")
@@ -119,7 +120,8 @@ class Mount:
     log: str | None = None  # absolute; a file for its lines, instead of gunicorn's error log
     slow_request: float = 0.0  # seconds after which a request's stack is logged once; 0: never
     server_timing: bool = False  # whether responses say in a Server-Timing field where their time went
-    on_boot: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
+    post_fork: str | None = None  # hooks: "module:function" of the app's interpreter; see inside/hooks.py
+    on_boot: str | None = None
     on_drain: str | None = None
     on_request_start: str | None = None
     on_request_end: str | None = None
@@ -127,6 +129,7 @@ class Mount:
     file: str | None = attrs.field(default=None, eq=False)  # absolute; the included file that it is from
     fault: str = ""  # of that file, if it has any: the mount is not served then
     preload: tuple[str, ...] = ()  # packages that its process shares with others of the same venv, or AUTO; see inside/forkserver.py
+    copies: str = "load"  # or "fork": its processes are forked from one that has loaded the app; see inside/original.py
     lazy_imports: str | None = None  # or "all", "normal": whether its imports are carried out at first use; None: as Python was started
     eager: tuple[str, ...] = ()  # modules whose imports are carried out where they stand; see inside/laziness.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed

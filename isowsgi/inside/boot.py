@@ -64,30 +64,61 @@ _OTHER_ZONE = (
 )
 
 
-def run(order: BootOrder, logger: Any = None) -> None:
+class Ground:
+    """What an app stands on: its log, its streams, and all that is prepared before it is loaded.
+
+    Attributes:
+        cfg: gunicorn's settings.
+        err: what the app has as standard error.
+        apps: those that are loaded already, by their mounts' numbers: in a copy, see `original`.
+    """
+
+    def __init__(self, order: BootOrder, logger: Any = None) -> None:
+        self.cfg = Settings(order.settings)
+        self.log = Log(self.cfg, order.tag, order.log, logger, order.log_files, order.log_form)
+        prepare(order, self.log)
+        self._before = _app_sys.stdout, _app_sys.stderr
+        self._log_files = order.log_files
+        self._out, self.err = self.log.capture_streams()
+        self.apps: dict[int, Any] = {}
+
+    def take_over(self, order: BootOrder) -> None:
+        """Be the ground of a copy, with its tag and its descriptors of log files."""
+        for path, fd in self._log_files.items():
+            if (new := order.log_files.get(path)) is not None:
+                os.dup2(new, fd, inheritable=False)
+        self.log.take_over(order.tag, order.log_form)
+
+    def end_lines(self) -> None:
+        self._out.end_lines()
+        self.err.end_lines()
+
+    def leave(self, is_main: bool, has_ended: bool) -> None:
+        """Take leave of the app's output once it has ended.
+
+        Args:
+            is_main: whether this is the main interpreter.
+            has_ended: whether no thread is left.
+        """
+        self.end_lines()
+        if is_main:
+            if _app_sys.stdout is self._out:  # else another instance has come since
+                _app_sys.stdout, _app_sys.stderr = self._before
+        elif has_ended:
+            self._out.close()
+            self.err.close()
+
+
+def run(order: BootOrder, logger: Any = None, ground: Ground | None = None) -> None:
     """Be an instance, until the supervisor stops it; returns with as few threads left inside as the apps allow.
 
     Args:
         logger: gunicorn's, where there is one already: in the main interpreter.
+        ground: with the apps, where they were loaded before; None: all is prepared here.
     """
-    cfg = Settings(order.settings)
-    log = Log(cfg, order.tag, order.log, logger, order.log_files, order.log_form)
-    prepare(order, log)
-
-    def end_lines() -> None:
-        out.end_lines()
-        err.end_lines()
-
-    before = _app_sys.stdout, _app_sys.stderr
-    out, err = log.capture_streams()
-    has_ended = Instance(order, cfg, log, err, end_lines).run()
-    end_lines()
-    if order.isolation == "main":
-        if _app_sys.stdout is out:  # else another instance has come since
-            _app_sys.stdout, _app_sys.stderr = before
-    elif has_ended:
-        out.close()
-        err.close()
+    ground = ground or Ground(order, logger)
+    has_ended = Instance(order, ground).run()
+    ground.leave(order.isolation == "main", has_ended)
 
 
 def prepare(order: BootOrder, log: Log) -> None:
@@ -132,11 +163,11 @@ def prepare(order: BootOrder, log: Log) -> None:
 class Instance:
     """Wires the service of one app, or of a group of them, its runner and its control thread together."""
 
-    def __init__(self, order: BootOrder, cfg: Any, log: Log, errors: Any, end_lines: Callable[[], None]) -> None:
+    def __init__(self, order: BootOrder, ground: Ground) -> None:
         self._order = order
-        self._cfg = cfg
-        self._log = log
-        self._end_lines = end_lines
+        self._cfg = ground.cfg
+        self._log = log = ground.log
+        self._end_lines = ground.end_lines
         assert order.fds is not None, "the maker of the instance gives it descriptors"
         self._fds = order.fds
         self._board = Region(self._fds.board, order.place.region)
@@ -164,7 +195,7 @@ class Instance:
             report=lambda report: self._control.report(report),
         )
         self._book = ErrorBook(_package_of(member.app) for member in order.members)
-        self._loader = Loader(order, cfg, log, self._control_rows, errors, end_lines, self._book)
+        self._loader = Loader(order, ground.cfg, log, self._control_rows, ground.err, ground.end_lines, self._book, ground.apps)
         self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
         self._profiler = Profiler(lambda: _jobs_of(self._service), self._told.profile, order.isolation, sees_stacks)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from isowsgi.inside import boot, forks, walls
+from isowsgi.inside.walls import CannotConfine
 from isowsgi.shared import messages
 from isowsgi.shared.messages import BootOrder
 
@@ -25,13 +26,19 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
 
 
+# What the app stands on, in a process that was forked from one that has loaded it, see `original`.
+ground: boot.Ground | None = None
+
+
 def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
     belong_to(order.worker_pid)
-    _confine(order)
-    forks.watch()
-    # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
-    faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
+    if ground is None:
+        _confine_or_leave(order)
+        watch()
+    else:
+        forks.is_copy = False  # the fork was ours
+        ground.take_over(order)
     connections = select.epoll()
     assert order.fds is not None, "the worker passes some on"
     for fd in (*order.fds.known(), *order.log_files.values()):
@@ -41,28 +48,42 @@ def run(order: BootOrder) -> None:
         poke=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
         rouse=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
     )
-    boot.run(order.replace(fds=fds))
+    boot.run(order.replace(fds=fds), ground=ground)
     logging.shutdown()
     # Threads of the app's may be left, and exit functions have run. The worker takes the end of the process for the instance's.
     boot.end_process(0)
 
 
-def _confine(order: BootOrder) -> None:
-    """Put up the walls of this process; if they cannot be had, the app is not loaded."""
-    if order.walls is None:
-        return
-    walls.put_up(order.walls)
-    if order.walls.sandbox is None:
-        return
-    from isowsgi.inside import sandbox  # late: most mounts have none
+def watch() -> None:
+    """Take note of forks by the app, and of crashes."""
+    forks.watch()
+    # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
+    faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
 
+
+def _confine_or_leave(order: BootOrder) -> None:
     try:
-        sandbox.put_up(order, order.walls.sandbox)
-    except sandbox.CannotConfine as exc:
+        confine(order)
+    except CannotConfine as exc:
         assert order.fds is not None, "the worker passes some on"
         with socket.socket(fileno=order.fds.channel) as channel:
             channel.send(messages.encode(messages.Failed(error=str(exc), traceback="")))
         os._exit(0)
+
+
+def confine(order: BootOrder) -> None:
+    """Put up the walls of this process.
+
+    Raises:
+        CannotConfine: they cannot be had, so the app must not be loaded.
+    """
+    if order.walls is None:
+        return
+    walls.put_up(order.walls)
+    if order.walls.sandbox is not None:
+        from isowsgi.inside import sandbox  # late: most mounts have none
+
+        sandbox.put_up(order, order.walls.sandbox)
 
 
 def belong_to(worker: int) -> None:

@@ -58,6 +58,7 @@ class Cloner:
                 getattr(self._c, step).restype = None
             except AttributeError:
                 raise CannotClone(f"this Python has no {step}") from None
+        self._threadings = (threading, theirs("threading"))  # before an app is loaded, see `private`
         self._tid_address = self._find_tid()
         self._robust, self._robust_size = ctypes.c_void_p(), ctypes.c_size_t()
         if self._call(get_robust_list, 0, ctypes.byref(self._robust), ctypes.byref(self._robust_size)):
@@ -90,7 +91,7 @@ class Cloner:
         if pid == 0:
             self._call(self._set_robust_list, self._robust, self._robust_size)
             self._c.PyOS_AfterFork_Child()
-            for module in (threading, theirs("threading")):
+            for module in self._threadings:
                 module.main_thread()._set_native_id()  # CPython does so itself from 3.13 on
             return 0
         error = ctypes.get_errno()

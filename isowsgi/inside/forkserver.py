@@ -1,13 +1,13 @@
 """A fork server: a process that has loaded what serves, and forks processes for mounts.
 
 It is a child of the worker, has one thread, never had an interpreter beside its own, and runs nothing of an app. What it forks may be a
-server for one venv, which has loaded packages of that too (`preload`), before anything else happens there. `run` returns in each other
-process that is forked. There `child.run` follows, as in a process that was started on its own; `births` says who says what until then.
+server for one venv, which has loaded packages of that too (`preload`), before anything else happens there; or the original of one mount's
+copies, which has loaded its app (`original`). `run` returns in each other process that is forked. There `child.run` follows, as in a
+process that was started on its own; `births` says who says what until then.
 """
 
 from __future__ import annotations
 
-import _locale
 import ctypes
 import gc
 import importlib
@@ -16,19 +16,20 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import NoReturn
 
 # All that is not used here is loaded by what serves when it needs it. By then an upgrade may have put another release in its place.
-from isowsgi.inside import census, child, environment, hooks, httpsonly, laziness, pace, policy, sandbox, survey, warmth  # noqa: F401
+from isowsgi.inside import census, child, environment, hooks, httpsonly, laziness, original, pace, policy, sandbox, survey, warmth  # noqa: F401
 from isowsgi.inside.cloning import CannotClone, Cloner
 from isowsgi.inside.private import theirs
+from isowsgi.inside.remains import descriptors, harm, state, what_is_left
 from isowsgi.shared import births, messages, wire
-from isowsgi.shared.births import FIRST_PLACE, MOST_FDS, Dropped, Forked, NotForked, Settled, Stale, Unfit, Warm
+from isowsgi.shared.births import FIRST_PLACE, MOST_FDS, Dropped, Forked, LoadOrder, NotForked, Settled, Stale, Unfit, Warm
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder
 
-app_sys, app_signal, app_socket = theirs("sys"), theirs("signal"), theirs("socket")  # see `private`
+app_sys = theirs("sys")  # see `private`
 sys_modules = app_sys.modules
 
 # How far the time of a file may lie behind the clock: the kernel takes that of its last tick, at 100 Hz at least.
@@ -52,6 +53,7 @@ def run(facts: object) -> BootOrder:
     except CannotClone as exc:
         _leave(server, Unfit(error=str(exc)))
     title = _Title()
+    collects = True
     while True:
         _flush()
         gc.collect()
@@ -59,75 +61,30 @@ def run(facts: object) -> BootOrder:
         gc.disable()
         server.send(births.encode(Warm(names=names)))
         birth = _serve(server, cloner, files)
-        gc.enable()
+        if collects:
+            gc.enable()
         server.close()
         order, fds = _be_born(birth)
         if isinstance(order, BootOrder):
             title.say(order.tag)
             return order
-        title.say("fork server")
         child.belong_to(order.worker_pid)
         server = blocking(socket.socket(fileno=fds[order.server]))
+        if isinstance(order, LoadOrder):
+            title.say(f"original of {order.boot.name}")
+            names, files = [], _Files(())  # its copies are as old as it is, whatever became of its files
+            collects = _load(order, fds, server)
+            continue
+        title.say("fork server")
         began_ns = time.time_ns()
         names = sorted({*names, *_preload(order, server)})
         files.add(_files_of(sys_modules.values()), began_ns)
 
 
-def _check_alone(descriptors: Collection[int]) -> None:
+def _check_alone(known: Collection[int]) -> None:
     """Raise CannotClone if there is more in this process than its one thread and these descriptors."""
-    if left := _what_is_left(descriptors):
+    if left := what_is_left(known):
         raise CannotClone(f"a module that is loaded at the start of Python leaves {left} behind")
-
-
-def _what_is_left(descriptors: Collection[int]) -> str:
-    """Say what an import has left behind that a fork would cut off or double, beyond these descriptors; "" if nothing."""
-    if len(os.listdir("/proc/self/task")) > 1:
-        return "a thread"
-    for number, target in _descriptors().items():
-        if number not in descriptors and not _is_code(target):
-            kind = target.partition(":")[0]
-            return f"a {kind}" if kind in ("socket", "pipe") else f"an open file ({target})"
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return ""
-    return "a process"
-
-
-def _is_code(path: str) -> bool:
-    """Whether a file is a library that is loaded: libffi opens its own, to map more of it for callbacks, and never closes it."""
-    if not path.startswith("/"):
-        return False
-    with open("/proc/self/maps", "rb") as file:  # address perms offset dev inode path (proc(5))
-        mapped = [line.rstrip(b"\n").split(maxsplit=5) for line in file]
-    return any(b"x" in line[1] and line[-1] == os.fsencode(path) for line in mapped)
-
-
-def _descriptors() -> dict[int, str]:
-    """Return what is open: "/folder/file", "socket:[1]", "pipe:[2]", "anon_inode:[eventpoll]"."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # that of the folder
-            continue
-    return found
-
-
-def _state() -> dict[str, object]:
-    """Return what is the whole process', so that a package that changes it when it is imported does so for apps that never import it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    with open("/proc/self/limits", encoding="ascii") as file:
-        limits = file.read()
-    return {
-        "the umask": umask,
-        "signal handlers": {number: app_signal.getsignal(number) for number in app_signal.valid_signals()},
-        "resource limits": limits,
-        "the locale": _locale.setlocale(_locale.LC_ALL, None),
-        "the default timeout of sockets": app_socket.getdefaulttimeout(),
-        "the working directory": os.getcwd(),
-    }
 
 
 def _flush() -> None:
@@ -150,7 +107,7 @@ def _make_own_secrets() -> None:
 def _preload(order: births.PreloadOrder, server: socket.socket) -> set[str]:
     """Import what mounts of one venv have in common; return the top-level names of all that is loaded by it."""
     environment.set_path([], order.venv, order.site, order.start_folder)
-    before, path, descriptors, state = set(sys_modules), list(app_sys.path), _descriptors(), _state()
+    before, path, known, as_it_was = set(sys_modules), list(app_sys.path), descriptors(), state()
     failed: list[tuple[str, str]] = []
     for name in order.modules:
         try:
@@ -158,8 +115,8 @@ def _preload(order: births.PreloadOrder, server: socket.socket) -> set[str]:
         except BaseException as exc:  # SystemExit too
             reason = f"{type(exc).__name__}: {exc}"[:_MAX_REASON_CHARS] if len(failed) < _MOST_REASONS else ""
             failed.append((name, reason))
-        if harm := _harm(descriptors, state):
-            _leave(server, Dropped(failed=failed, module=name, reason=harm))
+        if reason := harm(known, as_it_was):
+            _leave(server, Dropped(failed=failed, module=name, reason=reason))
         if len(failed) == _MOST_FAILED:
             break
     if failed:  # what they have begun may be in the way of the app's own import
@@ -168,13 +125,13 @@ def _preload(order: births.PreloadOrder, server: socket.socket) -> set[str]:
     return {name.partition(".")[0] for name in set(sys_modules) - before}
 
 
-def _harm(descriptors: Collection[int], state: Mapping[str, object]) -> str:
-    """Say what an import has done that all processes would have; "" if nothing."""
-    if left := _what_is_left(descriptors):
-        return f"its import leaves {left} behind"
-    now = _state()
-    changed = [what for what in now if now[what] != state[what]]
-    return f"its import changes {changed[0]}, for apps too that do not import it" if changed else ""
+def _load(order: LoadOrder, fds: list[int], server: socket.socket) -> bool:
+    """Become the original of a mount's copies; return whether they collect garbage by themselves, which the app may not want."""
+    try:
+        original.load(order.boot.renumbered(dict(enumerate(fds))))
+    except original.CannotCopy as exc:
+        _leave(server, Unfit(error=str(exc)))
+    return gc.isenabled()
 
 
 class _Files:
@@ -258,7 +215,7 @@ def _serve(server: socket.socket, cloner: Cloner, files: _Files) -> socket.socke
                     _tell(birth, NotForked(error=str(exc)))
 
 
-def _be_born(birth: socket.socket) -> tuple[BootOrder | births.PreloadOrder, list[int]]:
+def _be_born(birth: socket.socket) -> tuple[BootOrder | births.PreloadOrder | LoadOrder, list[int]]:
     """Take what the worker has for this process; return its order, and its descriptors."""
     try:
         with birth:
@@ -272,7 +229,7 @@ def _be_born(birth: socket.socket) -> tuple[BootOrder | births.PreloadOrder, lis
             with open(0, "rb", closefd=False) as file:
                 facts = wire.decode(file.read())
             if isinstance(facts, dict) and "server" in facts:
-                return births.read_preload_order(facts), fds
+                return births.read_server_order(facts), fds
             order = messages.read_boot_order(facts).renumbered(dict(enumerate(fds)))
             _make_own_secrets()
             birth.send(births.encode(Settled()))

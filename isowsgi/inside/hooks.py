@@ -1,4 +1,4 @@
-"""A mount's own hooks: functions that are called when its app was loaded, drains, and begins and ends a request.
+"""A mount's own hooks: functions that are called when its app was loaded, or a copy of it forked, when it drains, and around each request.
 
 Imported only where a mount has some; without them no request passes here.
 """
@@ -27,7 +27,7 @@ class Hooks:
 
     Args:
         names: import strings, "module:function", by the hook's name; those that are not set are not there.
-        info: the argument of `on_boot` and `on_drain`.
+        info: the argument of `on_boot` and `on_drain`, and most of that of `post_fork`.
         log: the instance's log.
 
     Raises:
@@ -45,8 +45,14 @@ class Hooks:
     def for_requests(self) -> bool:
         return "on_request_start" in self._hooks or "on_request_end" in self._hooks
 
-    def boot(self) -> None:
-        """Call `on_boot`; what it raises is the caller's: an app without what it prepares must not serve."""
+    def boot(self, is_forked: bool) -> None:
+        """Call `post_fork` and `on_boot`; what they raise is the caller's: an app without what they prepare must not serve.
+
+        Args:
+            is_forked: whether this process was forked from one that had loaded the app.
+        """
+        if "post_fork" in self._hooks:
+            self._hooks["post_fork"]({**self._info, "forked": is_forked})
         if "on_boot" in self._hooks:
             self._hooks["on_boot"](dict(self._info))
 

@@ -43,6 +43,7 @@ class Loader:
         errors: what the apps have as `wsgi.errors`.
         end_lines: called at a request's end, see `wsgi.Gateway`.
         book: counts the apps' errors.
+        loaded: the apps, by their mounts' numbers, where they were loaded before; else empty.
 
     Attributes:
         hooks: the mount's, once they are loaded, if it has any.
@@ -60,6 +61,7 @@ class Loader:
         errors: Any,
         end_lines: Callable[[], None],
         book: ErrorBook,
+        loaded: Mapping[int, Application],
     ) -> None:
         assert order.fds is not None, "the maker of the instance gives it descriptors"
         self._order = order
@@ -72,7 +74,8 @@ class Loader:
         self._board_fd = order.fds.board
         self._is_draining = False
         self.hooks: Hooks | None = None
-        self.apps: dict[int, Any] = {}
+        self._is_copy = bool(loaded)
+        self.apps: dict[int, Any] = dict(loaded)
         self.is_in_hook = False
         self.whose = ""
         self._gateways: dict[int, Gateway] = {}
@@ -86,11 +89,8 @@ class Loader:
         order = self._order
         if order.host.has_long_slices:
             slices.lengthen()
-        end_loading = environment.be_main_thread_while_loading()
-        try:
-            self.apps = {member.mount: self._load_app(member) for member in order.members}
-        finally:
-            end_loading()
+        if not self._is_copy:
+            self._load_apps()
         self._book.listen()
         if order.hooks:
             self.is_in_hook = True
@@ -121,6 +121,13 @@ class Loader:
         self._is_draining = True
         if self.hooks is not None:
             self.hooks.drain()
+
+    def _load_apps(self) -> None:
+        end_loading = environment.be_main_thread_while_loading()
+        try:
+            self.apps = {member.mount: self._load_app(member) for member in self._order.members}
+        finally:
+            end_loading()
 
     def _load_app(self, member: Member) -> Application:
         row = self._control_rows[member.mount]
@@ -170,7 +177,7 @@ class Loader:
         order = self._order
         info = {"generation": order.generation, "isolation": order.isolation, "threads": order.serving.threads, "mount": order.name}
         hooks = Hooks(order.hooks, info, self._log)
-        hooks.boot()
+        hooks.boot(self._is_copy)
         self.hooks = hooks  # whichever comes last, this or the order to drain, finds the other
         if self._is_draining:
             hooks.drain()

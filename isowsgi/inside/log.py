@@ -73,6 +73,16 @@ class Log:
         if logger is None and isinstance(self.logger, glogging.Logger):
             applogging.connect(self.logger, cfg)
 
+    def take_over(self, tag: str, form: LogForm) -> None:
+        """Be the log of a copy of the process that has made it; by its only thread."""
+        self._tag = tag
+        if hasattr(self.logger, "error_log"):
+            logformat.apply([self.logger.error_log], form.format, form.priorities, errornotes.line_of_request, tag)
+        try:
+            self.logger.reopen_files()  # they may have been rotated since
+        except Exception as exc:  # a logger_class of the user's
+            self._write_plainly(f"the log cannot be reopened: {_brief(exc)}")
+
     def _make_logger(self, cfg: Any, files: Mapping[str, int]) -> Any:
         wanted = cfg.logger_class
         problem: Exception | None = None

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from isowsgi.inside.walls import CannotConfine
 from isowsgi.shared import landlock
 from isowsgi.shared.landlock import IOCTL_DEV, READ, READ_DIR, READ_FILE, RESOLVE_UNIX, WRITE, WRITE_FILE
 from isowsgi.shared.messages import BootOrder, Sandbox
@@ -39,10 +40,6 @@ _KERNEL = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/loadavg", "/pr
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 _CAPABILITIES_VERSION_3 = 0x20080522  # linux/capability.h
-
-
-class CannotConfine(Exception):
-    """The sandbox cannot be had, so the app is not loaded."""
 
 
 def put_up(order: BootOrder, sandbox: Sandbox) -> None:

@@ -13,6 +13,10 @@ import resource
 from isowsgi.shared.messages import Walls
 
 
+class CannotConfine(Exception):
+    """The walls cannot be had, so the app is not loaded."""
+
+
 def put_up(walls: Walls) -> None:
     """Confine this process; by its only thread, for a priority is a thread's and the threads that it starts have it too."""
     if walls.umask >= 0:

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import isowsgi
@@ -26,6 +26,7 @@ from isowsgi.shared.births import (
     Dropped,
     Forked,
     ForkOrder,
+    LoadOrder,
     NotForked,
     PreloadOrder,
     Settled,
@@ -129,13 +130,16 @@ class ForkServer:
             self._process = self._launch(theirs)
         self._pid = self._process.pid
 
-    def wait_warm(self) -> None:
+    def wait_warm(self, limit_s: float | None = _LONGEST_WARM_UP_S) -> None:
         """Wait until it is warm.
+
+        Args:
+            limit_s: None: without end.
 
         Raises:
             ForkFailed, ModulesDropped: it is not; `end` it.
         """
-        message = _hear(self._open_socket(), _LONGEST_WARM_UP_S, "get ready")
+        message = _hear(self._open_socket(), limit_s, "get ready")
         if isinstance(message, Unfit):
             raise ForkFailed(message.error, for_good=True)
         if isinstance(message, Dropped):
@@ -168,10 +172,14 @@ class ForkServer:
             _expect(_hear(ours, _STEP_S, "settle"), Settled)
         return process
 
-    def fork_server(self, order: PreloadOrder, socket_of_server: socket.socket) -> ForkedProcess:
-        """Return a new process that becomes a server; errors are those of `fork`."""
+    def fork_server(self, order: PreloadOrder | LoadOrder, socket_of_server: socket.socket, fds: Sequence[int] = ()) -> ForkedProcess:
+        """Return a new process that becomes a server; errors are those of `fork`.
+
+        Args:
+            fds: more that the order names, by their places from `FIRST_PLACE` + 1 on.
+        """
         with self._new_process() as (process, ours):
-            _give(ours, wire.encode(wire.plain(order.replace(server=FIRST_PLACE))), [socket_of_server.fileno()])
+            _give(ours, wire.encode(wire.plain(order.replace(server=FIRST_PLACE))), [socket_of_server.fileno(), *fds])
         return process
 
     @contextlib.contextmanager
@@ -220,6 +228,12 @@ class ForkServer:
             return ForkedProcess(pid)
         except ChildProcessError:
             raise ForkFailed("its processes are not the worker's (the kernel does not know CLONE_PARENT)", for_good=True) from None
+
+    def kill(self) -> None:
+        """Kill it; who waits for it hears of that, and has to `end` it."""
+        with self._end_lock:
+            if self._process is not None:
+                self._process.kill()
 
     def end(self) -> None:
         """Kill it, and close what this side has. Any thread may call it, more than once."""
@@ -297,11 +311,11 @@ def memory_file(content: bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _hear(sock: socket.socket, limit_s: float, what: str) -> Birth:
+def _hear(sock: socket.socket, limit_s: float | None, what: str) -> Birth:
     return _hear_from(sock, limit_s, what)[0]
 
 
-def _hear_from(sock: socket.socket, limit_s: float, what: str) -> tuple[Birth, int]:
+def _hear_from(sock: socket.socket, limit_s: float | None, what: str) -> tuple[Birth, int]:
     """Return what comes next, and the process id of who has sent it, by the kernel's word.
 
     Raises:

@@ -15,17 +15,23 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from isowsgi.inside.warmth import shadows
 from isowsgi.instances.forkedprocess import ForkedProcess, ForkFailed
 from isowsgi.instances.forkserver import BaseFailed, ForkServer, Key, ModulesDropped, Replaceable, VenvServer
+from isowsgi.instances.original import Edition, Original, begin
 from isowsgi.instances.preloads import Preloads
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import BootOrder
 
+T = TypeVar("T")
+
 # How long a process waits for a server that is being started: 0.3 to 0.6 s in general, some seconds on a busy machine.
 _WARM_UP_S = 5.0
+
+# The same for the original of a mount's copies: without it each of them loads the app.
+_LONGEST_WAIT_S = 60.0
 
 # How long to do without a server that has failed, and the most that doubling after each further failure comes to.
 _PAUSE_S = 10.0
@@ -95,13 +101,29 @@ class ForkServers:
             order: with the descriptors by their numbers here; they stay the caller's.
         """
         try:
-            return self._fork(python, environ, order)
+            return self._from_server(python, environ, order, lambda server: server.fork(order), _WARM_UP_S)
         except Exception:
             self._containment.failed(f"{order.tag}: fork server")
             return None
 
-    def _fork(self, python: str, environ: Mapping[str, str], order: BootOrder) -> ForkedProcess | None:
-        until = time.monotonic() + _WARM_UP_S
+    def copy(self, python: str, environ: Mapping[str, str], order: BootOrder, edition: Edition) -> ForkedProcess | None:
+        """Return a new process that is a copy of a loaded app; None: load it by itself. Arguments are those of `fork`."""
+        longest_s = edition.limit_s or math.inf
+
+        def begin_original(order: BootOrder) -> Original | None:
+            return self._from_server(python, environ, order, lambda server: begin(server, order), min(_LONGEST_WAIT_S, longest_s))
+
+        try:
+            return edition.fork(order, begin_original, self._log)
+        except Exception:
+            self._containment.failed(f"{order.tag}: original of its copies")
+            return None
+
+    def _from_server(
+        self, python: str, environ: Mapping[str, str], order: BootOrder, ask: Callable[[ForkServer], T], limit_s: float
+    ) -> T | None:
+        """Ask the server that a process is to come from; return what it gives, None if there is none."""
+        until = time.monotonic() + limit_s
         if any(name.startswith(_READ_AT_LOADING) for name in order.environment.env):
             return None
         for _ in range(_MOST_ATTEMPTS):  # each time modules are dropped, or what is out of date is replaced
@@ -116,7 +138,7 @@ class ForkServers:
                     continue  # it has dropped a module; if it was lost, it is None next
                 server = base
             try:
-                return self._fork_from(server, order)
+                return self._ask(server, order, ask)
             except Replaceable:
                 self._forget(server)
                 self._try_dropped_again(server.key)
@@ -158,8 +180,8 @@ class ForkServers:
     def _without_dropped(self, key: Key) -> Key:
         return key._replace(modules=tuple(name for name in key.modules if key._replace(modules=(name,)) not in self._dropped))
 
-    def _fork_from(self, server: ForkServer, order: BootOrder) -> ForkedProcess | None:
-        """Return a new process; None if there is none from this server.
+    def _ask(self, server: ForkServer, order: BootOrder, ask: Callable[[ForkServer], T]) -> T | None:
+        """Return what a server gives; None if there is nothing from this one.
 
         Raises:
             Replaceable: the server has ended, and another one would do.
@@ -167,7 +189,7 @@ class ForkServers:
         if shadows(order.environment.pythonpath, server.names):
             return None
         try:
-            return server.fork(order)
+            return ask(server)
         except ForkFailed as exc:
             if not self._lose(server, str(exc), exc.for_good):
                 raise Replaceable(server) from exc  # another thread has ended it, and knows why

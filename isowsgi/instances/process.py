@@ -7,6 +7,7 @@ ends by a crash, only the requests that it was serving are lost, and these are a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -22,6 +23,7 @@ from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.lifecycle import State
+from isowsgi.instances.original import Edition
 from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.privatefolder import with_folder
 from isowsgi.instances.subinterpreter import boot_source
@@ -71,6 +73,7 @@ class ProcessInstance(HostedInstance):
         environ: the environment of the worker, without what apps in it have changed.
         containment: where mistakes end that are one connection's.
         servers: fork its process, if there are any.
+        edition: of what its process is a copy; None: it loads the app.
     """
 
     can_be_killed = True
@@ -84,6 +87,7 @@ class ProcessInstance(HostedInstance):
         environ: Mapping[str, str],
         containment: Containment,
         servers: ForkServers | None = None,
+        edition: Edition | None = None,
     ) -> None:
         super().__init__(order, board)
         self._owner = owner
@@ -108,6 +112,7 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Exited] = self._on_exited
         self._effects[messages.Imported] = self._on_imported
         self._servers = servers
+        self._edition = edition
         self._imported: list[str] = []  # as its process says, until it is ready
         self._child: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._is_killed = False
@@ -143,6 +148,8 @@ class ProcessInstance(HostedInstance):
         self._is_killed = True
         if self._child is not None:
             self._child.kill()
+        elif self._edition is not None:
+            self._edition.give_up()
 
     def distrust(self) -> None:
         super().distrust()
@@ -244,8 +251,11 @@ class ProcessInstance(HostedInstance):
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""
         status = 0
         try:
-            with with_folder(self._order) as order:
-                self._child = self._fork(order) or self._start(order)
+            with contextlib.ExitStack() as owned:
+                self._child = self._copy(owned)
+                if self._child is None:
+                    order = owned.enter_context(with_folder(self._order))
+                    self._child = self._fork(order) or self._start(order)
                 self._inner_mail.close()
                 if self._is_killed:
                     self._child.kill()
@@ -254,6 +264,13 @@ class ProcessInstance(HostedInstance):
             self._report_from_keeper(messages.Failed(error=f"cannot start {self._python!r}: {exc}", traceback=""))
         self._has_exited = self.has_gone = True
         self._report_from_keeper(messages.Exited(status=status))
+
+    def _copy(self, owned: contextlib.ExitStack) -> ForkedProcess | None:
+        """Return a process that is a copy of one with the app; its original is there until `owned` is closed."""
+        if self._edition is None or self._servers is None:
+            return None
+        owned.enter_context(self._edition.membership())
+        return self._servers.copy(self._python, self._environ, self._order, self._edition)
 
     def _fork(self, order: BootOrder) -> ForkedProcess | None:
         return None if self._servers is None else self._servers.fork(self._python, self._environ, order)

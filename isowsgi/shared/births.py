@@ -6,7 +6,8 @@
 3. On that pair the new process says `Forked`, or the server `NotForked`. Which process has said so is the kernel's word.
 4. The worker sends the process its descriptors: the boot order as a file, standard output and error, and those that the order names, by
    their places in the packet. A process that gets none ends, so one that the worker no longer waits for is never an instance.
-   A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and continues as in 1.
+   A process that becomes a fork server for one venv gets a `PreloadOrder` in place of a boot order, and continues as in 1; one that becomes
+   the original of a mount's copies a `LoadOrder`.
 5. The process takes them for its own, and says `Settled`. From there on it is as one that was started on its own.
 
 The server runs isowsgi's code and a preloaded package's, so what it says is not trusted: `decode` takes what fits, and nothing else. Only a
@@ -16,9 +17,11 @@ worker and a fork server import this, so that other instances need not pay for i
 import os
 import socket
 import struct
+from typing import Any
 
 import isowsgi
 from isowsgi.shared import wire
+from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.wire import MessageError, Value, plain
 
 # Longest packet; `Warm` names some 150 modules.
@@ -61,6 +64,15 @@ class PreloadOrder(Value):
     site: list[str]  # as `messages.Host.site`
     start_folder: str
     modules: list[str]  # to import
+
+
+class LoadOrder(Value):
+    """All that a process has to know that loads the app of a mount, and forks its copies from then on."""
+
+    release: str
+    server: int  # as in a `PreloadOrder`
+    worker_pid: int
+    boot: BootOrder  # of a copy; of its descriptors there are only the log files', by their places in the packet
 
 
 class Dropped(Value):
@@ -127,13 +139,13 @@ def decode(packet: bytes) -> Birth:
     return wire.read(facts, kind)
 
 
-def read_preload_order(facts: object) -> PreloadOrder:
-    """Return the order for a fork server of one venv that was read from JSON.
+def read_server_order(facts: dict[str, Any]) -> PreloadOrder | LoadOrder:
+    """Return the order that was read from JSON, for a fork server of one venv or for an original.
 
     Raises:
         MessageError: it is none.
     """
-    return wire.read(facts, PreloadOrder)
+    return wire.read(facts, LoadOrder) if "boot" in facts else wire.read(facts, PreloadOrder)
 
 
 def read_order(facts: object) -> ForkOrder:

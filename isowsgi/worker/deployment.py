@@ -271,6 +271,7 @@ class Deployment:
             self.succession.begin(reason, now)
             return
         self.generation += 1
+        self.slots.renew()
         self.log.info(
             "%s: loading generation %d (%s); generation %d keeps serving", self.name, self.generation, reason, self.slots.oldest()
         )

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from isowsgi.configuration import Mount
 from isowsgi.instances.base import HostedInstance
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.maininterpreter import MainInstance
+from isowsgi.instances.original import Edition
 from isowsgi.instances.process import ProcessInstance
 from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
@@ -29,6 +31,11 @@ from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.reloadqueue import LOOK_S, Places, Turns
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.trials import Placement
+
+
+def has_copies(mount: Mount) -> bool:
+    """Whether a mount's processes are forked from one that has loaded its app; a single one would gain nothing."""
+    return mount.copies == "fork" and mount.instances > 1
 
 
 class Workshop:
@@ -99,7 +106,7 @@ class Workshop:
         first_row = board.allot(self.orders.threads_of(mount), numbers, isolation)
         with contextlib.ExitStack() as undo:
             undo.callback(board.give_back, first_row)
-            instance = self._make(self._order(deployment, slot, first_row))
+            instance = self._make(self._order(deployment, slot, first_row), self._edition_of(deployment))
             undo.callback(instance.discard)
             acceptor.watch(instance.fileno(), partial(self._on_reports, deployment, instance))
             undo.callback(acceptor.unwatch, instance.fileno())
@@ -156,9 +163,8 @@ class Workshop:
     def keep_fork_servers(self, deployments: Iterable[Deployment]) -> None:
         """End the fork servers that no process of these comes from any more."""
         forks = self.forks_processes()
-        self.fork_servers.keep(
-            {each.name for each in deployments if each.siting.isolation == PROCESS and (forks or each.mount.preload)},
-        )
+        in_processes = [each for each in deployments if each.siting.isolation == PROCESS]
+        self.fork_servers.keep({each.name for each in in_processes if forks or each.mount.preload or has_copies(each.mount)})
 
     def _order(self, deployment: Deployment, slot: int, first_row: int) -> BootOrder:
         siting = deployment.siting
@@ -175,12 +181,20 @@ class Workshop:
             status=deployment.status,
         )
 
-    def _make(self, order: BootOrder) -> HostedInstance:
+    def _edition_of(self, deployment: Deployment) -> Edition | None:
+        """Return of what a deployment's processes are copies; None if each loads its app."""
+        if not has_copies(deployment.mount):
+            return None
+        edition = deployment.slots.edition
+        edition.limit_s = deployment.mount.boot_timeout
+        return edition
+
+    def _make(self, order: BootOrder, edition: Edition | None) -> HostedInstance:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
             around = order.environment
-            servers = self.fork_servers if self.forks_processes() or around.preload or around.learns else None
-            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers)
+            servers = self.fork_servers if self.forks_processes() or around.preload or around.learns or edition else None
+            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers, edition)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from isowsgi.instances.lifecycle import ENDS, SETTLED, State
+from isowsgi.instances.original import Edition
 from isowsgi.shared.messages import Order, Report
 
 
@@ -71,6 +72,7 @@ class Slots:
         left: those that have ended, but whose interpreter cannot be freed, as threads of the app's run in it.
         began: monotonic seconds when each was started, or loaded, or retired.
         held: those that get no further connection: C code holds their GIL, or their state is unknown.
+        edition: of what those that are started now are copies, where a mount's processes are.
     """
 
     def __init__(self, count: int) -> None:
@@ -80,7 +82,13 @@ class Slots:
         self.left: list[Instance] = []
         self.began: dict[Instance, float] = {}
         self.held: list[Instance] = []
+        self.edition = Edition()
+        self._before: Edition | None = None  # that of what serves, while all of it is being replaced
         self._turn = 0
+
+    def renew(self) -> None:
+        """Have those that are started from now on load the app again, as it is now."""
+        self._before, self.edition = self.edition, Edition()
 
     def choose(self) -> Instance | None:
         """Return the instance for the next connection, each in turn; None if none can serve it."""
@@ -129,6 +137,8 @@ class Slots:
         vacant = [slot for slot, instance in enumerate(self.live) if instance is None or instance.state in ENDS]
         for slot in vacant:  # a later generation must not be there before it
             self.live[slot], self.coming[slot] = self.coming[slot], None
+        if self.is_empty():
+            self.renew()
         return [slot for slot in vacant if self.live[slot] is None]
 
     def install(self, instance: Instance) -> Instance | None:
@@ -137,6 +147,7 @@ class Slots:
             return None
         slot = self.coming.index(instance)
         before, self.live[slot], self.coming[slot] = self.live[slot], instance, None
+        self._before = None
         return before
 
     def vacate(self, instance: Instance) -> str:
@@ -145,6 +156,8 @@ class Slots:
             slots: list[Instance | None] = getattr(self, name)
             if instance in slots:
                 slots[slots.index(instance)] = None
+                if self._before is not None and not self.is_replacing():  # nothing came of it
+                    self.edition, self._before = self._before, None
                 return name
         return ""
 

@@ -8,6 +8,10 @@ import time
 state = {"prepared": "no"}
 
 
+def post_fork(info):
+    print("post_fork", sorted(info.items()), threading.current_thread().name)
+
+
 def on_boot(info):
     state["prepared"] = "yes"
     print("on_boot", sorted(info.items()), threading.current_thread().name)

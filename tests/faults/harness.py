@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 MODES = {"once": ONCE, "always": ALWAYS}
 
 # What is come to when a process is forked, and how long that may take: its mount waits for its turn to be loaded.
-_BIRTHS = ("isowsgi.instances.fork", "isowsgi.instances.process.ProcessInstance._fork")
+_BIRTHS = ("isowsgi.instances.fork", "isowsgi.instances.original", "isowsgi.instances.process.ProcessInstance._")
 _BIRTH_S = 1.0
 
 # How long a point is made to fail, and how long all may take to be well again.
@@ -85,6 +85,7 @@ _CONFIG = """
 "/good" = { app = "app", on_crash = "serve" }
 "/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
 "/child" = { app = "app", threads = 2, isolation = "process", preload = ["auto", "xml.dom.minidom"] }
+"/copies" = { app = "app", threads = 1, isolation = "process", instances = 2, copies = "fork" }
 "*.example/" = { app = "app", threads = 1, max_live = 2 }
 "/moved" = { redirect = "/good{path}" }
 [worker]
@@ -211,7 +212,7 @@ class Place:
             problems.append("no table can be applied any more")
         if failed and _is_of_tenants(point) and not self._reaches(lambda: self._ask("/", host="well.example") == 200):
             problems.append("no tenant is served any more")
-        for path in ("/bad", "/child"):
+        for path in ("/bad", "/child", "/copies"):
             if failed and not self._gets_well(path):
                 problems.append(f"{path} does not serve again: {self._ask(path)}")
         answered = neighbour.answered
@@ -290,6 +291,7 @@ class Place:
         for command in ("status", "stacks", "profile", "memory", "reload"):
             for mount in ("/bad", "/child"):
                 self._control(command, mount)
+        self._control("reload", "/copies")
         for half in (b"GET /ba", b"GET /bad HTTP/1.1\nx\r\n\r\n"):
             self._send(half)
 

@@ -33,6 +33,7 @@ CONFIG = """
 [mounts]
 "/plain" = {{ app = "hostile", isolation = "process", threads = 1 }}
 "/forked" = {{ app = "hostile", preload = "sqlite3", sandbox = true, threads = 1 }}
+"/copied" = {{ app = "hostile", copies = "fork", instances = 2, sandbox = true, threads = 1 }}
 "/neighbour" = {{ app = "hostile", isolation = "process", threads = 1 }}
 
 [mounts."/walled"]
@@ -86,7 +87,7 @@ OF_ROOT = {"read_shadow", "use_roots_rights"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), "--graceful-timeout", "3", wait_for=4) as server:
+    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), "--graceful-timeout", "3", wait_for=6) as server:
         yield server
 
 
@@ -163,6 +164,14 @@ def test_a_process_from_a_fork_server_is_in_its_sandbox_too(server: Server, plac
     assert outcome(server, "/forked", "read_env", place).startswith("PermissionError")
     assert outcome(server, "/forked", "connect_to_port", place) == "succeeds"  # as it names none
     assert said(server, "/forked", {})["tmp"] != said(server, "/walled", {})["tmp"]
+
+
+def test_copies_are_in_the_sandbox_of_their_original_with_its_folder(server: Server, place: dict[str, Any]) -> None:
+    assert "copies are not forked" not in server.log()
+    assert outcome(server, "/copied", "read_env", place).startswith("PermissionError")
+    folders = {said(server, "/copied", {})["tmp"] for _ in range(2)}
+    assert len(folders) == 1
+    Path(folders.pop()).joinpath("mine").write_text("")
 
 
 def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:

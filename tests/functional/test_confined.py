@@ -43,13 +43,22 @@ nice = {nice}
 working_directory = "{folder}"
 limits.memory = "96M"
 preload = "sqlite3"
+
+[mounts."/copied"]
+app = "confined"
+umask = "037"
+nice = {nice}
+working_directory = "{folder}"
+limits.memory = "160M"
+copies = "fork"
+instances = 2
 """
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    with running_server(folder, CONFIG.format(folder=folder, nice=NICE), wait_for=4) as server:
+    with running_server(folder, CONFIG.format(folder=folder, nice=NICE), wait_for=6) as server:
         yield server
 
 
@@ -60,7 +69,7 @@ def told(server: Server, path: str) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.parametrize(("mount", "umask", "memory"), [("/own", "027", 128), ("/forked", "077", 96)])
+@pytest.mark.parametrize(("mount", "umask", "memory"), [("/own", "027", 128), ("/forked", "077", 96), ("/copied", "037", 160)])
 def test_what_confines_a_process_is_there_when_its_app_is_imported(server: Server, mount: str, umask: str, memory: int) -> None:
     facts = told(server, mount)
 

@@ -23,6 +23,7 @@ def test_hooks_see_an_instances_whole_life(serve: StartServer) -> None:
     log = server.log()
     for generation in (1, 2):
         info = f"[('generation', {generation}), ('isolation', '{best_isolation()}'), ('mount', '/a'), ('threads', 4)]"
+        assert log.count(f"/a #{generation}: post_fork [('forked', False), {info[1:]} isowsgi-0") == 1
         assert log.count(f"/a #{generation}: on_boot {info} isowsgi-0") == 1
         assert log.count(f"/a #{generation}: on_drain {info} isowsgi-drain") == 1
     assert log.index("/a #1: on_boot") < log.index("/a #1: serving") < log.index("on_request_start /x") < log.index("/a #1: on_drain")
