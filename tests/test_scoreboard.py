@@ -25,6 +25,7 @@ from isowsgi.shared.rows import (
     REQUESTS,
     RESPONSES,
     ROWS,
+    SENDS,
 )
 from isowsgi.shared.scoreboard import Scoreboard
 from tests.conftest import ROOT, examples
@@ -112,6 +113,8 @@ def test_a_block_is_reused_by_the_same_mount_only_and_its_counters_still_count(b
     first = board.allot(2, [0], "own-gil")
     board.row(first + 1).words[REQUESTS] = 5
     board.row(first).words[QUEUED] = 1
+    board.row(first).words[SENDS] = 2
+    assert board.read().sends == {"/a": 2}
     board.row(first + 2).words[BUSY] = 7
     board.give_back(first)
 
@@ -120,6 +123,7 @@ def test_a_block_is_reused_by_the_same_mount_only_and_its_counters_still_count(b
     assert first not in others
     assert board.allot(2, [0], "own-gil") == first
     assert board.total(REQUESTS) == 5
+    assert board.row(first).words[SENDS] == 0
     assert board.row(first).words[QUEUED] == 0, "nobody waits for an instance that has ended"
     assert board.row(first + 2).words[BUSY] == 0, "and its threads serve nobody"
 

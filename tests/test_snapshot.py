@@ -8,7 +8,7 @@ import pytest
 
 from isowsgi.shared import errortotals
 from isowsgi.shared.board import Board
-from isowsgi.shared.rows import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES
+from isowsgi.shared.rows import CRASHES, QUEUED, RELOADS, REQUESTS, RESPONSES, SENDS
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.status.snapshot import patterns, snapshot, unready
 from isowsgi.worker.recent import Recent
@@ -100,8 +100,10 @@ def test_the_newest_error_is_told_be_it_of_a_request_or_of_a_boot(board: Board) 
 def test_who_waits_is_counted_where_it_waits(board: Board) -> None:
     region = worker(board, mount("/a", parked=2))
     region.row(region.allot(1, [0], "own-gil")).words[QUEUED] = 3
+    region.row(1).words[SENDS] = 4
 
     assert (taken(board)["queued"], taken(board)["parked"]) == (3, 2)
+    assert taken(board)["in_flight"] == 4, "files on their way"
 
 
 def test_a_worker_that_does_not_accept_says_nothing_of_what_is_ready(board: Board) -> None:

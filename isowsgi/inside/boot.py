@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks
+from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks, takeover
 from isowsgi.inside.console import Consoles
 from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import Job, RequestTimeout, Watcher
@@ -241,6 +241,8 @@ class Instance:
         control = threading.Thread(target=self._guarded, args=(self._book.within, self._control.run), name="isowsgi-control", daemon=True)
         control.start()
         self._run_threads()
+        if (service := self._service) is not None and service.sender is not None:
+            service.sender.finish()
         if self._loader.hooks is not None:
             self._loader.hooks.join()
         is_main = self._order.isolation == "main"
@@ -340,18 +342,17 @@ class Instance:
         order, limits = self._order, self._limits
         gateways = self._loader.gateways()
         routes = self._routes
-        service = Service(order, gateways, self._log, self._make_peeker(routes), self._board, self._make_exchange(), self._containment)
+        board, peeker = self._board, self._make_peeker(routes)
+        service = Service(order, gateways, self._log, peeker, board, _make_exchange(order, board), self._containment)
         self._admission = Admission(self._runner, service, limits)
-        self._watcher = Watcher(
-            service.jobs,
-            limits,
-            self._log,
-            self._told.stuck,
-            self._stacks,
-            self._control_rows,
-            self._containment,
-            self._book.add,
-        )
+        parts = service.jobs, limits, self._log, self._told.stuck, self._stacks, self._control_rows, self._containment, self._book.add
+        self._watcher = Watcher(*parts)
+        if order.isolation != "process" and all(is_files(member.app) for member in order.members):  # a process takes what it sends with it
+            from isowsgi.inside.sender import Sender  # late: other instances have none
+
+            within = partial(self._guarded, self._book.within)
+            service.sender = Sender(service, self._log, limits, self._control_rows, self._containment, self._book.add, within)
+            service.sender.start(gateways.values())
         # Whichever comes last, this or an order, finds the other.
         self._service = service
         service.in_service = self._runner.in_service
@@ -397,13 +398,6 @@ class Instance:
             for each in (self._watcher, self._admission, service):
                 each.set_limits(used)
 
-    def _make_exchange(self) -> Exchange:
-        fds = self._fds
-        if fds.mail >= 0:
-            return Mail(blocking(socket.socket(fileno=os.dup(fds.mail))))
-        returns, lingering = (Port.open(fd, self._order.serving.arm_returns) for fd in (fds.returns, fds.lingering))
-        return SameProcess(returns, lingering, self._board.row(0).words, lambda: os.eventfd_write(fds.capacity, 1))
-
     def _look_after(self, now: float) -> bool:
         """Do what is due on the control thread; see `control.Duty`."""
         self._control_row.say_alive(now)
@@ -416,7 +410,7 @@ class Instance:
             if is_busy:  # each call contained alone: one may be a client's only rescue
                 self._containment.call("check of waiting connections", admission.look, service.draining)
                 if now > self._shut_at:
-                    self._containment.call("closing connections that the app has taken over", service.shut_taken_over)
+                    self._containment.call("closing connections that the app has taken over", takeover.shut_all, service.jobs)
             self._control_row.set_queued(admission.waiting if is_busy else 0)
         if self._files is not None and self._service is not None:
             changed = self._files.changed(now)
@@ -464,6 +458,20 @@ class Instance:
 
 def _jobs_of(service: Service | None) -> Sequence[Job]:
     return service.jobs if service is not None else ()
+
+
+def _make_exchange(order: BootOrder, board: Region) -> Exchange:
+    fds = order.fds
+    assert fds is not None, "the maker of the instance gives it descriptors"
+    if fds.mail >= 0:
+        return Mail(blocking(socket.socket(fileno=os.dup(fds.mail))))
+    returns, lingering = (Port.open(fd, order.serving.arm_returns) for fd in (fds.returns, fds.lingering))
+    return SameProcess(returns, lingering, board.row(0).words, lambda: os.eventfd_write(fds.capacity, 1))
+
+
+def is_files(app: messages.App) -> bool:
+    """Whether an app is isowsgi's own for static files."""
+    return app.kind == "module" and app.target == "isowsgi.files"
 
 
 def _sees_stacks(host: messages.Host, board: Region) -> Callable[[], bool]:

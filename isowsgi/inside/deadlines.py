@@ -188,6 +188,10 @@ class Job:
         self.is_serving = True
         self.connection = connection
 
+    def pass_on(self) -> None:
+        """Say that the current request is counted by whoever has its connection next, and not at its end here."""
+        self.connection = None
+
     def line(self) -> str:
         """Return the first line of the current request, or ""."""
         return self.row.line() if self.is_serving else ""

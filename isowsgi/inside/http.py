@@ -34,11 +34,55 @@ _DONT_WAIT = int(socket.MSG_DONTWAIT)
 # Most bytes per sendfile() call: the kernel's own bound, MAX_RW_COUNT, is a page less than 2 GiB.
 _MAX_SENDFILE_BYTES = 1 << 30
 
+# Most bytes of a file that one client gets in a row where others may wait for their part: nginx's default for sendfile_max_chunk.
+_SHARE_BYTES = 2 << 20
+
+# What follows goes into the same packet.
+_MORE = int(socket.MSG_MORE)
+
 
 # What a call that reads a file and sends it fails with if it is for the client: all else is for the file.
 _FROM_CLIENTS = frozenset(
     {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTUNREACH}
 )
+
+
+class FilePart:
+    """What of a file is not sent yet; it goes out by sendfile(), without being read into this process.
+
+    Attributes:
+        left: bytes.
+    """
+
+    __slots__ = ("_fd", "_offset", "left")
+
+    def __init__(self, fd: int, offset: int, count: int) -> None:
+        self._fd = fd
+        self._offset = offset
+        self.left = count
+
+    def send(self, sock_fd: int, most: int) -> int:
+        """Send the next bytes; return how many.
+
+        Raises:
+            BlockingIOError: the connection takes nothing now.
+            EOFError: nothing is left, or the file was cut short meanwhile.
+            ClientGone, ClientStalled: there is nobody to send it to.
+            OSError: of the file; the log should have it.
+        """
+        try:
+            sent = os.sendfile(sock_fd, self._fd, self._offset, min(self.left, most)) if self.left else 0
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            if exc.errno in _FROM_CLIENTS:
+                raise _client_error(exc) from exc
+            raise
+        if sent == 0:
+            raise EOFError
+        self._offset += sent
+        self.left -= sent
+        return sent
 
 
 class ClientGone(ConnectionError):
@@ -126,6 +170,7 @@ class Response:
         ending: the request's, see `ending.Ending`, once it has one.
         sending_ns: for how long its thread has waited for the client to take it, or has sent a file.
         timing: returns a Server-Timing field for the head; None: it has none of ours.
+        unsent: what the client has not taken of a file that was left to the sender, see `write_file`.
     """
 
     # Most stay as they are here; set in the class, they cost a request nothing.
@@ -143,6 +188,7 @@ class Response:
     is_taken_over = False
     sending_ns = 0
     timing: Callable[[], bytes] | None = None
+    unsent: FilePart | None = None
     _lines = b"\r\n"  # of the head, for `headers`, and the empty one
     _omits_body = False
     is_5xx = False  # whether that is what the app wants the client to get
@@ -258,11 +304,15 @@ class Response:
         if end:
             self._send(end)
 
-    def write_file(self, wrapper: Any) -> None:
-        """Send a `wsgi.file_wrapper`, by sendfile() where that can be done."""
+    def write_file(self, wrapper: Any, may_leave: bool = False) -> None:
+        """Send a `wsgi.file_wrapper`, by sendfile() where that can be done.
+
+        Args:
+            may_leave: whether what the client does not take at once is left, as `unsent`. The connection does not block from then on.
+        """
         if self._omits_body:
             return  # nothing of the file need be read for that; `close` sends the head
-        if not self._sendfile(wrapper):
+        if not self._sendfile(wrapper, may_leave):
             for chunk in wrapper:
                 self.write(chunk)
 
@@ -280,7 +330,7 @@ class Response:
             if self.ending is not None:
                 self.ending.release_status()
 
-    def _sendfile(self, wrapper: Any) -> bool:
+    def _sendfile(self, wrapper: Any, may_leave: bool) -> bool:
         """Send a file without reading it into this process; False when that cannot be done and nothing was sent.
 
         `socket.sendfile`, which gunicorn goes through, waits for a client that does not read without any limit.
@@ -299,27 +349,62 @@ class Response:
         framed = self.chunked and count > 0
         if count:
             os.pread(fd, 1, offset)  # what cannot be read, as it is open for writing only, is the app's mistake: while there is no head yet
-        self._send(self._head() + (b"%X\r\n" % count if framed else b""))
-        self.is_sending = True
-        began = time.monotonic_ns()
-        try:
-            while self.sent < count:
-                sent = os.sendfile(self.sock.fileno(), fd, offset + self.sent, min(count - self.sent, _MAX_SENDFILE_BYTES))
-                if sent == 0:  # the file was cut short meanwhile
-                    break
-                self.sent += sent
-        except OSError as exc:
-            if exc.errno in _FROM_CLIENTS:
-                raise _client_error(exc) from exc
-            raise  # of the file: the log should have it
-        finally:
-            self.is_sending = False
-            self.sending_ns += time.monotonic_ns() - began
+        self._send(self._head() + (b"%X\r\n" % count if framed else b""), _MORE if count else 0)
+        part = FilePart(fd, offset, count)
+        if may_leave and not framed:
+            self._begin_file(part)
+            return True
+        self._send_file(part)
         if framed:
             if self.sent < count:
                 raise OSError(f"the file shrank while it was sent: {self.sent} of {count} bytes; the response cannot be completed")
             self._send(b"\r\n")
         return True
+
+    def _send_file(self, part: FilePart) -> None:
+        """Send all of it, and wait for the client."""
+        self.is_sending = True
+        began = time.monotonic_ns()
+        try:
+            while True:
+                try:
+                    self.sent += part.send(self.sock.fileno(), _MAX_SENDFILE_BYTES)
+                except EOFError:
+                    return
+                except BlockingIOError as exc:  # SO_SNDTIMEO has run out
+                    raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
+            self.sending_ns += time.monotonic_ns() - began
+
+    def _begin_file(self, part: FilePart) -> None:
+        """Send what the client takes at once, and leave the rest."""
+        os.set_blocking(self.sock.fileno(), False)
+        try:
+            is_whole = self.send_part(part)
+        except BaseException:
+            os.set_blocking(self.sock.fileno(), True)
+            raise
+        if is_whole:
+            os.set_blocking(self.sock.fileno(), True)
+        else:
+            self.unsent = part
+
+    def send_part(self, part: FilePart) -> bool:
+        """Send a client its share of a file, or what it takes of that; return whether nothing is left. The connection must not block.
+
+        Raises:
+            ClientGone, OSError: see `FilePart.send`.
+        """
+        end = self.sent + _SHARE_BYTES
+        try:
+            while self.sent < end:
+                self.sent += part.send(self.sock.fileno(), end - self.sent)
+        except BlockingIOError:
+            return False
+        except EOFError:
+            return True
+        return part.left == 0
 
     def _drop(self, data: bytes) -> None:
         if not self.headers_sent:
@@ -342,10 +427,10 @@ class Response:
         start = _head_start(self.req.version, self.status, connection, self.chunked)
         return start + self._lines if self.timing is None else start + self.timing() + self._lines
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, flags: int = 0) -> None:
         """Send bytes. Nearly always the kernel has room for all of them: then nobody is waited for, and no clock is read."""
         try:
-            sent = self.sock.send(data, _DONT_WAIT)
+            sent = self.sock.send(data, _DONT_WAIT | flags)
         except BlockingIOError:
             sent = 0
         except OSError as exc:

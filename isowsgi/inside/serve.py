@@ -34,6 +34,10 @@ from isowsgi.shared.peek import Peeker, Refused, peek
 from isowsgi.shared.progress import since_last_bytes_ns
 from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from isowsgi.inside.sender import Sender
+
 # Events taken per system call. They are served one after the other, so a larger batch would only make the last one's wait invisible.
 _MAX_EVENTS = 16
 
@@ -93,6 +97,7 @@ class Service:
         self._epoll.register(self._poke, select.EPOLLIN)
         if self._mail_fd >= 0:
             self._epoll.register(self._mail_fd, select.EPOLLIN)
+        self.sender: Sender | None = None  # of files, where the apps are isowsgi's own
         self._is_broken = False  # whether an exception may have come where it does harm, see `repair`
         self.in_service: Callable[[], Iterable[int]] = tuple  # the runner's, once it is known
         self.draining = False  # give connections back instead of keeping them; set before a poke
@@ -105,6 +110,8 @@ class Service:
 
     def set_limits(self, limits: Limits) -> None:
         self._holdings.set_limits(limits)
+        if self.sender is not None:
+            self.sender.set_limits(limits)
 
     def open_connections(self) -> int:
         return len(self._connections)
@@ -146,20 +153,6 @@ class Service:
                 self._holdings.close(connection)
         except OSError:
             self._holdings.close(connection)
-
-    def shut_taken_over(self) -> None:
-        """End the connections that apps have taken over, websockets for instance: nobody else can, and a drain waits for them."""
-        for job in self.jobs:
-            connection = job.connection
-            if connection is None or not connection.is_taken or (token := job.ending.hold_open()) is None:
-                continue
-            try:
-                if job.connection is connection:
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the client is gone
-            finally:
-                job.ending.release_open(token)
 
     # The runner's side.
 
@@ -210,7 +203,10 @@ class Service:
             if self._is_broken:
                 self.repair({*self.in_service(), *ready})
             while self._returned:
-                self.settle(self._returned.popleft())
+                connection = self._returned.popleft()
+                if connection.fate is not Fate.SEND:
+                    connection.count_sent(self._own.job.rows)
+                self.settle(connection)
         if self._mail_fd in calls:
             for fd in self._exchange.receive():
                 self._epoll.register(fd, ARM_EDGE)
@@ -240,6 +236,7 @@ class Service:
         while job.is_serving:  # before anybody else may own the connection
             try:
                 if job.end():
+                    connection.count_sent(job.rows)
                     connection.fate = Fate.LINGER
             except RequestTimeout:  # raised for the request that is over
                 continue
@@ -257,6 +254,9 @@ class Service:
             self._holdings.close(connection)
         elif fate is Fate.LINGER:
             self._holdings.linger(connection)
+        elif fate is Fate.SEND:
+            assert self.sender is not None, "nothing is left to it else"
+            self.sender.take(connection)
         else:
             self._holdings.give_back(connection)
 
@@ -291,7 +291,8 @@ class Service:
         """
         self._is_broken = False
         for fd, connection in list(self._connections.items()):
-            if fd not in in_service and not connection.idle_since and connection not in self._returned:
+            is_elsewhere = fd in in_service or connection in self._returned or connection.sending is not None
+            if not is_elsewhere and not connection.idle_since:
                 connection.idle_since = time.monotonic()
         for fd in self._armed():
             self._epoll.modify(fd, select.EPOLLIN if fd in self._calls else ARM_EDGE)
@@ -335,6 +336,8 @@ class Service:
         words = self._acceptor_words
         last = self.last or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
         fate = gateway.serve(connection, data, look, last, job.row)
+        if fate is Fate.SEND:
+            job.pass_on()
         return Fate.LINGER if has_more and fate is Fate.CLOSE else fate
 
     def _mount_of(self, data: bytes, connection: Connection) -> int | None:

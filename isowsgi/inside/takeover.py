@@ -14,6 +14,7 @@ import _socket
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from isowsgi.inside.http import ClientGone
@@ -115,3 +116,22 @@ def _take_over(sock: AppSocket) -> None:
 
 def _asks_for_another_protocol(connection: Any) -> bool:
     return any(name.upper() == "UPGRADE" for name, _ in connection.response.req.headers)
+
+
+def shut_all(jobs: Iterable[Any]) -> None:
+    """End the connections that apps have taken over, websockets for instance: nobody else can, and a drain waits for them.
+
+    Args:
+        jobs: of the threads that serve, see `deadlines.Job`.
+    """
+    for job in jobs:
+        connection = job.connection
+        if connection is None or not connection.is_taken or (token := job.ending.hold_open()) is None:
+            continue
+        try:
+            if job.connection is connection:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client is gone
+        finally:
+            job.ending.release_open(token)

@@ -37,6 +37,10 @@ _DRAIN_S = 5.0
 
 _SHORT = "the app sent less than its Content-Length promised"
 
+TYPE_CHECKING = False  # as typing's, without the 2 ms of importing typing
+if TYPE_CHECKING:
+    from isowsgi.inside.sender import Sender, Sending
+
 Application = Callable[[dict[str, Any], Any], Any]
 
 
@@ -47,6 +51,7 @@ class Fate(Enum):
     CLOSE = "nothing is left to read: close it"
     LINGER = "the client may still be sending: close it only after that was read, or the response is lost"
     RETURN = "its next request is another instance's, or cannot be served here: it goes back to the acceptor"
+    SEND = "the rest of a file is on its way: the sender has it until all is sent"
 
 
 class Connection:
@@ -80,6 +85,7 @@ class Connection:
         "plain",
         "reader",
         "response",
+        "sending",
         "server",
         "sock",
         "waiting_ns",
@@ -104,6 +110,7 @@ class Connection:
         self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.ending: Any = None  # of the current request, or the last one
+        self.sending: Sending | None = None  # a response that is left to the sender, until it is counted
         self._parser: RequestParser | None = None
 
     def enter(self, gateway: Gateway) -> None:
@@ -123,6 +130,16 @@ class Connection:
         if self.reader.is_waiting:
             return "body"
         return "send" if self.response is not None and self.response.is_sending else ""
+
+    def count_sent(self, rows: Mapping[int, Row]) -> None:
+        """Count its request, which has ended, if the sender had the response.
+
+        Args:
+            rows: of a thread that serves nobody just now.
+        """
+        sending, self.sending = self.sending, None
+        if sending is not None:
+            sending.count(rows[self.gateway.mount], self)
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
@@ -180,6 +197,7 @@ class Gateway:
         self._end_lines = end_lines
         self.errors = errors or ErrorBook()
         self.has_server_timing = False  # whether responses say where their time went
+        self.sender: Sender | None = None  # for files, where the app is one of isowsgi's own
 
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
@@ -228,7 +246,7 @@ class Gateway:
             if last:
                 response.must_close = True
             self._call(connection, request, response, environ)
-            return self._fate(connection, request, response)
+            return self.fate(connection, request, response) if response.unsent is None else Fate.SEND
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
@@ -308,24 +326,30 @@ class Gateway:
                             break
                         response.write(chunk)
                 elif not forks.is_copy:
-                    response.write_file(body)
+                    response.write_file(body, self.sender is not None and self.sender.takes(request))
             finally:
                 if forks.is_copy:
                     forks.leave()
             response.close()
         finally:
             try:
-                if started and response.headers_sent:  # otherwise what answers the error logs it
+                if response.unsent is not None:
+                    assert self.sender is not None, "nothing is left else"
+                    connection.sending = self.sender.left(request, response, environ, body)
+                elif started and response.headers_sent:  # otherwise what answers the error logs it
                     ending.leave_app()  # an interrupt would leave the log's lock taken
-                    elapsed = datetime.timedelta(seconds=time.monotonic() - started)
-                    self._log.access(response, request, environ, elapsed)
+                    self.log_access(request, response, environ, time.monotonic() - started)
                     ending.enter_app()
-                if hasattr(body, "close"):
+                if response.unsent is None and hasattr(body, "close"):
                     body.close()
             finally:
                 ending.leave_app()
 
-    def _fate(self, connection: Connection, request: Any, response: Response) -> Fate:
+    def log_access(self, request: Any, response: Response, environ: dict[str, Any], elapsed_s: float) -> None:
+        self._log.access(response, request, environ, datetime.timedelta(seconds=elapsed_s))
+
+    def fate(self, connection: Connection, request: Any, response: Response) -> Fate:
+        """Return what becomes of a connection once a response was sent; what is wrong with that is logged."""
         length = response.response_length
         if length is None or response.sent < length:
             if response.dropped and not connection.is_taken:

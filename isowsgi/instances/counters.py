@@ -7,7 +7,7 @@ import socket
 from isowsgi.instances.judge import Judge
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, TURNED_AWAY, Row
+from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, SENDS, TURNED_AWAY, Row
 from isowsgi.shared.scoreboard import Scoreboard
 
 
@@ -27,6 +27,7 @@ class CountedInstance:
         self.rows: int = len(mounts) * (1 + self.threads)
         self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
         control_words = board.row(self.first_row).words
+        self._control_rows = list(board.control_rows(self.first_row, mounts).values())
         self._judge = Judge(self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._counters_of)
         self._board = board
         self._requests_before = {mount: self._counted(mount) for mount in mounts}
@@ -45,7 +46,7 @@ class CountedInstance:
         return sum(self._board.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
 
     def is_busy(self) -> bool:
-        return any(row.words[BUSY] for row in self._thread_rows)
+        return any(row.words[BUSY] for row in self._thread_rows) or any(row.words[SENDS] for row in self._control_rows)
 
     def has_free_thread(self) -> bool:
         return sum(row.words[BUSY] != 0 for row in self._thread_rows) < self.threads

@@ -57,6 +57,7 @@ HANDSHAKES = 35  # of TLS that ended well; this one and the next by the relay's 
 HANDSHAKE_FAILURES = 36
 INTERNAL_ERRORS = 37  # isowsgi's own mistakes that were contained; counted where they are contained, see `containment`
 FAILED_STARTS = 38  # of workers that gunicorn started with and that have nothing to serve; row 0
+SENDS = 39  # no counter: files on their way to slow clients without a thread, see `inside.sender`; control row, by the baton's holder
 BUCKETS = 40  # requests that have ended, by how long they took: see BUCKET_LIMITS_S; row 0: a probe's waits for the shared GIL
 # Requests that waited long for a thread, or whose client was waited for long while the response was sent, are counted here instead, once in
 # each of the four: by how long they took, the same without the time of sending, how long they waited, and how long they were sent.
@@ -85,7 +86,7 @@ _WAIT_NS = _LIMITS_NS[2:]
 SHORT_WAIT_NS = _WAIT_NS[0]
 
 # Words that say what is so just now, and not how often it was.
-_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING, PROGRESS_AT)
+_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING, PROGRESS_AT, SENDS)
 
 # Names stand on the board as numbers; append only.
 ISOLATIONS = ("own-gil", "shared-gil", "main", "process")

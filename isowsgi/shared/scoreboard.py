@@ -50,6 +50,7 @@ from isowsgi.shared.rows import (
     ROWS_USED,
     SENDING_NS,
     SENDINGS,
+    SENDS,
     SLOW_APP_BUCKETS,
     SLOW_BUCKETS,
     WAIT_LIMITS_S,
@@ -160,6 +161,7 @@ class RegionReading(NamedTuple):
     totals: Totals
     busy: list[Busy]
     queued: dict[str, int]  # by pattern
+    sends: dict[str, int]  # files on their way that no thread sends, by pattern
     errors: list[RowError]
     report: dict[str, Any] | None  # what it says of itself; None until it does
     is_stopping: bool  # whether the next response on each of its connections is the last
@@ -354,6 +356,7 @@ class Scoreboard(Region):
             self._patterns = None  # the region may have become another worker's
         busy, errors = [], []
         queued: dict[str, int] = {}
+        sends: dict[str, int] = {}
         for number in range(1, self.rows_used()):
             row = self.row(number)
             words, pattern = row.words, self._pattern(row.words[MOUNT])
@@ -361,9 +364,11 @@ class Scoreboard(Region):
                 busy.append(Busy(number, pattern, row.line(), words[BUSY_SINCE], bool(words[ANSWERED])))
             if words[QUEUED]:
                 queued[pattern] = queued.get(pattern, 0) + words[QUEUED]
+            if words[SENDS] > 0:
+                sends[pattern] = sends.get(pattern, 0) + words[SENDS]
             if words[ERROR_AT]:
                 errors.append(RowError(pattern, words[ERROR_AT], row.error()))
-        return RegionReading(self.region, self.totals(), busy, queued, errors, self.report(), self.acceptor_row().is_stopping)
+        return RegionReading(self.region, self.totals(), busy, queued, sends, errors, self.report(), self.acceptor_row().is_stopping)
 
     def close(self) -> None:
         """Let go of the memory; not of the descriptor."""

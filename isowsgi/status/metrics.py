@@ -216,6 +216,7 @@ def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> I
     objects: Tally[str] = Tally()
     for region in reading.regions:
         queued.update(region.queued)
+        busy.update(region.sends)
     for mount in said:
         queued[mount["pattern"]] += mount["parked"]
         if isinstance(said_of := mount.get("tenants"), dict) and isinstance(live := said_of.get("live"), int):

@@ -172,7 +172,7 @@ def _mount(
         "is_ready": all(state in _READY for state in states),
         "generation": max(mount["generation"] for _, mount in said),
         "threads": sum(mount["threads"] * _live(mount["instances"]) for _, mount in said),
-        "in_flight": len(busy),
+        "in_flight": len(busy) + sum(region.sends.get(pattern, 0) for region, _ in said),
         "queued": sum(region.queued.get(pattern, 0) for region, _ in said),
         "parked": sum(mount["parked"] for _, mount in said),
         "memory_bytes": _sum_of_known(mount.get("memory_bytes") for _, mount in said),

@@ -323,3 +323,53 @@ def test_other_files_are_taken_up_while_the_apps_go_on(server: Server) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (ask(server, Case("/shop/more/")).body, ask(server, Case("/shop/static/a.css")).status) == (b"<h1>sub</h1>", 200)
     assert not re.search(r"/shop #2|/stuck #2", server.log())
+
+
+LARGE = bytes(range(256)) * 4096 * 10
+ENDED = r"static files #\d+: ended"
+
+
+def slow_clients(server: Server, count: int) -> list[Client]:
+    """Return clients that have asked for a large file, and have taken nothing of it but the head."""
+    clients = []
+    for _ in range(count):
+        client = Client(server)
+        clients.append(client)
+        client.send("GET /docs/large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+    for client in clients:
+        assert client.head().fields["content-length"] == str(len(LARGE))
+    return clients
+
+
+def open_large_files(server: Server) -> int:
+    """Return how often the worker has the large file open: once for each client that takes it."""
+    [worker] = server.workers()
+    large = str(server.folder / "site/large.bin")
+    return sum(os.path.realpath(fd) == large for fd in Path(f"/proc/{worker}/fd").iterdir())
+
+
+def test_a_hundred_slow_clients_of_a_large_file_cost_no_thread(server: Server) -> None:
+    (server.folder / "site/large.bin").write_bytes(LARGE)
+    clients = slow_clients(server, 100)
+    eventually(lambda: open_large_files(server) == 100, "all of them take it at once")
+
+    assert ask(server, Case("/docs/a.css")).status == 200
+
+    assert clients[0].read(len(LARGE)) == LARGE
+    assert clients[0].ask("/docs/digits.txt").body == DIGITS, "the connection is kept"
+    for client in clients:
+        client.close()
+    eventually(lambda: open_large_files(server) == 0, "nothing is left of those that went")
+
+
+def test_a_file_on_its_way_survives_the_end_of_its_instance(server: Server) -> None:
+    (server.folder / "site/large.bin").write_bytes(LARGE)
+    [client] = slow_clients(server, 1)
+    ended = len(re.findall(ENDED, server.log()))
+    with client:
+        done = call(server.folder, "reload", "/docs")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(re.findall(ENDED, server.log())) == ended
+        assert client.read(len(LARGE)) == LARGE
+        assert client.ask("/docs/digits.txt").body == DIGITS
+    server.wait_for_log(ENDED, ended + 1)
