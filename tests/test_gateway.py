@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside import forks
+from isowsgi.inside import errornotes, forks
+from isowsgi.inside.http import ClientStalled
 from isowsgi.inside.wsgi import Gateway
 from isowsgi.shared.rows import EXCEPTIONS
 from tests import test_serve
@@ -99,6 +100,27 @@ def test_a_body_with_a_status_that_has_none_is_told_in_the_instances_log(place: 
     assert place.log.errors == [
         "GET /a: the app returned a body of 5 bytes with status 204 No Content, which must not have one; the body is not sent"
     ]
+
+
+@pytest.mark.parametrize(("is_timed_out", "count"), [(False, 1), (True, 0)])
+def test_a_client_that_stalls_is_counted_once_whoever_saw_it(place: Failing, is_timed_out: bool, count: int) -> None:
+    """By the app's framework, which logs what it is told and passes it on, and by the watcher, which counts what it ends."""
+    gateway = place.service._gateways[0]
+
+    def fails(environ: Any, start_response: Any) -> list[bytes]:
+        try:
+            raise ClientStalled("slow")
+        except ClientStalled as exc:
+            errornotes.note(errornotes.LOGGED_WITH, exc)
+            place.service.jobs[0].ending.is_timed_out = is_timed_out
+            raise
+
+    gateway._app = fails
+    gateway.errors.within(lambda: place.answer(REQUEST), is_serving=lambda: True)
+    told: list[Any] = []
+    gateway.errors.flush(told.append)
+
+    assert [(erred.type, erred.count) for erred in told] == [("client too slow", 1)] * count
 
 
 def no_content(environ: Any, start_response: Any) -> list[bytes]:

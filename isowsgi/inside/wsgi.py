@@ -385,7 +385,9 @@ class Gateway:
         if response is not None and connection.ending.claim():
             _count_response(row, 408)
             _try_send(connection.sock, answers.plain(answers.TOO_LATE))
-        self.errors.add(self.mount, CUT, "client too slow", what, "the client sent too little of the body in time")
+        if not connection.ending.is_timed_out:  # else the watcher has counted it
+            self.errors.forget()  # the app may have been told, and have said so
+            self.errors.add(self.mount, CUT, "client too slow", what, "the client sent too little of the body in time")
 
     def _answer_error(self, connection: Connection, request: Any, response: Response | None, exc: BaseException, row: Row | None) -> None:
         """Log what the app or the parser raised, and answer if that is still possible."""
