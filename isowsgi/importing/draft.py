@@ -66,7 +66,7 @@ class Draft:
 
     def files(self, wanted: MountDraft, where: str, path: str, account: Account) -> None:
         """Add a mount that serves files; a proxy that serves them instead has its lines, too."""
-        self.proxy += files_at(where, path)
+        self.proxy += [line for line in files_at(where, path) if line not in self.proxy]
         self.mount(wanted, account)
         account.changed(wanted.at, FILES_NOTE)
 

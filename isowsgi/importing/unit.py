@@ -16,7 +16,7 @@ from isowsgi.importing.account import Account, At, BadSource
 from isowsgi.importing.draft import Draft, MountDraft
 from isowsgi.importing.jsontext import Path
 from isowsgi.importing.nginx import files_at
-from isowsgi.importing.unitroutes import Lead, Remark, leads
+from isowsgi.importing.unitroutes import Lead, Remark, Share, leads
 
 
 def import_from(path: str, account: Account, environ: Mapping[str, str]) -> Draft:
@@ -49,7 +49,7 @@ class _Import:
         self.said: set[Path] = set()
         self.apps: dict[Path, unitapp.App | None] = {}
         self.common: dict[str, Any] = {}
-        self.before: list[Lead] = []  # of this listener: Unit takes the first that matches
+        self.before: list[Lead | Share] = []  # of this listener: Unit takes the first that matches
 
     def run(self) -> Draft:
         self._settings()
@@ -101,14 +101,13 @@ class _Import:
                 }.get(key, "the proxy's")
                 self.say_all("left", (*place, key), note)
 
-    def _found(self, found: Lead | Remark) -> None:
+    def _found(self, found: Lead | Share | Remark) -> None:
         if isinstance(found, Remark):
             (self.say_all if found.whole else self.say)(found.outcome, found.at, found.note)
             if found.location is not None:
                 self.draft.proxy += [line for line in files_at(*found.location) if line not in self.draft.proxy]
             return
-        app = self._app(found.app)
-        if app is None:
+        if isinstance(found, Lead) and self._app(found.app) is None:
             self.say("left", found.at, f"there is no Python app {'/'.join(map(str, found.app))} that speaks WSGI")
             return
         hosts = found.hosts or ("",)
@@ -116,19 +115,30 @@ class _Import:
             if any(set(hosts) <= {*lead.hosts} or not lead.hosts for lead in self.before if _takes(lead.prefixes, prefix)):
                 self.say("left", found.at, f"never reached: a step before takes {prefix or '/'} and all below it")
                 continue
-            for where, script in app.places(prefix):
-                self._mount(hosts[0], hosts[1:], where, script, app, found.at)
+            self._place(found, hosts, prefix)
             self._again(hosts, prefix)
         self.before.append(found)
 
     def _again(self, hosts: tuple[str, ...], prefix: str) -> None:
         """Mount what earlier steps take from every host at these hosts too: here a pattern with a host wins over one without."""
         for lead in self.before if hosts != ("",) else ():
-            app = self._app(lead.app)
-            for where in lead.prefixes if app and not lead.hosts else ():
-                if app and _takes((prefix,), where):
-                    for path, script in app.places(where):
-                        self._mount(hosts[0], hosts[1:], path, script, app, lead.at)
+            for where in lead.prefixes if not lead.hosts else ():
+                if _takes((prefix,), where):
+                    self._place(lead, hosts, where)
+
+    def _place(self, found: Lead | Share, hosts: tuple[str, ...], prefix: str) -> None:
+        """Mount what a step leads to, at a path of some hosts."""
+        if isinstance(found, Lead):
+            if (app := self._app(found.app)) is not None:
+                for where, script in app.places(prefix):
+                    self._mount(hosts[0], hosts[1:], where, script, app, found.at)
+            return
+        self.said.add(found.at)
+        settings = {"static": found.path(prefix), **found.settings, **({"hosts": list(hosts[1:])} if hosts[1:] else {})}
+        pattern = hosts[0] + (prefix or "/")
+        wanted = MountDraft(pattern=pattern, app=None, at=self.places[found.at], settings=settings)
+        if not any(mount.pattern == pattern and mount.at == wanted.at for mount in self.draft.mounts):
+            self.draft.files(wanted, prefix or "/", found.path(prefix), self.account)
 
     def _app(self, place: Path) -> unitapp.App | None:
         if place not in self.apps:

@@ -34,6 +34,28 @@ class Lead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share of files.
+
+    Attributes:
+        hosts, prefixes: as of a `Lead`.
+        template: the path of a file, with `$uri` for the request's path at its end, or without it.
+        settings: of the mount, beside the folder.
+        at: the path of the share.
+    """
+
+    hosts: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    template: str
+    settings: dict[str, Any]
+    at: Path
+
+    def path(self, prefix: str) -> str:
+        """Return the folder, or the file, that is served below a prefix."""
+        return self.template.removesuffix("$uri") + prefix if self.template.endswith("$uri") else self.template
+
+
+@dataclass(frozen=True, kw_only=True)
 class Remark:
     """What is to be said of a place, or of all below it.
 
@@ -50,7 +72,7 @@ class Remark:
     location: tuple[str, str] | None = None
 
 
-def leads(config: dict[str, Any], start: Path, target: str) -> Iterator[Lead | Remark]:
+def leads(config: dict[str, Any], start: Path, target: str) -> Iterator[Lead | Share | Remark]:
     """Yield where a pass leads, in the order in which Unit tries it.
 
     Args:
@@ -62,7 +84,7 @@ def leads(config: dict[str, Any], start: Path, target: str) -> Iterator[Lead | R
 
 def _from(
     config: dict[str, Any], at: Path, target: Any, hosts: tuple[str, ...], prefixes: tuple[str, ...], depth: int
-) -> Iterator[Lead | Remark]:
+) -> Iterator[Lead | Share | Remark]:
     kind, _, name = str(target).partition("/")
     if depth > _MOST_DEPTH:
         yield Remark(at=at, outcome="left", note="routes lead to each other without an end")
@@ -86,7 +108,7 @@ def _from(
 
 def _step(
     config: dict[str, Any], at: Path, step: dict[str, Any], hosts: tuple[str, ...], prefixes: tuple[str, ...], depth: int
-) -> Iterator[Lead | Remark]:
+) -> Iterator[Lead | Share | Remark]:
     match = step.get("match", {})
     more = sorted(_BY_MORE & set(match)) if isinstance(match, dict) else ["match"]
     if more:
@@ -136,24 +158,81 @@ def _action_of_files(at: Path, step: dict[str, Any], uris: list[str]) -> Iterato
 
 def _action(
     config: dict[str, Any], at: Path, action: Any, hosts: tuple[str, ...], prefixes: tuple[str, ...], depth: int
-) -> Iterator[Lead | Remark]:
+) -> Iterator[Lead | Share | Remark]:
     if not isinstance(action, dict):
         return
     for key in action:
         if key == "pass":
             yield from _from(config, (*at, "pass"), action["pass"], hosts, prefixes, depth)
         elif key == "share":
-            for share in _listed(action["share"]):
-                where = prefixes[0] + "/"
-                folder = share.removesuffix("$uri").rstrip("/") + (where if share.endswith("$uri") else "")
-                note = f"let the proxy serve {share}: a location line is below"
-                yield Remark(at=(*at, "share"), outcome="left", note=note, whole=True, location=(where, folder))
-        elif key == "fallback":
-            yield Remark(at=(*at, "fallback"), outcome="taken", note="what no file answers goes to the app: try_files of nginx")
-            yield from _action(config, (*at, "fallback"), action["fallback"], hosts, prefixes, depth + 1)
+            yield from _share(at, action, hosts, prefixes)
+        elif key == "fallback" and "share" in action:
+            yield from _fallback(config, (*at, key), action, hosts, prefixes, depth)
+        elif key in ("index", "follow_symlinks") and "share" in action:
+            yield Remark(at=(*at, key), outcome="taken", note=f"{key} of the mount")
         else:
             yield Remark(at=(*at, key), outcome="left", note=f"the proxy's: {_ACTIONS.get(key, key)}", whole=True)
 
+
+def _share(at: Path, action: dict[str, Any], hosts: tuple[str, ...], prefixes: tuple[str, ...]) -> Iterator[Share | Remark]:
+    """Yield a share as a mount of files, or what is to be said of one that is none."""
+    where, shares = (*at, "share"), _listed(action["share"])
+    later = action.get("fallback")
+    text = ""
+    if len(shares) != 1:
+        text = "a mount serves one folder"
+    elif "$" in shares[0].removesuffix("$uri"):
+        text = "variables choose its folder"
+    elif isinstance(later, dict) and "pass" in later:
+        text = "an app answers what no file does, and a mount takes all below its path"
+    if text:
+        for share in shares:
+            path = prefixes[0] + "/"
+            folder = share.removesuffix("$uri").rstrip("/") + (path if share.endswith("$uri") else "")
+            note = f"let the proxy serve {share}: a location line is below; {text}"
+            yield Remark(at=where, outcome="left", note=note, whole=True, location=(path, folder))
+        return
+    settings: dict[str, Any] = {}
+    if "index" in action:
+        settings["index"] = str(action["index"])
+    if action.get("follow_symlinks") is True:
+        settings["follow_symlinks"] = True
+    elif "follow_symlinks" not in action and "chroot" not in action:
+        note = "a link that leads out of the folder is 403, unless the mount has follow_symlinks = true"
+        yield Remark(at=where, outcome="changed", note=note, whole=True)
+    file = _file_of(later)
+    folder = shares[0].removesuffix("$uri").rstrip("/") + (prefixes[0] if shares[0].endswith("$uri") else "")
+    if file is not None and file.startswith(folder + "/") and len(prefixes) == 1:
+        settings["fallback"] = file[len(folder) :]
+    yield Share(hosts=hosts, prefixes=prefixes, template=shares[0], settings=settings, at=where)
+
+
+def _file_of(fallback: Any) -> str | None:
+    """Return the file that a fallback shares; None: it does something else."""
+    if not isinstance(fallback, dict) or set(fallback) != {"share"}:
+        return None
+    shares = _listed(fallback["share"])
+    return shares[0] if len(shares) == 1 and "$" not in shares[0] else None
+
+
+def _fallback(
+    config: dict[str, Any], at: Path, action: dict[str, Any], hosts: tuple[str, ...], prefixes: tuple[str, ...], depth: int
+) -> Iterator[Lead | Share | Remark]:
+    """Yield what becomes of what a share has no file for."""
+    fallback = action["fallback"]
+    shares = _listed(action["share"])
+    if _file_of(fallback) is not None and len(shares) == 1 and len(prefixes) == 1:
+        yield Remark(at=at, outcome="taken", note="fallback of the mount, if it is in the same folder", whole=True)
+    elif isinstance(fallback, dict) and "pass" in fallback:
+        yield Remark(at=at, outcome="taken", note="what no file answers goes to the app: try_files of nginx")
+        yield from _action(config, at, fallback, hosts, prefixes, depth + 1)
+    else:
+        yield Remark(
+            at=at, outcome="left", note="what there is no file for is 404, or the mount's fallback: a file of the same folder", whole=True
+        )
+
+
+_NO_FILE = "what there is no file for is 404, or the mount's fallback: a file of the same folder"
 
 _ACTIONS = {
     "return": "return",

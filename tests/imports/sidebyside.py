@@ -209,9 +209,16 @@ def _as_documented(conf: Path, name: str, scratch: Path) -> Iterator[tuple[str, 
     with isowsgi(conf / name, scratch) as ours:
         for host, target, app, paths in tree.expectations(name):
             status, said = ask(ours, "GET", host, target)
-            got = (said["app"], f"{said['script_name'] or repr('')} {said['path_info'] or repr('')}") if said else (str(status), "")
+            got = (str(status), "")
+            if said:
+                is_file = "file" in said  # see `tree.STATIC`
+                got = (f"file:{said['file']}", "'' ''") if is_file else (said["app"], _shown(said["script_name"], said["path_info"]))
             expected = ("404", "") if app == "-" else (app, paths)
             yield name, f"GET {host} {target}", None if got == expected else f"expected {expected}\n    isowsgi  {got}"
+
+
+def _shown(*paths: str) -> str:
+    return " ".join(path or repr("") for path in paths)
 
 
 def _variables_together(answer: tuple[int, Any]) -> tuple[int, Any]:
