@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import requests
 
 from isowsgi.shared import interpreters
 from tests.bystander import again_if_disturbed
-from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
+from tests.conftest import DEADLINE_S, WHOLE, Server, StartServer, eventually, receive_all, running_server, whole_only
 from tests.load import Load
 
 
@@ -47,19 +48,36 @@ def is_alive(pid: int) -> bool:
 # A process of its own.
 
 
-def test_a_mount_in_a_process_of_its_own_is_served_like_any_other(serve: StartServer) -> None:
-    server = serve(
-        """
-        [mounts]
-        "/" = "housed"
-        "/own" = { app = "housed", isolation = "process", env = { PLACE = "own" } }
-        """,
-        wait_for=2,
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests that leave its worker alone: a mount for each, whose process is started by its first request."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "touched").touch()
+    mounts = {
+        "/own": 'env = { PLACE = "own" }',
+        "/prints": "",
+        "/crash": "",
+        "/leave": "",
+        "/streams": "",
+        "/ends-again": "",
+        "/signals": "",
+        "/replaced": 'touch = "touched"',
+        "/many": "queue = 1000, threads = 2",
+        "/begun": "queue = 1000, threads = 2",
+    }
+    lines = "".join(
+        f'"{pattern}" = {{ app = "housed", isolation = "process", lazy = true{", " * bool(settings)}{settings} }}\n'
+        for pattern, settings in mounts.items()
     )
-    [worker] = server.workers()
+    with running_server(folder, f'[mounts]\n"/" = "housed"\n{lines}') as server:
+        yield server
+
+
+def test_a_mount_in_a_process_of_its_own_is_served_like_any_other(shared: Server) -> None:
+    [worker] = shared.workers()
 
     with requests.Session() as session:
-        url = server.url
+        url = shared.url
         own = session.post(url + "/own/x", data="sent", timeout=DEADLINE_S).json()
         root = session.get(url + "/", timeout=DEADLINE_S).json()
         again = session.get(url + "/own", timeout=DEADLINE_S).json()
@@ -69,31 +87,30 @@ def test_a_mount_in_a_process_of_its_own_is_served_like_any_other(serve: StartSe
     assert (again["pid"], again["seen"], root["env"]) == (own["pid"], 2, None)
 
 
-def test_what_a_process_prints_is_in_the_log_with_its_mount(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+def test_what_a_process_prints_is_in_the_log_with_its_mount(shared: Server) -> None:
+    assert shared.get("/prints/raise").status_code == 500
 
-    server.wait_for_log(r"/own #1: loaded as housed")
-    assert server.get("/own/raise").status_code == 500
-    server.wait_for_log(r"/own #1: Error handling request")
+    shared.wait_for_log(r"/prints #1: loaded as housed")
+    shared.wait_for_log(r"/prints #1: Error handling request")
 
 
 @pytest.mark.parametrize(("path", "said"), [("/crash", "was killed by SIGSEGV"), ("/leave", "exited with status 7")])
-def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartServer, tmp_path: Path, path: str, said: str) -> None:
+def test_a_process_that_ends_takes_only_its_own_requests_with_it(shared: Server, tmp_path: Path, path: str, said: str) -> None:
+    server, mount, waits = shared, path, shared.log().count("/ #1: waits")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    server = serve('[mounts]\n"/" = "housed"\n"/own" = { app = "housed", isolation = "process" }', wait_for=2)
     workers = server.workers()
-    first = facts(server, "/own")
+    first = facts(server, mount)
     with requests.Session() as idle:
-        idle.get(server.url + "/own", timeout=DEADLINE_S)
-        waiting = server.ask(f"/own/wait?{fifo}")
+        idle.get(server.url + mount, timeout=DEADLINE_S)
+        waiting = server.ask(f"{mount}/wait?{fifo}")
         neighbour = server.ask(f"/wait?{fifo}")
-        server.wait_for_log(r"/own #1: waits")
-        server.wait_for_log(r"/ #1: waits")
+        server.wait_for_log(rf"{mount} #1: waits")
+        server.wait_for_log(r"/ #1: waits", waits + 1)
 
-        assert server.get("/own" + path).status_code == 502
+        assert server.get(mount + path).status_code == 502
         # A kept connection of the dead process is the acceptor's again, and serves on.
-        second = idle.get(server.url + "/own", timeout=DEADLINE_S)
+        second = idle.get(server.url + mount, timeout=DEADLINE_S)
 
     assert second.status_code == 200
     assert second.json()["pid"] != first["pid"]
@@ -101,7 +118,7 @@ def test_a_process_that_ends_takes_only_its_own_requests_with_it(serve: StartSer
     with open(fifo, "w"):
         pass  # its end is what the request waits for
     assert b"200 OK" in receive_all(neighbour)
-    server.wait_for_log(rf"/own #1: ended unexpectedly: its process {said} while serving .*GET /own{path}")
+    server.wait_for_log(rf"{mount} #1: ended unexpectedly: its process {said} while serving .*GET {mount}{path}")
     assert server.workers() == workers
 
 
@@ -129,27 +146,23 @@ def test_a_process_that_ends_in_a_stopping_worker_is_started_again_for_a_request
     assert server.process.wait(DEADLINE_S) == 0
 
 
-def test_a_response_that_had_begun_is_cut_off_when_its_process_ends(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
-
-    answer = receive_all(server.ask("/own/stream"))
+def test_a_response_that_had_begun_is_cut_off_when_its_process_ends(shared: Server) -> None:
+    answer = receive_all(shared.ask("/streams/stream"))
 
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.endswith(b"a" * 100)
     assert b"502" not in answer
 
 
-def test_a_process_that_keeps_ending_is_started_again_with_growing_pauses(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
+def test_a_process_that_keeps_ending_is_started_again_with_growing_pauses(shared: Server) -> None:
+    assert shared.get("/ends-again/crash").status_code == 502
+    facts(shared, "/ends-again")  # at once
+    assert shared.get("/ends-again/crash").status_code == 502
 
-    assert server.get("/own/crash").status_code == 502
-    facts(server, "/own")  # at once
-    assert server.get("/own/crash").status_code == 502
-
-    server.wait_for_log(r"/own: ended 2 times soon after its start; restarting in 1 s")
-    assert server.get("/own").status_code == 503
-    server.wait_for_log(r"/own #3: serving")
-    facts(server, "/own")
+    shared.wait_for_log(r"/ends-again: ended 2 times soon after its start; restarting in 1 s")
+    assert shared.get("/ends-again").status_code == 503
+    shared.wait_for_log(r"/ends-again #3: serving")
+    facts(shared, "/ends-again")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT])
@@ -163,15 +176,14 @@ def test_a_process_ends_with_its_worker_whatever_ends_that(serve: StartServer, n
     eventually(lambda: not is_alive(child), "the end of the child")
 
 
-def test_a_process_leaves_signals_to_its_worker(serve: StartServer) -> None:
+def test_a_process_leaves_signals_to_its_worker(shared: Server) -> None:
     """systemd and a terminal signal every process; the children must answer what they have, and end when they are told."""
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process" }')
-    pid = int(str(facts(server, "/own")["pid"]))
+    pid = int(str(facts(shared, "/signals")["pid"]))
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         os.kill(pid, number)
 
-    assert facts(server, "/own")["pid"] == pid
+    assert facts(shared, "/signals")["pid"] == pid
 
 
 @again_if_disturbed
@@ -199,50 +211,46 @@ def test_a_request_without_progress_ends_in_a_process_as_in_an_interpreter_and_c
         server.wait_for_log(r"/hold #1: ended")  # killed; an interpreter would be left behind
 
 
-def test_a_process_is_replaced_without_losing_a_request(serve: StartServer, tmp_path: Path) -> None:
-    touched, fifo = tmp_path / "touched", tmp_path / "fifo"
-    touched.touch()
+def test_a_process_is_replaced_without_losing_a_request(shared: Server, tmp_path: Path) -> None:
+    server, fifo = shared, tmp_path / "fifo"
     os.mkfifo(fifo)
-    server = serve(f'[mounts]\n"/own" = {{ app = "housed", isolation = "process", touch = "{touched}" }}')
-    first = facts(server, "/own")
+    first = facts(server, "/replaced")
     with requests.Session() as idle:
-        idle.get(server.url + "/own", timeout=DEADLINE_S)
-        waiting = server.ask(f"/own/wait?{fifo}")
-        server.wait_for_log(r"/own #1: waits")
+        idle.get(server.url + "/replaced", timeout=DEADLINE_S)
+        waiting = server.ask(f"/replaced/wait?{fifo}")
+        server.wait_for_log(r"/replaced #1: waits")
 
-        os.utime(touched, (1, 1))
-        server.wait_for_log(r"/own #2: serving")
+        os.utime(server.folder / "touched", (1, 1))
+        server.wait_for_log(r"/replaced #2: serving")
         # What the old one has got already it may still answer.
-        second = eventually(lambda: (found := idle.get(server.url + "/own", timeout=DEADLINE_S).json())["generation"] == 2 and found)
+        second = eventually(lambda: (found := idle.get(server.url + "/replaced", timeout=DEADLINE_S).json())["generation"] == 2 and found)
 
         assert second["pid"] != first["pid"]
     with open(fifo, "w"):
         pass
     assert b"200 OK" in receive_all(waiting)
-    server.wait_for_log(r"/own #1: ended")
+    server.wait_for_log(r"/replaced #1: ended")
     eventually(lambda: not is_alive(int(str(first["pid"]))), "the end of the replaced process")
 
 
-def test_more_connections_at_once_than_the_mail_has_room_for_are_all_served(serve: StartServer) -> None:
+def test_more_connections_at_once_than_the_mail_has_room_for_are_all_served(shared: Server) -> None:
     """The socket to the child takes some 280 packets; the rest waits in the worker and must not be lost, nor turned away."""
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", queue = 1000, threads = 2 }')
-    pid = int(str(facts(server, "/own")["pid"]))
+    pid = int(str(facts(shared, "/many")["pid"]))
     os.kill(pid, signal.SIGSTOP)
-    socks = [server.ask("/own") for _ in range(600)]
+    socks = [shared.ask("/many") for _ in range(600)]
     os.kill(pid, signal.SIGCONT)
 
     assert all(b"200 OK" in receive_all(sock) for sock in socks)
 
 
-def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_next_one(serve: StartServer) -> None:
+def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_next_one(shared: Server) -> None:
     """They were handed to the dead one again, as it was the one that served until its end was known: their clients waited for ever."""
-    server = serve('[mounts]\n"/own" = { app = "housed", isolation = "process", queue = 1000, threads = 2 }')
-    pid = int(str(facts(server, "/own")["pid"]))
+    pid = int(str(facts(shared, "/begun")["pid"]))
     os.kill(pid, signal.SIGSTOP)
     # Each thread stops when it runs next, and one that does not yet may begin a request.
     tasks = Path(f"/proc/{pid}/task")
     eventually(lambda: all(b") T " in (task / "stat").read_bytes() for task in tasks.iterdir()), "all of it has stopped")
-    socks = [server.ask("/own") for _ in range(600)]
+    socks = [shared.ask("/begun") for _ in range(600)]
 
     os.kill(pid, signal.SIGKILL)
 
@@ -250,6 +258,7 @@ def test_requests_that_a_process_had_not_begun_when_it_died_are_served_by_the_ne
 
 
 @pytest.mark.alone
+@whole_only("a process that ends takes only its own requests with it")
 @again_if_disturbed
 def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(serve: StartServer) -> None:
     """`bench/chaos.py --only kills` does so twenty times."""
@@ -274,10 +283,16 @@ def test_a_crash_under_load_costs_what_was_in_flight_and_nobody_else_anything(se
 
 
 def other_pythons() -> list[str]:
+    """Return those that are here, or the oldest and the newest of them."""
     pyenv = Path(os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")))
     folders = [*pyenv.glob("versions/*/bin"), Path("/usr/bin"), *Path("/opt").glob("*/usr/bin")]
     names = {f"python3.{minor}" for minor in range(10, 16)} - {f"python3.{sys.version_info[1]}"}
-    return sorted(str(folder / name) for folder in folders for name in names if (folder / name).exists())
+    found = sorted((str(folder / name) for folder in folders for name in names if (folder / name).exists()), key=release_of)
+    return found if WHOLE or len(found) < 3 else [found[0], found[-1]]
+
+
+def release_of(python: str) -> int:
+    return int(python.rpartition(".")[2])
 
 
 @pytest.mark.parametrize("python", other_pythons())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +12,7 @@ import requests
 
 from isowsgi.shared import interpreters
 from tests.bystander import again_if_disturbed
-from tests.conftest import DEADLINE_S, Server, StartServer, eventually, receive_all
+from tests.conftest import APPS, DEADLINE_S, Server, StartServer, eventually, receive_all, running_server
 
 OWN_GIL = interpreters.best_isolation() == interpreters.OWN_GIL
 
@@ -25,6 +26,41 @@ TROUBLED = """
     """
 
 
+# Troubles that cost the server nothing once they are over: each has a mount of its own in one server, loaded by its first request.
+SMALL = ("loop", "swallow", "sleep", "lock", "body", "late", "recursion", "gigabyte", "chdir")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests after which the worker is as it was."""
+    folder = tmp_path_factory.mktemp("troubles")
+    mounts = {
+        "/h": 'app = "hello"',
+        **{f"/{name}": 'app = "troubles", lazy = true' for name in SMALL},
+        "/deaf": 'app = "big", threads = 1, lazy = true',
+        "/big": 'app = "big", lazy = true',
+        "/drips": 'app = "drips", lazy = true',
+        "/endless": 'app = "naps", request_timeout = 0, lazy = true',
+        "/full": f'app = "sleeps", threads = 1, queue = 2, queue_timeout = 0, request_timeout = 60, env = {{ GATE = "{folder}/full" }}',
+        "/late-turn": f'app = "sleeps", threads = 1, queue_timeout = 0.5, request_timeout = 60, env = {{ GATE = "{folder}/turn" }}',
+        "/interrupts": 'app = "code", isolation = "shared-gil", request_timeout = 60',
+    }
+    for name in ("recursion", "gigabyte", "chdir"):
+        mounts[f"/{name}"] += ", request_timeout = 20"
+    lines = "".join(f'"{pattern}" = {{ {settings} }}\n' for pattern, settings in mounts.items())
+    config = f"[defaults]\npythonpath = ['{APPS}', '.']\nrequest_timeout = 1\nthreads = 2\n[worker]\nmax_stuck = 100\n[mounts]\n{lines}"
+    with running_server(folder, config, files={"code.py": HAS_CTYPES}, wait_for=4) as server:
+        yield server
+
+
+HAS_CTYPES = """
+    import sys
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return [repr("ctypes" in sys.modules).encode()]
+"""
+
+
 def start(serve: StartServer, config: str = TROUBLED, *arguments: str) -> Server:
     return serve(config, *arguments, wait_for=2)
 
@@ -35,45 +71,51 @@ def assert_unharmed(server: Server, worker: int) -> None:
     assert server.workers() == [worker]
 
 
-def generation(server: Server) -> int:
+def generation(server: Server, pattern: str = "/t") -> int:
     """Return the generation that answers, or 0; on a busy machine any request may take longer than the second it has here."""
-    answer = server.get("/t/")
+    answer = server.get(f"{pattern}/")
     return int(answer.text.split()[1]) if answer.status_code == 200 else 0
 
 
 @pytest.mark.parametrize("trouble", ["loop", "swallow"])
-def test_python_code_that_does_not_end_is_interrupted(serve: StartServer, trouble: str) -> None:
-    server = start(serve)
-    (worker,) = server.workers()
+def test_python_code_that_does_not_end_is_interrupted(shared: Server, trouble: str) -> None:
+    (worker,) = shared.workers()
 
-    assert server.get(f"/t/{trouble}").status_code == 504
-    server.wait_for_log("no progress for")
+    assert shared.get(f"/{trouble}/{trouble}").status_code == 504
+    shared.wait_for_log(f"/{trouble} #1: no progress for")
 
-    assert_unharmed(server, worker)
-    assert eventually(lambda: generation(server)) == 1, "the instance was replaced although its thread came back"
-    assert "troubles.py" in server.log(), "the stack of the thread is in the log"
+    assert_unharmed(shared, worker)
+    assert eventually(lambda: generation(shared, f"/{trouble}")) == 1, "the instance was replaced although its thread came back"
+    assert "troubles.py" in shared.log(), "the stack of the thread is in the log"
 
 
-def test_a_request_whose_client_reads_nothing_is_given_up_and_its_thread_is_free(serve: StartServer) -> None:
+def test_a_request_whose_client_reads_nothing_is_given_up_and_its_thread_is_free(shared: Server) -> None:
     """Its thread came out of the send first, got the exception just when it had taken a lock, and then waited for itself for ever."""
-    server = serve('[mounts]\n"/" = { app = "big", threads = 1, request_timeout = 1 }')
-    deaf = server.ask("/")
-    server.wait_for_log("no progress for")
+    deaf = shared.ask("/deaf")
+    shared.wait_for_log("/deaf #1: no progress for")
     deaf.close()
 
-    assert len(server.get("/").content) == 10 * 1024 * 1024
+    assert len(shared.get("/deaf").content) == 10 * 1024 * 1024
 
 
-@pytest.mark.parametrize("trouble", ["sleep", "lock", "release_the_gil"])
-def test_a_thread_that_cannot_be_interrupted_has_its_instance_replaced(serve: StartServer, trouble: str) -> None:
-    server = start(serve)
+@pytest.mark.parametrize("trouble", ["sleep", "lock"])
+def test_a_thread_that_cannot_be_interrupted_has_its_instance_replaced(shared: Server, trouble: str) -> None:
+    assert_is_replaced(shared, f"/{trouble}", trouble)
+
+
+def test_so_has_one_in_c_code_that_has_released_the_gil(serve: StartServer) -> None:
+    """Which takes a core as long as its server lives."""
+    assert_is_replaced(start(serve), "/t", "release_the_gil")
+
+
+def assert_is_replaced(server: Server, pattern: str, trouble: str) -> None:
     (worker,) = server.workers()
 
-    assert server.get(f"/t/{trouble}").status_code == 504
-    server.wait_for_log("/t #1: a thread is stuck in its request")
-    server.wait_for_log("/t #2: serving")
+    assert server.get(f"{pattern}/{trouble}").status_code == 504
+    server.wait_for_log(f"{pattern} #1: a thread is stuck in its request")
+    server.wait_for_log(f"{pattern} #2: serving")
 
-    eventually(lambda: generation(server) == 2)
+    eventually(lambda: generation(server, pattern) == 2)
     assert_unharmed(server, worker)
 
 
@@ -89,40 +131,31 @@ def test_c_code_that_holds_its_own_gil_is_answered_and_replaced_from_outside(ser
     assert_unharmed(server, worker)
 
 
-def test_a_client_that_stops_sending_its_body_is_told_408(serve: StartServer) -> None:
-    server = start(serve)
-
-    answer = server.exchange(b"POST /t/body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+def test_a_client_that_stops_sending_its_body_is_told_408(shared: Server) -> None:
+    answer = shared.exchange(b"POST /body/body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert eventually(lambda: generation(server)) == 1
+    assert eventually(lambda: generation(shared, "/body")) == 1
 
 
-def test_a_client_that_stops_reading_frees_its_thread(serve: StartServer) -> None:
-    server = start(serve, TROUBLED.replace('"/h" = "hello"', '"/h" = "hello"\n"/big" = "big"'))
+def test_a_client_that_stops_reading_frees_its_thread(shared: Server) -> None:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect((server.host, server.port))
+        sock.connect((shared.host, shared.port))
         sock.sendall(b"GET /big/ HTTP/1.1\r\nHost: x\r\n\r\n")
 
-        server.wait_for_log("/big #1: no progress for")
-    eventually(lambda: server.get("/big/", stream=True).status_code == 200)
+        shared.wait_for_log("/big #1: no progress for")
+    eventually(lambda: shared.get("/big/", stream=True).status_code == 200)
 
 
 @again_if_disturbed
-def test_a_slow_response_that_goes_on_is_no_trouble(serve: StartServer) -> None:
+def test_a_slow_response_that_goes_on_is_no_trouble(shared: Server) -> None:
     """The limit is for progress: a stream may last as long as it moves."""
-    server = start(serve, TROUBLED.replace('"/h" = "hello"', '"/h" = "hello"\n"/drips" = "drips"'))
-
-    answer = server.get("/drips/")
-
-    assert answer.text == "drip\n" * 8
+    assert shared.get("/drips/").text == "drip\n" * 8
 
 
-def test_0_switches_the_time_limit_off(serve: StartServer) -> None:
-    server = start(serve, TROUBLED.replace("request_timeout = 1", "request_timeout = 0").replace('"hello"', '"naps"'))
-
-    assert requests.get(f"{server.url}/h/?seconds=2.5", timeout=DEADLINE_S).status_code == 200
+def test_0_switches_the_time_limit_off(shared: Server) -> None:
+    assert requests.get(f"{shared.url}/endless/?seconds=2.5", timeout=DEADLINE_S).status_code == 200
 
 
 def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) -> None:
@@ -138,14 +171,12 @@ def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) 
     eventually(lambda: generation(server) == 1)
 
 
-def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(serve: StartServer) -> None:
-    settings = 'app = "sleeps", threads = 1, queue = 2, queue_timeout = 0, env = { GATE = "gate" }'
-    server = start(serve, f'[mounts]\n"/s" = {{ {settings} }}\n"/h" = "hello"')
+def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(shared: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(server.get, "/s/") for _ in range(8)]
+        answers = [pool.submit(shared.get, "/full/") for _ in range(8)]
         eventually(lambda: [answer.done() for answer in answers].count(True) == 5, "five that are turned away")
-        assert server.get("/h/").status_code == 200
-        (server.folder / "gate").touch()
+        assert shared.get("/h/").status_code == 200
+        (shared.folder / "full").touch()
         statuses = [answer.result().status_code for answer in answers]
         retry_after = {answer.result().headers.get("Retry-After") for answer in answers if answer.result().status_code == 503}
 
@@ -154,15 +185,13 @@ def test_requests_behind_a_full_queue_are_turned_away_and_the_neighbour_is_not(s
     assert None not in retry_after
 
 
-def test_requests_that_wait_too_long_for_a_thread_are_turned_away(serve: StartServer) -> None:
-    settings = 'app = "sleeps", threads = 1, queue_timeout = 0.5, env = { GATE = "gate" }'
-    server = start(serve, f'[mounts]\n"/s" = {{ {settings} }}\n"/h" = "hello"')
+def test_requests_that_wait_too_long_for_a_thread_are_turned_away(shared: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(server.get, "/s/")
-        server.wait_for_log("/s #1: asleep")
+        slow = pool.submit(shared.get, "/late-turn/")
+        shared.wait_for_log("/late-turn #1: asleep")
 
-        assert server.get("/s/").status_code == 503
-        (server.folder / "gate").touch()
+        assert shared.get("/late-turn/").status_code == 503
+        (shared.folder / "turn").touch()
         assert slow.result().status_code == 200
 
 
@@ -233,22 +262,29 @@ def test_a_crash_among_several_mounts_in_flight_blames_nobody(serve: StartServer
     eventually(lambda: generation(server) == 1)
 
 
-@pytest.mark.parametrize(("trouble", "status"), [("recursion", 500), ("gigabyte", 200), ("leak_threads", 200), ("chdir", 200)])
-def test_other_troubles_leave_the_neighbour_alone(serve: StartServer, trouble: str, status: int) -> None:
+@pytest.mark.parametrize(("trouble", "status"), [("recursion", 500), ("gigabyte", 200), ("chdir", 200)])
+def test_other_troubles_leave_the_neighbour_alone(shared: Server, trouble: str, status: int) -> None:
+    (worker,) = shared.workers()
+
+    assert shared.get(f"/{trouble}/{trouble}").status_code == status
+
+    assert_unharmed(shared, worker)
+    assert re.search(rf"/{trouble} #1: (?:.*\n)+?.*Traceback", shared.log()) is not None or status == 200
+
+
+def test_so_do_a_thousand_threads(serve: StartServer) -> None:
     server = start(serve, TROUBLED.replace("request_timeout = 1", "request_timeout = 20"))
     (worker,) = server.workers()
 
-    assert server.get(f"/t/{trouble}").status_code == status
+    assert server.get("/t/leak_threads").status_code == 200
 
     assert_unharmed(server, worker)
-    assert re.search(r"Traceback", server.log()) is not None or status == 200
 
 
-def test_the_408_reaches_a_client_that_sent_the_rest_too_late(serve: StartServer) -> None:
-    server = start(serve)
-    with server.connect() as sock:
-        sock.sendall(b"POST /t/body HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
-        server.wait_for_log("no progress for")
+def test_the_408_reaches_a_client_that_sent_the_rest_too_late(shared: Server) -> None:
+    with shared.connect() as sock:
+        sock.sendall(b"POST /late/body HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 50_000)
+        shared.wait_for_log("/late #1: no progress for")
         try:
             sock.sendall(b"x" * 50_000)
         except OSError:
@@ -257,15 +293,6 @@ def test_the_408_reaches_a_client_that_sent_the_rest_too_late(serve: StartServer
         assert receive_all(sock).startswith(b"HTTP/1.1 408 ")
 
 
-def test_what_interrupting_takes_is_there_before_it_is_needed_where_the_gil_is_shared(serve: StartServer) -> None:
+def test_what_interrupting_takes_is_there_before_it_is_needed_where_the_gil_is_shared(shared: Server) -> None:
     """Imported only then, beside a loop and an app that was being loaded, it took 20 s until the loop was interrupted (3.11)."""
-    source = """
-        import sys
-        def application(environ, start_response):
-            start_response("200 OK", [])
-            return [repr("ctypes" in sys.modules).encode()]
-    """
-    settings = 'app = "code", pythonpath = ".", isolation = "shared-gil", request_timeout = 60'
-    server = serve(f'[mounts]\n"/" = {{ {settings} }}', files={"code.py": source})
-
-    assert server.get("/").text == "True"
+    assert shared.get("/interrupts").text == "True"
