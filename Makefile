@@ -18,13 +18,13 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # What is the same on every release of CPython: text, tables, the command line, pages, tools, what sockets do, and which mounts are changed.
 # All else can differ between releases, and did: interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of
 # a worker. New tests belong there too. That mounts are replaced and end is shown on each release by test_reload, test_replace and
-# test_teardown, so test_apply and test_applies are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
+# test_teardown, so the tests of `isowsgi apply` are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
 # faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
 	test_bench test_calls test_cli_page test_client test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
 	test_metrics test_exporting test_importing test_landlock test_migrate_page test_origins test_peek test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
-	test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_conformance test_contained \
+	test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks \
 	test_balancer test_imports test_kubernetes test_leaving test_static test_tls_hosts test_zero_to_served)))
 
@@ -33,7 +33,7 @@ test-release: ## run the tests of what differs between releases of CPython (PYTH
 
 # Between releases of one minor version the library is the same, and what differs is how sound interpreters are: these need one of them.
 same_in_a_minor_version = $(addprefix tests/,$(addsuffix .py,test_http test_plain test_response test_tls $(addprefix functional/,test_hooks \
-	test_processes test_replace test_tls test_worker_settings test_wsgi)))
+	test_processes test_replace test_shell test_tls test_websockets test_worker_settings test_wsgi)))
 
 test-patch-release: ## as test-release, where another release of the same minor version had that
 	@$(MAKE) --no-print-directory test-release ARGS='$(addprefix --ignore=,$(same_in_a_minor_version)) $(ARGS)'
