@@ -78,6 +78,11 @@ COLD = WHOLE or "COVERAGE_PROCESS_CONFIG" in os.environ or "COVERAGE_PROCESS_STA
 T = TypeVar("T")
 
 
+def whole_only(why: str) -> pytest.MarkDecorator:
+    """Leave a test to whole runs, because of what it takes and what others show as well."""
+    return pytest.mark.skipif(not WHOLE, reason=f"{why}; ISOWSGI_WHOLE=1")
+
+
 def sample(corpus: Sequence[T], every: int) -> Sequence[T]:
     """Return one in so many members of a corpus, always the same ones, or all of them."""
     return corpus if WHOLE else corpus[::every]

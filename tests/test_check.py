@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from isowsgi.shared import interpreters
-from tests.conftest import DEADLINE_S, ROOT, WHOLE
+from tests.conftest import DEADLINE_S, ROOT, WHOLE, whole_only
 from tests.orders import REFUSES_OWN_GIL, WSGI, copy_extension
 
 BEST = interpreters.best_isolation()
@@ -30,7 +30,7 @@ APPS = {
     "segfaults": "import ctypes\nctypes.string_at(0)",
     "hangs": "import time\ntime.sleep(1000)",
     "leaves": "import os\nos._exit(7)",
-    "prints": "for number in range(10_000):\n    print('x' * 1000)" + WSGI,
+    "prints": "for number in range(100):\n    print('x' * 100_000)" + WSGI,
     "broken": "def (",
     "refused": f"import {REFUSES_OWN_GIL}" + WSGI,
     "shares": "import xxlimited_35" + WSGI,
@@ -120,7 +120,7 @@ def test_a_sound_app_has_an_isolation(loading: Checked) -> None:
     assert {"shared-gil", "process"} <= set(mount["trials"])
 
 
-@pytest.mark.skipif(not WHOLE, reason="takes seconds of CPU time; ISOWSGI_WHOLE=1")
+@whole_only("takes seconds of CPU time")
 @pytest.mark.parametrize("app", FRAMEWORKS)
 def test_flask_and_django_with_sqlite_load_in_an_interpreter(loading: Checked, app: str) -> None:
     assert loading.mount(f"/{app}")["isolation"] == BEST
@@ -209,7 +209,8 @@ def test_an_isolation_that_was_asked_for_and_is_refused_is_none(check: Command) 
 
 
 def test_it_says_which_patterns_take_requests_from_others(check: Command) -> None:
-    checked = check(mounts("sound") + '\n"/sound/inner" = "sound"\n"example.com/" = "sound"', "--mount", "/sound")
+    others = '\n"/sound/inner" = "sound"\n"example.com/" = "sound"'
+    checked = check('[defaults]\nisolation = "process"\n' + mounts("sound") + others, "--mount", "/sound")
 
     assert "note: /sound: requests that begin with /sound/inner go there" in checked.output
     assert "note: /sound: not reached at the hosts of example.com/" in checked.output

@@ -25,7 +25,7 @@ from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
 from tests.certificates import Authority
 from tests.command import call
-from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
+from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server, whole_only
 
 TELLS = """
 import os
@@ -179,6 +179,7 @@ def test_one_app_that_cannot_be_loaded_changes_nothing(serve: StartServer) -> No
     assert "answers 503" not in server.log()
 
 
+@whole_only("takes 6 s of CPU time")
 def test_to_keep_going_takes_what_can_be_loaded_in_all_workers_and_leaves_the_rest_as_it_was(serve: StartServer) -> None:
     server = start(serve)
     edit(server, ('"/goes" = "tells"', '"/goes" = "broken"\n"/once" = "once"\n"/new" = "tells"'), ('"old"', '"new"'))
@@ -235,6 +236,7 @@ def test_settings_that_need_no_new_app_keep_generation_connections_and_counters(
     assert server.log().count(": serving") == log.count(": serving")
 
 
+@whole_only("workers that differ are shown by a command that is killed at the switch")
 def test_a_worker_that_does_without_something_else_than_who_decided_takes_up_the_decision(serve: StartServer) -> None:
     """As if another program told each worker something else: one table serves in the end, in all of them."""
     server = start(serve)
@@ -420,6 +422,7 @@ def test_a_command_that_is_killed_at_the_switch_leaves_no_half_table(server: Ser
     assert command.switch() == ["applied", "applied"], "saying so again does no harm"
 
 
+@whole_only("workers that differ are shown by a command that is killed at the switch")
 def test_a_worker_that_was_never_asked_follows_the_others(server: Server) -> None:
     command = Command(server)
     assert command.prepare(command.places[:1]) == ["prepared"]

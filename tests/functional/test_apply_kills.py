@@ -19,7 +19,7 @@ from isowsgi.configuration import stored
 from isowsgi.shared import controlmessages
 from isowsgi.shared.controlmessages import Error
 from isowsgi.shared.sockets import Place
-from tests.conftest import DEADLINE_S, ROOT, WHOLE, Server, eventually, running_server
+from tests.conftest import DEADLINE_S, ROOT, Server, eventually, running_server, whole_only
 
 WORKERS = 3
 
@@ -135,6 +135,7 @@ def test_the_command_is_killed_while_the_first_worker_loads(site: Site) -> None:
     site.wait_until_whole(old)
 
 
+@whole_only("a table that is dropped is shown by test_apply")
 def test_the_command_is_killed_when_all_is_loaded(site: Site) -> None:
     old = site.version
     site.edit()
@@ -153,6 +154,7 @@ def test_the_command_is_killed_when_it_has_told_one_worker_to_switch(site: Site)
     site.wait_until_whole(new)
 
 
+@whole_only("the command is killed while one loads, and a worker when it has loaded")
 def test_a_worker_is_killed_while_it_loads(site: Site) -> None:
     old, new = site.version, site.edit()
     held = site.hold(new)
@@ -178,6 +180,7 @@ def test_a_worker_is_killed_between_load_and_switch(site: Site) -> None:
     site.wait_until_whole(new)
 
 
+@whole_only("shows little more than the one before")
 def test_the_worker_that_has_decided_is_killed_before_the_others_are_told(site: Site) -> None:
     new, places = site.edit(), site.places()
     serial = site.prepare(places)
@@ -188,7 +191,7 @@ def test_the_worker_that_has_decided_is_killed_before_the_others_are_told(site: 
     site.wait_until_whole(new)
 
 
-@pytest.mark.skipif(not WHOLE, reason="shows little more than the one before; as ISOWSGI_WHOLE does")
+@whole_only("shows little more than the one before")
 def test_all_workers_are_killed_between_load_and_switch(site: Site) -> None:
     old = site.version
     site.edit()

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import WHOLE
 from tests.faults.harness import Place, pairs
 
 # Faults in the suite; all of them take a quarter of an hour: `make faults`.
-SAMPLE = 12
+SAMPLE = 12 if WHOLE else 5
 
 
 @pytest.fixture(scope="module")

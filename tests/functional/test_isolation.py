@@ -16,7 +16,7 @@ import requests
 
 from isowsgi.shared import interpreters
 from tests.bystander import Bystander
-from tests.conftest import DEADLINE_S, WHOLE, Server, StartServer, eventually
+from tests.conftest import DEADLINE_S, WHOLE, Server, StartServer, eventually, whole_only
 from tests.load_process import LoadProcess, Result, run_load
 from tests.pressure import (
     Footprint,
@@ -36,7 +36,9 @@ from tests.pressure import (
 own_gil_is_sound = pytest.mark.skipif(
     bool(interpreters.own_gil_error() or interpreters.own_gil_warning()), reason="an own GIL is not sound on this Python"
 )
-whole_only = pytest.mark.skipif(not WHOLE, reason="measures for long what others show too; ISOWSGI_WHOLE=1")
+at_length = whole_only("measures for long what others show too")
+# What measures how long a neighbour takes needs the machine for itself; that the neighbour answers at all is seen on a busy one too.
+alone_if_measured = pytest.mark.alone if WHOLE else lambda test: test
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 ROUNDS = 5
@@ -65,8 +67,9 @@ def is_unharmed(quiet: Result, pressed: Result) -> bool:
 
 
 def assert_unharmed(quiet: list[Result], pressed: list[Result]) -> None:
-    """Fail unless one round under pressure was as good as the worst without it, or nearly so."""
-    assert any(is_unharmed(before, during) for before in quiet for during in pressed), f"quiet {quiet}, under pressure {pressed}"
+    """Fail unless one round under pressure was as good as the worst without it, or nearly so; if it was measured."""
+    is_good = any(is_unharmed(before, during) for before in quiet for during in pressed)
+    assert is_good or not pressed, f"quiet {quiet}, under pressure {pressed}"
 
 
 # CPU.
@@ -155,7 +158,7 @@ def test_two_cpu_bound_mounts_with_own_gils_use_two_cores(serve: StartServer) ->
 
 @pytest.mark.alone
 @two_cores
-@whole_only
+@at_length
 def test_two_cpu_bound_mounts_with_a_shared_gil_use_one_core(serve: StartServer) -> None:
     """Proves that `isolation` does something, and that the test above would see it if it did not."""
     assert_gain(serve, "shared-gil", lambda of_processes, of_mounts: of_mounts < 1.3)
@@ -164,7 +167,7 @@ def test_two_cpu_bound_mounts_with_a_shared_gil_use_one_core(serve: StartServer)
 @pytest.mark.alone
 @two_cores
 @own_gil_is_sound
-@whole_only
+@at_length
 def test_a_hog_with_its_own_gil_slows_a_neighbour_no_more_than_another_process_would(serve: StartServer) -> None:
     """With a shared GIL a hog leaves its neighbour some 200 requests/s, and one in a hundred takes 20 to 120 ms."""
     server = serve(
@@ -249,7 +252,15 @@ def test_a_busy_loop_and_a_busy_import_leave_neighbours_answering_and_the_heartb
 # Threads and clients that wait.
 
 
-@pytest.mark.alone
+def neighbours_answers(server: Server, rounds: int) -> list[Result]:
+    """Have /hello answer, and return how long that took, if it is to be measured."""
+    if WHOLE:
+        return [run_load(f"{server.url}/hello", seconds=0.3)[0] for _ in range(rounds)]
+    assert [server.get("/hello").status_code for _ in range(20)] == [200] * 20
+    return []
+
+
+@alone_if_measured
 def test_sleeping_requests_do_not_delay_a_neighbour(serve: StartServer) -> None:
     """All neighbours' answers come while 32 requests sleep, since those sleep until this test lets them go."""
     server = serve(
@@ -260,11 +271,11 @@ def test_sleeping_requests_do_not_delay_a_neighbour(serve: StartServer) -> None:
         """,
         wait_for=2,
     )
-    quiet = [run_load(f"{server.url}/hello", seconds=0.3)[0] for _ in range(2)]
+    quiet = neighbours_answers(server, rounds=2)
     with LoadProcess(f"{server.url}/sleeps", connections=32, seconds=0) as sleepers:
         sleepers.go()
         server.wait_for_log("asleep", 32)
-        asleep = [run_load(f"{server.url}/hello", seconds=0.3)[0] for _ in range(3)]
+        asleep = neighbours_answers(server, rounds=3)
         (server.folder / "gate").touch()
         assert sleepers.result().statuses == {"200": 32}
 
@@ -310,7 +321,7 @@ def test_half_sent_heads_hold_no_thread_and_are_answered_408(serve: StartServer)
 
 
 @pytest.mark.alone
-@whole_only
+@at_length
 def test_half_sent_heads_slow_nobody(serve: StartServer) -> None:
     server = server_for_half_heads(serve)
     [pid] = server.workers()
@@ -355,7 +366,7 @@ def test_half_sent_heads_yield_to_others_when_there_are_as_many_as_there_may_be(
     assert took_s < head_timeout_s / 2
 
 
-@pytest.mark.alone
+@alone_if_measured
 def test_clients_that_read_nothing_leave_a_neighbour_alone(serve: StartServer) -> None:
     threads = 8
     server = serve(
@@ -366,10 +377,10 @@ def test_clients_that_read_nothing_leave_a_neighbour_alone(serve: StartServer) -
         """,
         wait_for=2,
     )
-    quiet = [run_load(f"{server.url}/hello", seconds=0.3)[0] for _ in range(2)]
+    quiet = neighbours_answers(server, rounds=2)
     clients = ask_and_read_nothing(server, "/big", 50)
     eventually(lambda: count_begun(clients) == threads, "all threads of the mount write")
-    pressed = [run_load(f"{server.url}/hello", seconds=0.3)[0] for _ in range(3)]
+    pressed = neighbours_answers(server, rounds=3)
     close_all(clients)
 
     assert_unharmed(quiet, pressed)
@@ -410,10 +421,9 @@ def test_descriptors_and_threads_are_flat_and_no_connection_is_counted_twice_or_
     assert "Traceback" not in server.log() + server.output()
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(interpreters.NEEDS_TICKER, reason="on this Python each interpreter has a thread that wakes 200 times a second")
 def test_idle_connections_and_mounts_cost_no_cpu_time(serve: StartServer) -> None:
-    mounts, connections = 20, 500
+    mounts, connections = (20, 500) if WHOLE else (6, 200)
     if not raise_descriptor_limit(2 * connections):
         pytest.skip(f"the system allows less than {2 * connections} descriptors")
     config = "[mounts]\n" + "".join(f"'/m{number}' = {{ app = 'hello', threads = 2 }}\n" for number in range(mounts))
@@ -427,6 +437,7 @@ def test_idle_connections_and_mounts_cost_no_cpu_time(serve: StartServer) -> Non
     for sock in socks:
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
 
-    # A look at idle connections once a second in 20 instances and the acceptor. Before that, the memory of each is measured.
+    # A look at idle connections once a second in each instance and the acceptor; before that, the memory of each is measured. It is the
+    # worker's own CPU time that counts, so others may run beside this.
     eventually(lambda: cpu_s_over(pid, 1) <= 0.1, "a second in which nothing is done")
     close_all(socks)

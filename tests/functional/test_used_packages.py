@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import WHOLE
+from tests.conftest import whole_only
 from tests.packages.run import use
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not WHOLE, reason="takes 10 s a package; ISOWSGI_WHOLE=1")
+@whole_only("takes 10 s a package")
 @pytest.mark.parametrize("name", ["flask", "psycopg2", "pillow", "psutil"])
 def test_two_mounts_use_a_package_side_by_side(tmp_path: Path, name: str) -> None:
     if importlib.util.find_spec({"pillow": "PIL"}.get(name, name)) is None:

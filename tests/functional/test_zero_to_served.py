@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import DEADLINE_S, ROOT, WHOLE, running_server
+from tests.conftest import DEADLINE_S, ROOT, running_server, whole_only
 from tests.test_docs import Block, blocks_of
 
 PAGE = ROOT / "docs/howto/zero-to-served.md"
@@ -62,7 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.mark.skipif(not WHOLE, reason="16 s of CPU time; in whole runs only")
+@whole_only("takes 16 s of CPU time")
 def test_both_apps_are_served_as_the_page_says(served: str) -> None:
     page = PAGE.read_text()
 
