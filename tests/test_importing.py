@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +18,7 @@ from isowsgi.cli.importing import import_
 from isowsgi.configuration import load
 from isowsgi.importing import account, kinds, making, uwsgiforms
 from isowsgi.importing.account import Account, BadSource
+from tests.certificates import Authority
 from tests.conftest import examples
 from tests.imports import expected, tree
 
@@ -203,6 +206,42 @@ def test_conditions_are_decided_by_the_environment_of_the_import(folders: dict[s
 
     assert '# venv = "/nowhere"' in made.files["isowsgi.toml"]
     assert "IMPORT_VENV_IS" not in made.files["isowsgi.toml"]
+
+
+def test_certificates_are_taken_over_where_every_app_has_one(tmp_path: Path) -> None:
+    """gunicorn speaks TLS on all of its addresses or on none; with a pair that cannot be served nothing would start."""
+    (tmp_path / "app.wsgi").write_text("")
+    certificate, key = Authority(tmp_path).sign("server", hosts=["a.example", "b.example"])
+    hosts = [f"<VirtualHost *:443>\nServerName {name}.example\nSSLCertificateFile {certificate}\n" for name in "ab"]
+    end = f"SSLCertificateKeyFile {key}\nWSGIScriptAlias / {tmp_path}/app.wsgi\n</VirtualHost>\n"
+    plain = f"<VirtualHost *:80>\nServerName c.example\nWSGIScriptAlias / {tmp_path}/app.wsgi\n</VirtualHost>\n"
+
+    def made(text: str, name: str = "x.conf") -> making.Made:
+        (tmp_path / name).write_text(text)
+        return making.make(str(tmp_path / name), str(tmp_path / "isowsgi.toml"), None, {})
+
+    def tables(text: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = tomllib.loads(made(text).files[str(tmp_path / "isowsgi.toml")]).get("tls", [])
+        return found
+
+    pair = {"certificate": str(certificate), "key": str(key)}
+    assert tables(hosts[0] + end + hosts[1] + end) == [{"hosts": ["a.example"], **pair}, {"hosts": ["b.example"], **pair}]
+    assert tables(hosts[0] + end + plain) == []
+    refused = hosts[0] + end.replace(str(key), "/nowhere.key")
+    assert tables(refused) == []
+    assert "# certificate = " in made(refused).files[str(tmp_path / "isowsgi.toml")]
+
+    server = made(f"[uwsgi]\nmodule = a:app\nhttps = :443,{certificate},{key}\n", "x.ini").files[str(tmp_path / "gunicorn.conf.py")]
+    assert f"certfile = '{certificate}'\nkeyfile = '{key}'\nbind = [':443']" in server
+    assert "certfile" not in made(f"[uwsgi]\nmodule = a:app\nhttp = :80\nhttps = :443,{certificate},{key}\n", "x.ini").files.popitem()[1]
+
+
+def test_variables_of_a_host_without_an_address_are_its_apps(tmp_path: Path) -> None:
+    (tmp_path / "app.wsgi").write_text("")
+    (tmp_path / "x.conf").write_text(f"<VirtualHost>\nSetEnv A b\nWSGIScriptAlias / {tmp_path}/app.wsgi\n</VirtualHost>\n")
+    made = making.make(str(tmp_path / "x.conf"), "isowsgi.toml", None, {})
+
+    assert 'env = {A = "b"}' in made.files["isowsgi.toml"]
 
 
 BAD = [

@@ -12,7 +12,7 @@ from isowsgi.importing import daemonoptions
 from isowsgi.importing.account import Account, At, BadSource
 from isowsgi.importing.apacheconfig import Host, Reading, Told
 from isowsgi.importing.daemonoptions import Daemon
-from isowsgi.importing.draft import Draft, MountDraft
+from isowsgi.importing.draft import Draft, MountDraft, TlsDraft
 from isowsgi.importing.nginx import files_at
 
 # mod_wsgi's own for a daemon process; Apache's processes have others, by their MPM.
@@ -82,6 +82,7 @@ class _Import:
         for host in everywhere:
             for told in host.told:
                 self._rest(told, host)
+        self._certificates()
         self.draft.drop_lone_groups()
         for daemon in self.daemons.values():
             if daemon.name not in self.named:
@@ -210,8 +211,8 @@ class _Import:
 
     def _env(self, site: _Site, where: str, script: str) -> dict[str, str]:
         env = {}
-        for host in dict.fromkeys((self.reading.main.address, site.host.address)):
-            for told in (self.reading.main if not host else site.host).told:
+        for host in (self.reading.main, *([site.host] if site.host is not self.reading.main else [])):
+            for told in host.told:
                 if told.name == "setenv" and told.words and _reach(told, where, script) is not None:
                     env[told.words[0]] = told.words[1] if len(told.words) > 1 else ""
         return env
@@ -248,6 +249,25 @@ class _Import:
         elif told.name in _PARTS:
             (account.taken if used else account.left)(told.at, _PARTS[told.name] if used else _NOT_HERE)
 
+    def _certificates(self) -> None:
+        """Take over the certificates, if all hosts with apps have one: gunicorn speaks TLS on all of its addresses or on none."""
+        served = [site.host for site in self.sites if site.aliases]
+        is_all = all(host.words("sslcertificatefile") and host.names for host in served)
+        for host in (self.reading.main, *self.reading.hosts):
+            certificate, key = host.words("sslcertificatefile"), host.words("sslcertificatekeyfile")
+            for told in host.told:
+                if told.name not in ("sslcertificatefile", "sslcertificatekeyfile"):
+                    continue
+                if not is_all or host not in served or len(certificate) != 1 or len(key) > 1:
+                    self.account.left(told.at, _NO_TLS)
+                elif told.name == "sslcertificatefile":
+                    names, pem = list(dict.fromkeys(host.names)), certificate[0]
+                    wanted = TlsDraft(hosts=names, certificate=pem, key=key[0] if key else pem, at=told.at)
+                    self.draft.tls.append(wanted)
+                    self.account.changed(told.at, "a [[tls]] table; gunicorn speaks TLS on all of its addresses then (bind)")
+                else:
+                    self.account.taken(told.at, "key of the [[tls]] table")
+
     def _files(self, told: Told, host: Host, where: str, path: str) -> None:
         names = next(site.names for site in self.sites if site.host is host)
         if not where.strip("/") or (host is self.reading.main and any(site.names for site in self.sites)):
@@ -275,6 +295,11 @@ class _Import:
             settings["hosts"] = names[1:]
         self.draft.mount(MountDraft(pattern=names[0] + where.rstrip("/"), app=None, at=told.at, settings=settings), self.account)
 
+
+_NO_TLS = (
+    "the proxy's; or a [[tls]] table with hosts, certificate and key, where nobody is to be served without TLS: gunicorn speaks it on all "
+    "of its addresses or on none"
+)
 
 _PARTS = {
     "wsgiprocessgroup": "the daemon process' settings are the mount's",

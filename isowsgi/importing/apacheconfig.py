@@ -50,13 +50,17 @@ class Host:
     names: list[str] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
 
+    def words(self, name: str) -> list[str]:
+        """Return the first word of each directive of a name that is in no section."""
+        return [told.words[0] for told in self.told if told.name == name and told.words and told.here is None]
+
 
 # What code deals with; all else is judged by its name.
 _WANTED = frozenset(
     (
         *("wsgiscriptalias", "wsgiscriptaliasmatch", "wsgidaemonprocess", "wsgiprocessgroup", "wsgiapplicationgroup", "wsgicallableobject"),
         *("wsgipythonhome", "wsgipythonpath", "wsgiscriptreloading", "setenv", "alias", "redirect", "documentroot", "keepalivetimeout"),
-        *("user", "group"),
+        *("user", "group", "sslcertificatefile", "sslcertificatekeyfile"),
     )
 )
 

@@ -33,12 +33,28 @@ class MountDraft:
 
 
 @dataclass(kw_only=True)
+class TlsDraft:
+    """A `[[tls]]` table to be.
+
+    Attributes:
+        unusable: why it is written as a comment, or "".
+    """
+
+    hosts: list[str]
+    certificate: str
+    key: str
+    at: At
+    unusable: str = ""
+
+
+@dataclass(kw_only=True)
 class Draft:
     """What the importer writes.
 
     Attributes:
         server: gunicorn's settings, by name.
         tables: of the config file besides mounts, as {"worker": {"max_rss": 500}}.
+        tls: certificates by host.
         proxy: lines for an nginx `server` block.
         scripts: files beside the config file that mounts name, by file name.
     """
@@ -47,6 +63,7 @@ class Draft:
     mounts: list[MountDraft] = field(default_factory=list)
     server: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tls: list[TlsDraft] = field(default_factory=list)
     proxy: list[str] = field(default_factory=list)
     scripts: dict[str, str] = field(default_factory=dict)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from isowsgi import configuration
+from isowsgi.configuration import certificates
 from isowsgi.configuration.faults import place_text
+from isowsgi.configuration.values import Certificate
 from isowsgi.importing import kinds, writing
 from isowsgi.importing.account import Account, BadSource, Entry
-from isowsgi.importing.draft import Draft, MountDraft
+from isowsgi.importing.draft import Draft, MountDraft, TlsDraft
 
 
 class Made(NamedTuple):
@@ -50,6 +53,7 @@ def make(source: str, target: str, kind: str | None, environ: Mapping[str, str])
         raise BadSource(source, "expected at least one WSGI app, got none; the report of --json says what became of each line")
     folder = os.path.dirname(os.path.abspath(target))
     settle(draft, account, folder)
+    look_at_certificates(draft, account)
     title = f"Made by isowsgi import from {source}. Check it with: gunicorn --config gunicorn.conf.py --check-config"
     files = {target: writing.config_file(draft, title)}
     files[os.path.join(os.path.dirname(target), "gunicorn.conf.py")] = writing.gunicorn_file(draft, os.path.abspath(target), title)
@@ -74,6 +78,19 @@ def settle(draft: Draft, account: Account, folder: str) -> None:
                 return
 
 
+def look_at_certificates(draft: Draft, account: Account) -> None:
+    """Have the files of each certificate read: nothing would start with a pair that is none. One that is hidden from us may be sound."""
+    for number, each in enumerate(draft.tls):
+        found = certificates.look(Certificate(hosts=tuple(each.hosts), certificate=each.certificate, key=each.key), number, draft.source)
+        if found.fault and not found.is_hidden:
+            _refuse(each, account, found.fault.partition(": ")[2].partition(": ")[2])
+
+
+def _refuse(tls: TlsDraft, account: Account, reason: str) -> None:
+    tls.unusable = f"as a comment, for here it is refused: {reason}"
+    account.changed(tls.at, tls.unusable)
+
+
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
@@ -87,6 +104,9 @@ def _mark(draft: Draft, account: Account, faults: list[str]) -> None:
     """
     for fault in faults:
         _, _, said = fault.partition(": ")
+        if (found := re.match(r"tls\[(\d+)\][^:]*: ", said)) is not None:
+            _refuse([each for each in draft.tls if not each.unusable][int(found[1])], account, said[found.end() :])
+            continue
         for mount in draft.mounts:
             place = place_text(("mounts", mount.pattern))
             if not said.startswith((place + ".", place + ":", place + "[")):

@@ -95,7 +95,7 @@ class _Import:
                 self.said.add((*place, key))
             else:
                 note = {
-                    "tls": "the proxy's: its certificates; or gunicorn's certfile and keyfile",
+                    "tls": "the proxy's; or gunicorn's certfile: Unit keeps each bundle, with its key, in certs/ of its state folder",
                     "forwarded": "gunicorn's forwarded_allow_ips, and werkzeug's ProxyFix in the app",
                     "client_ip": "gunicorn's forwarded_allow_ips, and werkzeug's ProxyFix in the app",
                 }.get(key, "the proxy's")

@@ -125,14 +125,31 @@ def _set_rss(server: Server, option: Option) -> None:
 
 def _add_bind(server: Server, option: Option) -> None:
     address, _, extra = option.value.partition(",")
+    if option.key in ("https", "https-socket") and _add_certificate(server, option, extra.split(",")):
+        return
     is_uwsgi = option.key in ("socket", "uwsgi-socket", "s")
     if is_uwsgi:
         server.flags.add("socket")
     note = "it spoke the uwsgi protocol, and speaks HTTP now: proxy_pass instead of uwsgi_pass in nginx" if is_uwsgi else ""
     if extra or option.key in ("https", "https-socket"):
-        note = "without TLS: the proxy's, or gunicorn's certfile and keyfile"
+        note = "without TLS: the proxy's, or gunicorn's certfile and keyfile, which hold for all addresses"
     for each in address.split(";"):
         server.draft.bind(_address(each, server.folder), server.account, option.at, note)
+
+
+_PLAIN = ("socket", "uwsgi-socket", "s", "http", "http-socket", "http11-socket")
+
+
+def _add_certificate(server: Server, option: Option, words: list[str]) -> bool:
+    """Take over an address with its certificate; False if that cannot be: another address does without, or a file is missing."""
+    paths = [sources.absolute(path, server.folder) for path in words[:2]]
+    if len(paths) < 2 or not all(map(os.path.isfile, paths)) or any(other.key in _PLAIN for other in server.options):
+        return False
+    server.draft.set_server("certfile", paths[0], server.account, option.at)
+    server.draft.set_server("keyfile", paths[1], server.account, option.at)
+    note = "ciphers and client certificates: gunicorn's ssl_context and ca_certs" if any(words[2:]) else ""
+    server.draft.bind(_address(option.value.partition(",")[0], server.folder), server.account, option.at, note)
+    return True
 
 
 def _set_user(server: Server, option: Option) -> None:
@@ -238,7 +255,7 @@ _HANDLERS: dict[str, Callable[[Server, Option], None]] = {
     **dict.fromkeys(("touch-reload", "touch-workers-reload", "touch-chain-reload"), _set_touch),
     **dict.fromkeys(("py-auto-reload", "py-autoreload", "python-auto-reload", "python-autoreload"), _set_watch),
     **dict.fromkeys(("reload-on-rss", "evil-reload-on-rss"), _set_rss),
-    **dict.fromkeys(("socket", "uwsgi-socket", "s", "http", "http-socket", "http11-socket", "https", "https-socket"), _add_bind),
+    **dict.fromkeys((*_PLAIN, "https", "https-socket"), _add_bind),
     **dict.fromkeys(("uid", "gid"), _set_user),
     "cheap": _set_lazy,
     "pidfile": _set_pidfile,

@@ -8,7 +8,7 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Item, Table
 
-from isowsgi.importing.draft import Draft, MountDraft
+from isowsgi.importing.draft import Draft, MountDraft, TlsDraft
 
 # The order of a mount's keys in the file; others follow as they come.
 _ORDER = (
@@ -51,9 +51,15 @@ def config_file(draft: Draft, title: str) -> str:
     if len(mounts):
         document.add(tomlkit.nl())
         document.add("mounts", mounts)
+    served = tomlkit.aot()
+    for each in draft.tls:
+        if not each.unusable:
+            served.append(_certificate(each))
+    if len(served):
+        document.add("tls", served)
     # Comments last: after the tables they stand alone, and no key that is uncommented falls into another table.
     text: str = tomlkit.dumps(document)
-    return text + "".join(_refused(mount) for mount in refused)
+    return text + "".join([*(_refused(mount) for mount in refused), *(_refused_tls(each) for each in draft.tls if each.unusable)])
 
 
 def _mount(mount: MountDraft) -> Table:
@@ -82,7 +88,26 @@ def _refused(mount: MountDraft) -> str:
         table.add(key, _item(value))
     mounts.add(mount.pattern, table)
     document.add("mounts", mounts)
-    lines = [mount.unusable["app"], *tomlkit.dumps(document).splitlines()]
+    return _commented([mount.unusable["app"], *tomlkit.dumps(document).splitlines()])
+
+
+def _certificate(tls: TlsDraft) -> Table:
+    table = tomlkit.table()
+    for key, value in {"hosts": tls.hosts, "certificate": tls.certificate, "key": tls.key}.items():
+        table.add(key, _item(value))
+    table.add(tomlkit.nl())
+    return table
+
+
+def _refused_tls(tls: TlsDraft) -> str:
+    document = tomlkit.document()
+    tables = tomlkit.aot()
+    tables.append(_certificate(tls))
+    document.add("tls", tables)
+    return _commented([tls.unusable, *tomlkit.dumps(document).rstrip().splitlines()])
+
+
+def _commented(lines: list[str]) -> str:
     return "".join(_comment(line).as_string().rstrip("\n") + "\n" for line in ["", *lines])
 
 
