@@ -509,7 +509,7 @@ MOUNT_KEYS = (
     "app, body_timeout, boot_timeout, copies, eager, env, env_file, exists, group, hosts, https_only, idle_timeout, instances, isolation, "
     "lazy, lazy_imports, limits, log, max_age, max_live, max_memory, max_requests, max_requests_jitter, min_rate, nice, on_boot, "
     "on_crash, on_drain, on_request_end, on_request_start, policy, post_fork, preload, python, pythonpath, queue, queue_timeout, replace, "
-    "request_timeout, sandbox, send_timeout, server_timing, slow_request, static, threads, touch, umask, venv, "
+    "request_timeout, sandbox, send_timeout, server_timing, slow_request, static, threads, touch, umask, user, venv, "
     "warmup, watch, working_directory"
 )
 AN_APP = 'expected an app, as in app = "shop.wsgi:application"'
@@ -610,7 +610,7 @@ def test_a_pattern_without_its_quotes_is_told_so(read: Write, text: str, ending:
         ('module = "a"', "module: unknown key; here it is 'app', as in"),
         ('virtualenv = "v"', "virtualenv: unknown key; here it is 'venv'"),
         ('chdir = "/"', "chdir: unknown key; here it is 'working_directory', for a process of its own"),
-        ("uid = 3", "uid: unknown key; gunicorn's `user` is that of all mounts"),
+        ("uid = 3", "uid: unknown key; here it is 'user', as in user = "),
         ('static-map = "/"', """static-map: unknown key; here it is 'static', a table"""),
         ("boot_timeou = 3", "boot_timeou: unknown key; did you mean 'boot_timeout'?"),
     ],

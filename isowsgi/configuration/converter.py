@@ -9,7 +9,7 @@ import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-from isowsgi.configuration import checks, foreign, places, sizes, targets, variables, walls
+from isowsgi.configuration import accounts, checks, foreign, places, sizes, targets, variables, walls
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, quoted, wrong_type
 from isowsgi.configuration.merging import joint_faults
@@ -84,6 +84,7 @@ from isowsgi.configuration.tables import (
     TlsTables,
     Umask,
     UrlPath,
+    User,
     Venv,
     settings_of,
 )
@@ -259,6 +260,7 @@ def _checks_of_tls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
 
 def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
     return {
+        User: accounts.user,
         Umask: walls.umask,
         Nice: walls.nice,
         MemoryLimit: lambda value: walls.at_least(sizes.size(value), least=walls.LEAST_MEMORY, text=repr(sizes.text(walls.LEAST_MEMORY))),

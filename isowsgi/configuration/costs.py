@@ -61,7 +61,8 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
             cost = Cost.IN_PLACE if all("redirect" in each for each in replaced) else Cost.END
             if any(each.get("isolation") == '"main"' for each in replaced):
                 cost = Cost.SIGHUP
-        if cost is Cost.LOAD and any(each.get("isolation") == '"main"' for each in [*replaced, settings]):
+        is_main = any(each.get("isolation") == '"main"' for each in [*replaced, settings])
+        if cost is Cost.LOAD and (is_main or "user" in settings):  # what runs as another user is root's word, see `instances.vouching`
             cost = Cost.SIGHUP
         elif cost is Cost.LOAD and replaced and any(each.get("replace") == '"stop-first"' for each in [*replaced, settings]):
             cost = Cost.STOP_FIRST

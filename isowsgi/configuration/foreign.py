@@ -15,9 +15,8 @@ _KEYS = {
     "errorlog": "'log'",
     "raw_env": "'env', a table: env = { NAME = \"value\" }",
     "wsgi_app": "'app'",
-    "user": "gunicorn's `user` is that of all mounts",
-    "uid": "gunicorn's `user` is that of all mounts",
-    "gid": "gunicorn's `group` is that of all mounts",
+    "uid": '\'user\', as in user = "shop" or "shop:www-data", for a process of its own',
+    "gid": "'user', as in user = \"shop:www-data\", for a process of its own",
     # uWSGI
     "processes": "'instances' (copies of the app in each worker); the number of workers is gunicorn's `workers`",
     "module": "'app', as in app = \"shop.wsgi:application\"",

@@ -138,6 +138,8 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
         if fault is not None:
             yield "venv", Fault(fault)
     yield from walls.faults(values)
+    if values.get("user") and values["app"].is_status:
+        yield "user", Fault("the status page reads what gunicorn's user has counted; write user = '' for its mount")
     if isolation == "main":
         if venv is not None:
             packages = "the packages of gunicorn's own environment"
@@ -180,6 +182,8 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
         )
     if len(addresses) > 1:
         yield "hosts", Fault("a tenant has one host; remove hosts, or write one more pattern")
+    if values.get("user"):
+        yield "user", Fault("a template's tenants cannot have another user than gunicorn's; write a mount for each of them, or remove user")
     if values.get("group") not in (None, MAIN_GROUP):
         yield "group", Fault("each tenant has its own instance; remove the group")
     if values.get("isolation") == "main":

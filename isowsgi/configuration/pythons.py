@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from isowsgi.shared import rootsown
 
 # Where gunicorn's metadata does not say: what its release 27 asks for.
 _OLDEST = (3, 10)
@@ -26,6 +28,8 @@ _MOST_BYTES = 4096
 _QUESTION = "import json, sys; print(json.dumps([sys.implementation.name, *sys.version_info[:3]]))"
 
 HOST = sys.version_info[:2]
+
+_NOBODY = 65534  # the kernel's overflowuid
 
 
 class UnusableError(Exception):
@@ -74,10 +78,12 @@ def _answer(path: str) -> bytes:
         OSError: it does not run.
         ValueError: it is no Python, for it fails, says too much, or does not end.
     """
-    command = [path, "-I", "-c", _QUESTION]
+    # Without site-packages, whose .pth files are code.
+    command = [path, "-I", "-S", "-c", _QUESTION]
     said, deadline = b"", time.monotonic() + _ANSWER_S
     # In its own process group, so that what it starts itself, as a shell script does, ends with it.
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0) as child:
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **streams, **_as_whom(path), process_group=0) as child:
         assert child.stdout is not None, "a pipe was asked for"
         try:
             while select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -95,6 +101,15 @@ def _answer(path: str) -> bytes:
             if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
     raise ValueError("no answer of a Python's")
+
+
+def _as_whom(path: str) -> dict[str, Any]:
+    """Return as whom an executable is asked, for `Popen`: root executes nothing that another user can have put there."""
+    if os.geteuid() != 0 or rootsown.is_roots(path):
+        return {}
+    status = os.stat(path)
+    whose = (status.st_uid, status.st_gid) if status.st_uid else (_NOBODY, _NOBODY)
+    return {"user": whose[0], "group": whose[1], "extra_groups": []}
 
 
 @functools.cache

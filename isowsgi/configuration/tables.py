@@ -53,6 +53,7 @@ MountHost = NewType("MountHost", str)
 MaxLive = NewType("MaxLive", int)
 RedirectTarget = NewType("RedirectTarget", str)
 RedirectStatus = NewType("RedirectStatus", int)
+User = NewType("User", str)
 Umask = NewType("Umask", str)
 Nice = NewType("Nice", int)
 MemoryLimit = NewType("MemoryLimit", int)
@@ -117,6 +118,7 @@ class Settings:
     eager: Modules | None = None
     policy: Policy | None = None
     https_only: Switch | None = None
+    user: User | None = None
     umask: Umask | None = None
     working_directory: Folder | None = None
     nice: Nice | None = None

@@ -133,7 +133,8 @@ class Mount:
     lazy_imports: str | None = None  # or "all", "normal": whether its imports are carried out at first use; None: as Python was started
     eager: tuple[str, ...] = ()  # modules whose imports are carried out where they stand; see inside/laziness.py
     policy: Mapping[str, str] = attrs.field(factory=dict, hash=False)  # "warn" or "deny" by word; the others are allowed
-    umask: str = ""  # octal digits; "": gunicorn's. This and the next four are for a process
+    user: str = ""  # "shop" or "shop:www-data"; "": gunicorn's. This and the next five are for a process
+    umask: str = ""  # octal digits; "": gunicorn's
     working_directory: str | None = None  # absolute; None: gunicorn's
     nice: int = 0  # of its process, if gunicorn's own is lower
     limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)  # "memory", "files", "file_size", by name
@@ -148,7 +149,8 @@ class Mount:
     @property
     def needs_process(self) -> bool:
         """Whether "auto" means a process, as only that can have what is asked for."""
-        return bool(self.python or self.umask or self.working_directory or self.nice or self.limits or self.sandbox is not None)
+        wanted = (self.python, self.user, self.umask, self.working_directory, self.nice, self.limits, self.sandbox is not None)
+        return any(map(bool, wanted))
 
     @property
     def sharing(self) -> tuple[str, str]:

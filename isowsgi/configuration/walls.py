@@ -1,4 +1,4 @@
-"""Checks of what confines an app's process: its umask, priority, limits and sandbox. Also what of it only a process can have."""
+"""Checks of what confines an app's process: its user, umask, priority, limits and sandbox. Also what of it only a process can have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt
 
 # Keys that are a process' own: an interpreter shares all of this with its neighbours.
-OF_A_PROCESS = ("umask", "working_directory", "nice", "limits", "sandbox")
+OF_A_PROCESS = ("user", "umask", "working_directory", "nice", "limits", "sandbox")
 
 # What a Unix socket begins with, where it may be an address too.
 UNIX = "unix:"

@@ -83,7 +83,17 @@ def confine(order: BootOrder) -> None:
     if order.walls.sandbox is not None:
         from isowsgi.inside import sandbox  # late: most mounts have none
 
+        if order.walls.user:
+            _make_folder(order.walls.sandbox.tmp)
         sandbox.put_up(order, order.walls.sandbox)
+
+
+def _make_folder(path: str) -> None:
+    """Make the folder for temporary files that the spawner has thought of, and will remove; it must not be there."""
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as exc:
+        raise CannotConfine(f"its folder for temporary files cannot be made, so it is not loaded: {exc}") from exc
 
 
 def belong_to(worker: int) -> None:

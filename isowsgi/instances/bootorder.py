@@ -181,7 +181,7 @@ class BootOrders:
             policy=dict(mount.policy),
             preload=[name for name in mount.preload if name != AUTO],
             # Not what may have been taken over: what is learnt is imported for its neighbours, outside of a sandbox.
-            learns=AUTO in mount.preload and mount.sandbox is None,
+            learns=AUTO in mount.preload and mount.sandbox is None and not mount.user,
         )
 
     def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool) -> Loading:
@@ -226,7 +226,7 @@ def limits_of(mount: Mount) -> Limits:
 
 def _walls(mount: Mount, paths: _Paths) -> Walls | None:
     limits = {name: int(value) for name, value in mount.limits.items()}
-    if not (mount.umask or mount.nice or limits or mount.sandbox is not None):
+    if not (mount.user or mount.umask or mount.nice or limits or mount.sandbox is not None):
         return None
     return Walls(
         umask=int(mount.umask, 8) if mount.umask else -1,
@@ -235,6 +235,7 @@ def _walls(mount: Mount, paths: _Paths) -> Walls | None:
         files=limits.get("files", 0),
         file_size=limits.get("file_size", 0),
         sandbox=None if mount.sandbox is None else _sandbox(mount, paths),
+        user=mount.user,
     )
 
 

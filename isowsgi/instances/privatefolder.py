@@ -17,7 +17,7 @@ def with_folder(order: BootOrder) -> Iterator[BootOrder]:
     Raises:
         OSError: it cannot be made.
     """
-    if order.walls is None or order.walls.sandbox is None:
+    if order.walls is None or order.walls.sandbox is None or order.walls.user:  # the process of another user makes its own
         yield order
         return
     folder = tempfile.mkdtemp(prefix="isowsgi-")

@@ -26,6 +26,7 @@ from isowsgi.instances.lifecycle import State
 from isowsgi.instances.original import Edition
 from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.privatefolder import with_folder
+from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, SpawnFailed, spawn
 from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir
 from isowsgi.shared.containment import Containment
@@ -74,6 +75,7 @@ class ProcessInstance(HostedInstance):
         containment: where mistakes end that are one connection's.
         servers: fork its process, if there are any.
         edition: of what its process is a copy; None: it loads the app.
+        spawner: starts it, if it is another user's.
     """
 
     can_be_killed = True
@@ -88,6 +90,7 @@ class ProcessInstance(HostedInstance):
         containment: Containment,
         servers: ForkServers | None = None,
         edition: Edition | None = None,
+        spawner: SpawnerClient | None = None,
     ) -> None:
         super().__init__(order, board)
         self._owner = owner
@@ -113,8 +116,9 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Imported] = self._on_imported
         self._servers = servers
         self._edition = edition
+        self._spawner = spawner
         self._imported: list[str] = []  # as its process says, until it is ready
-        self._child: subprocess.Popen[bytes] | ForkedProcess | None = None
+        self._child: subprocess.Popen[bytes] | ForkedProcess | SpawnedProcess | None = None
         self._is_killed = False
         self._has_exited = False  # as its keeper knows
         self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
@@ -255,11 +259,13 @@ class ProcessInstance(HostedInstance):
                 self._child = self._copy(owned)
                 if self._child is None:
                     order = owned.enter_context(with_folder(self._order))
-                    self._child = self._fork(order) or self._start(order)
+                    self._child = spawn(self._spawner, order) if is_of_another_user(order) else self._fork(order) or self._start(order)
                 self._inner_mail.close()
                 if self._is_killed:
                     self._child.kill()
                 status = self._child.wait()
+        except SpawnFailed as exc:
+            self._report_from_keeper(messages.Failed(error=str(exc), traceback=""))
         except Exception as exc:  # no memory, no descriptor, no such file
             self._report_from_keeper(messages.Failed(error=f"cannot start {self._python!r}: {exc}", traceback=""))
         self._has_exited = self.has_gone = True
@@ -284,6 +290,11 @@ class ProcessInstance(HostedInstance):
                 env=self._environ,
                 pass_fds=[*(order.fds.known() if order.fds else ()), *order.log_files.values()],
             )
+
+
+def is_of_another_user(order: BootOrder) -> bool:
+    """Whether only a spawner can start its process."""
+    return order.walls is not None and bool(order.walls.user)
 
 
 def _ended_by(status: int) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from isowsgi import configuration
 from isowsgi.configuration import crossing, gunicorn_settings, pythons, remembered, stored
 from isowsgi.configuration.included import keep_faulty
+from isowsgi.master import users
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
 from isowsgi.shared import certificates, conffile, interpreters, logformat
@@ -53,6 +54,7 @@ class Share:
         serial: of the table that was applied since then; "" if none was.
         conf_file: of gunicorn's settings, as it was read; None: there is none.
         root_logs: log files of mounts that the config file names. Those that only an applied table names are the workers' word.
+        vouched: the config as root has read it from the file, whatever was applied since; who runs as which user is in there.
     """
 
     config: configuration.Config | None
@@ -68,6 +70,7 @@ class Share:
     serial: str
     conf_file: ConfFile | None
     root_logs: frozenset[str]
+    vouched: configuration.Config | None
 
 
 class Plan:
@@ -75,6 +78,7 @@ class Plan:
 
     def __init__(self) -> None:
         self._config: configuration.Config | None = None
+        self._vouched: configuration.Config | None = None  # see `Share`
         self._settings: dict[str, Any] = {}
         self._tls: Reading | None = None  # see `Share`
         self._readings = 0  # of gunicorn's settings, with success
@@ -152,6 +156,7 @@ class Plan:
             serial=self._serial,
             conf_file=self._conf_file,
             root_logs=self._root_logs,
+            vouched=self._vouched,
         )
 
     def contained(self, log: Any) -> Containment:
@@ -257,10 +262,13 @@ class Plan:
 
     def _read(self, path: str, cfg: Any, log: Any) -> None:
         config = configuration.load(path, own_gil_error=interpreters.own_gil_error(), base=cfg.chdir)
+        if faults := users.faults(config, cfg, path):
+            raise configuration.ConfigError(tuple(faults))
         self._shown = path
         for fault in config.faults:
             log.error(fault)
         self._root_logs = frozenset(mount.log for mount in config.mounts if mount.log is not None)
+        self._vouched = config if self._vouched is None else keep_faulty(config, self._vouched)
         config = remembered.with_remembered(config) if self._config is None else keep_faulty(config, self._config)
         if config != self._config:  # else the workers that are there serve it: with --reload each fork reads the file
             self._base, self._serial = self._base + 1, ""
@@ -278,6 +286,8 @@ class Plan:
         if warning and wanting:
             log.warning("%s: %s", ", ".join(wanting), warning)
         _warn_of_lazy_imports(config, log)
+        if warning := users.warning(config, cfg):
+            log.warning(warning)
         if sandboxed := [mount.pattern for mount in config.mounts if mount.sandbox is not None]:
             _warn_of_sandboxes(", ".join(sandboxed), cfg, log)
 

@@ -5,20 +5,18 @@ So what was opened then is handed on by descriptor, to interpreters and to child
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
+
+from isowsgi.shared import rootsown
 
 # gunicorn's two settings of log files, and what is tried without when a logger cannot be made with it.
 _FILES = ("errorlog", "accesslog")
 _EXTRAS: Mapping[str, Any] = {"logconfig": None, "logconfig_dict": {}, "logconfig_json": None, "syslog": False}
-
-# Links that a path may lead through: as many as the kernel follows (path_resolution(7)).
-_MOST_LINKS = 40
 
 
 class HeldFile:
@@ -85,7 +83,7 @@ def open_as_root(paths: Iterable[str]) -> dict[str, int]:
 def _open_as_root(path: str) -> int | None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     try:
-        folder = _open_folder(os.path.dirname(path))
+        folder = rootsown.open_path(os.path.dirname(path))
         try:
             fd = os.open(os.path.basename(path), flags, 0o666, dir_fd=folder)
         finally:
@@ -96,54 +94,6 @@ def _open_as_root(path: str) -> int | None:
         return fd
     os.close(fd)
     return None
-
-
-def _open_folder(path: str) -> int:
-    """Return a descriptor of a folder in which only root can have put what is there, and on the way to which only root can change anything.
-
-    Folders and links are opened one after the other, each in the one before, and what was opened is what is checked, so nobody can put
-    something else there in between. Links in a link's target are checked too: root's may lead to one that is a user's.
-
-    Args:
-        path: absolute.
-
-    Raises:
-        OSError: there is no such folder, or others than root could change where the path leads.
-    """
-    names, links, folder = _names(path), 0, -1
-    with ExitStack() as opened:
-        while names:
-            place = os.open(names.pop(0), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            opened.callback(os.close, place)
-            status = os.fstat(place)
-            if stat.S_ISLNK(status.st_mode):
-                links += 1
-                if links > _MOST_LINKS or status.st_uid != 0:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                names[:0] = _names(os.readlink("", dir_fd=place))  # of the link that was opened
-            elif _is_roots_alone(status):
-                folder = place
-            else:
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
-        if not _is_roots_alone(os.fstat(folder), may_be_sticky=False):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
-        return os.dup(folder)
-
-
-def _names(path: str) -> list[str]:
-    """Return what is opened one after the other on the way to a path: "/" first if it is absolute, which is the same in every folder."""
-    return [*([os.sep] if os.path.isabs(path) else ()), *(name for name in path.split(os.sep) if name)]
-
-
-def _is_roots_alone(status: os.stat_result, may_be_sticky: bool = True) -> bool:
-    """Whether only root can change what is in a folder.
-
-    Args:
-        may_be_sticky: whether it suffices that nobody else can replace what root has there, as in /tmp.
-    """
-    is_writable = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    is_sticky = may_be_sticky and bool(status.st_mode & stat.S_ISVTX)
-    return status.st_uid == 0 and (not is_writable or is_sticky)
 
 
 LoggerClass = Callable[[Any], Any]

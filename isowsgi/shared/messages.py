@@ -133,6 +133,7 @@ class Walls(Value):
     files: int  # descriptors
     file_size: int  # bytes
     sandbox: Sandbox | None
+    user: str = ""  # as the config file has it, who started it has become that; "": gunicorn's
 
 
 class Place(Value):

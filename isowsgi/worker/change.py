@@ -261,3 +261,6 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
         if each[0].isolation == MAIN and _key(each) not in kept:
             text = "only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")
+        if each[0].user and _key(each) not in kept:
+            text = "what runs as another user must be read from the config file by root: send SIGHUP to gunicorn to apply this file"
+            raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")

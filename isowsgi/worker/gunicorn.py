@@ -30,6 +30,7 @@ from isowsgi.shared.safelog import SafeLog
 from isowsgi.worker import startup
 from isowsgi.worker.ending import Ending
 from isowsgi.worker.ownlogs import take_logs
+from isowsgi.worker.ownspawner import take_spawner
 from isowsgi.worker.parts import Given, Parts, assemble, open_control
 
 # How often at least the worker tells gunicorn that it lives, and looks at what changes slowly.
@@ -88,6 +89,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         # Not before the fork: it would keep the region's memory mapped in the master.
         self._containment = Containment(self.log, self._board.row(0).words)
         try:
+            self._spawner = take_spawner(self._share, self.cfg, self.sockets, self._logs.of_mounts)
             super().init_process()
         except Exception:
             if not self.booted:
@@ -145,6 +147,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             listeners=self.sockets,
             age=self.age,
             mount_logs=self._logs.of_mounts,
+            spawner=self._spawner,
             last_applied=share.last_applied,
             base=share.base,
             serial=share.serial,

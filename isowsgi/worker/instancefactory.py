@@ -18,7 +18,8 @@ from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.original import Edition
-from isowsgi.instances.process import ProcessInstance
+from isowsgi.instances.process import ProcessInstance, is_of_another_user
+from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
@@ -49,6 +50,7 @@ class Workshop:
         drain_s: how long requests of a replaced instance may take to end.
         origins_fd: of the table that says where connections come from; None: their sockets do.
         places: where something may be loaded beside what serves.
+        spawner: of processes of other users; None if no mount has a user.
 
     Attributes:
         leaked: interpreters ended on a release that keeps their memory.
@@ -68,6 +70,7 @@ class Workshop:
         drain_s: float,
         origins_fd: int | None,
         places: Places,
+        spawner: SpawnerClient | None = None,
     ) -> None:
         self.orders = orders
         self.board = board
@@ -79,6 +82,7 @@ class Workshop:
         self._will_look = False
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
         self.departures = Departures(log)
+        self.spawner = spawner
         self.leaked = 0
         self.is_stopping = False
         self.forks_processes: Callable[[], bool] = lambda: False
@@ -97,6 +101,8 @@ class Workshop:
         self._acceptor = acceptor
         acceptor.watch(self._capacity, self._on_capacity)
         acceptor.watch(self.placement.fileno(), self._on_verdicts)
+        if self.spawner is not None:
+            acceptor.watch(self.spawner.fileno(), self._on_spawners_end)
 
     def make(self, deployment: Deployment, slot: int) -> Instance:
         acceptor, board, mount = self._parts(), self.board, deployment.mount
@@ -193,6 +199,8 @@ class Workshop:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
             around = order.environment
+            if is_of_another_user(order):
+                return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, spawner=self.spawner)
             servers = self.fork_servers if self.forks_processes() or around.preload or around.learns or edition else None
             return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers, edition)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
@@ -217,6 +225,11 @@ class Workshop:
     def _on_verdicts(self) -> None:
         self.placement.read_verdicts()
         self.on_report()
+
+    def _on_spawners_end(self) -> None:
+        assert self.spawner is not None, "it is watched"
+        self._parts().unwatch(self.spawner.fileno())
+        self.spawner.note_end()
 
     def _on_capacity(self) -> None:
         os.eventfd_read(self._capacity)

@@ -13,6 +13,7 @@ from gunicorn import glogging
 from isowsgi.configuration import Config
 from isowsgi.inside.settings import Settings
 from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
 from isowsgi.shared.applied import Applied, LastApplied
@@ -75,6 +76,7 @@ class Given:
         listeners: gunicorn's.
         age: the worker's number.
         mount_logs: descriptors of mounts' log files, by path, that only root may open.
+        spawner: of processes of other users; None if no mount has a user.
         last_applied, base, serial, conf_file: see `master.workerplan.Share`.
         on_files, refuse_by_gunicorn: see `Supervisor` and `Acceptor`.
     """
@@ -90,6 +92,7 @@ class Given:
     listeners: list[Any]
     age: int
     mount_logs: Mapping[str, int]
+    spawner: SpawnerClient | None
     last_applied: LastApplied | None
     base: int
     serial: str
@@ -162,6 +165,7 @@ def _make_supervisor(given: Given, orders: BootOrders, origins: Origins | None) 
         suspects=given.verdicts[SUSPECT],
         on_files=given.on_files,
         origins_fd=None if origins is None else origins.fd,
+        spawner=given.spawner,
         places=Places(given.last_applied if given.cfg.workers > 1 else None, places_at_a_time()),
     )
 

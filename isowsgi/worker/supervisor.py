@@ -12,6 +12,7 @@ from typing import Any
 from isowsgi.configuration import Config, Mount
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.shared import interpreters, messages
 from isowsgi.shared.certificates import Told
 from isowsgi.shared.containment import Containment
@@ -49,6 +50,7 @@ class Supervisor:
         on_files: takes files that, once changed, should make the worker reload; None: no file is watched.
         origins_fd: of the table that says where connections come from; None: their sockets do.
         places: where workers may load something beside what serves; None: this worker is alone.
+        spawner: of processes of other users; None if no mount has a user.
 
     Attributes:
         live: the table that serves, and its changes.
@@ -70,6 +72,7 @@ class Supervisor:
         on_files: Callable[[list[str]], None] | None,
         origins_fd: int | None = None,
         places: Places | None = None,
+        spawner: SpawnerClient | None = None,
     ) -> None:
         self._board = board
         self._log = log
@@ -82,7 +85,7 @@ class Supervisor:
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
         self._tenants: dict[int, Deployment] = {}  # those that live, by their mounts' numbers
         self.was_stopped: Callable[[str], bool] = lambda pattern: False  # whether a tenant was, by its pattern; set by the commands
-        self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd, places or Places())
+        self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd, places or Places(), spawner)
         self._workshop.on_report = self._on_report
         if on_files is not None:
             self._workshop.on_files = on_files
@@ -207,6 +210,8 @@ class Supervisor:
         leaked = self._workshop.leaked
         if leaked > limits.max_leaked:
             return f"this Python has not freed the memory of {leaked} ended interpreters, max_leaked is {limits.max_leaked}"
+        if self._workshop.spawner is not None and self._workshop.spawner.is_gone:
+            return "its spawner, which starts the processes of mounts with a user, has ended"
         return self._memory.restart_reason(time.monotonic())
 
     def is_settled(self) -> bool:

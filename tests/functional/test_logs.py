@@ -25,6 +25,7 @@ from isowsgi.shared import logfiles
 from isowsgi.shared.interpreters import best_isolation, can_see_stacks
 from tests.apps.chatters import LINES, THREADS
 from tests.conftest import APPS, DEADLINE_S, StartServer, eventually, receive_all, running_server
+from tests.otherusers import needs_users
 
 
 def lines_of(text: str, tag: str) -> list[str]:
@@ -186,17 +187,7 @@ def test_a_table_at_the_start_says_what_serves_where(serve: StartServer) -> None
     assert re.fullmatch(rf"/bad +crashes_on_import:application +failed +{best_isolation()} +auto.* +4 +- +-", table[4])
 
 
-def can_be_read_by_others(path: str) -> bool:
-    """Whether another user can read a file: a Python below /root cannot be run by one."""
-    place = Path(path).resolve()
-    return bool(place.stat().st_mode & 0o004) and all(parent.stat().st_mode & 0o001 for parent in place.parents)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-@pytest.mark.skipif(
-    not all(map(can_be_read_by_others, (os.__file__, pytest.__file__, __file__))),
-    reason="this Python, its venv or the checkout lies where other users cannot read",
-)
+@needs_users
 def test_logs_that_root_opened_are_written_by_the_user_that_gunicorn_becomes(tmp_path: Path) -> None:
     """Also after SIGUSR1. No app was served any more then: each interpreter opened the files by itself, as a user who may not."""
     logs, site = tmp_path / "logs", Path(tempfile.mkdtemp(prefix="isowsgi-logs-"))

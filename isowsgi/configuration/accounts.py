@@ -1,0 +1,86 @@
+"""Users of the machine that apps' processes run as: what `user` of a mount names, looked up as `login` would."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import Any
+
+import attrs
+
+from isowsgi.configuration.checks import typed
+from isowsgi.configuration.faults import Fault, spelt
+
+_MOST_ID = 2**32 - 2  # (uid_t) -1 is none (setresuid(2))
+
+
+@attrs.frozen(kw_only=True)
+class Account:
+    """What a process is started as.
+
+    Attributes:
+        groups: supplementary ones, and the first one.
+        name, home: "" if /etc/passwd has no such user.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    name: str = ""
+    home: str = ""
+
+
+def user(value: Any) -> str:
+    """Check `user` of a mount, "shop" or "shop:www-data"; "" takes a default back. It is looked up again before anything becomes it."""
+    if typed(str, value):
+        find(value)
+    return str(value)
+
+
+def find(text: str) -> Account:
+    """Return the account that is meant, with the supplementary groups of its user.
+
+    Raises:
+        Fault: there is no such user or group, or it is root.
+    """
+    name, colon, group = text.partition(":")
+    if not name or (colon and not group):
+        raise Fault(f"expected a user, or user:group, such as 'shop' or 'shop:www-data', got {spelt(text)}")
+    entry = _entry(name)
+    if entry is None and not _is_id(name):
+        raise Fault(f"no such user: {spelt(name)}; create it, or write another one")
+    uid = entry.pw_uid if entry is not None else int(name)
+    if uid == 0:
+        raise Fault(f"root may do all that walls are to keep from an app; expected another user, got {spelt(text)}")
+    if entry is None and not group:
+        raise Fault(f"the machine does not know user {uid}, so write its group too, as in '{uid}:{uid}'")
+    gid = _gid(group) if group else entry.pw_gid if entry is not None else -1
+    if entry is None:
+        return Account(uid=uid, gid=gid, groups=(gid,))
+    groups = dict.fromkeys([gid, *os.getgrouplist(entry.pw_name, gid)])
+    return Account(uid=uid, gid=gid, groups=tuple(groups), name=entry.pw_name, home=entry.pw_dir)
+
+
+def _entry(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, ValueError):  # ValueError: a NUL in it
+        pass
+    try:
+        return pwd.getpwuid(int(name)) if _is_id(name) else None
+    except KeyError:
+        return None
+
+
+def _gid(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        if _is_id(name):
+            return int(name)
+        raise Fault(f"no such group: {spelt(name)}; create it, or write another one") from None
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text[:11]) <= _MOST_ID

@@ -1,0 +1,339 @@
+"""The spawner and a worker that was taken over: whatever that sends, nothing runs but what root has read from the config file."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import random
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isowsgi import configuration
+from isowsgi.configuration import App, Config, Mount, accounts
+from isowsgi.configuration.faults import Fault
+from isowsgi.instances.forkserver import memory_file
+from isowsgi.instances.spawnedprocess import SpawnerClient, SpawnFailed
+from isowsgi.shared import births, rootsown, spawning, wire
+from isowsgi.shared.handover import blocking
+from isowsgi.shared.messages import BootOrder, Descriptors
+from isowsgi.shared.routing import Route
+from isowsgi.shared.spawning import Start, start_of
+from isowsgi.shared.wire import MessageError
+from isowsgi.spawner import child, process
+from isowsgi.spawner.vouched import NotVouchedFor, Vouched
+from tests.conftest import eventually
+from tests.orders import any_orders
+from tests.otherusers import needs_users
+
+USER = 20001
+SHOP = Mount(
+    pattern="/shop",
+    prefix="/shop",
+    app=App(kind="module", target="tried", call="application"),
+    user=f"{USER}:{USER}",
+    isolation="process",
+    env={"SECRET": "s"},
+    threads=1,
+)
+OTHER = Mount(pattern="/other", prefix="/other", app=SHOP.app)
+
+
+def vouched(*mounts: Mount) -> Vouched:
+    return Vouched(Config(path="/isowsgi.toml", mounts=mounts or (SHOP, OTHER)), any_orders([]))
+
+
+def order_of(mount: Mount, **changes: Any) -> BootOrder:
+    return any_orders([mount]).write([mount], "process", 0, 1, 5).replace(fds=Descriptors(board=3, channel=4, mail=5), **changes)
+
+
+def start(mount: Mount = SHOP, **changes: Any) -> Start:
+    return start_of(order_of(mount), {3: 2, 4: 3, 5: 4}).replace(**changes)
+
+
+def test_only_its_place_is_the_workers_word() -> None:
+    """What a worker would run is of no account, for it says nothing of it; but where its rows are, and whose requests are whose."""
+    said = start(members=[("/shop", 7, "/health")], first_row=9, generation=3, routes=[Route(7, "", "/shop")], log_files={"/etc/shadow": 2})
+
+    order = vouched().order(said)
+
+    assert [(member.mount, member.warmup, member.app.target) for member in order.members] == [(7, "/health", "tried")]
+    assert (order.place.first_row, order.tag, order.serving.routes) == (9, "/shop #3", [Route(7, "", "/shop")])
+    assert order.environment.env == {"SECRET": "s"}
+    assert order.walls is not None
+    assert order.walls.user == SHOP.user
+    assert order.log_files == {}
+    assert not {"app", "env", "python", "user", "walls", "pythonpath", "environment", "host"} & Start.fields.keys()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        start(name="/other"),
+        start(name="/etc"),
+        start(members=[]),
+        start(members=[("/other", 1, None)]),
+        start(members=[("/shop", 0, None), ("/shop", 1, None)]),
+        start(members=[("/shop", 0, None), ("/other", 1, None)]),
+    ],
+)
+def test_what_root_has_not_read_is_not_started(hostile: Start) -> None:
+    with pytest.raises(NotVouchedFor):
+        vouched().order(hostile)
+
+
+def test_a_start_that_makes_no_sense_is_refused() -> None:
+    good = wire.plain(start())
+    assert spawning.read_start(wire.encode(good)) == start()
+    for name, value in (("fds", {}), ("members", [1]), ("routes", [["a"]]), ("limits", None), ("first_row", 2**70), ("command", "sh")):
+        with pytest.raises(MessageError):
+            spawning.read_start(wire.encode({**good, name: value}))
+    with pytest.raises(MessageError):
+        spawning.read_start(wire.encode({**good, "fds": {**good["fds"], "channel": -1}}))
+
+
+def test_answers_arrive_as_they_were_sent() -> None:
+    for answer in (spawning.Started(pid=3), spawning.Refused(error="no"), spawning.Ended(status=-9)):
+        assert spawning.decode(spawning.encode(answer)) == answer
+    for packet in (b"{}", b"[]", b'{"is": ["Ended"]}', b'{"is": "Ended", "status": "0"}', b"\xff"):
+        with pytest.raises(MessageError):
+            spawning.decode(packet)
+
+
+def test_a_process_of_another_user_gets_what_programs_need_and_no_secret() -> None:
+    ours = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "PYTHONPATH": "/p",
+        "PYTHONHOME": "/h",
+        "SECRET": "s",
+        "HOME": "/root",
+        "USER": "root",
+        "LD_X": "1",
+    }
+    shop = accounts.Account(uid=1, gid=1, groups=(1,), name="shop", home="/home/shop")
+
+    found = child.environ_of(shop, ours, has_own_python=True)
+
+    assert found == {
+        "PATH": "/bin", "LC_ALL": "C", "PYTHONPATH": "/p", "LD_X": "1", "HOME": "/home/shop", "USER": "shop", "LOGNAME": "shop",
+    }  # fmt: skip
+    assert child.environ_of(accounts.Account(uid=1, gid=1, groups=(1,)), ours, has_own_python=False)["PYTHONHOME"] == "/h"
+
+
+# Accounts.
+
+
+def test_a_user_is_looked_up_with_all_its_groups() -> None:
+    entry = next(each for each in pwd.getpwall() if each.pw_uid)
+    group = next(each for each in grp.getgrall() if each.gr_gid not in (0, entry.pw_gid))
+
+    found = accounts.find(entry.pw_name)
+    assert (found.uid, found.gid, found.name, found.home) == (entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir)
+    assert {*found.groups} == {*os.getgrouplist(entry.pw_name, entry.pw_gid)}
+    assert accounts.find(str(entry.pw_uid)) == found
+    other = accounts.find(f"{entry.pw_name}:{group.gr_name}")
+    assert (other.gid, other.groups[0]) == (group.gr_gid, group.gr_gid)
+    assert accounts.find(f"{entry.pw_name}:{group.gr_gid}") == other
+    assert accounts.find("20001:20002") == accounts.Account(uid=20001, gid=20002, groups=(20002,))
+    assert accounts.user("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("root", "root may do all that walls are to keep from an app; expected another user"),
+        ("0", "root may do all"),
+        ("nobody-of-that-name", "no such user: 'nobody-of-that-name'; create it"),
+        ("20001", "the machine does not know user 20001, so write its group too, as in '20001:20001'"),
+        ("20001:no-such-group", "no such group: 'no-such-group'; create it"),
+        ("shop:", "expected a user, or user:group, such as 'shop' or 'shop:www-data', got 'shop:'"),
+        (":shop", "expected a user, or user:group"),
+        ("99999999999999", "no such user"),
+        ("a\0b", "no such user"),
+    ],
+)
+def test_a_user_that_cannot_be_is_a_fault_that_says_what_to_do(text: str, said: str) -> None:
+    with pytest.raises(Fault, match="^" + said.replace("?", r"\?")):
+        accounts.find(text)
+
+
+def test_a_user_needs_a_process_and_is_no_template_or_status_page(tmp_path: Path) -> None:
+    config = tmp_path / "isowsgi.toml"
+    config.write_text("""
+[defaults]
+user = "20001:20001"
+[mounts]
+"/a" = { app = "a", isolation = "own-gil" }
+"/b" = "b"
+"/status" = "isowsgi.status"
+"*.example.com/" = { app = "c", max_live = 3 }
+""")
+    with pytest.raises(configuration.ConfigError) as caught:
+        configuration.load(config)
+    texts = [fault.partition(": ")[2] for fault in caught.value.faults]
+    assert [text.partition(":")[0] for text in texts] == ["defaults.user"] * 3
+    assert 'only a process has its own: expected isolation = "process" (or "auto")' in texts[0]
+    assert "the status page reads what gunicorn's user has counted" in texts[1]
+    assert "a template's tenants cannot have another user" in texts[2]
+    own = config.read_text().replace('isowsgi.status"', 'isowsgi.status"\n"/x" = { app = "x", user = \'\' }')
+    own = own.replace('"/a" = { app = "a", isolation = "own-gil" }', "").replace('"/status" = "isowsgi.status"', "")
+    config.write_text(own.replace('"*.example.com/" = { app = "c", max_live = 3 }', ""))
+    assert {mount.pattern: (mount.user, mount.needs_process) for mount in configuration.load(config).mounts} == {
+        "/b": ("20001:20001", True), "/x": ("", False),
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has what others cannot change")
+def test_what_others_can_change_is_not_roots_alone(tmp_path: Path) -> None:
+    file, link = tmp_path / "isowsgi.toml", tmp_path / "link"
+    file.write_text("")
+    link.symlink_to(file)
+    assert rootsown.is_roots(str(file))
+    assert rootsown.is_roots(str(link))
+    os.lchown(link, USER, USER)
+    assert not rootsown.is_roots(str(link))
+    file.chmod(0o664)
+    assert not rootsown.is_roots(str(file))
+    file.chmod(0o644)
+    os.chown(tmp_path, USER, USER)
+    assert not rootsown.is_roots(str(file))
+    assert not rootsown.is_roots(str(tmp_path / "none"))
+
+
+@needs_users
+def test_root_asks_a_python_that_a_user_may_have_put_there_as_that_user(tmp_path: Path) -> None:
+    """It is executed to say its version: as root, it could do anything."""
+    folder = Path("/tmp") / f"isowsgi-python-{os.getpid()}"
+    folder.mkdir()
+    try:
+        fake = folder / "python"
+        fake.write_text(f'#!/bin/sh\nid -u > {folder}/whose\nexec {sys.executable} "$@"\n')
+        fake.chmod(0o755)
+        for uid in (0, USER):
+            for path in (fake, folder):
+                os.chown(path, uid, uid)
+            os.utime(fake, (uid, uid))  # else the answer is known
+            assert configuration.pythons.ask(str(fake)).version == sys.version_info[:3]
+            assert int((folder / "whose").read_text()) == uid
+            (folder / "whose").unlink()
+    finally:
+        for path in (*folder.iterdir(), folder):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+# A real spawner, with this process as its worker.
+
+
+@pytest.fixture
+def client() -> Iterator[SpawnerClient]:
+    ours, theirs = map(blocking, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    with ours:
+        with theirs:
+            made = SpawnerClient(ours, process.fork(theirs, vouched))
+        yield made
+    eventually(lambda: os.waitpid(made.pid, os.WNOHANG)[0] == made.pid, "its end with the socket's")
+
+
+class Ends(contextlib.ExitStack):
+    """The descriptors of one instance, and this side of its channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        board = os.memfd_create("board")
+        self.callback(os.close, board)
+        self.channel, inner = (self.enter_context(blocking(each)) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        _, mail = (self.enter_context(blocking(each)) for each in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self.fds = Descriptors(board=board, channel=inner.fileno(), mail=mail.fileno())
+
+
+def start_one(client: SpawnerClient) -> None:
+    """Have a process started and killed."""
+    with Ends() as ends:
+        started = client.start(order_of(SHOP).replace(fds=ends.fds))
+        started.kill()
+        assert started.wait() == -signal.SIGKILL
+        started.kill()  # without effect
+
+
+@needs_users
+def test_a_process_is_started_killed_and_waited_for(client: SpawnerClient) -> None:
+    start_one(client)
+
+
+@needs_users
+def test_what_is_not_vouched_for_is_told(client: SpawnerClient) -> None:
+    with Ends() as ends, pytest.raises(SpawnFailed, match="'/other' is not among the mounts with a user that gunicorn's master has read"):
+        client.start(order_of(OTHER).replace(fds=ends.fds))
+
+
+@needs_users
+def test_a_mount_has_so_many_processes_at_a_time_and_no_more(client: SpawnerClient) -> None:
+    with Ends() as ends:
+        order = order_of(SHOP).replace(fds=ends.fds)
+        started = [client.start(order) for _ in range(8)]
+        with pytest.raises(SpawnFailed, match="'/shop' has 8 processes, and no more are started for it"):
+            client.start(order)
+        for each in started:
+            each.kill()
+            assert each.wait() == -signal.SIGKILL
+        again = client.start(order)
+        again.kill()
+        again.wait()
+
+
+@needs_users
+def test_nonsense_starts_nothing_and_ends_nothing(client: SpawnerClient) -> None:
+    """Random bytes, hostile numbers, descriptors of all kinds, none at all, a flood that nobody reads the answers of."""
+    chance = random.Random(19)
+    good = wire.encode(wire.plain(start()))
+    start_one(client)  # so that it has closed what it had from this process
+    held = {*os.listdir(f"/proc/{client.pid}/fd")}
+    with Ends() as ends, open(os.devnull, "rb") as device, contextlib.closing(socket.socket()) as lone:
+        reader, writer = os.pipe()
+        ends.callback(os.close, reader)
+        ends.callback(os.close, writer)
+        kinds = [reader, writer, device.fileno(), lone.fileno(), ends.fds.board, ends.fds.channel]
+        for number in range(300):
+            data = bytearray(good)
+            for _ in range(chance.randrange(5)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            with memory_file(bytes(data[: chance.randrange(len(data) + 1)] if number % 3 else data)) as source:
+                source.flush()
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with ours, theirs:
+                    fds = [theirs.fileno(), source.fileno(), *chance.choices(kinds, k=chance.randrange(5))]
+                    chance.shuffle(fds) if number % 2 else None
+                    births.send(client._sock, chance.randbytes(chance.randrange(1, 50)), fds[: chance.randrange(len(fds) + 1)] or [reader])
+
+    start_one(client)
+    eventually(lambda: {*os.listdir(f"/proc/{client.pid}/fd")} == held, "all descriptors are closed again")
+
+
+@needs_users
+def test_a_process_that_cannot_be_executed_is_told_with_the_reason() -> None:
+    mount = SHOP
+    config = Config(path="/isowsgi.toml", mounts=(mount,))
+
+    def table() -> Vouched:
+        made = Vouched(config, any_orders([]))
+        write = made._orders.write
+        made._orders.write = lambda *args, **options: (  # type: ignore[method-assign]
+            order := write(*args, **options)
+        ).replace(host=order.host.replace(python="/no/python"))
+        return made
+
+    ours, theirs = map(blocking, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    with ours, Ends() as ends:
+        with theirs:
+            made = SpawnerClient(ours, process.fork(theirs, table))
+        with pytest.raises(SpawnFailed, match="cannot be started as user 20001: FileNotFoundError"):
+            made.start(order_of(mount).replace(fds=ends.fds)).wait()  # it may say so before it is said that it is there
+    eventually(lambda: os.waitpid(made.pid, os.WNOHANG)[0] == made.pid, "its end")
