@@ -1,5 +1,6 @@
 """The metrics: names and values for Prometheus, judged by its own linter."""
 
+import json
 import os
 import re
 import shutil
@@ -143,10 +144,8 @@ def test_the_reference_lists_every_metric_with_its_kind_labels_and_meaning(board
 def test_rules_and_dashboard_ask_for_metrics_that_exist(board: Board, region: Scoreboard) -> None:
     known = set(families(board))
     known |= {f"{name}_{suffix}" for name in known for suffix in ("bucket", "count", "sum")}
-    files = [path for path in PROMETHEUS.iterdir() if path.suffix in (".yml", ".json")]
-    assert len(files) >= 2
 
-    for path in files:
+    for path in (PROMETHEUS / name for name in ("alerts.yml", "alerts_test.yml", "dashboard.json")):
         asked = set(re.findall(r"\bisowsgi_\w+", path.read_text()))
         assert asked, path
         assert asked <= known, path
@@ -156,3 +155,25 @@ def test_rules_and_dashboard_ask_for_metrics_that_exist(board: Board, region: Sc
 def test_promtool_finds_no_fault_in_the_alert_rules(tmp_path: Path) -> None:
     subprocess.run(["promtool", "check", "rules", PROMETHEUS / "alerts.yml"], check=True)
     subprocess.run(["promtool", "test", "rules", PROMETHEUS / "alerts_test.yml"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+def test_prometheus_finds_the_hosts_by_their_names() -> None:
+    config = PROMETHEUS / "prometheus.yml"
+    subprocess.run(["promtool", "check", "config", config], check=True)
+
+    told = subprocess.run(["promtool", "check", "service-discovery", "--timeout=1s", config, "isowsgi"], check=True, capture_output=True)
+
+    found = {target["labels"]["instance"]: target["labels"]["__address__"] for target in json.loads(told.stdout)}
+    servers = (ROOT / "deploy/haproxy/isowsgi.cfg").read_text()
+    assert found == dict(re.findall(r"(?m)^    server (\S+) (\S+)$", servers))
+    assert "/-/isowsgi" in (ROOT / "deploy/hosts/isowsgi.toml").read_text()
+
+
+def test_the_dashboard_shows_hosts_and_mounts() -> None:
+    panels = json.loads((PROMETHEUS / "dashboard.json").read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for labels in ("mount", "instance", "instance, mount"):
+        assert any(f"by ({labels})" in expression for expression in asked), labels
