@@ -21,10 +21,10 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # test_teardown, so the tests of `isowsgi apply` are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
 # faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
-	test_bench test_calls test_cli_page test_client test_configuration test_control_frames test_controlmessages \
+	test_bench test_calls test_cgroups test_cli_page test_client test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
-	test_metrics test_exporting test_importing test_landlock test_migrate_page test_origins test_peek test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
-	test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
+	test_metrics test_exporting test_importing test_landlock test_wallhints test_migrate_page test_origins test_peek test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
+	test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks test_users \
 	test_balancer test_imports test_kubernetes test_leaving test_static test_tls_hosts test_zero_to_served)))
 
@@ -73,6 +73,10 @@ docs: ## the documentation as a site in .site/html; fails on a dead link (ARGS=s
 release-check: ## build sdist and wheel into dist/, check both, and test the wheel in a fresh venv
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/release --group pyproject.toml:release && bin=.venv/release/bin && rm -rf dist && $$bin/python -m build --no-isolation --outdir dist . && $$bin/twine check --strict dist/* && \
 	$$bin/check-wheel-contents dist/*.whl && "$$python" tools/try_wheel.py dist
+
+.PHONY: test-guest
+test-guest: ## run the shipped units under a real systemd with control groups, in a small emulated machine; needs root, qemu and ../shared/tools/guest
+	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/guest -e . "pytest>=8" && exec .venv/guest/bin/python -m tests.guest $(ARGS)
 
 .PHONY: manifests
 manifests: ## render deploy/kubernetes and check it against the schemas of three versions of Kubernetes; needs kubectl

@@ -1,0 +1,285 @@
+"""The units of deploy/systemd as they are shipped, under a real systemd, with limits by control groups.
+
+The machine is emulated and has one core: nothing here measures time, and each wait is for a condition.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+CARRIED = Path(__file__).parent.parent
+
+GROUPS = Path("/sys/fs/cgroup/system.slice/isowsgi.service")
+CONFIG = Path("/etc/isowsgi/isowsgi.toml")
+
+DEADLINE_S = 60.0
+
+MOUNTS = """
+[mounts]
+"/" = "apps:hello"
+"/free" = { app = "apps:hog", isolation = "process" }
+
+[mounts."/hog"]
+app = "apps:hog"
+threads = 2
+limits = { memory = "128M", cpu = 0.5, processes = 24 }
+"""
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {DEADLINE_S:g} s for {what}\n{journal()[-5000:]}")
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def systemctl(*arguments: str) -> str:
+    try:
+        return run("systemctl", *arguments)
+    except subprocess.CalledProcessError as exc:
+        raise AssertionError(f"{exc}\n{journal()[-5000:]}") from exc
+
+
+def journal() -> str:
+    run("journalctl", "--sync")
+    return run("journalctl", "-u", "isowsgi", "-o", "cat", "--no-pager")
+
+
+def shown(name: str) -> str:
+    return systemctl("show", "isowsgi", f"--property={name}", "--value").strip()
+
+
+def get(path: str) -> tuple[int, Any]:
+    """Ask as nginx does, by the socket of the unit."""
+    connection = http.client.HTTPConnection("localhost", timeout=DEADLINE_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(DEADLINE_S)
+    connection.sock.connect("/run/isowsgi.sock")
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        return response.status, json.loads(body) if response.status == 200 else body
+    finally:
+        connection.close()
+
+
+def facts(path: str) -> dict[str, Any]:
+    """Return what the app says of its process, once it serves."""
+
+    def said() -> Any:
+        status, body = get(path)
+        return body if status == 200 else None
+
+    found: dict[str, Any] = eventually(said, f"an answer from {path}")
+    return found
+
+
+def groups() -> list[Path]:
+    return sorted(GROUPS.glob("mount-*"))
+
+
+def group_of(path: str) -> Path:
+    return Path("/sys/fs/cgroup", str(facts(path)["cgroup"]).lstrip("/"))
+
+
+def install(python: Path) -> None:
+    """Make the venv that the units expect, with what was carried here: the service sees neither /tmp nor homes."""
+    run(sys.executable, "-m", "venv", "--without-pip", str(python))
+    [site] = python.glob("lib/python*/site-packages")
+    run("mount", "--bind", str(CARRIED / "site"), str(site))
+    run(sys.executable, "-m", "compileall", "-q", "-x", "pygments/lexers|pytest", str(site))
+    for name, module in (("gunicorn", "gunicorn.app.wsgiapp:run"), ("isowsgi", "isowsgi.cli.entry:main")):
+        package, _, function = module.partition(":")
+        script = python / "bin" / name
+        script.write_text(f"#!{python}/bin/python3\nimport sys\nfrom {package} import {function}\nsys.exit({function}())\n")
+        script.chmod(0o755)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service() -> Iterator[None]:
+    """The installation of the page about deployment, with apps of its own."""
+    run("useradd", "--system", "--user-group", "isowsgi")
+    install(Path("/opt/isowsgi"))
+    CONFIG.parent.mkdir()
+    shutil.copy(CARRIED / "deploy" / "gunicorn.conf.py", CONFIG.parent)
+    Path("/srv/apps").mkdir()
+    shutil.copy(CARRIED / "tests" / "apps.py", "/srv/apps")
+    CONFIG.write_text(f'[defaults]\npythonpath = "/srv/apps"\n{MOUNTS}')
+    shutil.copy(CARRIED / "deploy" / "logrotate" / "isowsgi", "/etc/logrotate.d/isowsgi")
+    for unit in ("isowsgi.service", "isowsgi.socket"):
+        shutil.copy(CARRIED / "deploy" / "systemd" / unit, "/etc/systemd/system")
+    systemctl("daemon-reload")
+    systemctl("start", "isowsgi.service")
+    yield
+    print(journal()[-5000:])
+
+
+class Neighbour:
+    """Asks another mount of the same worker for as long as the block lasts."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Neighbour:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                self.statuses.append(get("/")[0])
+            except OSError:
+                self.statuses.append(0)
+
+
+def test_a_process_with_limits_is_in_a_group_of_its_own_and_gunicorn_and_the_others_beside_it() -> None:
+    hog, free = facts("/hog"), facts("/free")
+
+    group = Path("/sys/fs/cgroup") / hog["cgroup"].lstrip("/")
+    assert (group.parent, group.name.endswith("-hog")) == (GROUPS, True)
+    assert (group / "cgroup.procs").read_text().split() == [str(hog["pid"])]
+    wanted = {"memory.max": "134217728", "memory.oom.group": "1", "cpu.max": "50000 100000", "pids.max": "24"}
+    assert {name: (group / name).read_text().strip() for name in wanted} == wanted
+    assert free["cgroup"].endswith("/isowsgi.service/gunicorn")
+    assert shown("MainPID") in (GROUPS / "gunicorn" / "cgroup.procs").read_text().split()
+    assert (GROUPS / "cgroup.procs").read_text() == ""
+    assert hog["uid"] != 0
+    assert "no effect" not in journal()
+
+
+def test_a_process_that_takes_too_much_memory_is_killed_alone_told_and_started_again() -> None:
+    facts("/hog")
+    told = journal().count("killed at its memory limit of 128M")
+    worker = run("pgrep", "-P", shown("MainPID")).split()[0]
+
+    with Neighbour() as neighbour:
+        for _ in range(2):
+            assert get("/hog/memory")[0] == 502
+            facts("/hog")
+
+    assert set(neighbour.statuses) == {200}
+    assert run("pgrep", "-P", shown("MainPID")).split()[0] == worker
+    assert journal().count("killed at its memory limit of 128M while serving GET /hog/memory") == told + 2
+    assert len(groups()) == 1
+
+
+def test_a_process_cannot_start_more_than_its_limit_of_processes() -> None:
+    status, said = get("/hog/processes")
+
+    assert (status, said["error"]) == (200, "Resource temporarily unavailable")
+    assert 5 < said["count"] < 24
+
+
+def test_a_process_gets_its_share_of_a_core_and_no_more() -> None:
+    group = group_of("/hog")
+
+    get("/hog/cpu")
+
+    counts = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
+    assert int(counts["nr_throttled"]) > 0
+
+
+def test_what_an_app_leaves_behind_ends_with_its_process_and_the_group_goes() -> None:
+    before, child = group_of("/hog"), get("/hog/child")[1]
+    assert str(child) in (before / "cgroup.procs").read_text().split()
+
+    run("runuser", "-u", "isowsgi", "--", "/opt/isowsgi/bin/isowsgi", "reload", "/hog", "--config", str(CONFIG))
+
+    eventually(lambda: not before.exists(), "the old group's end")
+    assert not Path(f"/proc/{child}").exists()
+    assert groups() == [group_of("/hog")]
+
+
+def test_systemctl_reload_takes_up_a_changed_limit_and_loads_nothing_else() -> None:
+    free = facts("/free")["pid"]
+    CONFIG.write_text(CONFIG.read_text().replace('"128M"', '"160M"'))
+
+    systemctl("reload", "isowsgi.service")
+
+    eventually(lambda: (group_of("/hog") / "memory.max").read_text() == f"{160 * 2**20}\n", "the new limit")
+    assert facts("/free")["pid"] == free
+
+
+def test_logrotate_renames_the_access_log_and_gunicorn_opens_another() -> None:
+    log = Path("/var/log/isowsgi/access.log")
+    facts("/free")
+
+    run("logrotate", "--force", "/etc/logrotate.d/isowsgi")
+
+    assert log.with_name("access.log.1").stat().st_size
+    get("/free?after")
+    eventually(lambda: log.exists() and "/free?after" in log.read_text(), "the new file")
+
+
+def test_groups_of_a_killed_worker_are_removed_with_what_is_in_them() -> None:
+    child = get("/hog/child")[1]
+    before = groups()
+    [worker] = run("pgrep", "-P", shown("MainPID")).split()
+
+    os.kill(int(worker), 9)
+
+    eventually(lambda: groups() and not set(before) & set(groups()), "the end of the old groups")
+    assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_service_comes_back_with_its_groups(how: str) -> None:
+    before = shown("MainPID")
+    if how == "restart":
+        systemctl("restart", "isowsgi.service")
+    else:
+        os.kill(int(before), 9)
+
+    eventually(lambda: shown("ActiveState") == "active" and shown("MainPID") not in ("0", before), "another master")
+    assert group_of("/hog").name.endswith("-hog")
+    assert (group_of("/hog") / "memory.max").read_text().strip() != "max"
+
+
+def test_a_master_of_roots_gives_its_worker_the_groups() -> None:
+    """Last: it takes the place of the service as it is shipped."""
+    drop_in = Path("/etc/systemd/system/isowsgi.service.d/root.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text(
+        "[Service]\nUser=root\nGroup=root\nCapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_CHOWN CAP_KILL CAP_DAC_OVERRIDE\n"
+    )
+    settings = CONFIG.with_name("gunicorn.conf.py")
+    settings.write_text(settings.read_text() + 'user = group = "isowsgi"\n')
+    shutil.chown("/var/log/isowsgi", "isowsgi")
+    systemctl("daemon-reload")
+
+    systemctl("restart", "isowsgi.service")
+
+    hog = facts("/hog")
+    assert hog["uid"] != 0
+    assert (group_of("/hog") / "memory.max").read_text().strip() == str(160 * 2**20)
+    assert get("/hog/memory")[0] == 502
+    facts("/hog")
+    assert "killed at its memory limit of 160M" in journal()
