@@ -49,13 +49,14 @@ def put_up(order: BootOrder, sandbox: Sandbox) -> None:
         CannotConfine: it is not confined.
     """
     try:
-        landlock.restrict(_files(order, sandbox), sandbox.connect, sandbox.listen)
+        landlock.restrict(rules(order, sandbox), sandbox.connect, sandbox.listen)
         _drop_capabilities()
     except (landlock.Unavailable, OSError) as exc:
         raise CannotConfine(f"cannot be sandboxed, so it is not loaded: {exc}") from exc
 
 
-def _files(order: BootOrder, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
+def rules(order: BootOrder, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
+    """Yield what is allowed: paths, some of which may not be there, and the access to all beneath each."""
     around = order.environment
     python = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.realpath(sys.executable))} - {
         "/usr"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isowsgi.instances.privatefolder import with_folder
 from isowsgi.isolation.sharing import Sharing, harmful
 from isowsgi.shared import interpreters, loadfailures, messages, workdir
 from isowsgi.shared.interpreters import PROCESS
@@ -80,6 +81,7 @@ class Outcome:
     shared: tuple[Sharing, ...] = ()  # what extension modules share between two copies in one process
     load_s: float = 0.0  # of a trial that compares: what of `boot_s` came before the paths were asked for
     answers: tuple[tuple[str, str, str], ...] = ()  # pattern, path, and status or exception
+    touched: tuple[str, ...] = ()  # what its sandbox would have refused, and what to add to it
     exit_code: int | None = None  # if the app ended the process
     signal: str | None = None  # if the process crashed: "SIGSEGV"
     timed_out: bool = False
@@ -132,6 +134,11 @@ def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) 
 
 
 def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
+    with with_folder(order) as housed:  # as in a worker: what is put there is allowed
+        return _run_in(housed, isolation, copies, timeout_s, environ)
+
+
+def _run_in(order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
     executable = (order.host.python if isolation == PROCESS else None) or sys.executable
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
     what = messages.encode(_trial_order(order, isolation, token))
@@ -314,6 +321,7 @@ def _read(isolation: str, facts: dict[str, Any], output: str) -> Outcome:
     facts["extensions"] = tuple((name, path) for name, path in facts["extensions"])
     facts["refused"] = tuple((name, path, error) for name, path, error in facts["refused"])
     facts["answers"] = tuple((pattern, path, status) for pattern, path, status in facts.get("answers", ()))
+    facts["touched"] = tuple(facts.get("touched", ()))
     facts["lost"] = tuple(facts.get("lost", ()))
     facts["shared"] = tuple(Sharing(*each) for each in facts.get("shared", ()))
     return Outcome(isolation=isolation, output=output, **facts)

@@ -54,13 +54,12 @@ def main() -> None:
         os.chdir(order.environment.chdir)  # else it stays where an app has gone
     except OSError:
         pass
-    if order.walls is not None:
-        from isowsgi.inside import walls
+    from isowsgi.isolation import touches
 
-        walls.put_up(order.walls)
+    watch = touches.begin(order)
     outcome = _try(order, task["copies"], task["timeout_s"], lambda sign: os.write(result_fd, sign))
     with open(result_fd, "w", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(json.dumps(outcome) + "\n")
+        file.write(json.dumps({**outcome, "touched": [] if watch is None else watch.lines()}) + "\n")
     os._exit(0)
 
 
@@ -112,6 +111,11 @@ def _try(order: BootOrder, copies: int, timeout_s: float, mark: Callable[[bytes]
         mark: tells the parent what comes next: a copy is loaded ("."), one is ended ("e"). It is all that is left of a crash.
     """
     nursery = _Nursery(order, copies, timeout_s, mark)
+    if order.walls is not None:
+        from isowsgi.inside import walls
+
+        # Not before the scoreboard, whose memory is a file of some size. Other processes of the user's are not counted in a control group.
+        walls.put_up(order.walls.replace(grouped=["processes"]))
     outcome = nursery.outcome
     is_process = order.isolation == "process"
     alive = []

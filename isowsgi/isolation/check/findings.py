@@ -134,6 +134,7 @@ class _MountCheck:
         lived_in = self._outcomes.get(PROCESS if verdict.isolation == MAIN else verdict.isolation or "")
         if lived_in is not None:
             warnings += [f"when it is loaded, {line}" for line in dict.fromkeys(_POLICY_LINE.findall(lived_in.output))]
+            warnings += [f"its sandbox refuses this: it {line}" for line in lived_in.touched]
         return MountReport(
             pattern=self._mount.pattern,
             app=str(self._mount.app),
