@@ -156,6 +156,7 @@ class FakeInstance:
         self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
         self.memory = self.memory_at_boot = -1
         self.pid: int | None = None
+        self.grouped: frozenset[str] = frozenset()
         self.has_gone = self.is_overdue = self.is_in_line = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0

@@ -693,8 +693,12 @@ ISOLATION = "expected one of 'auto', 'own-gil', 'shared-gil', 'process', 'main',
         ("limits = '1G'", "limits: expected a table, got '1G' (a string)"),
         ("limits = { memory = '63M' }", "limits.memory: must be '64M' or more, or 0 for no limit: less does not load an app"),
         ("limits = { files = 63 }", "limits.files: must be 64 or more, or 0 for no limit: less does not load an app"),
+        ("limits = { processes = 15 }", "limits.processes: must be 16 or more, or 0 for no limit: less does not load an app"),
+        ("limits = { cpu = 0.01 }", "limits.cpu: must be 0.05 to 1024 (cores), or 0 for no limit, got 0.01"),
+        ("limits = { cpu = nan }", "limits.cpu: must be 0.05 to 1024 (cores), or 0 for no limit, got nan"),
+        ("limits = { cpu = '50%' }", "limits.cpu: expected a share of one core, such as 0.5, got '50%' (a string)"),
         ("limits = { file_size = 1 }", "limits.file_size: expected a size with its unit, such as '300M', got 1 (a whole number)"),
-        ("limits = { ram = 1 }", "limits.ram: unknown key; expected one of file_size, files, memory"),
+        ("limits = { ram = 1 }", "limits.ram: unknown key; expected one of cpu, file_size, files, memory, processes"),
         ("max_requests = 1.5", "max_requests: expected a whole number, got 1.5 (a float)"),
         ("warmup = 'health'", f"warmup: {WARMUP} 'health'"),
         ("warmup = '/a b'", f"warmup: {WARMUP} '/a b'"),
@@ -1225,8 +1229,9 @@ def test_a_policy_that_cannot_be_meant_is_a_fault(read: Write, value: str, expec
 
 def test_what_only_a_process_can_have_is_a_fault_elsewhere_and_decides_auto(read: Write) -> None:
     rest = '[defaults]\nlimits = { files = 100, memory = "1G" }\numask = "7"\n'.replace('"7"', '"0077"')
-    auto = mount(read, 'app = "a"\nlimits = { files = 0, memory = "512M" }\nnice = 1', rest=rest)
-    assert (auto.limits, auto.umask, auto.nice, auto.needs_process) == ({"memory": 2.0**29}, "077", 1, True)
+    auto = mount(read, 'app = "a"\nlimits = { files = 0, memory = "512M", cpu = 0.5, processes = 64 }\nnice = 1', rest=rest)
+    limits = {"memory": 2.0**29, "cpu": 0.5, "processes": 64.0}
+    assert (auto.limits, auto.umask, auto.nice, auto.needs_process) == (limits, "077", 1, True)
     assert not mount(read, 'app = "a"\nlimits = { files = 0 }').needs_process
 
     wanted = 'only a process has its own: expected isolation = "process" (or "auto"), got'

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.process import ProcessInstance
@@ -67,7 +68,8 @@ def instance(owner: FakeOwner) -> Iterator[ProcessInstance]:
     board = Scoreboard()
     board.set_mounts(["/a"])
     order = any_order("process", first_row=board.allot(2, [0], "process"), threads=2)
-    made = ProcessInstance(order, {"board": board.fd}, board, owner, {}, Containment(logging.getLogger("test"), board.row(0).words))
+    log = logging.getLogger("test")
+    made = ProcessInstance(order, {"board": board.fd}, board, owner, {}, Containment(log, board.row(0).words), ControlGroups(log))
     yield made
     made.discard()
     os.close(board.fd)

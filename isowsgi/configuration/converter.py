@@ -18,6 +18,7 @@ from isowsgi.configuration.tables import (
     BelowFolder,
     Copies,
     Count,
+    CpuLimit,
     Env,
     EnvFile,
     EnvFiles,
@@ -64,6 +65,7 @@ from isowsgi.configuration.tables import (
     Policy,
     PolicyValue,
     PolicyWord,
+    ProcessesLimit,
     ProcessLimits,
     Python,
     RedirectStatus,
@@ -266,6 +268,10 @@ def _checks_of_walls(converter: Converter) -> dict[Any, Callable[[Any], Any]]:
         MemoryLimit: lambda value: walls.at_least(sizes.size(value), least=walls.LEAST_MEMORY, text=repr(sizes.text(walls.LEAST_MEMORY))),
         FilesLimit: lambda value: walls.at_least(
             checks.whole_number(value, least=0, most=MAX_COUNT), least=walls.LEAST_FILES, text=str(walls.LEAST_FILES)
+        ),
+        CpuLimit: walls.cpu,
+        ProcessesLimit: lambda value: walls.at_least(
+            checks.whole_number(value, least=0, most=MAX_COUNT), least=walls.LEAST_PROCESSES, text=str(walls.LEAST_PROCESSES)
         ),
         ProcessLimits: lambda value: walls.limits(attrs.asdict(converter.structure(checks.typed(dict, value), LimitsTable))),
         Paths: lambda value: tuple(_some(converter, value, Path)),

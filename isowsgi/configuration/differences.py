@@ -172,7 +172,7 @@ def _limit(name: str, value: Any) -> Any:
     """Return a limit as the config file may write it."""
     if name in ("memory", "file_size"):
         return sizes.text(int(value))
-    return int(value) if isinstance(value, float) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def text_of(value: Any) -> str:

@@ -58,6 +58,8 @@ Umask = NewType("Umask", str)
 Nice = NewType("Nice", int)
 MemoryLimit = NewType("MemoryLimit", int)
 FilesLimit = NewType("FilesLimit", int)
+CpuLimit = NewType("CpuLimit", float)
+ProcessesLimit = NewType("ProcessesLimit", int)
 ProcessLimits = NewType("ProcessLimits", dict[str, float])
 SandboxValue = NewType("SandboxValue", dict[str, tuple[str, ...]])
 Paths = NewType("Paths", tuple[str, ...])
@@ -172,6 +174,8 @@ class LimitsTable:
     """What a process may take, see `isowsgi.configuration.walls`."""
 
     memory: MemoryLimit | None = None
+    cpu: CpuLimit | None = None
+    processes: ProcessesLimit | None = None
     files: FilesLimit | None = None
     file_size: Size | None = None
 

@@ -137,7 +137,7 @@ class Mount:
     umask: str = ""  # octal digits; "": gunicorn's
     working_directory: str | None = None  # absolute; None: gunicorn's
     nice: int = 0  # of its process, if gunicorn's own is lower
-    limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)  # "memory", "files", "file_size", by name
+    limits: Mapping[str, float] = attrs.field(factory=dict, hash=False)  # "memory", "cpu", "processes", "files", "file_size", by name
     sandbox: Mapping[str, tuple[str, ...]] | None = attrs.field(default=None, hash=False)  # what is allowed in it, by word; None: none
     max_live: int = 0  # tenants that have an instance at a time; 0: it is a mount as any other
     exists: str | None = None  # absolute; with "{1}" for a tenant's label: it is one only while this is there

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from isowsgi.configuration.checks import typed
-from isowsgi.configuration.faults import Fault, spelt
+from isowsgi.configuration.faults import Fault, spelt, wrong_type
 
 # Keys that are a process' own: an interpreter shares all of this with its neighbours.
 OF_A_PROCESS = ("user", "umask", "working_directory", "nice", "limits", "sandbox")
@@ -20,6 +20,10 @@ _LEAST_PRIORITY = 19
 # What an app needs to be loaded and to serve: an idle one with 4 threads has 58 MiB of data, 8 MiB for each thread's stack among it.
 LEAST_MEMORY = 64 * 2**20
 LEAST_FILES = 64  # some 20 are the instance's own, and each connection that it has is one
+LEAST_PROCESSES = 16  # a process with 4 threads has 7: each thread counts
+
+# Cores of a machine, at most; and the part of one with which an app is still loaded within seconds.
+_MOST_CPU, _LEAST_CPU = 1024, 0.05
 
 
 def umask(value: Any) -> str:
@@ -44,6 +48,15 @@ def at_least(size: int, *, least: int, text: str) -> int:
     if 0 < size < least:
         raise Fault(f"must be {text} or more, or 0 for no limit: less does not load an app")
     return size
+
+
+def cpu(value: Any) -> float:
+    """Return a share of one core; 0 is no limit."""
+    if type(value) not in (int, float):
+        raise wrong_type("a share of one core, such as 0.5", value)
+    if value != 0 and not _LEAST_CPU <= value <= _MOST_CPU:
+        raise Fault(f"must be {_LEAST_CPU} to {_MOST_CPU} (cores), or 0 for no limit, got {spelt(value)}")
+    return float(value)
 
 
 def limits(said: Mapping[str, Any]) -> dict[str, float]:

@@ -33,8 +33,8 @@ ground: boot.Ground | None = None
 def run(order: BootOrder) -> None:
     """Be an instance until it is stopped, then end the process; never returns."""
     belong_to(order.worker_pid)
+    order = _confined(order)
     if ground is None:
-        _confine_or_leave(order)
         watch()
     else:
         forks.is_copy = False  # the fork was ours
@@ -61,9 +61,10 @@ def watch() -> None:
     faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
 
 
-def _confine_or_leave(order: BootOrder) -> None:
+def _confined(order: BootOrder) -> BootOrder:
+    """Return the order once the walls of this process are up; it ends if they cannot be had. A copy has all but its group already."""
     try:
-        confine(order)
+        return walls.enter_group(order) if ground is not None else confine(order)
     except CannotConfine as exc:
         assert order.fds is not None, "the worker passes some on"
         with socket.socket(fileno=order.fds.channel) as channel:
@@ -71,21 +72,22 @@ def _confine_or_leave(order: BootOrder) -> None:
         os._exit(0)
 
 
-def confine(order: BootOrder) -> None:
-    """Put up the walls of this process.
+def confine(order: BootOrder) -> BootOrder:
+    """Put up the walls of this process; return the order without what was needed for that.
 
     Raises:
         CannotConfine: they cannot be had, so the app must not be loaded.
     """
-    if order.walls is None:
-        return
-    walls.put_up(order.walls)
-    if order.walls.sandbox is not None:
-        from isowsgi.inside import sandbox  # late: most mounts have none
+    order = walls.enter_group(order)
+    if order.walls is not None:
+        walls.put_up(order.walls)
+        if order.walls.sandbox is not None:
+            from isowsgi.inside import sandbox  # late: most mounts have none
 
-        if order.walls.user:
-            _make_folder(order.walls.sandbox.tmp)
-        sandbox.put_up(order, order.walls.sandbox)
+            if order.walls.user:
+                _make_folder(order.walls.sandbox.tmp)
+            sandbox.put_up(order, order.walls.sandbox)
+    return order
 
 
 def _make_folder(path: str) -> None:

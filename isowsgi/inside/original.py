@@ -34,7 +34,7 @@ def load(order: BootOrder) -> None:
         CannotCopy: end the process.
     """
     try:
-        child.confine(order)
+        order = child.confine(order)
     except CannotConfine as exc:
         raise CannotCopy(str(exc)) from exc
     child.watch()

@@ -10,11 +10,28 @@ from __future__ import annotations
 import os
 import resource
 
-from isowsgi.shared.messages import Walls
+from isowsgi.shared.messages import BootOrder, Walls
 
 
 class CannotConfine(Exception):
     """The walls cannot be had, so the app is not loaded."""
+
+
+def enter_group(order: BootOrder) -> BootOrder:
+    """Go to this process' control group, if it has one; return the order without the door, which is closed: it would let others be moved.
+
+    Raises:
+        CannotConfine: the kernel refuses it.
+    """
+    if order.fds is None or order.fds.door < 0:
+        return order
+    try:
+        os.write(order.fds.door, b"0")
+    except OSError as exc:
+        raise CannotConfine(f"cannot enter its control group, so it is not loaded: {exc.strerror}") from exc
+    finally:
+        os.close(order.fds.door)
+    return order.replace(fds=order.fds.replace(door=-1))
 
 
 def put_up(walls: Walls) -> None:
@@ -23,7 +40,12 @@ def put_up(walls: Walls) -> None:
         os.umask(walls.umask)
     if walls.nice > os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, walls.nice)
-    limits = {resource.RLIMIT_DATA: walls.memory, resource.RLIMIT_NOFILE: walls.files, resource.RLIMIT_FSIZE: walls.file_size}
+    limits = {
+        resource.RLIMIT_DATA: 0 if "memory" in walls.grouped else walls.memory,
+        resource.RLIMIT_NPROC: 0 if "processes" in walls.grouped else walls.processes,
+        resource.RLIMIT_NOFILE: walls.files,
+        resource.RLIMIT_FSIZE: walls.file_size,
+    }
     for kind, most in limits.items():
         if most:
             _limit(kind, most)

@@ -29,6 +29,7 @@ class HostedInstance(CountedInstance, abc.ABC):
     """
 
     pid: int | None = None  # of its own process, if it has one and that was started
+    grouped: frozenset[str] = frozenset()  # limits that its control group has, by name, if it is in one
     can_be_killed = False  # whether a thread that does not end can be ended with its process
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
     is_in_line = False  # whether it has not begun to go, as others go before it

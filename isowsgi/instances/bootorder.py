@@ -225,16 +225,19 @@ def limits_of(mount: Mount) -> Limits:
 
 
 def _walls(mount: Mount, paths: _Paths) -> Walls | None:
-    limits = {name: int(value) for name, value in mount.limits.items()}
+    limits = mount.limits
     if not (mount.user or mount.umask or mount.nice or limits or mount.sandbox is not None):
         return None
     return Walls(
         umask=int(mount.umask, 8) if mount.umask else -1,
         nice=mount.nice,
-        memory=limits.get("memory", 0),
-        files=limits.get("files", 0),
-        file_size=limits.get("file_size", 0),
+        memory=int(limits.get("memory", 0)),
+        files=int(limits.get("files", 0)),
+        file_size=int(limits.get("file_size", 0)),
+        cpu=limits.get("cpu", 0.0),
+        processes=int(limits.get("processes", 0)),
         sandbox=None if mount.sandbox is None else _sandbox(mount, paths),
+        grouped=[],
         user=mount.user,
     )
 

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkedprocess import ForkedProcess, ForkFailed
 from isowsgi.instances.forkserver import ForkServer, ModulesDropped, Replaceable
 from isowsgi.instances.privatefolder import with_folder
 from isowsgi.shared.births import FIRST_PLACE, LoadOrder
-from isowsgi.shared.messages import BootOrder
+from isowsgi.shared.messages import BootOrder, Descriptors
 
 
 class Original(ForkServer):
@@ -35,8 +36,10 @@ class Original(ForkServer):
 
     def _launch(self, socket_of_server: socket.socket) -> ForkedProcess:
         boot = self._order
-        fds = [*dict.fromkeys(boot.log_files.values())]
-        boot = boot.replace(fds=None).renumbered({fd: FIRST_PLACE + 1 + place for place, fd in enumerate(fds)})
+        door = -1 if boot.fds is None else boot.fds.door
+        fds = [*dict.fromkeys([*boot.log_files.values(), *([door] if door >= 0 else [])])]
+        boot = boot.replace(fds=None if door < 0 else Descriptors(board=-1, channel=-1, door=door))
+        boot = boot.renumbered({fd: FIRST_PLACE + 1 + place for place, fd in enumerate(fds)})
         order = LoadOrder(release=boot.release, server=-1, worker_pid=os.getpid(), boot=boot)
         return self._base.fork_server(order, socket_of_server, fds)
 
@@ -57,10 +60,12 @@ class Edition:
 
     Attributes:
         limit_s: how long the app may take to be loaded; 0: without limit.
+        groups: of the worker, for what limits the original.
     """
 
     def __init__(self) -> None:
         self.limit_s = 0.0
+        self.groups: ControlGroups | None = None
         self._lock = threading.Lock()
         self._copies = 0
         self._reset()
@@ -134,7 +139,10 @@ class Edition:
         """Start the original, and wait until it has loaded the app."""
         original, problem = None, "there is no fork server for it"
         try:
-            original = begin(self._owned.enter_context(with_folder(order)))
+            order = self._owned.enter_context(with_folder(order))
+            if self.groups is not None:
+                order, _ = self._owned.enter_context(self.groups.hold(order))
+            original = begin(order)
             if original is not None:
                 with self._lock:
                     self._original = original

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from isowsgi.instances.base import BROKEN_OFF, HostedInstance
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
@@ -73,6 +74,7 @@ class ProcessInstance(HostedInstance):
         owner: of the connections that come back.
         environ: the environment of the worker, without what apps in it have changed.
         containment: where mistakes end that are one connection's.
+        groups: of the worker, for what it limits.
         servers: fork its process, if there are any.
         edition: of what its process is a copy; None: it loads the app.
         spawner: starts it, if it is another user's.
@@ -88,6 +90,7 @@ class ProcessInstance(HostedInstance):
         owner: Owner,
         environ: Mapping[str, str],
         containment: Containment,
+        groups: ControlGroups,
         servers: ForkServers | None = None,
         edition: Edition | None = None,
         spawner: SpawnerClient | None = None,
@@ -114,6 +117,7 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
         self._effects[messages.Exited] = self._on_exited
         self._effects[messages.Imported] = self._on_imported
+        self._groups = groups
         self._servers = servers
         self._edition = edition
         self._spawner = spawner
@@ -121,6 +125,7 @@ class ProcessInstance(HostedInstance):
         self._child: subprocess.Popen[bytes] | ForkedProcess | SpawnedProcess | None = None
         self._is_killed = False
         self._has_exited = False  # as its keeper knows
+        self._killed_by = ""  # the same: the kernel, if it was for memory
         self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
@@ -180,7 +185,7 @@ class ProcessInstance(HostedInstance):
         if not self._has_exited:
             raise MessageError("a child says that it has ended, and runs")
         if not self._is_killed and (report.status or self.state in (State.BOOTING, State.SERVING)):
-            self.how_it_ended = _ended_by(report.status)
+            self.how_it_ended = f"process was killed {self._killed_by}" if self._killed_by else _ended_by(report.status)
             if requests := self.requests_in_flight():
                 self.how_it_ended += f" while serving {'; '.join(requests)}"
         try:
@@ -256,14 +261,18 @@ class ProcessInstance(HostedInstance):
         status = 0
         try:
             with contextlib.ExitStack() as owned:
-                self._child = self._copy(owned)
+                order, group = owned.enter_context(self._groups.hold(self._order))
+                if group is not None and not is_of_another_user(order):  # such a one limits itself too: its spawner takes no word of this
+                    self.grouped = frozenset(group.limits)
+                self._child = self._copy(order, owned)
                 if self._child is None:
-                    order = owned.enter_context(with_folder(self._order))
+                    order = owned.enter_context(with_folder(order))
                     self._child = spawn(self._spawner, order) if is_of_another_user(order) else self._fork(order) or self._start(order)
                 self._inner_mail.close()
                 if self._is_killed:
                     self._child.kill()
                 status = self._child.wait()
+                self._killed_by = group.why_killed(status) if group is not None else ""
         except SpawnFailed as exc:
             self._report_from_keeper(messages.Failed(error=str(exc), traceback=""))
         except Exception as exc:  # no memory, no descriptor, no such file
@@ -271,12 +280,12 @@ class ProcessInstance(HostedInstance):
         self._has_exited = self.has_gone = True
         self._report_from_keeper(messages.Exited(status=status))
 
-    def _copy(self, owned: contextlib.ExitStack) -> ForkedProcess | None:
+    def _copy(self, order: BootOrder, owned: contextlib.ExitStack) -> ForkedProcess | None:
         """Return a process that is a copy of one with the app; its original is there until `owned` is closed."""
         if self._edition is None or self._servers is None:
             return None
         owned.enter_context(self._edition.membership())
-        return self._servers.copy(self._python, self._environ, self._order, self._edition)
+        return self._servers.copy(self._python, self._environ, order, self._edition)
 
     def _fork(self, order: BootOrder) -> ForkedProcess | None:
         return None if self._servers is None else self._servers.fork(self._python, self._environ, order)

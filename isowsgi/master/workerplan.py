@@ -286,6 +286,7 @@ class Plan:
         if warning and wanting:
             log.warning("%s: %s", ", ".join(wanting), warning)
         _warn_of_lazy_imports(config, log)
+        _warn_of_limits(config, cfg, log)
         if warning := users.warning(config, cfg):
             log.warning(warning)
         if sandboxed := [mount.pattern for mount in config.mounts if mount.sandbox is not None]:
@@ -321,6 +322,26 @@ def _warn_of_lazy_imports(config: configuration.Config, log: Any) -> None:
                 without.setdefault(warning, []).append(mount.pattern)
     for warning, patterns in without.items():
         log.warning("%s: %s", ", ".join(patterns), warning)
+
+
+def _warn_of_limits(config: configuration.Config, cfg: Any, log: Any) -> None:
+    """Say which limits are not as they are with control groups; no fault, so that one config file serves on each machine."""
+    limited = {word: [mount.pattern for mount in config.mounts if word in mount.limits] for word in ("cpu", "processes")}
+    if not any(limited.values()):
+        return
+    from isowsgi.shared import cgroups  # late: most have no limits
+
+    reason = "its control group has no controller for it"
+    try:
+        there = cgroups.find().controllers
+    except cgroups.Unavailable as exc:
+        reason, there = str(exc), frozenset()
+    if limited["cpu"] and "cpu" not in there:
+        log.warning("%s: limits.cpu has no effect here: %s", ", ".join(limited["cpu"]), reason)
+    limited["processes"] = [mount.pattern for mount in config.mounts if "processes" in mount.limits and not mount.user]
+    if limited["processes"] and "pids" not in there:
+        what = "has no effect on root's" if cfg.uid == 0 else "counts all processes and threads of gunicorn's user, not only this app's"
+        log.warning("%s: limits.processes %s: %s", ", ".join(limited["processes"]), what, reason)
 
 
 def _warn_of_sandboxes(mounts: str, cfg: Any, log: Any) -> None:

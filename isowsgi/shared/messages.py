@@ -129,10 +129,13 @@ class Walls(Value):
 
     umask: int  # -1: gunicorn's
     nice: int
-    memory: int  # bytes of data, see `inside.walls`; 0: no limit, here and below
+    memory: int  # bytes; 0: no limit, here and below
     files: int  # descriptors
     file_size: int  # bytes
+    cpu: float  # of one core
+    processes: int  # and threads
     sandbox: Sandbox | None
+    grouped: list[str]  # words of `limits` that its control group has; the process limits itself to the others
     user: str = ""  # as the config file has it, who started it has become that; "": gunicorn's
 
 
@@ -156,6 +159,7 @@ class Descriptors(Value):
     lingering: int = -1
     capacity: int = -1
     mail: int = -1  # for a process
+    door: int = -1  # to a process' control group, see `shared.cgroups`
     survey: int = -1  # in a trial: where to tell what is shared with other copies
 
     def known(self) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.master.appmodule import config as config
 from isowsgi.master.appmodule import not_called
 from isowsgi.master.crashes import WatchedTmp
@@ -88,6 +89,8 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._logs = take_logs(self.cfg, self._share)
         # Not before the fork: it would keep the region's memory mapped in the master.
         self._containment = Containment(self.log, self._board.row(0).words)
+        self._groups = ControlGroups(self.log)
+        self._containment.call("control groups", self._groups.prepare_early, self._share.config, self.cfg)
         try:
             self._spawner = take_spawner(self._share, self.cfg, self.sockets, self._logs.of_mounts)
             super().init_process()
@@ -152,6 +155,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
             base=share.base,
             serial=share.serial,
             conf_file=share.conf_file,
+            groups=self._groups,
             on_files=self._watch_files if self._late_reloader else None,
             refuse_by_gunicorn=self._refuse,
         )

@@ -15,6 +15,7 @@ from typing import Any
 from isowsgi.configuration import Mount
 from isowsgi.instances.base import HostedInstance
 from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.original import Edition
@@ -50,6 +51,7 @@ class Workshop:
         drain_s: how long requests of a replaced instance may take to end.
         origins_fd: of the table that says where connections come from; None: their sockets do.
         places: where something may be loaded beside what serves.
+        groups: for processes with limits.
         spawner: of processes of other users; None if no mount has a user.
 
     Attributes:
@@ -70,6 +72,7 @@ class Workshop:
         drain_s: float,
         origins_fd: int | None,
         places: Places,
+        groups: ControlGroups,
         spawner: SpawnerClient | None = None,
     ) -> None:
         self.orders = orders
@@ -82,6 +85,7 @@ class Workshop:
         self._will_look = False
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
         self.departures = Departures(log)
+        self.groups = groups
         self.spawner = spawner
         self.leaked = 0
         self.is_stopping = False
@@ -192,7 +196,7 @@ class Workshop:
         if not has_copies(deployment.mount):
             return None
         edition = deployment.slots.edition
-        edition.limit_s = deployment.mount.boot_timeout
+        edition.limit_s, edition.groups = deployment.mount.boot_timeout, self.groups
         return edition
 
     def _make(self, order: BootOrder, edition: Edition | None) -> HostedInstance:
@@ -200,9 +204,11 @@ class Workshop:
         if order.isolation == PROCESS:
             around = order.environment
             if is_of_another_user(order):
-                return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, spawner=self.spawner)
+                return ProcessInstance(
+                    order, self._fds, board, acceptor, self._environ, self.containment, self.groups, spawner=self.spawner
+                )
             servers = self.fork_servers if self.forks_processes() or around.preload or around.learns or edition else None
-            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, servers, edition)
+            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, self.groups, servers, edition)
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)

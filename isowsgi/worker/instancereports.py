@@ -17,6 +17,7 @@ from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
 from isowsgi.shared.places import place_in
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
+from isowsgi.worker import wallhints
 from isowsgi.worker.incidents import Heard, Incidents, incident
 from isowsgi.worker.slots import Instance
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # Reports of one instance that are handled in a row, before other instances and connections get their turn. The rest raises another event.
 _MOST_AT_ONCE = 32
+
+# Of one instance the walls that it meets are told so often: an app may fail at each of its files.
+_MOST_WALLS_TOLD = 20
 
 # Most of a stack that is kept and read, its end: the log has it whole.
 _MAX_STACK_CHARS = 8 * 1024
@@ -47,6 +51,7 @@ class Reports:
         self.incidents = Incidents()
         self.lacks = False
         self._heard: dict[Instance, Heard] = {}
+        self._walls_told: dict[Instance, set[str]] = {}
         self.stacks: dict[Instance, str] = {}
         self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
             messages.Ready: self._on_ready,
@@ -154,7 +159,9 @@ class Reports:
         deployment = self._deployment
         if deployment.siting.tries_elsewhere(instance, now):
             return
-        hint = loadfailures.hint(instance.error + instance.traceback, instance.isolation)
+        limit = wallhints.reached(instance.error, deployment.mount.limits, instance.grouped)
+        advice = limit or wallhints.refused(instance.error, deployment.mount.sandbox is not None)
+        hint = f"; {advice}" if advice else loadfailures.hint(instance.error + instance.traceback, instance.isolation)
         self.boot_failed(instance.tag, instance.generation, instance.error, instance.traceback, hint)
         deployment.recovery.lose_boot(instance, now)
 
@@ -164,6 +171,21 @@ class Reports:
         if pattern is not None and count:
             key = report.kind, report.type, report.place
             self.incidents.count(pattern, instance.generation, key, report.request, report.error, report.traceback, count)
+            self._look_for_wall(instance, report)
+
+    def _look_for_wall(self, instance: Instance, report: messages.Erred) -> None:
+        """Say that an app has reached a limit, or may have met its sandbox: once for each limit and error of an instance."""
+        mount, told = self._deployment.mount, self._walls_told.setdefault(instance, set())
+        limit = wallhints.reached(report.error, mount.limits, instance.grouped)
+        advice = wallhints.refused(report.error, mount.sandbox is not None)
+        what = limit or (advice and report.error)
+        if what in told or len(told) >= _MOST_WALLS_TOLD:
+            return
+        told.add(what)
+        if limit:
+            self._log.warning("%s: %s is reached: %s in %s", instance.tag, limit, report.error, report.request)
+        elif advice:
+            self._log.warning("%s: its sandbox may have refused this: %s in %s; %s", instance.tag, report.error, report.request, advice)
 
     def refused(self, mount: int, line: str, text: str) -> None:
         """Note a request that was answered 503 before an instance had it."""
@@ -221,10 +243,13 @@ class Reports:
         deployment.quotas.pop(instance, None)
         self.stacks.pop(instance, None)
         self._heard.pop(instance, None)
+        self._walls_told.pop(instance, None)
         for words in self._rows:
             words[CRASHES] += bool(instance.how_it_ended)
         if instance in deployment.slots.live and instance.state is State.CLOSED and not deployment.is_over:
-            self._log.error("%s: ended unexpectedly: its %s", instance.tag, instance.how_it_ended or "threads ended")
+            limit = wallhints.may_be_memory(instance.how_it_ended, deployment.mount.limits, instance.grouped)
+            hint = f"; C code that gets no memory may end so: {limit}" if limit else ""
+            self._log.error("%s: ended unexpectedly: its %s%s", instance.tag, instance.how_it_ended or "threads ended", hint)
             deployment.recovery.make_up_for(instance, lived_s, now)
 
     def _pattern(self, number: int) -> str | None:

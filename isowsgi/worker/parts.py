@@ -13,6 +13,7 @@ from gunicorn import glogging
 from isowsgi.configuration import Config
 from isowsgi.inside.settings import Settings
 from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.master.crashes import SUSPECT
 from isowsgi.shared import logfiles, sockets
@@ -75,6 +76,7 @@ class Given:
         verdicts: patterns of mounts that crashed workers, by verdict.
         listeners: gunicorn's.
         age: the worker's number.
+        groups: for processes with limits.
         mount_logs: descriptors of mounts' log files, by path, that only root may open.
         spawner: of processes of other users; None if no mount has a user.
         last_applied, base, serial, conf_file: see `master.workerplan.Share`.
@@ -97,6 +99,7 @@ class Given:
     base: int
     serial: str
     conf_file: ConfFile | None
+    groups: ControlGroups
     on_files: Callable[[list[str]], None] | None
     refuse_by_gunicorn: Callable[[Any, Any, Exception], None]
 
@@ -165,6 +168,7 @@ def _make_supervisor(given: Given, orders: BootOrders, origins: Origins | None) 
         suspects=given.verdicts[SUSPECT],
         on_files=given.on_files,
         origins_fd=None if origins is None else origins.fd,
+        groups=given.groups,
         spawner=given.spawner,
         places=Places(given.last_applied if given.cfg.workers > 1 else None, places_at_a_time()),
     )

@@ -34,6 +34,7 @@ class Instance(Protocol):
     memory: int
     memory_at_boot: int
     pid: int | None
+    grouped: frozenset[str]
     objects_at_boot: int
     threads: int
     first_row: int

@@ -11,6 +11,7 @@ from typing import Any
 
 from isowsgi.configuration import Config, Mount
 from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.shared import interpreters, messages
@@ -50,6 +51,7 @@ class Supervisor:
         on_files: takes files that, once changed, should make the worker reload; None: no file is watched.
         origins_fd: of the table that says where connections come from; None: their sockets do.
         places: where workers may load something beside what serves; None: this worker is alone.
+        groups: for processes with limits.
         spawner: of processes of other users; None if no mount has a user.
 
     Attributes:
@@ -72,6 +74,7 @@ class Supervisor:
         on_files: Callable[[list[str]], None] | None,
         origins_fd: int | None = None,
         places: Places | None = None,
+        groups: ControlGroups | None = None,
         spawner: SpawnerClient | None = None,
     ) -> None:
         self._board = board
@@ -85,7 +88,9 @@ class Supervisor:
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
         self._tenants: dict[int, Deployment] = {}  # those that live, by their mounts' numbers
         self.was_stopped: Callable[[str], bool] = lambda pattern: False  # whether a tenant was, by its pattern; set by the commands
-        self._workshop = Workshop(orders, board, log, containment, drain_s, origins_fd, places or Places(), spawner)
+        self._workshop = Workshop(
+            orders, board, log, containment, drain_s, origins_fd, places or Places(), groups or ControlGroups(log), spawner
+        )
         self._workshop.on_report = self._on_report
         if on_files is not None:
             self._workshop.on_files = on_files

@@ -5,7 +5,12 @@ import os
 import resource
 import tempfile
 
-KINDS = {"memory": resource.RLIMIT_DATA, "files": resource.RLIMIT_NOFILE, "file_size": resource.RLIMIT_FSIZE}
+KINDS = {
+    "memory": resource.RLIMIT_DATA,
+    "files": resource.RLIMIT_NOFILE,
+    "file_size": resource.RLIMIT_FSIZE,
+    "processes": resource.RLIMIT_NPROC,
+}
 AT_IMPORT = os.getcwd()
 
 
@@ -25,7 +30,7 @@ def facts():
 def memory():
     hoard = []
     while True:
-        hoard.append(bytearray(2**20))
+        hoard.append(bytearray(33 * 2**20))  # larger than what glibc keeps for later (M_MMAP_THRESHOLD, mallopt(3))
 
 
 def files():
@@ -45,7 +50,9 @@ BOMBS = {"/memory": memory, "/files": files, "/file_size": file_size}
 
 def application(environ, start_response):
     told = facts()
-    if bomb := BOMBS.get(environ["PATH_INFO"]):
+    if environ["QUERY_STRING"] == "uncaught":
+        BOMBS[environ["PATH_INFO"]]()
+    elif bomb := BOMBS.get(environ["PATH_INFO"]):
         try:
             bomb()
         except (MemoryError, OSError) as exc:

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from isowsgi.cli import client
+from isowsgi.shared import cgroups
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.conftest import DEADLINE_S, Server, eventually, running_server
 from tests.load import Load
@@ -34,7 +35,7 @@ app = "confined"
 umask = "027"
 nice = {nice}
 working_directory = "{folder}"
-limits.memory = "128M"
+limits = {{ memory = "128M", cpu = 0.9, processes = 1000 }}
 
 [mounts."/forked"]
 app = "confined"
@@ -76,11 +77,29 @@ def test_what_confines_a_process_is_there_when_its_app_is_imported(server: Serve
     assert (facts["umask"], facts["nice"]) == (umask, NICE)
     assert facts["cwd"] == facts["cwd at import"] == str(server.folder)
     most = {"memory": memory * 2**20, "files": 100, "file_size": 2**20}
+    del facts["limits"]["processes"]
     assert facts["limits"] == {name: [value, value] for name, value in most.items()}
 
 
 def test_only_a_process_has_what_is_asked_for_so_auto_is_one(server: Server) -> None:
     server.wait_for_log(r"/own #1: serving, loaded in .* \(process: only a process has what it asks for\)")
+
+
+def test_what_only_a_control_group_can_limit_is_said_at_the_start_where_there_is_none(server: Server) -> None:
+    """In one, tests/guest."""
+    reason = ""
+    try:
+        cgroups.find()
+    except cgroups.Unavailable as exc:
+        reason = str(exc)
+    count = "has no effect on root's" if os.getuid() == 0 else "counts all processes and threads of gunicorn's user, not only this app's"
+
+    said = [
+        f"/own: limits.cpu has no effect here: {reason}\n" in server.log(),
+        f"/own: limits.processes {count}: {reason}\n" in server.log(),
+    ]
+    assert said == [bool(reason)] * 2
+    assert told(server, "/own")["limits"]["processes"] == [1000, 1000] or not reason
 
 
 def test_a_mount_without_limits_has_those_of_gunicorn(server: Server) -> None:
@@ -103,6 +122,13 @@ def test_reaching_a_limit_costs_that_request_and_no_neighbour_one(server: Server
 
     assert load.failures == []
     assert told(server, "/own")["pid"] == before
+
+
+@pytest.mark.parametrize(("limit", "said"), [("memory", '"128M"'), ("files", "100"), ("file_size", '"1M"')])
+def test_the_log_names_the_limit_that_a_request_has_failed_of(server: Server, limit: str, said: str) -> None:
+    assert server.get(f"/own/{limit}?uncaught").status_code == 500
+
+    server.wait_for_log(rf"/own #1: limits\.{limit} = {said} is reached: \w+Error.* in GET /own/{limit}\?uncaught")
 
 
 def test_more_connections_than_a_process_may_have_descriptors_cost_the_neighbour_nothing(server: Server) -> None:

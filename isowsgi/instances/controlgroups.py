@@ -1,0 +1,129 @@
+"""Control groups for the processes of apps that have limits: made before the process, entered by it, removed after its end.
+
+Where there are none, or not for all limits, the process limits itself (`inside.walls`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from isowsgi.configuration import Config, sizes
+from isowsgi.shared import cgroups
+from isowsgi.shared.messages import BootOrder, Walls
+
+
+class ControlGroups:
+    """One worker's. Any thread may call `hold`.
+
+    Args:
+        log: gunicorn's logger.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._subtree: cgroups.Subtree | None = None
+        self._is_known = False
+
+    def prepare_early(self, config: Config | None, cfg: Any) -> None:
+        """Prepare if a mount has limits, or if it cannot be done later: the worker is about to give root's rights up.
+
+        Args:
+            cfg: gunicorn's settings.
+        """
+        if os.geteuid() == 0 and cfg.uid != 0:
+            self.prepare((cfg.uid, cfg.gid))
+        elif config is not None and any(mount.limits for mount in config.mounts):
+            self.prepare()
+
+    def prepare(self, owner: tuple[int, int] | None = None) -> None:
+        """Find out whether there are any, and move gunicorn's processes out of the way.
+
+        Args:
+            owner: user and group that the worker will have, if it has root's until then.
+        """
+        with self._lock:
+            if self._is_known:
+                return
+            self._is_known = True
+            try:
+                subtree = cgroups.find()
+            except cgroups.Unavailable:
+                return  # the master has said so, if it matters
+            try:
+                subtree.prepare(owner)
+                self._subtree = subtree
+            except cgroups.Unavailable as exc:
+                text = "no control groups for apps: limits.cpu has no effect, other limits are set by setrlimit(2): %s"
+                self._log.warning(text, exc)
+
+    @contextlib.contextmanager
+    def hold(self, order: BootOrder) -> Iterator[tuple[BootOrder, Group | None]]:
+        """Yield the order with the door of a group, and the group; the order as it is and None where its limits need none.
+
+        Raises:
+            OSError: no descriptor is left.
+        """
+        if order.fds is None or order.walls is None:
+            yield order, None
+            return
+        order = order.replace(fds=order.fds.replace(door=-1), walls=order.walls.replace(grouped=[]))  # another process' may be there
+        group = self._make(order)
+        if group is None or order.fds is None or order.walls is None:
+            yield order, None
+            return
+        try:
+            door = group.kernels.door()
+            try:
+                yield order.replace(fds=order.fds.replace(door=door), walls=order.walls.replace(grouped=group.limits)), group
+            finally:
+                os.close(door)
+        finally:
+            group.kernels.remove()
+
+    def _make(self, order: BootOrder) -> Group | None:
+        walls = order.walls
+        if walls is None or not (walls.memory or walls.cpu or walls.processes):
+            return None
+        self.prepare()
+        if self._subtree is None:
+            return None
+        files = dict(cgroups.files_of(walls.memory, walls.cpu, walls.processes, self._subtree.controllers))
+        limits = [word for word, file in (("memory", "memory.max"), ("cpu", "cpu.max"), ("processes", "pids.max")) if file in files]
+        if not limits:
+            return None
+        try:
+            return Group(self._subtree.make(order.name, files.items()), limits, walls)
+        except OSError as exc:
+            self._log.warning("%s: no control group can be made for it, so it limits itself by setrlimit(2): %s", order.tag, exc)
+            return None
+
+
+class Group:
+    """One process' group.
+
+    Attributes:
+        limits: words of `limits` that it has.
+    """
+
+    def __init__(self, kernels: cgroups.Group, limits: list[str], walls: Walls) -> None:
+        self.kernels = kernels
+        self.limits = limits
+        self._memory = walls.memory
+
+    def why_killed(self, status: int) -> str:
+        """Return what killed its process, as the end of a sentence; "" if that was not a lack of memory. After its end, before `remove`.
+
+        Args:
+            status: of the process.
+        """
+        if status != -signal.SIGKILL or not self.kernels.count("memory.events", "oom_kill"):
+            return ""
+        if self._memory and self.kernels.count("memory.events", "oom"):  # the kernel counts that where the limit is
+            return f"at its memory limit of {sizes.text(self._memory)}"
+        return "by the kernel, as the service or the machine has no memory left"
