@@ -16,6 +16,7 @@ from isowsgi.configuration import App, Config, Mount, tenants
 from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Closed, Failed, Ready
 from isowsgi.shared.routing import Router
+from isowsgi.shared.rows import TENANT_EVICTIONS, TENANT_STARTS
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.livetable import LiveTable
@@ -379,6 +380,8 @@ def test_a_question_of_the_operator_loads_nothing_and_ends_nobody() -> None:
     absent.choose(NOW)
     assert (absent.state(), absent.slots.all()) == ("asleep", [])
     assert (house.labels(), house.template.births, house.template.evictions) == (["a", "b", "c"], 3, 0)
+    totals = house.around.board.totals()["*.example/", ""]
+    assert (totals.get(TENANT_STARTS), totals.get(TENANT_EVICTIONS)) == (3, 0), "as the metrics have them"
     house.stopped.add("d.example/")
     again = house.live.find_tenant("d.example/")
     assert again is not None

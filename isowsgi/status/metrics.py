@@ -76,6 +76,9 @@ _BY_MOUNT = (
     _Family("isowsgi_boots_total", "Instances that loaded their app.", rows.BOOTS),
     _Family("isowsgi_boot_seconds_total", "Total time that these instances took to load their app.", rows.BOOT_NS, 1e9),
     _Family("isowsgi_boot_failures_total", "Instances that could not load their app.", rows.BOOT_FAILURES),
+    _Family("isowsgi_tenant_starts_total", "Tenants of a template that were given an instance by a request; 0 for other mounts.",
+            rows.TENANT_STARTS),
+    _Family("isowsgi_tenant_evictions_total", "Tenants that were ended because another one needed the place.", rows.TENANT_EVICTIONS),
     _Family("isowsgi_crashes_total", "Crashes of a worker that are attributed to the mount.", rows.CRASHES),
 )  # fmt: skip
 

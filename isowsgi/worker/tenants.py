@@ -22,6 +22,7 @@ import attrs
 from isowsgi.configuration import Mount, tenants
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared.routing import WILDCARD, Route, bare_host
+from isowsgi.shared.rows import TENANT_EVICTIONS, TENANT_STARTS
 from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
@@ -112,7 +113,8 @@ class Template(Deployment):
         self._cannot_look_up = ""  # why
         self._told_full_at = -_TELL_S  # monotonic seconds when the log last said so
         self._is_crowded = False  # whether the scoreboard had no place for the last one
-        self.births = self.evictions = self.unknown = 0
+        self.births = self.evictions = self.unknown = 0  # in this worker
+        self._counters = surroundings.board.mount_row(self.mount.number).words  # the same, for the metrics
 
     # What others ask.
 
@@ -294,6 +296,7 @@ class Template(Deployment):
         if label is None:
             return False
         self.evictions += 1
+        self._counters[TENANT_EVICTIONS] += 1
         self._let_go(label, now)
         return True
 
@@ -324,6 +327,7 @@ class Template(Deployment):
         self._live.add(label, deployment, now)
         self._by_number[number] = deployment
         self.births += 1
+        self._counters[TENANT_STARTS] += 1
         if self._is_stopped_before(deployment.mount.pattern):
             deployment.halt(now)
         return deployment
