@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +22,7 @@ from tests.certificates import Authority
 from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, StartServer, eventually, receive_all, running_server
 from tests.functional.test_apply import apply
+from tests.otherusers import needs_users
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
@@ -268,3 +272,42 @@ def test_tls_is_switched_on_by_sighup_only(serve: StartServer, pairs: Pairs) -> 
     eventually(lambda: len(server.workers()) == 1)
     assert answer(server, "b.example", "b.example") == "b https b.example"
     server.wait_for_log("it is not for d.example, so clients will refuse it there; it names b.example")
+
+
+def test_a_pair_that_is_renewed_is_served_without_a_command_where_the_files_are_watched(serve: StartServer, pairs: Pairs) -> None:
+    config = MOUNTS.replace("[control]", "[control]\nwatch = true") + pairs.table("first", "a.example")
+    server = serve(config, files=FILES, wait_for=2)
+    assert subject(server, "a.example") == "first"
+
+    pairs.put("first", "third")
+
+    all_serve(server, "a.example", "third")
+    server.wait_for_log(f"serving with the renewed certificate {pairs.folder}/first.pem")
+    assert "#2: serving" not in server.log()
+
+
+@needs_users
+def test_a_key_that_only_root_may_read_serves_workers_of_another_user_and_is_renewed_by_root(pairs: Pairs) -> None:
+    (pairs.folder / "first.key").chmod(0o600)
+    site = Path(tempfile.mkdtemp(prefix="isowsgi-tls-"))
+    nobody = pwd.getpwnam("nobody")
+    arguments = ["--user", "nobody", "--group", grp.getgrgid(nobody.pw_gid).gr_name, "--pythonpath", str(site)]
+    for name in ("cache", "control"):
+        (site / name).mkdir(0o700)
+        os.chown(site / name, nobody.pw_uid, -1)
+    try:
+        site.chmod(0o755)
+        config = MOUNTS + pairs.table("first", "a.example")
+        with running_server(site, config, *arguments, files=FILES, wait_for=2, env={"ISOWSGI_CACHE_DIR": str(site / "cache")}) as server:
+            [worker] = server.workers()
+            assert os.stat(f"/proc/{worker}").st_uid == nobody.pw_uid
+            assert subject(server, "a.example") == "first"
+
+            pairs.put("first", "third")
+            (pairs.folder / "first.key").chmod(0o600)
+            shown = apply(server)
+
+            assert shown.returncode == 0, shown.stdout + shown.stderr
+            assert subject(server, "a.example") == "third"
+    finally:
+        shutil.rmtree(site)
