@@ -72,7 +72,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-TOML = [block for block in BLOCKS if block.language == "toml" and block.mark != "fragment"]
+TOML = [block for block in BLOCKS if block.language == "toml" and block.mark.split()[:1] not in (["fragment"], ["append"])]
 
 
 def make(folder: Path, name: str) -> None:

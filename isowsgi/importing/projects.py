@@ -144,7 +144,8 @@ def _of_django(folder: str) -> Iterator[Project]:
     for entry in sorted(os.scandir(folder), key=lambda each: each.name):
         path = os.path.join(entry.path, "wsgi.py")
         if entry.is_dir() and entry.name.isidentifier() and os.path.isfile(path) and "get_wsgi_application" in _text(path):
-            why = f"Django: manage.py, and {entry.name}/wsgi.py; static files: manage.py collectstatic, and let the proxy serve them"
+            files = "static files: manage.py collectstatic, and static = { ... } here, or the proxy"
+            why = f"Django: manage.py, and {entry.name}/wsgi.py; {files}"
             yield Project(folder=folder, app=f"{entry.name}.wsgi:application", why=why)
 
 
