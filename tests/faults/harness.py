@@ -64,6 +64,9 @@ _OF_TABLES = (
     "leave",
 )
 
+# What the master needs to have a worker at all, whatever else it does without.
+_NEEDED_BY_EACH_WORKER = f"{MASTER}isowsgi.shared.scoreboard.Scoreboard."
+
 # The last of what the worker's loop calls about once a second.
 _ONCE_A_SECOND = ("isowsgi.worker.gunicorn.Worker._look_for_restart", "isowsgi.worker.acceptor.Acceptor._sweep")
 
@@ -199,7 +202,7 @@ class Place:
         self._words[FAILED] = 0
         self._words[NUMBER] = self.points.index(point) + 1
         self._words[MODE] = MODES[mode]
-        problems = self._restart() if _needs_restart(point) else self._trouble(point)
+        problems = self._restart(point) if _needs_restart(point) else self._trouble(point)
         self._words[MODE] = OFF
         failed = self._words[FAILED]
         if self._process.poll() is not None:
@@ -264,20 +267,33 @@ class Place:
         (self._folder / "bad.py").write_text(_BAD)
         return []
 
-    def _restart(self) -> list[str]:
-        """Have the master do its work: a worker that is replaced, which costs nobody a request, and one that dies."""
+    def _restart(self, point: str) -> list[str]:
+        """Have the master do its work: a worker that is replaced, which costs nobody a request, and one that dies.
+
+        While the master can have no memory for a worker at all, there is none. Each attempt is told, and the first one after that serves.
+        """
         problems = []
+        may_have_none = point.startswith(_NEEDED_BY_EACH_WORKER) and self._words[MODE] == ALWAYS
         for number in (signal.SIGHUP, signal.SIGKILL):
             old = self._workers()
             if not old:
                 raise AssertionError(f"no worker is left: {self.log()[-3000:]}")
+
+            def another_serves(old: list[int] = old) -> bool:
+                return len(now := self._workers()) == 1 and now != old and self._ask("/good") == 200
+
+            mode, failed = self._words[MODE], self._words[FAILED]
             if number == signal.SIGHUP:
                 self._process.send_signal(number)
             else:
                 os.kill(old[0], number)
-            if not self._reaches(lambda old=old: len(now := self._workers()) == 1 and now != old and self._ask("/good") == 200):
+            if may_have_none:
+                self._reaches(lambda failed=failed: self._words[FAILED] > failed + 1 or another_serves())
+                self._words[MODE] = OFF
+            if not self._reaches(another_serves):
                 problems.append(f"{number.name}: no other worker serves")
-            if number == signal.SIGHUP:
+            self._words[MODE] = mode
+            if number == signal.SIGHUP and not may_have_none:
                 problems += [f"the neighbour lost a request in a reload: {lost}" for lost in self._neighbour.lost]
             self._neighbour.lost.clear()  # one that is killed takes its requests along
         self.worker = self._workers()
