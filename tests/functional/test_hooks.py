@@ -6,9 +6,39 @@ import pytest
 
 from isowsgi.configuration import HOOKS
 from isowsgi.shared.interpreters import best_isolation
-from tests.conftest import StartServer, receive_all
+from tests.conftest import Server, StartServer, receive_all, shared_server
 
-ALL = ", ".join(f'{name} = "hooked:{name}"' for name in HOOKS)
+
+def hooks(*names: str, function: str = "") -> str:
+    """Return settings: each hook's own function, or one for all."""
+    return ", ".join(f'{name} = "hooked:{function or name}"' for name in names)
+
+
+ALL = hooks(*HOOKS)
+
+# What is wrong with a mount's on_boot, and what is said of it.
+BAD_BOOTS = {
+    "hooked:fails": "LookupError: a hook's own mistake",
+    "hooked:missing": "AttributeError: module 'hooked' has no attribute 'missing'",
+    "nowhere:function": "ModuleNotFoundError: No module named 'nowhere'",
+    "hooked:state": "TypeError: on_boot = 'hooked:state': expected a function",
+}
+
+AROUND_REQUESTS = ("on_request_start", "on_request_end", "on_drain")
+
+# One server; mounts whose app is not loaded at the start are loaded by their first request.
+server = shared_server(
+    f"""
+    [mounts]
+    "/all" = {{ app = "hooked", {ALL} }}
+    "/none" = "hooked"
+    "/fails" = {{ app = "hooked", touch = "fails", {hooks(*AROUND_REQUESTS, function="fails")} }}
+    "/exits" = {{ app = "hooked", touch = "exits", {hooks(*AROUND_REQUESTS, function="exits")} }}
+    "/hangs" = {{ app = "hooked", request_timeout = 1, on_request_start = "hooked:sleeps" }}
+    """
+    + "".join(f'"/boot-{number}" = {{ app = "hooked", lazy = true, on_boot = "{hook}" }}\n' for number, hook in enumerate(BAD_BOOTS)),
+    wait_for=5,
+)
 
 
 def test_hooks_see_an_instances_whole_life(serve: StartServer) -> None:
@@ -34,51 +64,38 @@ def test_hooks_see_an_instances_whole_life(serve: StartServer) -> None:
 @pytest.mark.parametrize(
     ("path", "status"), [("/x", "200 OK"), ("/raise", "500 Internal Server Error"), ("/late", "500 Internal Server Error")]
 )
-def test_the_end_of_a_request_comes_with_the_status_that_the_client_gets(serve: StartServer, path: str, status: str) -> None:
-    server = serve(f'[mounts]\n"/a" = {{ app = "hooked", {ALL} }}')
+def test_the_end_of_a_request_comes_with_the_status_that_the_client_gets(server: Server, path: str, status: str) -> None:
+    assert str(server.get(f"/all{path}").status_code) == status[:3]
 
-    assert str(server.get(f"/a{path}").status_code) == status[:3]
-
-    server.wait_for_log(f"/a #1: on_request_end {path} {status} a note float True")
+    server.wait_for_log(f"/all #1: on_request_end {path} {status} a note float True")
 
 
 @pytest.mark.parametrize("hook", ["fails", "exits"])
-def test_a_hook_that_fails_is_logged_and_breaks_no_request(serve: StartServer, hook: str) -> None:
-    hooks = ", ".join(f'{name} = "hooked:{hook}"' for name in ("on_request_start", "on_request_end", "on_drain"))
-    server = serve(f'[mounts]\n"/a" = {{ app = "hooked", {hooks} }}')
-
-    assert server.get("/a/x").text == "no None"
-    assert server.get("/a/x").status_code == 200
-    assert server.stop() == 0
+def test_a_hook_that_fails_is_logged_and_breaks_no_request(server: Server, hook: str) -> None:
+    assert server.get(f"/{hook}/x").text == "no None"
+    assert server.get(f"/{hook}/x").status_code == 200
+    (server.folder / hook).touch()
+    server.wait_for_log(f"/{hook} #1: ended")
 
     for name in ("on_request_start", "on_request_end"):
-        assert server.log().count(f"/a #1: {name} failed") == 2
-    assert server.log().count("/a #1: on_drain failed") == 1
+        assert server.log().count(f"/{hook} #1: {name} failed") == 2
+    assert server.log().count(f"/{hook} #1: on_drain failed") == 1
     assert "hooked.py" in server.log()
 
 
-@pytest.mark.parametrize(
-    ("hook", "error"),
-    [
-        ("hooked:fails", "LookupError: a hook's own mistake"),
-        ("hooked:missing", "AttributeError: module 'hooked' has no attribute 'missing'"),
-        ("nowhere:function", "ModuleNotFoundError: No module named 'nowhere'"),
-        ("hooked:state", "TypeError: on_boot = 'hooked:state': expected a function"),
-    ],
-)
-def test_an_app_whose_on_boot_fails_is_not_served(serve: StartServer, hook: str, error: str) -> None:
-    server = serve(f'[mounts]\n"/a" = {{ app = "hooked", on_boot = "{hook}" }}\n"/b" = "hooked"')
+@pytest.mark.parametrize("number", range(len(BAD_BOOTS)), ids=list(BAD_BOOTS))
+def test_an_app_whose_on_boot_fails_is_not_served(server: Server, number: int) -> None:
+    error = list(BAD_BOOTS.values())[number]
 
-    server.wait_for_log("/a #1: cannot load 'hooked:application': " + error.replace("'", "."))
-    server.wait_until_serving()
-    assert server.get("/a/x").status_code == 503
-    assert server.get("/b/x").status_code == 200
+    assert server.get(f"/boot-{number}/x").status_code == 503
+
+    server.wait_for_log(rf"/boot-{number} #\d+: cannot load 'hooked:application': " + error.replace("'", "."))
+    assert server.get("/none/x").status_code == 200
 
 
-def test_a_hook_that_hangs_times_out_as_its_request(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/a" = { app = "hooked", request_timeout = 1, on_request_start = "hooked:sleeps" }')
-    with server.ask("/a/x") as client:
+def test_a_hook_that_hangs_times_out_as_its_request(server: Server) -> None:
+    with server.ask("/hangs/x") as client:
         assert receive_all(client).startswith(b"HTTP/1.1 504 ")
 
-    server.wait_for_log("the timed-out request has returned")
-    assert "#2" not in server.log(), "it was interrupted, so its instance is sound"
+    server.wait_for_log("/hangs #1: .*the timed-out request has returned")
+    assert "/hangs #2" not in server.log(), "it was interrupted, so its instance is sound"
