@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import struct
@@ -454,19 +455,18 @@ def test_an_empty_file_in_chunks_has_one_last_chunk(tmp_path: Path) -> None:
 # Files.
 
 
-@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.decode())
 @pytest.mark.parametrize("length", [None, 0, 4, 10])
-@pytest.mark.parametrize("status", ["200 OK", "304 Not Modified"])
 @pytest.mark.parametrize("offset", [0, 3, 10, 12])
-def test_a_file_has_gunicorns_bytes(tmp_path: Path, head: bytes, length: int | None, status: str, offset: int) -> None:
+def test_a_file_has_gunicorns_bytes(tmp_path: Path, length: int | None, offset: int) -> None:
     headers = [] if length is None else [("Content-Length", str(length))]
-    our, gunicorns_own = file_answers(tmp_path, b"0123456789", head, headers, status, offset)
-    if offset >= 10 and b"chunked" in our:
-        our += b"0\r\n\r\n"  # as for an empty file, see above
-        if offset > 10:
-            gunicorns_own = re.sub(rb"-2\r\n\r\n(?=0\r\n\r\n$)", b"0\r\n\r\n", gunicorns_own)  # a chunk of so many bytes
+    for head, status in itertools.product(HEADS, ("200 OK", "304 Not Modified")):
+        our, gunicorns_own = file_answers(tmp_path, b"0123456789", head, headers, status, offset)
+        if offset >= 10 and b"chunked" in our:
+            our += b"0\r\n\r\n"  # as for an empty file, see above
+            if offset > 10:
+                gunicorns_own = re.sub(rb"-2\r\n\r\n(?=0\r\n\r\n$)", b"0\r\n\r\n", gunicorns_own)  # a chunk of so many bytes
 
-    assert our == gunicorns_own
+        assert our == gunicorns_own, (head, status)
 
 
 def file_answers(

@@ -117,13 +117,11 @@ class TestTable:
 
         assert runs == list(dict.fromkeys(setting.section for setting in KNOWN_SETTINGS))
 
-    @pytest.mark.parametrize("name", SETTINGS)
-    def test_note_is_in_the_voice_of_messages(self, name: str) -> None:
-        note = SETTINGS[name].note
-
-        assert note
-        assert not note.endswith(".")
-        assert "|" not in note, "would break the table of the docs"
+    def test_notes_are_in_the_voice_of_messages(self) -> None:
+        for name, setting in SETTINGS.items():
+            assert setting.note, name
+            assert not setting.note.endswith("."), name
+            assert "|" not in setting.note, f"{name} would break the table of the docs"
 
     def test_page_of_the_docs_is_fresh(self) -> None:
         script = [sys.executable, str(ROOT / "tools" / "settings_page.py"), "--check"]
@@ -137,14 +135,14 @@ class TestCheck:
     def test_defaults_are_nobodys_business(self) -> None:
         assert check(Config()) == ([], [])
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_a_default_set_by_hand_is_no_business_either(self, name: str) -> None:
-        cfg = Config()
-        default = type(cfg.settings[name]).default
-        if default is not None:
-            cfg.set(name, default)
+    def test_a_default_set_by_hand_is_no_business_either(self) -> None:
+        for name in NAMES:
+            cfg = Config()
+            default = type(cfg.settings[name]).default
+            if default is not None:
+                cfg.set(name, default)
 
-        assert check(cfg) == ([], [])
+            assert check(cfg) == ([], []), name
 
     @pytest.mark.parametrize("name", names_of(Handling.REFUSED))
     def test_refused_is_refused_by_name(self, name: str) -> None:
@@ -164,9 +162,9 @@ class TestCheck:
         assert named(warnings, name)
         assert warnings[0].endswith(SETTINGS[name].note)
 
-    @pytest.mark.parametrize("name", names_of(Handling.HONOURED))
-    def test_honoured_goes_without_a_word(self, name: str) -> None:
-        assert check(config(**{name: other_value(name)})) == ([], [])
+    def test_honoured_goes_without_a_word(self) -> None:
+        for name in names_of(Handling.HONOURED):
+            assert check(config(**{name: other_value(name)})) == ([], []), name
 
     def test_all_faults_are_told_at_once(self) -> None:
         refusals, warnings = check(config(http2_cleartext="upgrade", protocol="uwsgi", spew=True, root_path="/x"))
@@ -268,11 +266,9 @@ class TestWhatCannotCross:
 
 
 class TestSnapshot:
-    @pytest.mark.parametrize("name", [None, *NAMES])
-    def test_comes_back_from_json_unchanged(self, name: str | None) -> None:
-        cfg = config() if name is None else config(**{name: other_value(name)})
-
-        assert json.loads(json.dumps(snapshot(cfg))) == snapshot(cfg)
+    def test_comes_back_from_json_unchanged(self) -> None:
+        for cfg in (config(), *(config(**{name: other_value(name)}) for name in NAMES)):
+            assert json.loads(json.dumps(snapshot(cfg))) == snapshot(cfg)
 
     def test_has_what_settings_declares_and_nothing_else(self) -> None:
         assert set(snapshot(Config())) == set(Settings.__annotations__)
@@ -438,12 +434,12 @@ def parsed(cfg: object, raw: bytes) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("request_name", REQUESTS)
-def test_a_request_parses_as_with_gunicorns_config(request_name: str, variant: str) -> None:
+def test_requests_parse_as_with_gunicorns_config(variant: str) -> None:
     # gunicorn_h1c, where it is installed, words its errors otherwise.
     cfg = config(http_parser="python", **VARIANTS[variant])
 
-    assert parsed(inside(cfg), REQUESTS[request_name]) == parsed(cfg, REQUESTS[request_name])
+    for name, raw in REQUESTS.items():
+        assert parsed(inside(cfg), raw) == parsed(cfg, raw), name
 
 
 def test_the_variants_do_change_the_parse() -> None:
