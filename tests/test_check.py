@@ -244,7 +244,8 @@ def test_what_the_policy_says_of_loading_is_told(check: Command) -> None:
     (check.folder / "moves.py").write_text("import os\nos.chdir(os.getcwd())" + WSGI)
     rest = '[mounts]\n"/warned" = { app = "moves", policy = "warn" }\n"/denied" = { app = "moves", policy = { chdir = "deny" } }\n'
 
-    found = check(rest, "--json")
+    # In a process the end of the trial was told as a call of the app's.
+    found = check('[defaults]\nisolation = "process"\n' + rest, "--json")
 
     assert found.code == 1
     assert found.mount("/warned")["warnings"] == [f'when it is loaded, os.chdir({str(check.folder)!r}) is called: policy chdir = "warn"']
