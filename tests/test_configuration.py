@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from isowsgi.configuration import App, Config, ConfigError, Mount, Status, foreign, load, pythons
 from isowsgi.configuration.tables import MountTable, RedirectTable, WorkerTable
+from isowsgi.configuration.values import spellings_of
 from isowsgi.shared import policies, regularfiles
 from tests.conftest import eventually, examples
 
@@ -1285,3 +1286,11 @@ def test_mounts_that_the_scoreboard_has_no_room_for_are_a_fault(read: Write) -> 
 
     assert "800 patterns" in fault
     assert "are too long; expected 1048576 at most" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("/", "/"), ("", "/"), ("/blog/", "/blog"), ("/Blog", "/Blog"), ("A.example", "a.example/"), ("A.Example/V1/", "a.example/V1")],
+)
+def test_a_mount_is_known_by_what_people_write_for_its_pattern(name: str, pattern: str) -> None:
+    assert pattern in spellings_of(name)

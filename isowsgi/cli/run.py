@@ -14,6 +14,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking
 from isowsgi.configuration import Mount
+from isowsgi.configuration.values import spellings_of
 from isowsgi.shared import interpreters, slices, workdir
 
 # Names for which the mount's own Python is taken, wherever the venv's folder has it.
@@ -115,7 +116,7 @@ def _mount(path: str, pattern: str) -> Mount:
     for fault in loaded.faults:  # of other files
         click.echo(fault, err=True)
     by_pattern = {mount.pattern: mount for mount in loaded.mounts}
-    mount = by_pattern.get(pattern) or by_pattern.get(pattern.removesuffix("/"))
+    mount = next((by_pattern[each] for each in spellings_of(pattern) if each in by_pattern), None)
     if mount is None:
         near = difflib.get_close_matches(pattern, by_pattern, 1)
         asking.fail(f"no mount {pattern!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""), 2)

@@ -229,3 +229,10 @@ class Config:
 def numbered(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     """Return mounts with their places as numbers; those that have them already as they are, for a copy takes a worker's time."""
     return tuple(mount if mount.number == number else attrs.evolve(mount, number=number) for number, mount in enumerate(mounts))
+
+
+def spellings_of(name: str) -> tuple[str, ...]:
+    """Return the patterns that people may mean by a mount's name: hosts are in lower case, and only a root ends with a slash."""
+    host, slash, path = name.partition("/")
+    name = host.lower() + slash + path
+    return (name, name.removesuffix("/") or "/") if slash else (name, name + "/")

@@ -93,7 +93,7 @@ def test_commands_address_a_tenant_by_its_host(server: Server) -> None:
     with Client(server) as client:
         ask(client, "t2.example")
 
-    reloaded = call(server.folder, "reload", "t2.example/")
+    reloaded = call(server.folder, "reload", "T2.Example")
     stopped = call(server.folder, "stop", "t3.example/")
     unknown = call(server.folder, "reload", "none.example/")
     of_all = subprocess.run(  # a process: the command changes a signal's handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from isowsgi.configuration.values import spellings_of
 from isowsgi.shared.controlmessages import Outcome, Refusal
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.supervisor import Supervisor
@@ -17,10 +18,11 @@ def find_deployment(supervisor: Supervisor, wanted: str) -> Deployment:
         Refusal: there is none.
     """
     deployments = {mount.pattern: deployment for mount, deployment in supervisor.table.mounts}
-    if (deployment := deployments.get(wanted) or deployments.get(wanted.removesuffix("/"))) is not None:
-        return deployment
+    spellings = spellings_of(wanted)
+    if (found := next((deployments[each] for each in spellings if each in deployments), None)) is not None:
+        return found
     try:
-        tenant = supervisor.live.find_tenant(wanted)
+        tenant = next(filter(None, map(supervisor.live.find_tenant, spellings)), None)
     except NoTenant as exc:
         why = f"{exc.template.exists} does not exist for it" if exc.template.exists else "it is no host name of a tenant"
         raise Refusal("unknown-mount", f"{exc.template.pattern} has no tenant {wanted[:200]!r}: {why}") from None
@@ -33,8 +35,8 @@ def find_deployment(supervisor: Supervisor, wanted: str) -> Deployment:
 
 def number_of(deployment: Deployment, wanted: str) -> int:
     """Return the number of the mount with a pattern, one of a deployment's."""
-    patterns = (wanted, wanted.removesuffix("/") or "/")
-    return next((member.number for member in deployment.members if member.pattern in patterns), deployment.mount.number)
+    spellings = spellings_of(wanted)
+    return next((member.number for member in deployment.members if member.pattern in spellings), deployment.mount.number)
 
 
 def refuse_redirect(deployment: Deployment) -> None:

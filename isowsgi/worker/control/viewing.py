@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from isowsgi.configuration import Mount, differences
+from isowsgi.configuration.values import spellings_of
 from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.certificates import Told
 from isowsgi.shared.conffile import ConfFile
@@ -64,7 +65,7 @@ class Views:
         deployments = with_tenants(
             self._supervisor.deployments if request.mount is None else [find_deployment(self._supervisor, request.mount)]
         )
-        wanted = None if request.mount is None else {request.mount, request.mount.removesuffix("/")}
+        wanted = None if request.mount is None else spellings_of(request.mount)
         now = time.monotonic()
         counts = {} if self._board is None else counts_of(self._board)
         return WorkerStatus(
@@ -86,7 +87,7 @@ class Views:
         deployment = find_deployment(self._supervisor, request.mount)
         incidents = deployment.reports.incidents
         patterns = {member.pattern for member in deployment.members}
-        pattern = request.mount if request.mount in patterns else request.mount.removesuffix("/")
+        pattern = next((each for each in spellings_of(request.mount) if each in patterns), deployment.mount.pattern)
         if request.changed_since:
             groups = incidents.summary_of(pattern, request.changed_since)
             return MountErrors(mount=pattern, boot=None, requests=[], groups=groups)
