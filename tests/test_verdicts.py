@@ -104,6 +104,54 @@ def test_it_trusts_no_folder_that_others_may_write_to(memory: Verdicts, extensio
     assert not memory.remember("b", verdict_on(extension))
 
 
+@pytest.fixture
+def baked(tmp_path: Path, extension: Path) -> Path:
+    """What a build of an image leaves, read by a user that has nothing yet."""
+    assert Verdicts(str(tmp_path / "baked")).remember("a", verdict_on(extension))
+    return tmp_path / "baked"
+
+
+def test_what_came_with_an_image_counts_as_long_as_nothing_newer_is_known(baked: Path, extension: Path, tmp_path: Path) -> None:
+    memory = Verdicts(str(tmp_path / "cache"), str(baked))
+    assert memory.recall("a") == verdict_on(extension)
+    assert memory.recall("b") is None
+
+    memory.forget("a")
+    assert memory.recall("a") is None
+    assert Verdicts(str(tmp_path / "cache"), str(baked)).recall("a") is None
+
+    newer = Verdict(isolation="process", reason="", extensions={})
+    assert memory.remember("a", newer)
+    assert memory.recall("a") == newer
+    assert os.listdir(baked) == ["a.verdict"]
+
+
+def test_it_may_be_root_s_and_nobody_else_s(baked: Path, extension: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Verdicts(str(tmp_path / "cache"), str(baked))
+    owner = baked.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 10001)
+    assert (memory.recall("a") is not None) == (owner == 0)
+    monkeypatch.undo()
+
+    baked.chmod(0o777)
+    assert memory.recall("a") is None
+
+
+@pytest.mark.parametrize("seconds", [7, 8])
+def test_the_layers_of_an_image_keep_whole_seconds(extension: Path, tmp_path: Path, seconds: int) -> None:
+    """Each verdict that was baked in was void: its extension modules had lost the fraction of a second, or got the rest of it."""
+    os.utime(extension, ns=(0, 7_812_088_553))
+    memory = Verdicts(str(tmp_path / "cache"))
+    memory.remember("a", verdict_on(extension))
+
+    os.utime(extension, (0, seconds))
+    assert memory.recall("a") == verdict_on(extension), "with the stamps that the files have now: the guard compares them"
+
+    for other_ns in (seconds * 1_000_000_000 + 1, 6_000_000_000, 9_000_000_000):
+        os.utime(extension, ns=(0, other_ns))
+        assert memory.recall("a") is None
+
+
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, extension: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

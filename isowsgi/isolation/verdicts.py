@@ -2,6 +2,9 @@
 
 A file for each, in a folder of the user's own. Nothing here is ever an error: without a folder, or with one that others may write to, there
 is no memory, and the trials are run again. Several processes may read and write: a file is put in place whole, the last one stays.
+
+A container starts with an empty folder, as any user. So what was found while its image was built is read from a second folder, which may be
+root's. What the first folder has on an app counts alone, also that there is no verdict any more.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import sys
 
 from isowsgi.inside.extensions import stamp_of
-from isowsgi.isolation.decision import RULES, Verdict
+from isowsgi.isolation.decision import RULES, Stamp, Verdict
 from isowsgi.shared import cachefolder, wire
 from isowsgi.shared.messages import BootOrder
 
@@ -21,6 +24,8 @@ _MAX_FILES = 4000
 _MAX_BYTES = 1024 * 1024
 
 _SUFFIX = ".verdict"
+
+_NS_PER_S = 1_000_000_000
 
 # Of all files in the folder.
 _SUFFIXES = (_SUFFIX, ".new", cachefolder.PATTERNS_SUFFIX, cachefolder.PRELOADS_SUFFIX)
@@ -43,27 +48,35 @@ class Verdicts:
 
     Args:
         folder: where; None: see `cachefolder`.
+        baked: a folder that is only read; None: the one that the environment names, if it does.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, baked: str | None = None) -> None:
         self._folder = folder or cachefolder.default_folder()
+        self._baked = baked or os.environ.get(cachefolder.BAKED_VARIABLE, "")
 
     def recall(self, key: str) -> Verdict | None:
         """Return a verdict, if there is one and each extension file that it rests on is as it was."""
         try:
-            if not cachefolder.is_ours_alone(self._folder):
+            content = self._read(key)
+            if content is None:
                 return None
-            with open(self._path(key), "rb") as file:
-                content = file.read(_MAX_BYTES + 1)
             facts = json.loads(content)
-            extensions = {str(path): (int(size), int(mtime)) for path, (size, mtime) in facts["extensions"].items()}
+            stamps = {str(path): (int(size), int(mtime)) for path, (size, mtime) in facts["extensions"].items()}
+            extensions = {path: _still(path, stamp) for path, stamp in stamps.items()}
             imports = tuple(map(str, facts["imports"]))
-            verdict = Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions, imports=imports)
+            return Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions, imports=imports)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if any(stamp_of(path) != list(stamp) for path, stamp in extensions.items()):
-            return None
-        return verdict
+
+    def _read(self, key: str) -> bytes | None:
+        """Return the file on an app that counts."""
+        try:
+            if cachefolder.is_ours_alone(self._folder):
+                return _content(self._path(key))
+        except FileNotFoundError:
+            pass
+        return _content(self._path(key, self._baked)) if self._baked and cachefolder.is_trusted(self._baked) else None
 
     def remember(self, key: str, verdict: Verdict) -> bool:
         """Write a verdict down, but none without an isolation, for apps get repaired.
@@ -78,24 +91,30 @@ class Verdicts:
         if len(content) > _MAX_BYTES:
             return False
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            if not cachefolder.is_ours_alone(self._folder):
-                return False
-            self._make_room()
-            cachefolder.put(self._folder, key + _SUFFIX, content)
+            return self._write(key, content)
         except (OSError, ValueError):
             return False
-        return True
 
     def forget(self, key: str) -> None:
-        """Drop a verdict that turned out wrong."""
+        """Drop a verdict that turned out wrong. One that was baked in stays where it is, and an empty file says that it does not count."""
         try:
-            os.unlink(self._path(key))
+            if self._baked and os.path.exists(self._path(key, self._baked)):
+                self._write(key, b"")
+            else:
+                os.unlink(self._path(key))
         except (OSError, ValueError):
             return
 
-    def _path(self, key: str) -> str:
-        return os.path.join(self._folder, key + _SUFFIX)
+    def _write(self, key: str, content: bytes) -> bool:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        if not cachefolder.is_ours_alone(self._folder):
+            return False
+        self._make_room()
+        cachefolder.put(self._folder, key + _SUFFIX, content)
+        return True
+
+    def _path(self, key: str, folder: str | None = None) -> str:
+        return os.path.join(folder or self._folder, key + _SUFFIX)
 
     def _make_room(self) -> None:
         """Drop the oldest half once there are too many, and what writers that were killed left behind."""
@@ -109,3 +128,24 @@ class Verdicts:
                 os.unlink(entry.path)
             except OSError:  # another process did
                 continue
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_MAX_BYTES + 1)
+
+
+def _still(path: str, stamp: Stamp) -> Stamp:
+    """Return the stamp that a file has now, if it is the file that a verdict was on.
+
+    The layers of an image keep whole seconds. Docker cuts off the fraction of a file's time (moby's pkg/archive). Go's archive/tar, which
+    buildah uses, rounds it.
+
+    Raises:
+        ValueError: it is another file now, or gone.
+    """
+    size, mtime = stamp_of(path) or (-1, -1)
+    is_from_layer = mtime % _NS_PER_S == 0 and abs(mtime - stamp[1]) < _NS_PER_S
+    if size != stamp[0] or (mtime != stamp[1] and not is_from_layer):
+        raise ValueError(f"{path!r} has changed")
+    return size, mtime

@@ -8,6 +8,9 @@ import tempfile
 
 FOLDER_VARIABLE = "ISOWSGI_CACHE_DIR"
 
+# A second folder, which is only read: verdicts that came with an image.
+BAKED_VARIABLE = "ISOWSGI_BAKED_VERDICTS"
+
 # Of the files that `configuration.remembered` puts there; `isolation.verdicts` makes room among all.
 PATTERNS_SUFFIX = ".patterns"
 
@@ -33,6 +36,16 @@ def is_ours_alone(folder: str) -> bool:
     """
     status = os.stat(folder)
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def is_trusted(folder: str) -> bool:
+    """Whether what lies there can be believed: only its user may write there, and that is us or root, who could do anything anyway.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    status = os.stat(folder)
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def put(folder: str, name: str, content: bytes) -> None:
