@@ -35,7 +35,16 @@ def read_as_served(config: str | None, answers: Sequence[Told[ServedTable]]) -> 
         is_named = config is None and not os.path.exists(path)  # by a pid file alone
         if told.worker is not None and client.is_trusted(told.place) and (is_named or _same_file(told.worker.config, path)):
             path = told.worker.config
-    return configuration.load(path, own_gil_error=interpreters.own_gil_error())
+    return read(path)
+
+
+def read(path: str) -> configuration.Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: as `read_as_served`.
+    """
+    return configuration.load(workdir.absolute(path), own_gil_error=interpreters.own_gil_error())
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
-from isowsgi.cli.comparison import compare, read_as_served, with_conf_file
+from isowsgi.cli.comparison import compare, read, read_as_served, with_conf_file
 from isowsgi.cli.renewals import faults_of, renewals, warnings_of, with_certificates
 from isowsgi.configuration import costs
 from isowsgi.configuration.costs import Cost
@@ -36,12 +36,16 @@ _LEAST_WIDTH = 20
 
 @click.command(short_help="Show how the config file differs from what runs.")
 @asking.where
+@click.option("--instead", metavar="FILE", help="Compare this file, as if it were there instead of the config file.")
 @asking.as_json
-def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
+def plan(config: str | None, pidfile: str | None, instead: str | None, as_json: bool) -> None:
     """Show how the config file on disk differs from the one that runs; nothing is changed.
 
     + is a new mount, - one that is gone, ~ one with other settings; each with what applying it costs. Values of env are
     compared, but not shown.
+
+    With --instead, a file that is not in its place yet is compared. Put it into the folder of the config file: relative paths
+    in it are relative to its own.
 
     Exit code: 0 no difference, 2 a difference, 1 the config file has faults, or no answer from a worker.
     """
@@ -52,7 +56,7 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
         asking.fail(str(exc), 1)
     answers = client.ask(places, controlmessages.Table(), asking.TIMEOUT_S)
     try:
-        wanted = read_as_served(config, answers)
+        wanted = read_as_served(config, answers) if instead is None else read(instead)
     except configuration.ConfigError as exc:
         asking.fail_by_faults(exc.faults, as_json, 1)
     for fault in wanted.faults:
@@ -68,7 +72,8 @@ def plan(config: str | None, pidfile: str | None, as_json: bool) -> None:
         show(by_worker)
         if any(found for _, found in by_worker):
             needs_sighup = any(each.cost is Cost.SIGHUP for _, found in by_worker for each in found)
-            click.echo(f"To apply: isowsgi apply{' --or-reload' if needs_sighup else ''}")
+            first = "" if instead is None else "put it in place of the config file, then "
+            click.echo(f"To apply: {first}isowsgi apply{' --or-reload' if needs_sighup else ''}")
     for line in asking.silent(answers):
         click.echo(plain(line), err=True)
     if len(by_worker) < len(answers) or wanted.faults or unusable:

@@ -57,6 +57,24 @@ def test_a_file_that_runs_has_no_difference(server: Server) -> None:
     assert shown.stdout == "no difference: what runs is what the config file says\n"
 
 
+def test_a_file_can_be_compared_before_it_is_in_its_place(server: Server) -> None:
+    """Ansible's check mode may leave the config file alone, and must say what would change."""
+    candidate = server.folder / "next.toml"
+    candidate.write_text((server.folder / "isowsgi.toml").read_text())
+    same = call(server.folder, "plan", "--instead", "next.toml")
+    assert (same.returncode, same.stdout) == (0, "no difference: what runs is what the config file says\n")
+
+    candidate.write_text(candidate.read_text().replace("threads = 2", "threads = 3"))
+    other = call(server.folder, "plan", "--instead", "next.toml")
+    assert other.returncode == 2
+    assert "2 -> 3" in other.stdout
+    assert "put it in place of the config file, then isowsgi apply" in other.stdout
+
+    candidate.write_text("[mounts]\nblog = 'blog'\n")
+    faulty = call(server.folder, "plan", "--instead", "next.toml")
+    assert (faulty.returncode, "next.toml: mounts.blog: " in faulty.stderr) == (1, True)
+
+
 def test_what_differs_is_told_once_for_all_workers_and_secrets_are_not(server: Server) -> None:
     shown = plan(server, {'"/" = "hello"': '"/new" = "hello"', "threads = 2": "threads = 5", "hunter2": "hunter3"})
 
