@@ -15,7 +15,7 @@ import requests
 from isowsgi.cli import client
 from isowsgi.shared import cgroups
 from isowsgi.shared.controlmessages import Outcome, Reload
-from tests.conftest import DEADLINE_S, Server, eventually, running_server
+from tests.conftest import DEADLINE_S, WHOLE, Server, eventually, running_server
 from tests.load import Load
 from tests.raw import Client
 
@@ -117,7 +117,7 @@ def test_a_mount_without_limits_has_those_of_gunicorn(server: Server) -> None:
 def test_reaching_a_limit_costs_that_request_and_no_neighbour_one(server: Server, limit: str, error: str) -> None:
     before = told(server, "/own")["pid"]
     with Load(server.connect, ["/neighbour"], clients=2) as load:
-        for mount in ("/own", "/forked"):
+        for mount in ("/own", "/forked") * (10 if WHOLE else 1):
             assert told(server, f"{mount}/{limit}")["error"].startswith(error)
 
     assert load.failures == []
