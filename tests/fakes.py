@@ -14,6 +14,7 @@ import attrs
 from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
+from isowsgi.shared.cgroups import Group, Use
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.messages import (
     Census,
@@ -157,6 +158,8 @@ class FakeInstance:
         self.memory = self.memory_at_boot = -1
         self.pid: int | None = None
         self.grouped: frozenset[str] = frozenset()
+        self.group: Group | None = None
+        self.group_use: Use | None = None
         self.has_gone = self.is_overdue = self.is_in_line = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0

@@ -122,11 +122,13 @@ def test_a_process_enters_its_group_by_a_door_that_it_closes_and_ends_with_it(tr
     os.close(door)
 
     eventually(lambda: (Path(group.path) / "cgroup.procs").read_text() == f"{pid}\n", "the process in its group")
+    eventually(lambda: group.use().cpu_s > 0, "what it uses")
     assert group.remove()
 
     assert os.waitpid(pid, 0)[1] == 9
     assert not Path(group.path).exists()
     assert group.remove()
+    assert group.use() == (0, 0, 0, 0)
 
 
 def test_a_limit_that_cannot_be_set_leaves_no_group_behind(tree: Subtree) -> None:

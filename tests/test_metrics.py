@@ -38,9 +38,9 @@ def board() -> Iterator[Board]:
 
 @pytest.fixture
 def region(board: Board) -> Scoreboard:
-    return worker(
-        board, mount("/a", instances=[instance(), instance("stuck", generation=2)], error_types={"KeyError": 3}), mount('/"b\\'), **WORKER
-    )
+    limited = {**instance(), "control_group": {"memory_bytes": 2**20, "cpu_s": 1.0, "throttled_s": 0.5, "processes": 4}}
+    unclear = {**instance("stuck", generation=2), "control_group": {"memory_bytes": "much"}}
+    return worker(board, mount("/a", instances=[limited, unclear], error_types={"KeyError": 3}), mount('/"b\\'), **WORKER)
 
 
 def text(board: Board) -> str:
@@ -65,6 +65,13 @@ def test_requests_and_responses_are_counted_by_mount(board: Board, region: Score
     assert value(board, "isowsgi_requests_total", mount="/a", isolation="own-gil") == 3
     assert value(board, "isowsgi_responses_total", mount="/a", code="2xx") == 2
     assert value(board, "isowsgi_response_body_bytes_total", mount="/a") == 100
+
+
+def test_what_control_groups_use_is_told_for_each_mount_that_has_some(board: Board, region: Scoreboard) -> None:
+    names = ("isowsgi_group_memory_bytes", "isowsgi_group_processes", "isowsgi_group_throttled_seconds")
+
+    assert [value(board, name, mount="/a") for name in names] == [2**20, 4, 0.5]
+    assert 'isowsgi_group_memory_bytes{mount="/\\"b' not in text(board)
 
 
 def test_the_histogram_is_cumulative_and_ends_with_all(board: Board, region: Scoreboard) -> None:

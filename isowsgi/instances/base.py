@@ -12,6 +12,7 @@ from typing import Any
 from isowsgi.instances.counters import CountedInstance
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared import answers, messages
+from isowsgi.shared.cgroups import Group, Use
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import Scoreboard
@@ -29,6 +30,7 @@ class HostedInstance(CountedInstance, abc.ABC):
     """
 
     pid: int | None = None  # of its own process, if it has one and that was started
+    group: Group | None = None  # of its process, once that was started, if it has one
     grouped: frozenset[str] = frozenset()  # limits that its control group has, by name, if it is in one
     can_be_killed = False  # whether a thread that does not end can be ended with its process
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
@@ -54,6 +56,7 @@ class HostedInstance(CountedInstance, abc.ABC):
         self.objects = 0  # that its garbage collector knew when last asked
         self.memory = self.memory_at_boot = -1  # bytes, when last measured, and when measured first; -1: not yet. See `worker.meter`
         self.objects_at_boot = 0
+        self.group_use: Use | None = None  # of its control group, when last looked at
         self._effects: dict[type, Callable[[Any], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,

@@ -262,6 +262,7 @@ class ProcessInstance(HostedInstance):
         try:
             with contextlib.ExitStack() as owned:
                 order, group = owned.enter_context(self._groups.hold(self._order))
+                self.group = None if group is None else group.kernels
                 if group is not None and not is_of_another_user(order):  # such a one limits itself too: its spawner takes no word of this
                     self.grouped = frozenset(group.limits)
                 self._child = self._copy(order, owned)

@@ -14,6 +14,7 @@ import re
 import select
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from isowsgi.shared import residentmemory
 
@@ -129,6 +130,15 @@ class Subtree:
                 Group(os.path.join(self.path, name)).remove()
 
 
+class Use(NamedTuple):
+    """What the processes of a group have taken so far, and have now."""
+
+    memory_bytes: int  # as its limit counts it
+    cpu_s: float
+    throttled_s: float  # how long they stood still for the limit of processor time
+    processes: int  # and threads
+
+
 class Group:
     """A control group for one process of an app, and for what that starts."""
 
@@ -160,6 +170,17 @@ class Group:
         try:
             lines = residentmemory.read(os.path.join(self.path, file)).decode().splitlines()
             return next((int(value) for word, _, value in (line.partition(" ") for line in lines) if word == name), 0)
+        except (OSError, ValueError):
+            return 0
+
+    def use(self) -> Use:
+        """Return what is used; 0 for what has no controller."""
+        cpu_us, throttled_us = (self.count("cpu.stat", name) for name in ("usage_usec", "throttled_usec"))
+        return Use(self._number("memory.current"), cpu_us / 1e6, throttled_us / 1e6, self._number("pids.current"))
+
+    def _number(self, file: str) -> int:
+        try:
+            return int(residentmemory.read(os.path.join(self.path, file)))
         except (OSError, ValueError):
             return 0
 

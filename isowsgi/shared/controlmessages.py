@@ -37,6 +37,15 @@ class InFlight(OpenValue):
     for_s: float
 
 
+class GroupUse(OpenValue):
+    """What the processes of an instance's control group use, see `cgroups.Use`."""
+
+    memory_bytes: int
+    cpu_s: float
+    throttled_s: float
+    processes: int
+
+
 class InstanceStatus(OpenValue):
     tag: str
     generation: int
@@ -49,6 +58,7 @@ class InstanceStatus(OpenValue):
     error: str
     memory_bytes: int | None = None  # None: not measured yet
     memory_at_boot_bytes: int | None = None
+    control_group: GroupUse | None = None  # None: it is in none of its own
 
 
 class InstanceStacks(InstanceStatus):

@@ -191,6 +191,7 @@ def _mounts(reading: Reading) -> Iterator[Metric]:
 
     yield from _loads(reading, [mount for _, mount in said], served)
     yield _memory(mount for _, mount in said)
+    yield from _groups([mount for _, mount in said])
 
 
 def _memory(said: Iterable[dict[str, Any]]) -> Metric:
@@ -203,6 +204,25 @@ def _memory(said: Iterable[dict[str, Any]]) -> Metric:
     for labels, size in sizes.items():
         gauge.add_metric(labels, size)
     return gauge
+
+
+def _groups(said: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what the control groups of processes with limits use."""
+    texts = {
+        "memory_bytes": ("isowsgi_group_memory_bytes", "Memory of the control groups of a mount's processes, as limits.memory counts it."),
+        "processes": ("isowsgi_group_processes", "Processes and threads in them, as limits.processes counts them."),
+        "throttled_s": ("isowsgi_group_throttled_seconds", "How long processes that live have stood still for limits.cpu."),
+    }
+    for field, (name, text) in texts.items():
+        gauge = GaugeMetricFamily(name, text, labels=_MOUNT)
+        sums: Tally[tuple[str]] = Tally()
+        for mount in said:
+            for group in [each.get("control_group") for each in mount["instances"]]:
+                if isinstance(group, dict) and isinstance(group.get(field), (int, float)):
+                    sums[mount["pattern"],] += group[field]
+        for labels, value in sums.items():
+            gauge.add_metric(labels, value)
+        yield gauge
 
 
 def _loads(reading: Reading, said: list[dict[str, Any]], served: list[str]) -> Iterator[Metric]:

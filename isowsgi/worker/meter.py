@@ -352,6 +352,8 @@ class Meter:
         for _ in processes:
             self._next_process = (self._next_process + 1) % len(processes)
             instance = processes[self._next_process]
+            if instance.group is not None:
+                instance.group_use = instance.group.use()
             if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
                 instance.memory = size
                 if instance.is_loaded and instance.memory_at_boot < 0:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from isowsgi.instances.lifecycle import ENDS, SETTLED, State
 from isowsgi.instances.original import Edition
+from isowsgi.shared.cgroups import Group, Use
 from isowsgi.shared.messages import Order, Report
 
 
@@ -35,6 +36,8 @@ class Instance(Protocol):
     memory_at_boot: int
     pid: int | None
     grouped: frozenset[str]
+    group: Group | None
+    group_use: Use | None
     objects_at_boot: int
     threads: int
     first_row: int

@@ -242,6 +242,7 @@ class Reporter:
             "objects": max(instance.objects, 0) or instance.objects_at_boot,
             "memory_bytes": instance.memory if instance.memory >= 0 else None,
             "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
+            "control_group": None if instance.group_use is None else instance.group_use._asdict(),
             "first_row": instance.first_row,
             "rows": instance.rows,
             "stuck_since": instance.stuck_since if is_stuck else None,

@@ -104,6 +104,14 @@ def group_of(path: str) -> Path:
     return Path("/sys/fs/cgroup", str(facts(path)["cgroup"]).lstrip("/"))
 
 
+def use_of(mount: str) -> dict[str, Any]:
+    """Return what `isowsgi status` says of a mount's control group."""
+    [worker] = json.loads(run("/opt/isowsgi/bin/isowsgi", "status", "--json", "--config", str(CONFIG)))["workers"]
+    [found] = [each for each in worker["mounts"] if each["mount"] == mount]
+    use: dict[str, Any] = found["instances"][0]["control_group"]
+    return use
+
+
 def install(python: Path) -> None:
     """Make the venv that the units expect, with what was carried here: the service sees neither /tmp nor homes."""
     run(sys.executable, "-m", "venv", "--without-pip", str(python))
@@ -205,6 +213,8 @@ def test_a_process_gets_its_share_of_a_core_and_no_more() -> None:
 
     counts = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
     assert int(counts["nr_throttled"]) > 0
+    use = eventually(lambda: (found := use_of("/hog")) and found["throttled_s"] and found, "what the group uses, in the status")
+    assert (use["memory_bytes"] > 2**20, use["processes"] > 2, use["cpu_s"] > 0) == (True, True, True)
 
 
 def test_what_an_app_leaves_behind_ends_with_its_process_and_the_group_goes() -> None:

@@ -16,6 +16,7 @@ from isowsgi.shared.certificates import Told
 from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.controlmessages import (
     CertificateStatus,
+    GroupUse,
     GunicornFile,
     InFlight,
     InstanceStatus,
@@ -154,4 +155,5 @@ def instance_facts(instance: Instance, now: float, mount: int | None = None) -> 
         "error": instance.error,
         "memory_bytes": instance.memory if instance.memory >= 0 else None,
         "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
+        "control_group": None if instance.group_use is None else GroupUse(**instance.group_use._asdict()),
     }
