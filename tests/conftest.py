@@ -18,6 +18,7 @@ Functional tests run several at a time, on machines with two cores and other wor
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -72,8 +73,9 @@ EXAMPLES_FACTOR = int(os.environ.get("ISOWSGI_EXAMPLES", "1"))
 
 # Whether all of a corpus is used where a part of it shows as much, but for surprises: `ISOWSGI_WHOLE=1 make test`, as CI does once.
 WHOLE = bool(os.environ.get("ISOWSGI_WHOLE"))
-# Whether each gunicorn is started as a user does, and not as in `starter`. What measures coverage begins with a Python.
-COLD = WHOLE or "COVERAGE_PROCESS_CONFIG" in os.environ or "COVERAGE_PROCESS_START" in os.environ
+# How many gunicorns there are to one that is started as a user does, and not as in `starter`; 0: none is. What measures coverage begins
+# with a Python.
+COLD_OF = 1 if "COVERAGE_PROCESS_CONFIG" in os.environ or "COVERAGE_PROCESS_START" in os.environ else 4 if WHOLE else 0
 
 T = TypeVar("T")
 
@@ -121,6 +123,12 @@ ISOLATION = os.environ.get("ISOWSGI_ISOLATION", "")
 
 
 _starters: list[Starter] = []
+_starts = itertools.count()
+
+
+def is_cold() -> bool:
+    """Whether the next gunicorn is started as a user does."""
+    return bool(COLD_OF) and next(_starts) % COLD_OF == 0
 
 
 def starter(env: Mapping[str, str]) -> Starter:
@@ -156,7 +164,7 @@ class Server:
         ours = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name}
         started = None
         with open(folder / "stdout", "wb") as stdout:
-            if not launcher and not COLD and not any(name.startswith(("PYTHON", "LD_")) for name in env):
+            if not launcher and not is_cold() and not any(name.startswith(("PYTHON", "LD_")) for name in env):
                 started = starter(ours).start(arguments, folder, {**ours, **env}, stdout.fileno())
             self.process: subprocess.Popen[bytes] | Started = started or subprocess.Popen(
                 [*launcher, sys.executable, "-m", "gunicorn", *arguments],

@@ -4,7 +4,8 @@ These imports are half of the CPU time of a gunicorn with a small app, and the t
 the tests, as others are, and runs `python -m gunicorn` from its first line on: with its own arguments, environment, folder and output.
 `gunicorn.config` is imported there, as it takes defaults from all of these.
 
-`ISOWSGI_WHOLE=1` starts each gunicorn as a user does; so do tests with a launcher, and with variables that Python reads when it starts.
+`ISOWSGI_WHOLE=1` starts one gunicorn in four as a user does. So do tests with a launcher, and with variables that Python reads when it
+starts.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from tests.conftest import COLD, StartServer
+from tests.conftest import COLD_OF, StartServer
 from tests.starter import Started
 
-pytestmark = pytest.mark.skipif(COLD, reason="each gunicorn is started as a user does")
+pytestmark = pytest.mark.skipif(COLD_OF > 0, reason="gunicorns are started as a user does")
 
 # What gunicorn takes as defaults when its config module is imported, and what Python has at its start.
 APP = """
