@@ -199,6 +199,17 @@ def test_a_file_that_shrinks_meanwhile_ends_its_connection(place: FilesPlace) ->
     assert re.search(r"the app sent \d+ bytes of the 4194304 that its Content-Length promised", place.log.lines[-1])
 
 
+def test_a_client_that_the_kernel_has_no_memory_for_is_parted_from(place: FilesPlace) -> None:
+    place.service.poll(False)  # takes the connection over
+    place.sender._epoll.register(place.fd, 0)  # so the sender's own attempt fails
+    place.ask_for_file()
+    place.settle(lambda: place.service.open_connections() == 0)
+
+    assert place.sends() == 0
+    assert place.log.lines[0].startswith("cannot send the rest of a file; closing the connection: GET /a: ")
+    assert sum(place.counters().buckets()) == 1
+
+
 def test_the_end_of_an_instance_waits_for_what_is_on_its_way(place: FilesPlace) -> None:
     place.ask_for_file()
     place.service.draining = True

@@ -128,7 +128,11 @@ class Sender:
         Raises:
             RuntimeError: the system has no room for another one.
         """
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
         for gateway in gateways:
             gateway.sender = self
 
@@ -148,15 +152,14 @@ class Sender:
     def take(self, connection: Connection) -> None:
         """Send the rest that is left on a connection, which comes back by `Service.settle_later`."""
         assert connection.sending is not None, "its fate says so"
-        connection.sending.begin(self._rows[connection.gateway.mount])
         self._connections[connection.fd] = connection
         try:
+            connection.sending.begin(self._rows[connection.gateway.mount])
             self._epoll.register(connection.fd, select.EPOLLOUT)
-        except OSError as exc:  # no memory in the kernel
+            if len(self._connections) == 1:
+                os.eventfd_write(self._wake, 1)  # what takes nothing now is no event, and must be looked at all the same
+        except Exception as exc:  # no memory in the kernel, mostly; it must not be left to nobody
             self._finish(connection, exc)
-            return
-        if len(self._connections) == 1:
-            os.eventfd_write(self._wake, 1)  # what takes nothing now is no event, and must be looked at all the same
 
     def finish(self) -> None:
         """Wait until all is sent, and end the thread; once those that serve have ended, so that nobody else has the baton."""
@@ -168,6 +171,9 @@ class Sender:
         self._is_ended = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        self._close()
+
+    def _close(self) -> None:
         self._epoll.close()
         os.close(self._wake)
 
