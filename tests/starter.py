@@ -44,7 +44,9 @@ class Started:
         if self.poll() is None:
             fd = os.pidfd_open(self.pid)
             try:
-                if not select.select([fd], [], [], timeout)[0]:
+                poll = select.poll()  # not select, for which a number of 1024 or more is too large
+                poll.register(fd, select.POLLIN)
+                if not poll.poll(None if timeout is None else timeout * 1000):
                     raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
             finally:
                 os.close(fd)
