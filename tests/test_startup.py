@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from isowsgi.worker.startup import Row, draw
+from typing import Any
+
+from isowsgi.configuration import App, Config, Limits, Mount
+from isowsgi.worker.startup import Row, advice, draw
 
 
 def row(mount: str, why: str = "configured", threads: str = "4") -> Row:
@@ -28,3 +31,17 @@ def test_a_cell_cannot_leave_its_line() -> None:
 
     assert len(lines) == 2
     assert "first second [2J third" in lines[1]
+
+
+def test_a_fork_server_is_recommended_where_it_saves_memory() -> None:
+    def mounts(**settings: Any) -> list[Mount]:
+        app = App(kind="module", target="shop", call="app")
+        return [Mount(pattern=f"/{number}", app=app, isolation="process", **settings) for number in range(3)]
+
+    def config(fork_server: bool) -> Config:
+        return Config(path="/isowsgi.toml", mounts=(), limits=Limits(fork_server=fork_server))
+
+    assert "3 processes of mounts were started one by one; with `fork_server = true` in [worker]" in advice(mounts(), config(False))
+    assert advice(mounts()[:1], config(False)) == ""
+    assert advice(mounts(preload=("flask",)), config(False)) == ""
+    assert advice(mounts(), config(True)) == ""
