@@ -21,6 +21,7 @@ from isowsgi.shared.messages import (
     Closed,
     Exited,
     Failed,
+    Known,
     Measure,
     Measured,
     Order,
@@ -165,6 +166,7 @@ class FakeInstance:
         self.served = self.measures = 0
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off
         self.asked: list[TellStacks | Profile | Census] = []  # questions that are answered in parts
+        self.known: list[Known] = []  # answers to what it has asked itself
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
 
     def start(self) -> None:
@@ -242,6 +244,8 @@ class FakeInstance:
         self.measures += isinstance(order, Measure)
         if isinstance(order, (TellStacks, Profile, Census)):
             self.asked.append(order)
+        if isinstance(order, Known):
+            self.known.append(order)
         return True
 
     def take_cuts(self) -> list[tuple[int, str]]:
@@ -296,10 +300,11 @@ class FakeSurroundings:
     def release(self, deployment: Deployment) -> None:
         self.releases += 1
 
-    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
+    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> bool:
         if self.trial_shortage is not None:
             raise self.trial_shortage
         self.trials += 1
+        return True
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         return self._turns is None or self._turns.take(deployment, now)

@@ -81,6 +81,24 @@ def test_what_loads_once_per_process_gets_a_process() -> None:
     assert (verdict.isolation, verdict.reason) == (PROCESS, "numpy._core loads once per process")
 
 
+def test_a_file_that_alone_rules_all_interpreters_out_is_named_for_other_apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "best_isolation", lambda: OWN)
+    once, fine = (str(tmp_path / name) for name in ("once.so", "fine.so"))
+    for path in (once, fine):
+        Path(path).touch()
+    own = {"error": REFUSED, "refused": [("x.once", once, REFUSED)], "extensions": [("x.fine", fine)]}
+    twice = {"error": ONCE, "failed_copy": 2, "refused": [("x.once", once, ONCE)]}
+
+    verdict = decide(FakeTrials(own_gil=own, shared_gil=twice, process=True))
+    several = decide(FakeTrials(own_gil={**own, "refused": [*own["refused"], ("x.fine", fine, REFUSED)]}, shared_gil=twice, process=True))
+    other = decide(FakeTrials(own_gil={**own, "refused": [("x.fine", fine, REFUSED)]}, shared_gil=twice, process=True))
+    worse = decide(FakeTrials(own_gil={**own, "error": "", "loaded": True}, shared_gil=twice, process=True))
+
+    assert (verdict.isolation, [*verdict.unfit], [*verdict.own_gil]) == (PROCESS, [once], [])
+    assert (worse.isolation, [*worse.unfit], [*worse.own_gil]) == (PROCESS, [once], [fine])
+    assert [(each.isolation, each.unfit) for each in (several, other)] == [(PROCESS, {}), (PROCESS, {})]
+
+
 def test_so_does_what_fails_the_second_time_in_words_that_nobody_knows() -> None:
     trials = FakeTrials(own_gil=REFUSED, shared_gil={"error": "KeyError: 1", "failed_copy": 2}, process=True)
 

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from isowsgi.configuration import Config
 from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.isolation.decision import Verdict
 from isowsgi.shared.applied import LastApplied
-from isowsgi.shared.messages import Broken, Closed, Failed, Measured, Ready, Refused, Stuck
+from isowsgi.shared.messages import Broken, Closed, Failed, Known, Measured, Ready, Refused, Stuck, Unknown
 from isowsgi.worker.backoff import Backoff
 from isowsgi.worker.bootqueue import Boots
 from isowsgi.worker.dispatcher import NotServing
@@ -1131,12 +1132,91 @@ def test_requests_wait_for_a_trial_no_longer_than_for_a_boot() -> None:
     assert site.around.releases == releases + 1
 
 
+def asking(**changes: Any) -> Site:
+    """Return a site whose app is being loaded, and has come to an extension module that nobody knows."""
+    site = Site(isolation="auto", **changes)
+    site.deployment.start(site.now)
+    site.reports(site.made[0], Unknown(path="/x.so"))
+    return site
+
+
+def test_a_boot_goes_on_where_it_waits_for_a_verdict_if_it_may() -> None:
+    """Each of twenty Flask apps was loaded up to its first extension module, and then once more."""
+    site = asking(boot_timeout=5.0)
+    assert (site.around.trials, site.deployment.slots.booting(), site.chosen()) == (1, 0, NotServing.BOOTING)
+    site.wait(60)
+
+    site.deployment.siting.on_verdict(Verdict(isolation="own-gil", reason="it loads", extensions={"/x.so": (1, 2)}), site.now)
+
+    assert site.made[0].known == [Known(extensions={"/x.so": [1, 2]}, is_last=True)]
+    site.wait(4)
+    site.ready(site.made[0])
+    assert (site.chosen(), len(site.made), site.deployment.generation) == (site.made[0], 1, 1)
+
+
+def test_boots_that_may_go_on_wait_for_their_turn() -> None:
+    """All of them at once would keep each other from being done in time."""
+    site = asking()
+    site.around.is_crowded = True
+    site.deployment.siting.on_verdict(Verdict(isolation="own-gil", reason="it loads", extensions={}), site.now)
+    assert (site.made[0].known, site.deployment.is_in_line) == ([], True)
+
+    site.around.is_crowded = False
+    site.deployment.start(site.now)
+
+    assert site.made[0].known == [Known(extensions={}, is_last=True)]
+    assert (site.deployment.slots.booting(), len(site.made)) == (1, 1)
+
+
+@pytest.mark.parametrize("isolation", ["process", None])
+def test_a_boot_that_waits_for_a_verdict_in_vain_fails_without_a_word(isolation: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    site = asking()
+
+    site.deployment.siting.on_verdict(Verdict(isolation=isolation, reason="x loads once", error="as the trial says"), site.now)
+    site.made[0].unknown_extension = "/x.so"
+    site.failed(site.made[0])
+    site.closed(site.made[0])
+
+    assert site.made[0].known == [Known(extensions={}, is_last=True)]
+    assert caplog.text.count("cannot load") == (isolation is None)
+    assert [instance.isolation for instance in site.made[1:]] == ([isolation] if isolation else [])
+    assert site.around.disposed == [site.made[0]]
+
+
+def test_an_instance_that_is_to_stay_where_it_is_gets_no_trial_for_what_it_loads() -> None:
+    site = Site()
+    site.deployment.start(site.now)
+
+    site.reports(site.made[0], Unknown(path="/x.so"))
+
+    assert (site.made[0].known, site.around.trials) == ([Known(extensions={}, is_last=True)], 0)
+
+
+def test_more_files_than_fit_a_packet_are_told_in_several() -> None:
+    site = asking()
+
+    site.deployment.siting.on_verdict(
+        Verdict(isolation="own-gil", reason="it loads", extensions={f"/{number}.so": (1, 2) for number in range(450)}), site.now
+    )
+
+    assert [(len(each.extensions), each.is_last) for each in site.made[0].known] == [(200, False), (200, False), (50, True)]
+
+
 class AnyOrder(RuleBasedStateMachine):  # type: ignore[misc,unused-ignore] # hypothesis may be absent where types are checked
     """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.site = Site(lazy=True, idle_timeout=120.0, boot_timeout=20.0, request_timeout=5.0, max_requests=50, max_age=600.0, instances=2)
+        self.site = Site(
+            isolation="auto",
+            lazy=True,
+            idle_timeout=120.0,
+            boot_timeout=20.0,
+            request_timeout=5.0,
+            max_requests=50,
+            max_age=600.0,
+            instances=2,
+        )
         self.is_stopping = False
 
     def pick(self, data: Any, *states: State) -> FakeInstance | None:
@@ -1162,6 +1242,17 @@ class AnyOrder(RuleBasedStateMachine):  # type: ignore[misc,unused-ignore] # hyp
         instance = self.pick(data, State.BOOTING, State.STUCK, State.DRAINING)
         if instance is not None and not instance.is_loaded:
             self.site.failed(instance)
+
+    @rule(data=st.data())
+    def asks_for_an_extension_module(self, data: Any) -> None:
+        instance = self.pick(data, State.BOOTING)
+        if instance is not None:
+            self.site.reports(instance, Unknown(path="/x.so"))
+
+    @rule(isolation=st.sampled_from(["own-gil", "process", None]))
+    def a_trial_ends(self, isolation: str | None) -> None:
+        if self.site.deployment.siting.is_on_trial:
+            self.site.deployment.siting.on_verdict(Verdict(isolation=isolation, reason="x", error="y"), self.site.now)
 
     @rule(data=st.data())
     def gets_stuck(self, data: Any) -> None:

@@ -43,6 +43,7 @@ SAMPLES: dict[str, Any] = {
     "str | None": None,
     "list[str]": ["/srv/a.py"],
     "list[isowsgi.shared.routing.Route]": [Route(0, "", "/caf\xe9"), Route(1, "a.example", "")],
+    "dict[str, list[int]]": {"/srv/etree.so": [1, 2**40]},
     "list[tuple[str, str]]": [("lxml.etree", "/srv/etree.so")],
     "list[tuple[str, str, str]]": [("lxml.etree", "/srv/etree.so", "ImportError")],
 }

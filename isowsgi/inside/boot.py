@@ -29,6 +29,7 @@ from isowsgi.inside.growth import Growth
 from isowsgi.inside.heap import Heap
 from isowsgi.inside.loading import Loader
 from isowsgi.inside.log import Log
+from isowsgi.inside.permission import Permission
 from isowsgi.inside.private import share, theirs
 from isowsgi.inside.profiler import Profiler
 from isowsgi.inside.requestqueue import Admission
@@ -199,6 +200,7 @@ class Instance:
         self._consoles = Consoles(lambda: self._loader.apps, self._told.shell, log.warning)
         self._profiler = Profiler(lambda: _jobs_of(self._service), self._told.profile, order.isolation, sees_stacks)
         self._runner: Runner[Connection] = Runner(lambda: self._control.rouse(), self._told.disturbance)
+        self._permission = Permission(lambda report: self._control.report(report))
         self._control = self._make_control()
         self._loaded = Gate()  # for the threads that wait until there is something to serve
         self._is_served = False
@@ -218,6 +220,7 @@ class Instance:
                 messages.Last: lambda order: self._last(),
                 messages.Stop: self._on_stop,
                 messages.Reopen: lambda order: self._log.reopen_files(),
+                messages.Known: self._permission.take,
                 messages.Reroute: self._reroute,
                 messages.Limits: self._limit,
                 messages.TellStacks: lambda order: self._told.stacks(order.ask, self._jobs_in_flight()),
@@ -280,6 +283,8 @@ class Instance:
     def _load(self, started: float) -> Service:
         record = extensions.current
         record.check()
+        if self._order.loading.asks:
+            self._permission.guard(record)
         service = self._make_service()
         for name in self._order.loading.imports:
             importlib.import_module(name)
@@ -430,6 +435,7 @@ class Instance:
         if self._service is not None:
             self._service.draining = True
             self._poke()
+        self._permission.end()
         self._loader.drain()  # last: its hooks start a thread, and may find no room for it
 
     def _last(self) -> None:

@@ -55,11 +55,13 @@ class Extensions:
         loaded: name and path of each extension module that was loaded, in order.
         refused: name, path and error of each that refused this interpreter.
         unknown: the file that stopped the boot; kept, for code may catch everything and continue without it.
+        ask: asks for a file that may not be loaded so far; returns once it is decided, and what may be loaded was told by `allow`.
     """
 
     def __init__(self, allowed: Mapping[str, Sequence[int]] | None) -> None:
         self._allowed = allowed
         self._on_refusal: Callable[[str, str, str], None] | None = None
+        self.ask: Callable[[str], None] = lambda path: None
         self.loaded: list[tuple[str, str]] = []
         self.refused: list[tuple[str, str, str]] = []
         self.unknown: str | None = None
@@ -88,12 +90,25 @@ class Extensions:
         Raises:
             UnknownExtension: it may not be.
         """
-        if self._allowed is None:
+        if self._may_load(path):
             return
-        stamp = self._allowed.get(path)
-        if stamp is None or list(stamp) != stamp_of(path):
+        if self.unknown is None:  # else the boot has failed already
+            self.ask(path)
+        if not self._may_load(path):
             self.unknown = self.unknown or path
             raise UnknownExtension(path)
+
+    def allow(self, files: Mapping[str, Sequence[int]]) -> None:
+        """Let more files be loaded, by their stamps; on any thread."""
+        if self._allowed is not None:
+            self._allowed = {**self._allowed, **files}
+
+    def _may_load(self, path: str) -> bool:
+        allowed = self._allowed
+        if allowed is None:
+            return True
+        stamp = allowed.get(path)
+        return stamp is not None and list(stamp) == stamp_of(path)
 
     def after(self, name: str, path: str, error: ImportError | TypeError | None) -> None:
         """Take note of how it went."""

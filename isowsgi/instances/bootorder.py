@@ -101,6 +101,7 @@ class BootOrders:
         has_time: bool = False,
         routes: Sequence[Route] | None = None,
         status: Status | None = None,
+        asks: bool = False,
     ) -> BootOrder:
         """Return the order for one instance, without descriptors.
 
@@ -112,6 +113,7 @@ class BootOrders:
             extensions: the extension modules' files that its boot may load, see `inside.extensions`; None: all.
             routes: those that decide which requests are its, see `Router.rivals`; None: it is asked for nothing but its own mounts.
             status: who may see the status page, if this is it; None: nobody but who asks from this machine.
+            asks: whether the worker is there to be asked for other extension modules' files.
             has_time: whether no request waits for it, so that it may take its time, see `inside.pace`.
         """
         mount = members[0]
@@ -125,7 +127,7 @@ class BootOrders:
             members=[_member(member, target) for member, target in zip(members, paths.targets, strict=True)],
             host=self._host(paths.python, isolation),
             environment=self._environment(mount, paths),
-            loading=self._loading(mount, extensions, has_time),
+            loading=self._loading(mount, extensions, has_time, asks),
             serving=self._serving(members, isolation, list(routes) if routes is not None else own_routes(members)),
             settings=self._settings,
             log=mount.log,
@@ -184,13 +186,14 @@ class BootOrders:
             learns=AUTO in mount.preload and mount.sandbox is None and not mount.user,
         )
 
-    def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool) -> Loading:
+    def _loading(self, mount: Mount, extensions: Mapping[str, Sequence[int]] | None, has_time: bool, asks: bool) -> Loading:
         return Loading(
             extensions=None if extensions is None else {path: list(stamp) for path, stamp in extensions.items()},
             imports=[],
             pause_s=_pause_s(mount) if has_time else 0.0,
             watch=mount.watch,
             report_files=self._report_files,
+            asks=asks and extensions is not None,
             lazy_imports=mount.lazy_imports,
             eager=list(mount.eager),
         )

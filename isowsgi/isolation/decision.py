@@ -13,7 +13,7 @@ that was refused is missing, even if the app catches the error), and if its exte
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -34,7 +34,7 @@ _PLACES = {interpreters.OWN_GIL: "with an own GIL", interpreters.SHARED_GIL: "wi
 NAMES = {interpreters.OWN_GIL: "own GIL", interpreters.SHARED_GIL: "shared GIL", PROCESS: "process", interpreters.MAIN: "main interpreter"}
 
 # Of the rules here and in `sharing`; verdicts that were found by others are not used. Count it up with each change of them.
-RULES = 3
+RULES = 4
 
 # Refusals that an extension module makes, not the app.
 _EXTENSION_KINDS = frozenset({loadfailures.REFUSES_OWN_GIL, loadfailures.ONCE, loadfailures.MAIN_ONLY})
@@ -60,6 +60,9 @@ class Verdict:
         imports: modules that the app imports only when it serves, which were tried too.
         error: one line, if there is none.
         traceback: of the app's own failure; if there was none, what its process printed last.
+        own_gil: path and stamp of each extension file that an app had with a GIL of its own, to its end; that may be better off elsewhere.
+        unfit: extension file that is alone the reason why it is a process, with its stamp: no app that loads it can be in an interpreter.
+        is_shared: whether it rests on what other apps have loaded, and not on a trial of this one.
     """
 
     isolation: str | None
@@ -68,6 +71,9 @@ class Verdict:
     imports: tuple[str, ...] = ()
     error: str = ""
     traceback: str = ""
+    own_gil: Mapping[str, Stamp] = field(default_factory=dict)
+    unfit: Mapping[str, Stamp] = field(default_factory=dict)
+    is_shared: bool = False
 
 
 def isolations_of(order: BootOrder) -> tuple[str, ...]:
@@ -87,7 +93,8 @@ def decide(order: BootOrder, *, timeout_s: float, run: Run = trial.run) -> Verdi
         timeout_s: how long the app may take to load.
         run: runs a trial.
     """
-    return _Decision(order, timeout_s, run).make()
+    decision = _Decision(order, timeout_s, run)
+    return replace(decision.make(), own_gil=decision.loaded_with_own_gil())
 
 
 def confirm(order: BootOrder, *, isolation: str, timeout_s: float, run: Run = trial.run) -> Verdict:
@@ -106,6 +113,7 @@ class _Decision:
         self._timeout_s = timeout_s
         self._run = run
         self._outcomes: dict[str, Outcome] = {}
+        self._culprits: list[str] = []  # for each kind of interpreter the file that rules it out; "": none does, or it is not sure
 
     def make(self) -> Verdict:
         reason = "it has its own Python" if self._order.host.python else "only a process has what it asks for" if self._order.walls else ""
@@ -119,17 +127,22 @@ class _Decision:
                     return verdict
                 second_best = second_best or replace(verdict, reason=f"it does not load in a process; {worse}")
                 reason = worse
+                self._culprits.append(_path_of(_module_of(outcome), outcome))
                 continue
             if isolation == PROCESS and second_best is not None:
                 return replace(second_best, extensions=self._stamps())
             if isolation == PROCESS or self._is_broken(outcome):
                 return self._none(outcome)
             reason = _why_not(outcome)
+            # With several it may have been another one than that of the message.
+            is_sure = outcome.failure.is_refusal and len(outcome.refused) == 1
+            self._culprits.append(_path_of(outcome.failure.module, outcome) if is_sure else "")
         raise AssertionError("a process is always the last resort")
 
     def _verdict(self, isolation: str, reason: str) -> Verdict:
         imports = tuple(self._order.loading.imports)
-        return Verdict(isolation=isolation, reason=reason, extensions=self._stamps(), imports=imports)
+        unfit = _stamped(set(self._culprits) - {""}) if isolation == PROCESS and len(set(self._culprits)) == 1 else {}
+        return Verdict(isolation=isolation, reason=reason, extensions=self._stamps(), imports=imports, unfit=unfit)
 
     def _try(self, isolation: str) -> Outcome:
         if isolation not in self._outcomes:
@@ -145,11 +158,17 @@ class _Decision:
         elsewhere = self._try(PROCESS)
         return not elsewhere.loaded and _sameness(elsewhere) == _sameness(outcome)
 
+    def loaded_with_own_gil(self) -> dict[str, Stamp]:
+        """Return the extension files that can do with a GIL of their own; if the app was not loaded, it is not known how they end."""
+        outcome = self._outcomes.get(interpreters.OWN_GIL)
+        if outcome is None or not outcome.loaded:
+            return {}
+        refused = {path for _, path, _ in outcome.refused}
+        return _stamped({path for _, path in outcome.extensions} - refused)
+
     def _stamps(self) -> dict[str, Stamp]:
         paths = {path for outcome in self._outcomes.values() for _, path in outcome.extensions}
-        paths |= {path for outcome in self._outcomes.values() for _, path, _ in outcome.refused}
-        stamps = {path: stamp_of(path) for path in sorted(paths)}
-        return {path: (stamp[0], stamp[1]) for path, stamp in stamps.items() if stamp is not None}
+        return _stamped(paths | {path for outcome in self._outcomes.values() for _, path, _ in outcome.refused})
 
     def _none(self, outcome: Outcome) -> Verdict:
         told = self._outcomes.get(PROCESS, outcome) if not outcome.traceback else outcome
@@ -160,6 +179,24 @@ class _Decision:
             error=outcome.error,
             traceback=told.traceback or told.output,
         )
+
+
+def _module_of(outcome: Outcome) -> str:
+    """Return the extension module because of which an app that loads would be better off in a process."""
+    missing, harm = missing_in(outcome), sharing.harmful(outcome.shared)
+    return missing[0] if missing else harm[0].module if harm else ""
+
+
+def _path_of(module: str, outcome: Outcome) -> str:
+    """Return the file of an extension module that was loaded or refused; "" if it is not known for sure."""
+    known = [*outcome.extensions, *((name, path) for name, path, _ in outcome.refused)]
+    paths = {path for name, path in known if module and name == module}
+    return paths.pop() if len(paths) == 1 else ""
+
+
+def _stamped(paths: Iterable[str]) -> dict[str, Stamp]:
+    stamps = {path: stamp_of(path) for path in sorted(paths)}
+    return {path: (stamp[0], stamp[1]) for path, stamp in stamps.items() if stamp is not None}
 
 
 def why_worse(outcome: Outcome) -> str | None:

@@ -62,10 +62,15 @@ class Verdicts:
             if content is None:
                 return None
             facts = json.loads(content)
-            stamps = {str(path): (int(size), int(mtime)) for path, (size, mtime) in facts["extensions"].items()}
-            extensions = {path: _still(path, stamp) for path, stamp in stamps.items()}
-            imports = tuple(map(str, facts["imports"]))
-            return Verdict(isolation=str(facts["isolation"]), reason=str(facts["reason"]), extensions=extensions, imports=imports)
+            extensions, own_gil, unfit = (_still_all(facts[name]) for name in ("extensions", "own_gil", "unfit"))
+            return Verdict(
+                isolation=str(facts["isolation"]),
+                reason=str(facts["reason"]),
+                extensions=extensions,
+                imports=tuple(map(str, facts["imports"])),
+                own_gil=own_gil,
+                unfit=unfit,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -86,7 +91,8 @@ class Verdicts:
         """
         if verdict.isolation is None:
             return False
-        facts = {"isolation": verdict.isolation, "reason": verdict.reason, "extensions": verdict.extensions, "imports": verdict.imports}
+        names = ("isolation", "reason", "extensions", "imports", "own_gil", "unfit")
+        facts = {name: getattr(verdict, name) for name in names}
         content = json.dumps(facts).encode()
         if len(content) > _MAX_BYTES:
             return False
@@ -149,3 +155,8 @@ def _still(path: str, stamp: Stamp) -> Stamp:
     if size != stamp[0] or (mtime != stamp[1] and not is_from_layer):
         raise ValueError(f"{path!r} has changed")
     return size, mtime
+
+
+def _still_all(facts: dict[str, list[int]]) -> dict[str, Stamp]:
+    """Return the stamps of files as they are now; raises ValueError as `_still`."""
+    return {str(path): _still(str(path), (int(size), int(mtime))) for path, (size, mtime) in facts.items()}

@@ -72,6 +72,7 @@ class Loading(Value):
     pause_s: float  # how long all pauses may be, see `inside.pace`; 0: none
     watch: bool  # whether changes of the app's files are reported
     report_files: bool  # whether the files' names are
+    asks: bool = False  # whether the supervisor is asked for other extension modules' files, see `inside.permission`
     lazy_imports: str | None = None  # the mode of `sys.set_lazy_imports`; None: as it is
     eager: list[str] = []  # modules whose imports are not put off then
     asked: list[str] | None = None  # in a trial that compares: paths that are asked for once it is loaded; None: it is none
@@ -295,8 +296,15 @@ class Reroute(Value):
     is_last: bool
 
 
+class Known(Value):
+    """A part of the answer to `Unknown`: extension modules' files that may be loaded, with their stamps."""
+
+    extensions: dict[str, list[int]]
+    is_last: bool
+
+
 Order = (
-    Drain | Last | Stop | Reopen | TellStacks | Profile | EndProfile | Census | EndCensus
+    Drain | Last | Stop | Reopen | Known | TellStacks | Profile | EndProfile | Census | EndCensus
     | OpenShell | ShellInput | EndShell | Measure | Reroute | Limits
 )  # fmt: skip
 
@@ -333,6 +341,12 @@ class Imported(Value):
     """Modules of installed packages that the app has loaded, some of them, before `Ready`; see `Environment.learns`."""
 
     modules: list[str]
+
+
+class Unknown(Value):
+    """An extension module's file is to be loaded that is not among `Loading.extensions`; the boot waits for `Known`."""
+
+    path: str
 
 
 class Refused(Value):
@@ -446,7 +460,7 @@ class Exited(Value):
 
 
 Report = (
-    Ready | Failed | Extensions | Imported | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
+    Ready | Failed | Extensions | Imported | Unknown | Refused | Files | Changed | Erred | Stuck | Broken | Stacks
     | Profiled | Counted | ShellOutput | Measured | Closed | Exited
 )  # fmt: skip
 

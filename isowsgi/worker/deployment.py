@@ -60,8 +60,8 @@ class Surroundings(Protocol):
     def release(self, deployment: Deployment) -> None:
         """Look again at requests that wait for the deployment."""
 
-    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
-        """Have a trial made; it calls `Siting.on_verdict`."""
+    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> bool:
+        """Have a trial made, or wait for one that tells as much, and then return False; it calls `Siting.on_verdict`."""
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         """Return whether it may load a new generation now; if not, `go_on` is called later."""
@@ -208,6 +208,8 @@ class Deployment:
     def start(self, now: float) -> None:
         """Boot an instance for every slot that has none, and none on its way."""
         if self.is_quarantined or self.is_stopped or self.is_faulty or self.succession.is_open or self.mount.redirect:
+            return
+        if self.siting.resume(now):
             return
         self.backoff.retry_at = None
         vacant = self.slots.fill()

@@ -145,8 +145,8 @@ class Workshop:
         for member in deployment.members:
             self._acceptor.release(member.number)
 
-    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> None:
-        self.placement.try_out(deployment, unknown_extension)
+    def try_out(self, deployment: Deployment, unknown_extension: str | None) -> bool:
+        return self.placement.try_out(deployment, unknown_extension)
 
     def take_turn(self, deployment: Deployment, now: float) -> bool:
         return self.turns.take(deployment, now)
@@ -189,6 +189,7 @@ class Workshop:
             has_time=deployment.is_serving() or deployment.is_prepared,
             routes=deployment.routes,
             status=deployment.status,
+            asks=True,
         )
 
     def _edition_of(self, deployment: Deployment) -> Edition | None:

@@ -56,6 +56,7 @@ class Reports:
         self._handlers: dict[type, Callable[[Instance, Any, float], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,
+            messages.Unknown: lambda instance, report, now: deployment.siting.on_unknown(instance, report.path, now),
             messages.Refused: lambda instance, report, now: deployment.siting.on_refused(instance, report, now),
             messages.Files: lambda instance, report, now: deployment.surroundings.on_files(report.files),
             messages.Changed: lambda instance, report, now: deployment.replace(f"{report.file} has changed", now),

@@ -13,7 +13,7 @@ from isowsgi.isolation import sharing
 from isowsgi.isolation.decision import Verdict
 from isowsgi.shared import loadfailures
 from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, best_isolation, version_text
-from isowsgi.shared.messages import Refused
+from isowsgi.shared.messages import Known, Refused
 from isowsgi.worker.slots import Instance
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # Trials of a mount that loads other extension modules each time, before it goes to a process.
 _MOST_TRIALS = 3
+
+# Extension modules' files in one packet: some 40 KiB.
+_FILES_PER_PACKET = 200
 
 
 class Siting:
@@ -43,6 +46,9 @@ class Siting:
         self.trials = 0  # since it was last loaded
         self.is_on_trial = False
         self._began = 0.0  # the trial
+        self._granted: Mapping[str, Sequence[int]] | None = None  # what those that ask may load, once it is their turn to go on
+        self._dismissed: list[Instance] = []  # that asked in vain; their boots will fail
+        self._why = ("", "")  # tag and reason of the trial, for the log; none if they were told
 
     @property
     def is_known(self) -> bool:
@@ -89,6 +95,9 @@ class Siting:
 
     def tries_elsewhere(self, instance: Instance, now: float) -> bool:
         """Find another isolation for a boot that failed, if that may be due to the isolation and not to the app."""
+        if instance in self._dismissed:
+            self._dismissed.remove(instance)
+            return True  # that was due to the verdict, and what follows was done
         if not self.is_auto or instance.isolation != self.isolation or not self._is_for_trial(instance):
             return False
         if instance in self._deployment.slots.retired:
@@ -100,11 +109,54 @@ class Siting:
             self._move(PROCESS, "it loads different extension modules each time", {}, now)
             return True
         what = f"it loads {instance.unknown_extension}" if instance.unknown_extension else instance.error
-        text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
-        self._deployment.log.info(text, instance.tag, what)
-        if not self._begin(instance.unknown_extension, now) and self._deployment.is_serving():
+        if not self._begin(instance.unknown_extension, now, (instance.tag, what)) and self._deployment.is_serving():
             self._deployment.wanted = self._deployment.wanted or "its trial could not be started"
         return True
+
+    def on_unknown(self, instance: Instance, path: str, now: float) -> None:
+        """Find out whether an extension module may be loaded for which a boot waits."""
+        slots = self._deployment.slots
+        is_wanted = instance.state is State.BOOTING and instance in slots.current() and instance not in slots.asking
+        if not (is_wanted and self.is_auto and instance.isolation == self.isolation and self.trials <= _MOST_TRIALS):
+            _answer(instance, {})  # its boot fails, and what follows is decided then
+            return
+        slots.asking.append(instance)
+        if not self.is_on_trial and not self._begin(path, now, (instance.tag, f"it loads {path}")):
+            self._dismiss(now)
+
+    def tell_of_trial(self) -> None:
+        """Log that a trial is made for this deployment, and none of another one is waited for."""
+        if self._why[0]:
+            text = "%s: testing which isolation it supports, by loading it in throw-away processes (ISOWSGI_TRIAL is set there): %s"
+            self._deployment.log.info(text, *self._why)
+
+    def resume(self, now: float) -> bool:
+        """Let the boots go on for which a trial has found that they may; return whether they have to wait for their turn."""
+        if self._granted is None:
+            return False
+        deployment = self._deployment
+        slots = deployment.slots
+        asking = [instance for instance in slots.asking if instance in slots.current()]
+        deployment.is_in_line = bool(asking) and not deployment.surroundings.may_boot(deployment, now)
+        if not deployment.is_in_line:
+            granted, self._granted = self._granted, None
+            slots.asking.clear()
+            for instance in asking:
+                slots.began[instance] = now
+                _answer(instance, granted)
+        return deployment.is_in_line
+
+    def _dismiss(self, now: float) -> None:
+        """Let the boots fail that wait for a verdict, and have others in their place."""
+        slots = self._deployment.slots
+        self._granted = None
+        for instance in [each for each in slots.asking if each in slots.current()]:
+            slots.vacate(instance)
+            slots.retired.append(instance)
+            slots.began[instance] = now
+            self._dismissed.append(instance)
+            _answer(instance, {})
+        slots.asking.clear()
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
@@ -134,6 +186,17 @@ class Siting:
         """Take note of how a trial went."""
         self.is_on_trial = False
         deployment = self._deployment
+        if verdict.isolation == self.isolation and deployment.slots.asking:
+            if verdict.is_shared:
+                self.trials -= 1
+            else:
+                deployment.log.info("%s: isolation %s (%s)", deployment.name, verdict.isolation, verdict.reason)
+            self._is_suspect = False
+            self.settle(verdict.isolation, verdict.reason, verdict.extensions)
+            self._granted = verdict.extensions
+            deployment.start(now)
+            return
+        self._dismiss(now)
         if verdict.isolation is not None:
             deployment.log.info("%s: isolation %s (%s)", deployment.name, verdict.isolation, verdict.reason)
             self._move(verdict.isolation, verdict.reason, verdict.extensions, now)
@@ -153,13 +216,19 @@ class Siting:
         else:
             deployment.start(now)
 
-    def _begin(self, unknown_extension: str | None, now: float) -> bool:
-        """Have a trial made; False if none can be now, and the mount is tried again later."""
+    def _begin(self, unknown_extension: str | None, now: float, why: tuple[str, str] = ("", "")) -> bool:
+        """Have a trial made; False if none can be now, and the mount is tried again later.
+
+        Args:
+            why: tag and reason for the log; none if that was told.
+        """
         self.is_on_trial = True
         self._began = now
         self.trials += 1
+        self._why = why
         try:
-            self._deployment.surroundings.try_out(self._deployment, unknown_extension)
+            if self._deployment.surroundings.try_out(self._deployment, unknown_extension):
+                self.tell_of_trial()
         except Exception as exc:  # no descriptor is left, or its memory of verdicts cannot be written
             self.is_on_trial = False
             self.trials -= 1
@@ -176,3 +245,11 @@ class Siting:
         if self.trials or instance.failed_in_hook:
             return False
         return loadfailures.classify(instance.error, instance.traceback).kind != loadfailures.BROKEN
+
+
+def _answer(instance: Instance, extensions: Mapping[str, Sequence[int]]) -> None:
+    """Tell a boot that waits which files it may load."""
+    files = [(path, list(stamp)) for path, stamp in extensions.items()]
+    for start in range(0, max(len(files), 1), _FILES_PER_PACKET):
+        end = start + _FILES_PER_PACKET
+        instance.tell(Known(extensions=dict(files[start:end]), is_last=end >= len(files)))

@@ -75,6 +75,7 @@ class Slots:
         retired: those that were replaced, or whose boot timed out, and have not ended yet.
         left: those that have ended, but whose interpreter cannot be freed, as threads of the app's run in it.
         began: monotonic seconds when each was started, or loaded, or retired.
+        asking: those whose boots wait for a verdict on an extension module.
         held: those that get no further connection: C code holds their GIL, or their state is unknown.
         edition: of what those that are started now are copies, where a mount's processes are.
     """
@@ -85,6 +86,7 @@ class Slots:
         self.retired: list[Instance] = []
         self.left: list[Instance] = []
         self.began: dict[Instance, float] = {}
+        self.asking: list[Instance] = []
         self.held: list[Instance] = []
         self.edition = Edition()
         self._before: Edition | None = None  # that of what serves, while all of it is being replaced
@@ -125,7 +127,8 @@ class Slots:
         return min((instance.generation for instance in self.live if instance is not None), default=0)
 
     def booting(self) -> int:
-        return sum(instance.state is State.BOOTING for instance in self.current())
+        """Return how many are being loaded, and do not wait in the midst of it."""
+        return sum(instance.state is State.BOOTING and instance not in self.asking for instance in self.current())
 
     def is_booting(self) -> bool:
         return self.booting() > 0
@@ -177,7 +180,8 @@ class Slots:
             self.retired.remove(instance)
         if instance.threads_left:
             self.left.append(instance)
-        self.held[:] = [each for each in self.held if each is not instance]
+        for each in (self.held, self.asking):
+            each[:] = [other for other in each if other is not instance]
         return now - self.began.pop(instance, now)
 
     def _can_serve(self, instance: Instance) -> bool:

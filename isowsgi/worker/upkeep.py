@@ -127,6 +127,8 @@ class Upkeep:
 
     def _is_booting(self, instance: Instance) -> bool:
         """Whether its app is being loaded for requests that wait; while the worker stops, such an instance drains already."""
+        if instance in self._deployment.slots.asking:
+            return False  # a trial has its own limits
         if instance.state is State.DRAINING:
             return not instance.is_loaded and instance not in self._deployment.slots.retired
         return instance.state is State.BOOTING
