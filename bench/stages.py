@@ -18,8 +18,7 @@ from gunicorn.config import Config
 
 from isowsgi.configuration.crossing import snapshot
 from isowsgi.inside.deadlines import Job
-from isowsgi.inside.http import Response
-from isowsgi.inside.plainrequest import PlainReader
+from isowsgi.inside.plainrequest import PlainReader, PlainResponse
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.wsgi import Connection, Gateway
@@ -79,16 +78,16 @@ def stages() -> list[tuple[str, float]]:
     nowhere: Any = _Nowhere()
     peer, server = ("127.0.0.1", 50000), ("127.0.0.1", 8000)
     connection = Connection(nowhere, 7, 7, peer, server, gateway, {})
-    look = peeker.look(HEAD, peer, first_look=False)
-    assert look.line is not None
-    taken = connection.plain.read(look.line, HEAD, look.length)
+    length, _, line, _ = peeker.find(HEAD, peer, first_look=False)
+    assert line is not None
+    taken = connection.plain.read(line, False, HEAD, length)
     assert taken is not None
-    request, environ = taken
+    fields, body, environ = taken
     plain: PlainReader = connection.plain
     calls = _System()
 
     def respond() -> None:
-        response = Response(request, nowhere, cfg)
+        response = PlainResponse(nowhere, cfg, line, fields, body)
         response.board = job.row.words
         for chunk in app(environ, response.start_response):
             response.write(chunk)
@@ -99,9 +98,9 @@ def stages() -> list[tuple[str, float]]:
         job.end()
 
     def whole() -> None:
-        look = peeker.look(HEAD, peer, first_look=False, fields=plain.block)
+        found = peeker.find(HEAD, peer, first_look=False, fields=plain.block)
         job.begin(connection, HEAD, time.monotonic_ns())
-        gateway.serve(connection, HEAD, look, False, job.row)
+        gateway.serve(connection, HEAD, found, False, job.row)
         job.end()
 
     order = any_order(first_row=first_row, fds=calls.fds, threads=1, keepalive_s=60.0, listeners=[list(server)])
@@ -111,10 +110,10 @@ def stages() -> list[tuple[str, float]]:
     timed: dict[str, Callable[[], object]] = {
         "wait for an event: epoll_wait": lambda: service._epoll.poll(0, 16),
         "look at the head: recv with MSG_PEEK": lambda: peek(calls.head),
-        "find its end and its mount": lambda: peeker.look(HEAD, peer, first_look=False, fields=plain.block),
+        "find its end and its mount": lambda: peeker.find(HEAD, peer, first_look=False, fields=plain.block),
         "take it: recv": lambda: calls.served.recv(1),
         "note it on the scoreboard, begin and end": note,
-        "read it into an environ": lambda: plain.read(look.line, HEAD, look.length),  # type: ignore[arg-type] # see above
+        "read it into an environ": lambda: plain.read(line, True, HEAD, length),
         "response: the app, checks, head": respond,
         "send: sendto, and the client's recv": calls.send,
         "keep the connection": lambda: service.settle(connection),

@@ -333,16 +333,16 @@ class IsowsgiSide:
 
     def _handle(self) -> bool:
         data = self._wire.recv(PEEK_MAX_BYTES, socket.MSG_PEEK)
-        look = self._peeker.look(data, self._place.peer, fields=self._connection.plain.block)
-        if not look.length:
+        found = self._peeker.find(data, self._place.peer, fields=self._connection.plain.block)
+        left, mount, _, _ = found
+        if not left:
             raise NoMoreData(data)
-        if look.mount is None:
+        if mount is None:
             raise NotRouted
-        left = look.length
         while left:
             left -= len(self._wire.recv(left))
         self._connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
-        return self._gateway.serve(self._connection, data, look, last=False, row=None) is Fate.KEEP
+        return self._gateway.serve(self._connection, data, found, last=False, row=None) is Fate.KEEP
 
 
 class _PlainSpokenGateway(Gateway):

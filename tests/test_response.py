@@ -27,8 +27,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plainrequest import PlainReader, PlainSettings
-from isowsgi.shared.peek import _PLAIN_LINE
+from isowsgi.inside.plainrequest import PlainReader, PlainResponse, PlainSettings
+from isowsgi.shared.peek import Peeker
+from isowsgi.shared.routing import Route, Router
 from tests.conftest import examples, receive_all
 from tests.differential import Wire, configs
 
@@ -139,11 +140,13 @@ def gunicorns(head: bytes, wire: Any, response_class: Any = Amended) -> Any:
 
 def ours(head: bytes, wire: Any) -> Response:
     _, cfg = configs({})
-    line = _PLAIN_LINE.match(head)
+    length, _, line, repeats = Peeker(Router([Route(0, "", "")]), cfg).find(head, "")
     assert line is not None
-    taken = PlainReader({"SERVER_NAME": "a"}, PlainSettings(cfg, 0), ExactReader(wire), ("127.0.0.1", 1)).read(line, head, len(head))
+    reader = PlainReader({"SERVER_NAME": "a"}, PlainSettings(cfg, 0), ExactReader(wire), ("127.0.0.1", 1))
+    taken = reader.read(line, repeats, head, length)
     assert taken is not None
-    return Response(taken[0], wire, cfg)
+    fields, body, _ = taken
+    return PlainResponse(wire, cfg, line, fields, body)
 
 
 def outcome(response: Any, wire: Wire, calls: list[Any]) -> Outcome:

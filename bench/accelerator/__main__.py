@@ -48,11 +48,9 @@ def main() -> None:
             reader = PlainReader(base, PlainSettings(cfg, len("/hello")), None, peer)
 
             def read(reader: PlainReader = reader, head: bytes = head, repeats: bool = False) -> object:
-                look = peeker.look(head, peer, first_look=False, fields=reader.block if repeats else b"")
-                assert look.line is not None
-                if not repeats:
-                    reader.block = b""
-                return reader.read(look.line, head, look.length)
+                length, _, line, _ = peeker.find(head, peer, first_look=False, fields=reader.block if repeats else b"")
+                assert line is not None
+                return reader.read(line, repeats, head, length)
 
             assert sketch.read(head, base, len("/hello")) is not None
             times = [_us(read), _us(lambda read=read: read(repeats=True)), _us(lambda head=head: sketch.read(head, base, 6))]

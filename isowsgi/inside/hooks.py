@@ -94,14 +94,14 @@ class HookedGateway(Gateway):
 
     hooks: Hooks
 
-    def _call(self, connection: Connection, request: Any, response: Response, environ: dict[str, Any]) -> None:
+    def _call(self, connection: Connection, response: Response, environ: dict[str, Any]) -> None:
         started = time.monotonic()
         failure = ""
         ending = connection.ending
         ending.enter_app()  # hooks are the app's code: request_timeout may interrupt them
         try:
             self.hooks.call("on_request_start", environ)
-            super()._call(connection, request, response, environ)
+            super()._call(connection, response, environ)
         except RequestTimeout:
             failure = "504 Gateway Timeout"
             raise

@@ -174,6 +174,7 @@ class Response:
     """
 
     # Most stay as they are here; set in the class, they cost a request nothing.
+    _request: Any = None
     board: memoryview | None = None
     ending: Any = None
     status: str | None = None
@@ -190,15 +191,33 @@ class Response:
     timing: Callable[[], bytes] | None = None
     unsent: FilePart | None = None
     _lines = b"\r\n"  # of the head, for `headers`, and the empty one
+    _pairs: tuple[tuple[str, str], ...] = ()
     _omits_body = False
     is_5xx = False  # whether that is what the app wants the client to get
     _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
-        self.req = request
+        self._request = request
         self.sock = sock
         self.cfg = cfg
-        self.headers: list[tuple[str, str]] = []
+        self.body = getattr(request, "body", None)
+        self._is_head = request.method == "HEAD"
+        self._version = request.version
+
+    @property
+    def req(self) -> Any:
+        """The request, under gunicorn's name."""
+        if self._request is None:
+            self._request = self._make_request()
+        return self._request
+
+    def _make_request(self) -> Any:
+        raise AssertionError("it was given one")
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The fields that the app has given, under gunicorn's name."""
+        return [*self._pairs]
 
     @property
     def status_code(self) -> int:
@@ -209,7 +228,7 @@ class Response:
         self.must_close = True
 
     def should_close(self) -> bool:
-        if self.must_close or self.req.should_close():
+        if self.must_close or (self._request is not None and self._request.should_close()):
             return True
         # Without a length the end of the connection is the end of the body.
         return self.response_length is None and not self.chunked and not self._omits_body
@@ -234,33 +253,26 @@ class Response:
             if self.is_taken_over:
                 return self.write
             raise AssertionError("start_response was called twice without exc_info")
+        # If any of it is bad, nothing changes: a first call's stands.
         known = STATUSES.get(status) or check_status(status)
-        self._take_headers(headers)
+        headers = tuple(headers)
+        try:
+            block = BLOCKS.get(headers)
+        except TypeError:  # one of them is a list
+            block = None
+        self._pairs, self._lines, length, self.upgrade = block or check_block(headers)
         self.status = status
         self._class, has_no_length, omits_body = known
         if self._class == 5:
             self.is_5xx = True
             note_handled()
-        self._omits_body = omits_body = omits_body or self.req.method == "HEAD"
-        if has_no_length and self.response_length is not None:
-            self.response_length = None
-            upgrade = self.upgrade
-            self._take_headers([field for field in self.headers if field[0].lower() != "content-length"])
-            self.upgrade = upgrade  # it was in a field that was taken out of the app's
-        self.chunked = self.response_length is None and not omits_body and self.req.version > (1, 0)
+        self._omits_body = omits_body = omits_body or self._is_head
+        if has_no_length and length is not None:
+            length = None
+            self._pairs, self._lines, _, _ = check_block(tuple(field for field in self._pairs if field[0].lower() != "content-length"))
+        self.response_length = length
+        self.chunked = length is None and not omits_body and self._version > (1, 0)
         return self.write
-
-    def _take_headers(self, headers: Any) -> None:
-        """Keep the fields that are the app's to say, in the place of a first call's; if one is bad, nothing changes."""
-        headers = tuple(headers)
-        try:
-            known = BLOCKS.get(headers)
-        except TypeError:  # one of them is a list
-            known = None
-        if known is None:
-            known = check_block(headers)
-        pairs, self._lines, self.response_length, self.upgrade = known
-        self.headers = [*pairs]
 
     def write(self, data: bytes) -> None:
         """Send a chunk of the body, and the head before the first."""
@@ -271,19 +283,20 @@ class Response:
         if self._omits_body:
             self._drop(data)
             return
-        length = self.response_length
-        if length is not None and len(data) > length - self.sent:
+        size, length = len(data), self.response_length
+        if length is not None and size > length - self.sent:
             data = data[: length - self.sent]
             if not data:
                 return
-        framed = b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
+            size = len(data)
+        framed = b"%X\r\n%b\r\n" % (size, data) if self.chunked else data
         if not self.headers_sent:
             head = self._head()
-            if len(framed) <= _JOIN_MAX_BYTES:
+            if size <= _JOIN_MAX_BYTES:
                 framed = head + framed
             else:
                 self._send(head)
-        self.sent += len(data)
+        self.sent += size
         self._send(framed)
 
     def give_way(self) -> None:
@@ -298,11 +311,10 @@ class Response:
 
     def close(self) -> None:
         """Send what the app's silence means: the head of an empty response, the end of a chunked one."""
-        end = b"0\r\n\r\n" if self.chunked else b""
         if not self.headers_sent:
-            end = self._head() + end
-        if end:
-            self._send(end)
+            self._send(self._head() + (b"0\r\n\r\n" if self.chunked else b""))
+        elif self.chunked:
+            self._send(b"0\r\n\r\n")
 
     def write_file(self, wrapper: Any, may_leave: bool = False) -> None:
         """Send a `wsgi.file_wrapper`, by sendfile() where that can be done.
@@ -409,7 +421,7 @@ class Response:
     def _drop(self, data: bytes) -> None:
         if not self.headers_sent:
             self._send(self._head())
-        if self.req.method != "HEAD":  # frameworks answer HEAD by their GET view
+        if not self._is_head:  # frameworks answer HEAD by their GET view
             self.dropped += len(data)
 
     def _head(self) -> bytes:
@@ -423,8 +435,10 @@ class Response:
             board[RESPONSES + self._class] += 1
         if self.should_close():
             self.must_close = True  # decided with this head, which says so
-        connection = "upgrade" if self.upgrade else "close" if self.must_close else "keep-alive"
-        start = _head_start(self.req.version, self.status, connection, self.chunked)
+        now = int(time.time())
+        second, heads = _heads
+        key = self._version, self.status, self.upgrade, self.must_close, self.chunked
+        start = (heads.get(key) if second == now else None) or _head_start(now, key)
         return start + self._lines if self.timing is None else start + self.timing() + self._lines
 
     def _send(self, data: bytes, flags: int = 0) -> None:
@@ -465,22 +479,21 @@ def http_date(seconds: float) -> str:
     return f"{day}, {at.tm_mday:02d} {month} {at.tm_year:04d} {at.tm_hour:02d}:{at.tm_min:02d}:{at.tm_sec:02d} GMT"
 
 
-def _head_start(*key: Any) -> bytes:
-    """Return a head up to the fields that server and app do not always say the same in.
+def _head_start(now: int, key: tuple[Any, ...]) -> bytes:
+    """Return a head up to the fields that server and app do not always say the same in, and remember it for this second.
 
     Args:
-        key: the request's version, the status line's end, the Connection field's value, and whether the body is chunked.
+        now: seconds since the epoch.
+        key: the request's version, the status line's end, whether the connection is upgraded or closed, and whether the body is chunked.
     """
     global _heads
-    now = int(time.time())
     second, heads = _heads
     if second != now:
         heads = {}
         _heads = (now, heads)  # one assignment: threads see the old pair or the new one
-    head = heads.get(key)
-    if head is None:
-        (major, minor), status, connection, is_chunked = key
-        framing = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
-        text = f"HTTP/{major}.{minor} {status}\r\nServer: {SERVER}\r\nDate: {http_date(now)}\r\n"
-        head = heads[key] = f"{text}Connection: {connection}\r\n{framing}".encode("latin-1")
+    (major, minor), status, upgrade, must_close, is_chunked = key
+    connection = "upgrade" if upgrade else "close" if must_close else "keep-alive"
+    framing = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
+    text = f"HTTP/{major}.{minor} {status}\r\nServer: {SERVER}\r\nDate: {http_date(now)}\r\n"
+    head = heads[key] = f"{text}Connection: {connection}\r\n{framing}".encode("latin-1")
     return head

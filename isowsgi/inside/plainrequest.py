@@ -5,16 +5,21 @@ builds the environ directly. Whatever it is not sure of, it leaves to gunicorn's
 read in the same way: tests compare the two on the same bytes and settings.
 
 The fields of most requests on a kept-alive connection are the same bytes as the last one's; so what was made of them is kept and copied.
+So are request lines that come again (`peek.Line`).
 """
 
 from __future__ import annotations
 
+import math
 import re
+import socket
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.message import DEFAULT_MAX_HEADERFIELD_SIZE, MAX_HEADERS, MAX_REQUEST_LINE, HeaderPolicy
+
+from isowsgi.inside.http import Response
+from isowsgi.shared.peek import Line
 
 # One whole field line. The name is a token (RFC 9110 section 5.6.2) without an underscore: those are for gunicorn's header policy. The
 # value holds what gunicorn takes: no control character but the tab. It begins with no blank, as one would match either repeat: 16 KiB
@@ -39,9 +44,6 @@ _MAX_PEERS = 1024
 # Most field names remembered; names come from clients, so there may be any number of them.
 _MAX_NAMES = 1024
 
-VERSIONS = {b"0": (1, 0), b"1": (1, 1)}
-_PROTOCOLS = {b"0": "HTTP/1.0", b"1": "HTTP/1.1"}
-
 
 class Fields(NamedTuple):
     """What a block of fields says."""
@@ -49,7 +51,7 @@ class Fields(NamedTuple):
     peer: Any  # who sent it
     environ: dict[str, Any]  # with the connection's and the instance's entries; a request works on a copy
     content_length: int
-    closes: bool | None  # what the Connection field asks for; None: the version's default
+    closes: tuple[bool, bool]  # whether the connection shall be closed: by the Connection field, else by version 1.0 and 1.1
     pairs: list[tuple[str, str]]  # names in upper case, as gunicorn's requests hold them
 
 
@@ -58,13 +60,13 @@ class PlainRequest:
 
     __slots__ = ("_fields", "body", "method", "must_close", "uri", "version")
 
-    def __init__(self, method: str, uri: str, version: tuple[int, int], fields: Fields, body: Body) -> None:
-        self.method = method
-        self.uri = uri
-        self.version = version
+    def __init__(self, line: Line, fields: Fields, body: Body) -> None:
+        self.method = line.method
+        self.uri = line.uri
+        self.version = line.version
         self.body = body
         self._fields = fields
-        self.must_close = fields.closes if fields.closes is not None else version == (1, 0)
+        self.must_close = fields.closes[line.minor]
 
     # Made when they are asked for, as most logs do without.
 
@@ -99,6 +101,23 @@ class PlainRequest:
         return self.must_close
 
 
+class PlainResponse(Response):
+    """The response to a `PlainRequest`, which is made when somebody asks for it: for most requests nobody does."""
+
+    def __init__(self, sock: socket.socket, cfg: Any, line: Line, fields: Fields, body: Body) -> None:
+        self.sock = sock
+        self.cfg = cfg
+        self.body = body
+        self._line = line
+        self._fields = fields
+        self._is_head = line.is_head
+        self._version = line.version
+        self.must_close = fields.closes[line.minor]
+
+    def _make_request(self) -> PlainRequest:
+        return PlainRequest(self._line, self._fields, self.body)
+
+
 class PlainSettings:
     """What is the same for all connections to a mount.
 
@@ -110,7 +129,8 @@ class PlainSettings:
     def __init__(self, cfg: Any, prefix_length: int) -> None:
         self.prefix_length = prefix_length
         # What gunicorn's Request and Message make of these: 0 is no limit for a line, and the greatest one for the other two.
-        self.line_limit = min(cfg.limit_request_line, MAX_REQUEST_LINE)
+        line_limit = min(cfg.limit_request_line, MAX_REQUEST_LINE)
+        self.longest_line = line_limit + 2 if line_limit > 0 else math.inf  # with its end
         self.fields_limit = min(cfg.limit_request_fields or MAX_HEADERS, MAX_HEADERS)
         self.field_size_limit = cfg.limit_request_field_size or DEFAULT_MAX_HEADERFIELD_SIZE
         self.scheme = "https" if cfg.is_ssl else "http"
@@ -149,42 +169,36 @@ class PlainReader:
         self._peer = peer
         self._needs_host = "SERVER_NAME" not in base
         self._prefix_length = settings.prefix_length
-        self._line_limit = settings.line_limit
+        self._longest_line = settings.longest_line
         self.block = b""  # the last request's fields, as `peek.Peeker.look` takes them; b"" if they are left to gunicorn, or long
         self._fields: Fields | None = None
-        self._no_body = Body(LengthReader(unreader, 0))
+        self.no_body = Body(LengthReader(unreader, 0))
 
-    def read(self, line: re.Match[bytes], data: bytes, length: int) -> tuple[PlainRequest, dict[str, Any]] | None:
-        """Return the request and its environ, or None: gunicorn's parser should read it.
+    def read(self, line: Line, repeats: bool, data: bytes, length: int) -> tuple[Fields, Body, dict[str, Any]] | None:
+        """Return what a request's fields say, its body and its environ; None: gunicorn's parser should read it.
 
         Args:
-            line: the match of the request line at the start of `data`.
+            line: its request line.
+            repeats: whether its fields are `block`.
             data: the head, and perhaps more.
             length: of the head, its empty line included.
         """
-        method, target, path, query, minor = line.groups()
-        if len(target) + len(method) + 10 > self._line_limit > 0:
+        if line.end > self._longest_line:
             return None
-        start = line.end() - 1
-        block = self.block
-        if not block or length - start != len(block) or not data.startswith(block, start):
-            block = data[start:length]
-            self._fields = self._read_fields(block)
-            self.block = block if self._fields is not None and len(block) <= _MAX_KEPT_BYTES else b""
         fields = self._fields
-        if fields is None:
-            return None
-        environ = fields.environ.copy()
-        uri = target.decode("latin-1")
-        name = method.decode("latin-1")
-        environ["REQUEST_METHOD"] = name
-        environ["RAW_URI"] = uri
-        environ["QUERY_STRING"] = query.decode("latin-1") if query else ""
-        environ["SERVER_PROTOCOL"] = _PROTOCOLS[minor]
-        environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path)[self._prefix_length :].decode("latin-1")
-        body = Body(LengthReader(self._unreader, fields.content_length)) if fields.content_length else self._no_body
-        environ["wsgi.input"] = body
-        return PlainRequest(name, uri, VERSIONS[minor], fields, body), environ
+        if not repeats or fields is None:  # the latter if the block was another reader's, of an app in the same group
+            block = data[line.end - 1 : length]
+            fields = self._fields = self._read_fields(block)
+            self.block = block if fields is not None and len(block) <= _MAX_KEPT_BYTES else b""
+            if fields is None:
+                return None
+        environ: dict[str, Any] = fields.environ | line.environ
+        if self._prefix_length:
+            environ["PATH_INFO"] = line.path[self._prefix_length :]
+        if not fields.content_length:
+            return fields, self.no_body, environ
+        body = environ["wsgi.input"] = Body(LengthReader(self._unreader, fields.content_length))
+        return fields, body, environ
 
     def _read_fields(self, block: bytes) -> Fields | None:
         """Read a block that starts with the line feed of the request line and ends with the empty line."""
@@ -201,7 +215,7 @@ class PlainReader:
         seen: set[str] = set()
         scheme: str | None = None
         content_length = 0
-        closes: bool | None = None
+        closes = True, False
         for name, value in found:
             if value and value[-1] in " \t":
                 value = value.rstrip(" \t")
@@ -219,7 +233,7 @@ class PlainReader:
                 content_length = int(value)
             elif lower == "connection":
                 option = value.lower()
-                closes = True if option == "close" else False if option == "keep-alive" else None
+                closes = (True, True) if option == "close" else (False, False) if option == "keep-alive" else (True, False)
             if key in environ and lower in seen:
                 environ[key] += "," + value
             else:
@@ -227,6 +241,7 @@ class PlainReader:
             seen.add(lower)
         environ["wsgi.url_scheme"] = scheme or self._settings.scheme
         environ |= _TO_COME
+        environ["wsgi.input"] = self.no_body
         if self._needs_host and not _name_server(environ):
             return None
         return Fields(self._peer, environ, content_length, closes, pairs)
@@ -234,7 +249,7 @@ class PlainReader:
 
 # What each request sets. Keys that are there already save it the growing of its dict, which takes longer than the copying.
 _TO_COME = dict.fromkeys(
-    ("REQUEST_METHOD", "RAW_URI", "QUERY_STRING", "SERVER_PROTOCOL", "PATH_INFO", "wsgi.input", "wsgi.early_hints"),
+    ("REQUEST_METHOD", "RAW_URI", "QUERY_STRING", "SERVER_PROTOCOL", "PATH_INFO", "wsgi.input", "wsgi.early_hints", "isowsgi.queue_s"),
     "",
 )
 

@@ -138,14 +138,14 @@ class Sender:
 
     # For the threads that serve.
 
-    def takes(self, request: Any) -> bool:
-        """Whether the response to a request may be left: there is room, and nothing of the request is left to be read."""
-        reader = request.body.reader
+    def takes(self, response: Response) -> bool:
+        """Whether a response may be left: there is room, and nothing of the request is left to be read."""
+        reader = response.body.reader
         return len(self._connections) < self._most and isinstance(reader, LengthReader) and reader.length == 0
 
-    def left(self, request: Any, response: Response, environ: dict[str, Any], body: Any) -> Sending:
+    def left(self, response: Response, environ: dict[str, Any], body: Any) -> Sending:
         """Return what `take` finds with the connection."""
-        return Sending(request, response, environ, body)
+        return Sending(response.req, response, environ, body)
 
     # For the holder of the runner's baton.
 
@@ -254,9 +254,9 @@ class Sender:
         os.set_blocking(connection.fd, True)
         if self._log.access_enabled:
             elapsed_s = (time.monotonic_ns() - began_ns(connection)) / 1e9
-            connection.gateway.log_access(request, response, sending.environ, elapsed_s)
+            connection.gateway.log_access(response, sending.environ, elapsed_s)
         if problem is None:
-            fate = connection.gateway.fate(connection, request, response)
+            fate = connection.gateway.fate(connection, response)
             return Fate.LINGER if fate is Fate.CLOSE and connection.has_pending_event else fate
         if isinstance(problem, ClientGone):
             self._log.debug("the client closed the connection early: %s", problem)

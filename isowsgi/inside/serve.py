@@ -313,11 +313,11 @@ class Service:
         if not data:
             return Fate.CLOSE
         try:
-            look = self.peeker.look(data, connection.peer, first_look=False, fields=connection.plain.block)
+            found = self.peeker.find(data, connection.peer, False, connection.plain.block)
         except (ParseException, Refused):
             return Fate.RETURN
-        length = look.length
-        gateway = self._gateways.get(look.mount) if length else None  # type: ignore[arg-type] # None is no mount's number
+        length, mount, _, _ = found
+        gateway = self._gateways.get(mount) if length else None  # type: ignore[arg-type] # None is no mount's number
         if gateway is None:
             return Fate.RETURN
         if connection.gateway is not gateway:
@@ -335,7 +335,7 @@ class Service:
         # Not by the row's verbs, as all else that is known of it: each request would pay for two calls more.
         words = self._acceptor_words
         last = self.last or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
-        fate = gateway.serve(connection, data, look, last, job.row)
+        fate = gateway.serve(connection, data, found, last, job.row)
         if fate is Fate.SEND:
             job.pass_on()
         return Fate.LINGER if has_more and fate is Fate.CLOSE else fate

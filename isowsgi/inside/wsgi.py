@@ -22,12 +22,12 @@ from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.errornotes import noted
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
-from isowsgi.inside.plainrequest import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import PlainReader, PlainResponse, PlainSettings
 from isowsgi.inside.takeover import app_socket
 from isowsgi.shared import answers
 from isowsgi.shared.errorgroups import CUT
 from isowsgi.shared.errorpage import PageSocket
-from isowsgi.shared.peek import Look
+from isowsgi.shared.peek import Found
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.rows import EXCEPTIONS, RESPONSES, Row
 
@@ -77,6 +77,7 @@ class Connection:
         "fate",
         "fd",
         "gateway",
+        "has_access_log",
         "has_pending_event",
         "idle_since",
         "is_taken",
@@ -116,6 +117,7 @@ class Connection:
     def enter(self, gateway: Gateway) -> None:
         """Let the connection's next request be for another app of the instance."""
         self.gateway = gateway
+        self.has_access_log = gateway.has_access_log()
         base = gateway.base_environ(self.app_socket, self.peer, self.server)
         if self.facts:
             base |= self.facts
@@ -199,6 +201,10 @@ class Gateway:
         self.has_server_timing = False  # whether responses say where their time went
         self.sender: Sender | None = None  # for files, where the app is one of isowsgi's own
 
+    def has_access_log(self) -> bool:
+        """Whether the log is to be told of each request; asked once for a connection."""
+        return bool(self._log.access_enabled)
+
     def base_environ(self, sock: Any, peer: Any, server: Any) -> dict[str, Any]:
         """Return what the environs of a connection's ordinary requests have in common; see `gunicorn.http.wsgi.create`."""
         environ = self._base.copy()
@@ -212,26 +218,27 @@ class Gateway:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])
         return environ
 
-    def serve(self, connection: Connection, data: bytes, look: Look, last: bool, row: Row | None) -> Fate:
+    def serve(self, connection: Connection, data: bytes, found: Found, last: bool, row: Row | None) -> Fate:
         """Serve a request whose head was taken from the connection.
 
         Args:
             data: the head, and perhaps more that is still in the kernel's buffer.
-            look: what the peeker made of it.
+            found: what the peeker made of it.
             last: whether the response shall say `Connection: close`.
             row: the calling thread's on the scoreboard, if it has one.
         """
-        request = response = None
+        request = None
+        response: Response | None = None
         if noted:  # else there is nothing to forget
             self.errors.forget()
         try:
-            plain = None if look.line is None else connection.plain.read(look.line, data, look.length)
-            if plain is not None:
-                request, environ = plain
-                response = Response(request, connection.sock, self.cfg)
+            length, _, line, repeats = found
+            if line is not None and (plain := connection.plain.read(line, repeats, data, length)) is not None:
+                fields, body, environ = plain
+                response = PlainResponse(connection.sock, self.cfg, line, fields, body)
                 environ["wsgi.early_hints"] = response.send_early_hints
             else:
-                connection.reader.put_head(data[: look.length])
+                connection.reader.put_head(data[:length])
                 request = next(connection.parser())
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
                 environ["gunicorn.socket"] = connection.app_socket
@@ -245,22 +252,22 @@ class Gateway:
             connection.response = response
             if last:
                 response.must_close = True
-            self._call(connection, request, response, environ)
-            return self.fate(connection, request, response) if response.unsent is None else Fate.SEND
+            self._call(connection, response, environ)
+            return self.fate(connection, response) if response.unsent is None else Fate.SEND
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
         except ClientStalled:
-            self._answer_stalled(connection, request, response, row)
+            self._answer_stalled(connection, request or _request_of(response), response, row)
         except RequestTimeout:  # its client was answered by who raised it
             self._log.info("the timed-out request has returned")
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
-            self._answer_error(connection, request, response, exc, row)
+            self._answer_error(connection, request or _request_of(response), response, exc, row)
         finally:
             self._end_lines()
             if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
                 self.errors.forget()
             elif noted or (response is not None and response.is_5xx):
-                self.errors.settle(self.mount, request, response, row)
+                self.errors.settle(self.mount, request or _request_of(response), response, row)
         return Fate.LINGER
 
     def warm_up(self, path: str, server: Any) -> str:
@@ -311,8 +318,8 @@ class Gateway:
             environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]
             environ["SCRIPT_NAME"] += self.prefix
 
-    def _call(self, connection: Connection, request: Any, response: Response, environ: dict[str, Any]) -> None:
-        started = time.monotonic() if self._log.access_enabled else 0.0
+    def _call(self, connection: Connection, response: Response, environ: dict[str, Any]) -> None:
+        started = time.monotonic() if connection.has_access_log else 0.0
         ending = connection.ending
         body: Any = None
         try:
@@ -326,7 +333,7 @@ class Gateway:
                             break
                         response.write(chunk)
                 elif not forks.is_copy:
-                    response.write_file(body, self.sender is not None and self.sender.takes(request))
+                    response.write_file(body, self.sender is not None and self.sender.takes(response))
             finally:
                 if forks.is_copy:
                     forks.leave()
@@ -335,44 +342,44 @@ class Gateway:
             try:
                 if response.unsent is not None:
                     assert self.sender is not None, "nothing is left else"
-                    connection.sending = self.sender.left(request, response, environ, body)
+                    connection.sending = self.sender.left(response, environ, body)
                 elif started and response.headers_sent:  # otherwise what answers the error logs it
                     ending.leave_app()  # an interrupt would leave the log's lock taken
-                    self.log_access(request, response, environ, time.monotonic() - started)
+                    self.log_access(response, environ, time.monotonic() - started)
                     ending.enter_app()
                 if response.unsent is None and hasattr(body, "close"):
                     body.close()
             finally:
                 ending.leave_app()
 
-    def log_access(self, request: Any, response: Response, environ: dict[str, Any], elapsed_s: float) -> None:
-        self._log.access(response, request, environ, datetime.timedelta(seconds=elapsed_s))
+    def log_access(self, response: Response, environ: dict[str, Any], elapsed_s: float) -> None:
+        self._log.access(response, response.req, environ, datetime.timedelta(seconds=elapsed_s))
 
-    def fate(self, connection: Connection, request: Any, response: Response) -> Fate:
+    def fate(self, connection: Connection, response: Response) -> Fate:
         """Return what becomes of a connection once a response was sent; what is wrong with that is logged."""
         length = response.response_length
         if length is None or response.sent < length:
             if response.dropped and not connection.is_taken:
                 self._log.warning(
                     "%s %s: the app returned a body of %d bytes with status %s, which must not have one; the body is not sent",
-                    request.method, request.uri, response.dropped, response.status,
+                    response.req.method, response.req.uri, response.dropped, response.status,
                 )  # fmt: skip
             elif length is not None and response.truncated:
+                request = response.req
                 self.errors.add(self.mount, CUT, "body shorter than its Content-Length", f"{request.method} {request.uri}", _SHORT)
                 self._log.warning(
                     "%s %s: the app sent %d bytes of the %d that its Content-Length promised; closing the connection",
                     request.method, request.uri, response.sent, response.response_length,
                 )  # fmt: skip
                 return Fate.LINGER
-        reader = request.body.reader
-        body_read = reader.__class__ is LengthReader and reader.length == 0
+        body_read = response.body is connection.plain.no_body or _is_read(response.body)
         if response.must_close:
             return Fate.CLOSE if body_read and not connection.is_taken else Fate.LINGER
         if body_read:
             return Fate.KEEP
         # Not for every request: it costs two system calls even when there is nothing to drain.
         parser = connection.parser()
-        parser.mesg = request
+        parser.mesg = response.req
         try:
             return Fate.KEEP if parser.finish_body(deadline=time.monotonic() + _DRAIN_S) else Fate.LINGER
         except ParseException as exc:  # a bad chunk; the answer to it is on its way already
@@ -429,6 +436,16 @@ class _ErrorContext:
         fields = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in getattr(request, "headers", ())}
         response.status_code = int(response.status[:3])  # gunicorn's own has it where an app has called start_response
         self._access(response, request, {**fields, **environ, **self._extra}, elapsed)
+
+
+def _is_read(body: Any) -> bool:
+    """Whether nothing of a request's body is left to be read from the connection."""
+    reader = body.reader
+    return reader.__class__ is LengthReader and reader.length == 0
+
+
+def _request_of(response: Response | None) -> Any:
+    return None if response is None else response.req
 
 
 def _text_of(exc: BaseException) -> str:

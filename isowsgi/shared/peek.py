@@ -38,8 +38,9 @@ _UNDERSCORED_FIELD = re.compile(rb"\n[^:\r\n_]*_[^:\r\n]*:")
 
 _HOST_FIELD = re.compile(rb"\n[Hh][Oo][Ss][Tt]:[ \t]*([^\r\n]*)")
 
-# Paths come from clients, so there may be any number of them: when so many are remembered, all are forgotten. At most 150 KiB each peeker.
-_MAX_REMEMBERED = 512
+# Lines and paths come from clients, so there may be any number of them: when so many of either are remembered, all are forgotten. At most
+# 300 KiB each peeker, if all are of the greatest length.
+_MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 128
 
 _UNKNOWN = object()
@@ -60,15 +61,53 @@ def peek(sock: socket.socket) -> bytes:
     return data
 
 
-class Look(NamedTuple):
-    """What a peek found."""
+class Line:
+    """An ordinary request line, as `_PLAIN_LINE` has read it. The same object serves all requests with that line: nobody changes it.
 
-    length: int  # of the head in bytes, its empty line included; 0: not complete yet
-    mount: int | None  # None: no mount has that path
-    line: re.Match[bytes] | None = None  # of _PLAIN_LINE, if that is how the head was read; else gunicorn's parser did
+    Attributes:
+        end: its bytes, with the line end.
+        path: decoded, as the router and PEP 3333 have it.
+        octets: the path as received.
+        minor: of the version, 0 or 1.
+        environ: what the line says to an app at the root.
+        mount: whose the path is, if no route names a host.
+    """
+
+    __slots__ = ("end", "environ", "is_head", "method", "minor", "mount", "octets", "path", "uri", "version")
+
+    def __init__(self, match: re.Match[bytes], router: Router) -> None:
+        method, target, self.octets, query, minor = match.groups()
+        self.end = match.end()
+        self.method, self.uri = method.decode("latin-1"), target.decode("latin-1")
+        self.path = (unquote_to_bytes(self.octets) if b"%" in self.octets else self.octets).decode("latin-1")
+        self.minor = int(minor)
+        self.version = (1, self.minor)
+        self.is_head = method == b"HEAD"
+        self.environ = {
+            "REQUEST_METHOD": self.method,
+            "RAW_URI": self.uri,
+            "QUERY_STRING": query.decode("latin-1") if query else "",
+            "SERVER_PROTOCOL": f"HTTP/1.{self.minor}",
+            "PATH_INFO": self.path,
+        }
+        self.mount = None if router.has_hosts else router.match("", self.path)
+
+
+# What a peek found: the head's length in bytes, its empty line included, 0: not complete yet; the mount, None: no mount has that path; the
+# line, None: gunicorn's parser has read it; and whether the fields are those of the request before. Without names, for each request pays.
+Found = tuple[int, int | None, Line | None, bool]
+
+
+class Look(NamedTuple):
+    """As `Found`, with names."""
+
+    length: int
+    mount: int | None
+    line: Line | None = None
 
 
 INCOMPLETE = Look(0, None)
+_NOTHING: Found = (0, None, None, False)
 
 
 class Refused(Exception):
@@ -94,12 +133,14 @@ class Peeker:
 
     def __init__(self, router: Router, cfg: Any, script_name: str = "") -> None:
         self._router = router
+        self._has_hosts = router.has_hosts
         self._cfg = cfg
         self._script_name = script_name
         # These change how field lines are read, so the Host field must be found by the parser.
         self._plain_fields = not (cfg.permit_obsolete_folding or cfg.strip_header_spaces)
         limit = cfg.limit_request_line
         self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
+        self._lines: dict[bytes, Line] = {}  # as received
         self._matched: dict[tuple[bytes, bytes], int | None] = {}  # by Host field and path, as received
 
     def with_router(self, router: Router) -> Peeker:
@@ -107,49 +148,64 @@ class Peeker:
         return Peeker(router, self._cfg, self._script_name)
 
     def look(self, data: bytes, peer: Any, first_look: bool = True, fields: bytes = b"") -> Look:
+        """Return what was found; see `find`."""
+        found = self.find(data, peer, first_look, fields)
+        return Look(*found[:3]) if found[0] else INCOMPLETE
+
+    def find(self, data: bytes, peer: Any, first_look: bool = True, fields: bytes = b"") -> Found:
         """Return the head's length and mount.
 
         Args:
             data: the bytes peeked so far; a request starts at the first.
             peer: the client's address as `accept` gives it.
             first_look: whether an unfinished head should be checked too, as far as it goes: False once that was done.
-            fields: the last request's on the connection, if its `Look` had a line: from that line's end, "\\n", to the empty line. Most
+            fields: the last request's on the connection, if it had a `Line`: from that line's end, "\\n", to the empty line. Most
                 requests repeat them, and they are not looked through again then.
 
         Raises:
             gunicorn.http.errors.ParseException: gunicorn would refuse it.
             Refused: isowsgi does.
         """
-        line = _PLAIN_LINE.match(data)
-        if line is not None and fields and data.startswith(fields, line.end() - 1):
-            length = line.end() - 1 + len(fields)
+        end = data.find(b"\n") + 1
+        line = self._lines.get(data[:end]) or self._read_line(data)
+        if line is not None and fields and data.startswith(fields, end - 1):
+            length, repeats = end - 1 + len(fields), True
         else:
+            repeats = False
             length = data.find(b"\r\n\r\n") + 4
             if length < 4:
                 self._check_unfinished(data, peer, first_look)
-                return INCOMPLETE
-            if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, line.end() - 1, length - 2):
-                return self._parse(data[:length], peer)
-        path = line[3]
-        host = b""
-        if self._router.has_hosts and (field := _HOST_FIELD.search(data, line.end() - 1, length - 2)):
-            host = field[1]
+                return _NOTHING
+            if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, end - 1, length - 2):
+                return length, self._parse(data[:length], peer), None, False
+        return length, self._mount_by_host(line, data, length) if self._has_hosts else line.mount, line, repeats
+
+    def _read_line(self, data: bytes) -> Line | None:
+        """Read a request line, and remember it: clients ask for the same again and again."""
+        match = _PLAIN_LINE.match(data)
+        if match is None:
+            return None
+        line = Line(match, self._router)
+        if line.end <= _MAX_REMEMBERED_BYTES:
+            if len(self._lines) >= _MAX_REMEMBERED:
+                self._lines.clear()
+            self._lines[match[0]] = line
+        return line
+
+    def _mount_by_host(self, line: Line, data: bytes, length: int) -> int | None:
+        """Return the mount, and remember it."""
+        field = _HOST_FIELD.search(data, line.end - 1, length - 2)
+        host, path = field[1] if field else b"", line.octets
         mount = self._matched.get((host, path), _UNKNOWN)
         if mount is _UNKNOWN:
-            mount = self._match(host, path)
-        return Look(length, mount, line)  # type: ignore[arg-type] # mypy does not see that it is known now
+            mount = self._router.match(host.rstrip(b" \t").decode("latin-1"), line.path)
+            if len(host) + len(path) <= _MAX_REMEMBERED_BYTES:
+                if len(self._matched) >= _MAX_REMEMBERED:
+                    self._matched.clear()
+                self._matched[host, path] = mount
+        return mount  # type: ignore[return-value] # mypy does not see that it is known now
 
-    def _match(self, host: bytes, path: bytes) -> int | None:
-        """Return the mount, and remember it: clients ask for the same paths again and again."""
-        text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
-        mount = self._router.match(host.rstrip(b" \t").decode("latin-1"), text)
-        if len(host) + len(path) <= _MAX_REMEMBERED_BYTES:
-            if len(self._matched) >= _MAX_REMEMBERED:
-                self._matched.clear()
-            self._matched[host, path] = mount
-        return mount
-
-    def host(self, head: bytes, line: re.Match[bytes] | None, peer: Any) -> str:
+    def host(self, head: bytes, line: Line | None, peer: Any) -> str:
         """Return the Host field of a complete head, as `look` has read it to find the mount; "" if there is none.
 
         Args:
@@ -160,7 +216,7 @@ class Peeker:
         """
         if line is None:
             return str(dict(self.parse(head, peer).headers).get("HOST", ""))
-        field = _HOST_FIELD.search(head, line.end() - 1, len(head) - 2)
+        field = _HOST_FIELD.search(head, line.end - 1, len(head) - 2)
         return "" if field is None else field[1].rstrip(b" \t").decode("latin-1")
 
     def address(self, head: bytes, peer: Any) -> tuple[str, str]:
@@ -177,7 +233,8 @@ class Peeker:
         # The request's number on its connection only matters to the PROXY protocol, whose header is gone before the first one.
         return Request(self._cfg, IterUnreader([data]), peer, 2)
 
-    def _parse(self, head: bytes, peer: Any) -> Look:
+    def _parse(self, head: bytes, peer: Any) -> int | None:
+        """Return the mount of a head that gunicorn's parser reads."""
         request = self.parse(head, peer)
         fields = dict(request.headers)
         host = fields.get("HOST", "")
@@ -192,7 +249,7 @@ class Peeker:
             if not path.startswith(script_name):
                 raise ConfigurationProblem(f"Request path {path!r} does not start with SCRIPT_NAME {script_name!r}")
             path = path[len(script_name) :]
-        return Look(len(head), self._router.match(host, unquote_to_wsgi_str(path)))
+        return self._router.match(host, unquote_to_wsgi_str(path))
 
     def _check_unfinished(self, data: bytes, peer: Any, first_look: bool) -> None:
         """Raise if the bytes so far can never become a request that gunicorn takes."""

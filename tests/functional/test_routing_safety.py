@@ -223,27 +223,28 @@ class Instances:
             peeked = wire.recv(PEEK_MAX_BYTES, socket.MSG_PEEK)
             try:
                 if owner is not None:  # a kept-alive connection: the instance looks first
-                    look = self._peekers[owner].look(peeked, self._peer, first_look=False)
-                    if not look.length or (look.mount != owner and not self._grouped):
+                    fields = connection.plain.block if connection is not None else b""
+                    found = self._peekers[owner].find(peeked, self._peer, first_look=False, fields=fields)
+                    if not found[0] or (found[1] != owner and not self._grouped):
                         owner = None
                 if owner is None:
-                    look = self._acceptor.look(peeked, self._peer)
+                    found = self._acceptor.find(peeked, self._peer)
             except (ParseException, Refused):
                 return
-            if not look.length or look.mount is None:
+            left, mount, _, _ = found
+            if not left or mount is None:
                 return
-            gateway = self._gateways[look.mount]
+            gateway = self._gateways[mount]
             if connection is None or owner is None:
                 connection = Connection(wire, -1, -1, self._peer, ("127.0.0.1", 8000), gateway, {})
                 connection.ending = Ending()
             elif connection.gateway is not gateway:
                 connection.enter(gateway)
-            owner = look.mount
-            left = look.length
+            owner = mount
             while left:
                 left -= len(wire.recv(left))
             connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
-            if gateway.serve(connection, peeked, look, last=False, row=None) is not Fate.KEEP:
+            if gateway.serve(connection, peeked, found, last=False, row=None) is not Fate.KEEP:
                 return
 
 
