@@ -94,12 +94,12 @@ def stages() -> list[tuple[str, float]]:
         response.close()
 
     def note() -> None:
-        job.begin(connection, HEAD, time.monotonic_ns())
+        job.begin(connection, 0, HEAD, time.monotonic_ns())
         job.end()
 
     def whole() -> None:
         found = peeker.find(HEAD, peer, first_look=False, fields=plain.block)
-        job.begin(connection, HEAD, time.monotonic_ns())
+        job.begin(connection, 0, HEAD, time.monotonic_ns())
         gateway.serve(connection, HEAD, found, False, job.row)
         job.end()
 

@@ -60,7 +60,7 @@ def interrupt_often() -> None:
     def serve_one(connection: Any) -> None:
         """As `Service.serve` does it."""
         try:
-            job.begin(connection, b"GET / HTTP/1.1\r\n", time.monotonic_ns())
+            job.begin(connection, 0, b"GET / HTTP/1.1\r\n", time.monotonic_ns())
             try:
                 job.ending.enter_app()
                 sum(range(5000))
@@ -117,7 +117,7 @@ def test_a_request_is_timed_out_once_and_counted_as_what_was_answered(is_cut_alr
         watcher = Watcher(
             [job], LIMITS, log, nobody_is_stuck, stacks, rows, containment, lambda mount, kind, type_, *more: counted.append(type_)
         )
-        job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
+        job.begin(connection, 0, b"GET / HTTP/1.1\r\n", 0)
         if is_cut_already:
             Question(job.row.words, 1).decide(True)
 
@@ -142,7 +142,7 @@ def test_one_request_that_cannot_be_looked_at_does_not_keep_the_others_from_it()
     good: Any = SimpleNamespace(**vars(bad), progress=lambda: (0, 0, 0), waits_for_client=lambda: "")
     watcher = Watcher(jobs, LIMITS, log, nobody_is_stuck, Stacks(lambda: True, frames_are_own=False), rows, Containment(log, rows[0].words))
     for job, connection in zip(jobs, (bad, good), strict=True):
-        job.begin(connection, b"GET / HTTP/1.1\r\n", 0)
+        job.begin(connection, 0, b"GET / HTTP/1.1\r\n", 0)
 
     watcher.look(10)
 

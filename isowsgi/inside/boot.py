@@ -37,6 +37,7 @@ from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
 from isowsgi.inside.stacks import Stacks
+from isowsgi.inside.streams import unended
 from isowsgi.inside.telling import Teller
 from isowsgi.inside.threads import AppThread, Gate
 from isowsgi.inside.wsgi import Connection
@@ -93,6 +94,7 @@ class Ground:
     def end_lines(self) -> None:
         self._out.end_lines()
         self.err.end_lines()
+        unended.discard(threading.get_ident())
 
     def leave(self, is_main: bool, has_ended: bool) -> None:
         """Take leave of the app's output once it has ended.

@@ -30,8 +30,8 @@ MORE = select.EPOLLIN
 # free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
 _SEND_MARGIN = 10
 
-# How often at most idle connections are looked through for those past their keep-alive time.
-_SWEEP_S = 1.0
+# How often at most idle connections are looked through for those past their keep-alive time, and how long nobody looks at most.
+SWEEP_S = 1.0
 
 
 class _Number:
@@ -80,7 +80,7 @@ class Holdings:
         self._closed_row = closed_row
         self._arrivals = arrivals
         self.connections: dict[int, Connection] = {}  # by their descriptors
-        self.next_sweep = 0.0  # monotonic seconds when `close_expired` is due
+        self.next_sweep_ns = 0  # monotonic nanoseconds when `close_expired` is due
 
     def set_limits(self, limits: Limits) -> None:
         """Have other limits count for single calls on the connections that come from now on."""
@@ -114,8 +114,8 @@ class Holdings:
             number = self._exchange.worker_fd(fd)
             connection = Connection(sock, fd, key_of(sock, number), peer, server, self._gateway, facts)
             connection.has_pending_event = flags != MORE
-            arrived_ns = self._arrivals[number] if number < ARRIVALS else 0
-            connection.arrived_ns = arrived_ns if arrived_ns > 0 else time.monotonic_ns()
+            arrived_ns, now_ns = self._arrivals[number] if number < ARRIVALS else 0, time.monotonic_ns()
+            connection.arrived_ns = arrived_ns if 0 < arrived_ns < now_ns else now_ns
             self.connections[fd] = connection
         except (OSError, ValueError):  # it was reset, or what is known of it cannot be read
             self._part(sock, fd)
@@ -175,7 +175,7 @@ class Holdings:
         for connection in list(self.connections.values()):
             if connection.idle_since and now - connection.idle_since > self._keepalive_s:
                 self.close(connection)
-        self.next_sweep = now + _SWEEP_S
+        self.next_sweep_ns = int((now + SWEEP_S) * 1e9)
 
     def give_back_idle(self) -> None:
         for connection in list(self.connections.values()):

@@ -178,8 +178,8 @@ class Job:
             self._clock = None
             return None
 
-    def begin(self, connection: Any, data: bytes, now_ns: int) -> None:
-        row = self.row = self.rows[connection.gateway.mount]
+    def begin(self, connection: Any, mount: int, data: bytes, now_ns: int) -> None:
+        row = self.row = self.rows[mount]
         self._began_ns = now_ns
         connection.response = None
         row.begin(connection.key, data, now_ns)
@@ -204,15 +204,16 @@ class Job:
         """
         connection, self.connection = self.connection, None
         if connection is not None:
-            response, reader = connection.response, connection.reader
-            waiting_ns, sending_ns, sent = connection.waiting_ns, 0, 0
+            elapsed_ns = time.monotonic_ns() - self._began_ns
+            response, taken, sent, sending_ns = connection.response, connection.reader.taken, 0, 0
             if response is not None:
-                sending_ns, sent = response.sending_ns, response.sent
-            if waiting_ns <= SHORT_WAIT_NS and sending_ns <= SHORT_WAIT_NS:
-                self.row.end(time.monotonic_ns() - self._began_ns, reader.taken, sent)
+                sent, sending_ns = response.sent, response.sending_ns
+            if connection.waiting_ns + sending_ns <= SHORT_WAIT_NS:
+                self.row.end(elapsed_ns, taken, sent)
             else:
-                self.row.end_slow(time.monotonic_ns() - self._began_ns, waiting_ns, sending_ns, reader.taken, sent)
-            reader.taken = 0
+                self.row.end_slow(elapsed_ns, connection.waiting_ns, sending_ns, taken, sent)
+            if taken:
+                connection.reader.taken = 0
         else:
             self.row.say_idle()
         is_timed_out = self.ending.end()

@@ -135,7 +135,9 @@ class Ending:
         if self._is_raised:
             self._take_back()
         words = self._words
-        return self.is_timed_out or bool(words[JUDGED] and is_cut(words))
+        if words[JUDGED] and is_cut(words):
+            return True
+        return self.is_timed_out
 
     def _take(self, token: list[None]) -> bool:
         """Take a token, or wait until the watcher, who has it, has done what it took it for; return whether it is the caller's."""

@@ -9,11 +9,14 @@ from gunicorn.http.message import TOKEN_RE
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE
 from gunicorn.util import hop_headers
 
+from isowsgi.shared.rows import RESPONSES
+
 
 class Status(NamedTuple):
     """What a status means for its response."""
 
-    first_digit: int  # 0: no class that HTTP knows
+    word: int  # of the scoreboard, where it is counted
+    is_special: bool  # whether any of the following is so, or it is a 5xx
     has_no_length: bool
     omits_body: bool
 
@@ -58,7 +61,9 @@ def check_status(status: Any) -> Status:
     code = int(status[:3])
     # RFC 9110: no body after HEAD, and in 1xx, 204 and 304, whatever the app gives; no length either in 1xx and 204.
     has_no_length = 100 <= code < 200 or code == 204
-    known = Status(code // 100 if 100 <= code < 600 else 0, has_no_length, has_no_length or code == 304)
+    omits_body = has_no_length or code == 304
+    first_digit = code // 100 if 100 <= code < 600 else 0  # 0: no class that HTTP knows
+    known = Status(RESPONSES + first_digit, omits_body or first_digit == 5, has_no_length, omits_body)
     if len(STATUSES) < _MAX_REMEMBERED:
         STATUSES[status] = known
     return known

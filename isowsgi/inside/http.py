@@ -17,7 +17,7 @@ from gunicorn.http.wsgi import _make_early_hints_callback
 from gunicorn.util import has_fileno
 
 from isowsgi.inside.errornotes import note_given, note_handled
-from isowsgi.inside.fields import BLOCKS, STATUSES, check_block, check_status
+from isowsgi.inside.fields import BLOCKS, STATUSES, Status, check_block, check_status
 from isowsgi.shared.rows import RESPONSES
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
@@ -194,7 +194,7 @@ class Response:
     _pairs: tuple[tuple[str, str], ...] = ()
     _omits_body = False
     is_5xx = False  # whether that is what the app wants the client to get
-    _class = 0  # of the status: 2 for 200; 0: none that HTTP knows
+    _word = RESPONSES  # where a response with its status is counted
 
     def __init__(self, request: Any, sock: socket.socket, cfg: Any) -> None:
         self._request = request
@@ -260,30 +260,43 @@ class Response:
             block = BLOCKS.get(headers)
         except TypeError:  # one of them is a list
             block = None
-        self._pairs, self._lines, length, self.upgrade = block or check_block(headers)
+        block = block or check_block(headers)
+        if self.status is not None:
+            self._omits_body = self.chunked = False
+        self._pairs, self._lines, self.response_length, self.upgrade = block
         self.status = status
-        self._class, has_no_length, omits_body = known
-        if self._class == 5:
+        self._word, is_special, _, _ = known
+        if is_special or self.response_length is None or self._is_head:
+            self._frame(known)
+        return self.write
+
+    def _frame(self, known: Status) -> None:
+        """Say how the end of the body is known, and whether there is one, where its length does not say it all."""
+        if known.word == RESPONSES + 5:
             self.is_5xx = True
             note_handled()
-        self._omits_body = omits_body = omits_body or self._is_head
-        if has_no_length and length is not None:
-            length = None
-            self._pairs, self._lines, _, _ = check_block(tuple(field for field in self._pairs if field[0].lower() != "content-length"))
-        self.response_length = length
-        self.chunked = length is None and not omits_body and self._version > (1, 0)
-        return self.write
+        self._omits_body = known.omits_body or self._is_head
+        if known.has_no_length and self.response_length is not None:
+            self._pairs, self._lines, self.response_length, _ = check_block(
+                tuple(pair for pair in self._pairs if pair[0].lower() != "content-length")
+            )
+        self.chunked = self.response_length is None and not self._omits_body and self._version > (1, 0)
 
     def write(self, data: bytes) -> None:
         """Send a chunk of the body, and the head before the first."""
         if not isinstance(data, bytes):
             raise TypeError(f"{data!r} is not a byte string")
-        if not data:
+        size, length = len(data), self.response_length
+        if not size:
             return  # PEP 3333: the head goes out with the first byte of the body, not before
         if self._omits_body:
             self._drop(data)
             return
-        size, length = len(data), self.response_length
+        if size == length and size <= _JOIN_MAX_BYTES and not self.headers_sent:  # all of it, as most apps give it
+            head = self._head()
+            self.sent = size
+            self._send(head + data)
+            return
         if length is not None and size > length - self.sent:
             data = data[: length - self.sent]
             if not data:
@@ -432,8 +445,9 @@ class Response:
         self.headers_sent = True
         board = self.board
         if board is not None:  # by no verb of the row: each request would pay for the call
-            board[RESPONSES + self._class] += 1
-        if self.should_close():
+            board[self._word] += 1
+        # What needs no question: most requests ask for nothing that is not known, and most responses have a length.
+        if (self.response_length is None or self._request is not None) and self.should_close():
             self.must_close = True  # decided with this head, which says so
         now = int(time.time())
         second, heads = _heads

@@ -8,7 +8,6 @@ is not idle only leaves a mark, which is looked at when the connection is kept.
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
@@ -21,7 +20,7 @@ from typing import Any
 from gunicorn.http.errors import ParseException
 
 from isowsgi.inside import forks
-from isowsgi.inside.connections import MORE, Holdings
+from isowsgi.inside.connections import MORE, SWEEP_S, Holdings
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
@@ -30,7 +29,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorgroups import QUEUE
 from isowsgi.shared.handover import ARM_EDGE, Exchange
 from isowsgi.shared.messages import BootOrder, Limits
-from isowsgi.shared.peek import Peeker, Refused, peek
+from isowsgi.shared.peek import PEEK, PEEK_FIRST_BYTES, Peeker, Refused, peek
 from isowsgi.shared.progress import since_last_bytes_ns
 from isowsgi.shared.rows import AT_CAPACITY, STOPPING, Region, Row
 
@@ -159,16 +158,14 @@ class Service:
     def poll(self, wait: bool) -> list[int]:
         """Return connections that have something to say; each is the caller's."""
         connections = self._connections
-        # By the latest look at the clock it is known whether a sweep is due.
-        sweep_in_s = self._holdings.next_sweep - self._looked_ns / 1e9 if connections else math.inf
-        timeout_s = 0.0 if not wait or sweep_in_s <= 0 else sweep_in_s if connections else -1
+        looked_ns = self._looked_ns
+        timeout_s = (SWEEP_S if connections else -1) if wait else 0
         began_ns = time.monotonic_ns()
         events = self._epoll.poll(timeout_s, _MAX_EVENTS)
-        now_ns = time.monotonic_ns()
-        is_vague = began_ns - self._looked_ns > _ASK_NS and now_ns - began_ns < _WAITED_NS
-        self._looked_ns = now_ns
-        ready = []
-        calls = []
+        self._looked_ns = now_ns = time.monotonic_ns()
+        is_vague = began_ns - looked_ns > _ASK_NS and now_ns - began_ns < _WAITED_NS
+        ready: list[int] = []
+        calls: list[int] = []
         for fd, flags in events:
             connection = connections.get(fd)
             if connection is None:
@@ -188,7 +185,7 @@ class Service:
             self._answer_calls(calls, ready)
             if self.draining:
                 self._holdings.give_back_idle()
-        if sweep_in_s <= 0:
+        if now_ns >= self._holdings.next_sweep_ns:
             self._holdings.close_expired()
         return ready
 
@@ -306,35 +303,38 @@ class Service:
 
     def _serve(self, connection: Connection, job: Job) -> Fate:
         """Serve one request."""
+        sock = connection.sock
         try:
-            data = peek(connection.sock)
+            data = sock.recv(PEEK_FIRST_BYTES, PEEK)
+            if (size := len(data)) == PEEK_FIRST_BYTES:
+                data = peek(sock)
+                size = len(data)
         except BlockingIOError:
             return Fate.KEEP  # an event for bytes that were taken with a request's body, or without any (epoll(7))
-        if not data:
+        if not size:
             return Fate.CLOSE
         try:
             found = self.peeker.find(data, connection.peer, False, connection.plain.block)
         except (ParseException, Refused):
             return Fate.RETURN
         length, mount, _, _ = found
-        gateway = self._gateways.get(mount) if length else None  # type: ignore[arg-type] # None is no mount's number
+        gateway = self._gateways.get(mount)  # type: ignore[arg-type] # None is no mount's number
         if gateway is None:
             return Fate.RETURN
         if connection.gateway is not gateway:
             connection.enter(gateway)
-        has_more = len(data) != length
+        has_more = size != length
         if has_more:
             connection.has_pending_event = True  # the event for what follows the head has been
         began_ns = time.monotonic_ns()
-        waiting_ns = began_ns - connection.arrived_ns
-        connection.waiting_ns = waiting_ns if waiting_ns > 0 else 0
-        job.begin(connection, data, began_ns)
-        taken = len(connection.sock.recv(length))
+        connection.waiting_ns = began_ns - connection.arrived_ns
+        job.begin(connection, gateway.mount, data, began_ns)
+        taken = len(sock.recv(length))
         if taken != length:
-            _consume(connection.sock, length, taken)
+            _consume(sock, length, taken)
         # Not by the row's verbs, as all else that is known of it: each request would pay for two calls more.
         words = self._acceptor_words
-        last = self.last or words[AT_CAPACITY] == 1 or words[STOPPING] == 1
+        last = self.last or words[AT_CAPACITY] | words[STOPPING]
         fate = gateway.serve(connection, data, found, last, job.row)
         if fate is Fate.SEND:
             job.pass_on()

@@ -19,6 +19,11 @@ _MOST_HELD = 500
 _TRACEBACK = "Traceback (most recent call last):"
 
 
+# Threads that have written a line without its end, or a part of a traceback, to any stream of this interpreter: a request whose thread has
+# not has nothing to end.
+unended: set[int] = set()
+
+
 class LineStream(io.TextIOBase):
     """A text stream that hands each finished line on, whole also when several threads write at once.
 
@@ -74,6 +79,8 @@ class LineStream(io.TextIOBase):
             pending = pending[_MAX_LINE_CHARS:]
         if pending:
             self._unfinished[thread] = pending
+        if thread in self._unfinished or thread in self._held:
+            unended.add(thread)
         return len(text)
 
     def _take(self, thread: int, line: str, level: int | None) -> None:

@@ -23,6 +23,7 @@ from isowsgi.inside.errorbook import ErrorBook
 from isowsgi.inside.errornotes import noted
 from isowsgi.inside.http import ClientGone, ClientStalled, ExactReader, Response
 from isowsgi.inside.plainrequest import PlainReader, PlainResponse, PlainSettings
+from isowsgi.inside.streams import unended
 from isowsgi.inside.takeover import app_socket
 from isowsgi.shared import answers
 from isowsgi.shared.errorgroups import CUT
@@ -218,13 +219,13 @@ class Gateway:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])
         return environ
 
-    def serve(self, connection: Connection, data: bytes, found: Found, last: bool, row: Row | None) -> Fate:
+    def serve(self, connection: Connection, data: bytes, found: Found, last: int, row: Row | None) -> Fate:
         """Serve a request whose head was taken from the connection.
 
         Args:
             data: the head, and perhaps more that is still in the kernel's buffer.
             found: what the peeker made of it.
-            last: whether the response shall say `Connection: close`.
+            last: 0, or whatever means that the response shall say `Connection: close`.
             row: the calling thread's on the scoreboard, if it has one.
         """
         request = None
@@ -253,6 +254,8 @@ class Gateway:
             if last:
                 response.must_close = True
             self._call(connection, response, environ)
+            if response.sent == response.response_length and not response.must_close and response.body is connection.plain.no_body:
+                return Fate.KEEP  # as `fate` would say, which most requests need not ask
             return self.fate(connection, response) if response.unsent is None else Fate.SEND
         except (NoMoreData, ClientGone) as exc:
             self._log.debug("the client closed the connection early: %s", exc)
@@ -263,11 +266,13 @@ class Gateway:
         except BaseException as exc:  # SystemExit too: an app that exits ends its request, not the worker
             self._answer_error(connection, request or _request_of(response), response, exc, row)
         finally:
-            self._end_lines()
-            if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
-                self.errors.forget()
-            elif noted or (response is not None and response.is_5xx):
-                self.errors.settle(self.mount, request or _request_of(response), response, row)
+            if unended:
+                self._end_lines()
+            if noted or (response is not None and response.is_5xx):
+                if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
+                    self.errors.forget()
+                else:
+                    self.errors.settle(self.mount, request or _request_of(response), response, row)
         return Fate.LINGER
 
     def warm_up(self, path: str, server: Any) -> str:

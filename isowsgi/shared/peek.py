@@ -27,7 +27,7 @@ PEEK_MAX_BYTES = 64 * 1024
 PEEK_FIRST_BYTES = 4096
 
 # int() takes the flags out of their enum, whose `|` costs 2 us a request.
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 # A request line that gunicorn's parser takes with any settings and reads as this expression does: origin-form, not starting with two
 # slashes, no fragment, a version of 1.0 or 1.1; and not CONNECT. Groups: method, target, path, query, minor version.
@@ -55,9 +55,9 @@ def peek(sock: socket.socket) -> bytes:
         BlockingIOError: nothing has.
         OSError: it was reset.
     """
-    data = sock.recv(PEEK_FIRST_BYTES, _PEEK)
+    data = sock.recv(PEEK_FIRST_BYTES, PEEK)
     if len(data) == PEEK_FIRST_BYTES:
-        data = sock.recv(PEEK_MAX_BYTES, _PEEK)
+        data = sock.recv(PEEK_MAX_BYTES, PEEK)
     return data
 
 

@@ -21,7 +21,6 @@ BUSY = 2  # key of the connection whose request is being served, see `handover.k
 ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or BY_WATCHER
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
 MOUNT = 6  # the mount's number, plus 1; 0: none
-LINE_LENGTH = 7  # bytes of the request line that count
 ISOLATION = 8  # place in ISOLATIONS, plus 1
 ERROR_AT = 10  # seconds since the epoch when the app last raised out of a request
 ERROR_LENGTH = 11
@@ -151,8 +150,6 @@ class Row:
         words[BUSY_SINCE] = now_ns // 1_000_000
         words[ANSWERED] = 0
         _LINE.pack_into(self._line, 0, data)
-        end = data.find(b"\r", 0, LINE_BYTES)
-        words[LINE_LENGTH] = end if end >= 0 else min(len(data), LINE_BYTES)
         words[REQUESTS] += 1
         words[BUSY] = key
 
@@ -191,7 +188,7 @@ class Row:
         self.words[BUSY] = 0
 
     def line(self) -> str:
-        return bytes(self._line[: max(self.words[LINE_LENGTH], 0)]).decode("latin-1")
+        return bytes(self._line).partition(b"\r")[0].rstrip(b"\0").decode("latin-1")
 
     def set_error(self, text: str) -> None:
         """Note what the app raised, and when."""
