@@ -57,8 +57,8 @@ isolation = "own-gil"
 "/main" = { app = "counted:acceptor", isolation = "main" }
 """
 
-# Where isowsgi's own part of an instruction count ends: the rest is the app's and its framework's.
-_OURS = ("/isowsgi/", "/gunicorn/")
+# Whose instructions are isowsgi's own part, what it calls of the standard library included: the rest is the app's and its framework's.
+_OURS = ("/isowsgi/", "/gunicorn/", "/socket.py:", "/enum.py:")
 
 
 class Failed(Exception):

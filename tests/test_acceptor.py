@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import itertools
 import os
 import select
 import socket
@@ -25,6 +26,7 @@ from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.rows import AT_CAPACITY, CLOSED
 from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.timelimits import STANDARD, has_limits, limits_of, set_limits
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker import clients as clients_module
 from isowsgi.worker import listeners as listeners_module
@@ -95,10 +97,10 @@ class ScarceListener(socket.socket):
 
     errors: list[int]
 
-    def accept(self) -> Any:
+    def _accept(self) -> Any:
         if self.errors:
             raise OSError(self.errors[0], os.strerror(self.errors.pop(0)))
-        return super().accept()
+        return super()._accept()  # type: ignore[misc] # as `socket.socket.accept` calls it
 
 
 class Place:
@@ -244,6 +246,64 @@ def reset(client: socket.socket) -> None:
     """Close a connection by a reset, as a client that dies does."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
+
+
+# New connections.
+
+
+def limits_of_next(place: Place) -> tuple[bool, bool]:
+    """Return whether a connection that is handed over has the standard time limits, and whether the next one inherits them."""
+    with place.take() as sock:
+        [listener] = place.acceptor._listeners._listeners.values()
+        return has_limits(sock, STANDARD), listener.gives_limits
+
+
+def test_connections_have_their_time_limits_whether_they_came_before_the_worker_or_after(make_place: MakePlace) -> None:
+    """The kernel copies a listener's options when a connection is made: one that waits in the queue when they are set has none."""
+    place = make_place(accepting=False)
+    with place.connect(A), place.connect(A):
+        place.acceptor.start_accepting()
+        assert limits_of_next(place) == (True, False)
+        assert limits_of_next(place) == (True, False)
+        place.turn_until_quiet()
+    with place.connect(A):
+        assert limits_of_next(place) == (True, True)
+    with place.connect(A):
+        assert limits_of_next(place) == (True, True)
+
+
+def test_a_connection_that_a_child_process_returns_has_the_standard_time_limits_again(place: Place) -> None:
+    with place.connect(A), place.take() as sock:
+        set_limits(sock, limits_of(1.0, 1.0))
+        place.acceptor.take_back(sock.detach())
+
+        assert limits_of_next(place)[0]
+
+
+def test_connections_that_come_one_by_one_are_accepted_without_asking_for_a_second(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = itertools.count()
+
+    def accept(listener: ScarceListener) -> Any:
+        next(asked)
+        return socket.socket._accept(listener)  # type: ignore[attr-defined] # see the class
+
+    monkeypatch.setattr(ScarceListener, "_accept", accept)
+    for _ in range(40):
+        with place.connect(A):
+            place.take().close()
+
+    assert next(asked) < 50
+
+
+def test_connections_that_come_together_are_all_accepted_after_many_that_came_alone(place: Place) -> None:
+    for _ in range(10):
+        with place.connect(A):
+            place.take().close()
+
+    clients = [place.connect(A) for _ in range(10)]
+    place.turn_until(lambda: len(place.given) == 10)
+    for client in clients:
+        client.close()
 
 
 # Heads.

@@ -17,6 +17,7 @@ import pytest
 from gunicorn.config import Config
 
 from isowsgi.configuration.crossing import snapshot
+from isowsgi.configuration.values import BODY_TIMEOUT_S, SEND_TIMEOUT_S
 from isowsgi.inside import serve
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings
@@ -29,6 +30,7 @@ from isowsgi.shared.progress import since_last_bytes_ns
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.rows import BUCKET_LIMITS_S, BUSY, BUSY_NS, CLOSED, INTERNAL_ERRORS, REQUESTS, SENDING_NS, STOPPING
 from isowsgi.shared.scoreboard import END_COUNTERS, FIRST_COUNTER, Counters, Scoreboard
+from isowsgi.shared.timelimits import STANDARD, has_limits, limits_of
 from tests.conftest import DEADLINE_S, eventually
 from tests.orders import any_order
 
@@ -154,6 +156,25 @@ def test_a_drain_gives_an_idle_connection_back(place: Place) -> None:
     assert place.given_back() == [place.fd]
     assert place.service.open_connections() == 0
     assert place.board.total(CLOSED) == 0
+
+
+def test_a_connection_is_given_back_with_the_time_limits_that_others_count_on(place: Place) -> None:
+    """Who has the standard ones does not set them, and would take over those of the mount before."""
+    own = any_order().serving.limits.replace(body_timeout_s=3.0)
+    place.service.set_limits(own)
+    place.ask()
+    with socket.socket(fileno=os.dup(place.fd)) as seen:
+        assert has_limits(seen, limits_of(3.0, own.send_timeout_s))
+        place.drain()
+        place.service.poll(True)
+        place.client.sendall(REQUEST)
+
+        assert place.given_back() == [place.fd]
+        assert has_limits(seen, STANDARD)
+
+
+def test_the_limits_that_connections_inherit_are_those_of_mounts_that_say_nothing() -> None:
+    assert limits_of(BODY_TIMEOUT_S, SEND_TIMEOUT_S) == STANDARD
 
 
 def test_a_connection_that_was_polled_is_left_to_the_thread_that_will_serve_it(place: Place) -> None:

@@ -5,30 +5,25 @@ Only the holder of the runner's baton calls anything here, see `runner`.
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
-from isowsgi.inside.clientsocket import ClientSocket
 from isowsgi.inside.takeover import release
 from isowsgi.inside.wsgi import Connection, Gateway
+from isowsgi.shared.clientsocket import ClientSocket
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import Closable, Exchange, key_of
 from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.rows import ARRIVALS
+from isowsgi.shared.timelimits import INHERITING, STANDARD, limits_of, set_limits
 
 # The event of bytes that have come, and nothing else.
 MORE = select.EPOLLIN
-
-# How many times send_timeout the kernel lets a thread wait. It wakes a writer only once a third of a full buffer, of 4 MiB at most, is
-# free: so it cannot tell a client that reads slowly from one that reads nothing. `deadlines.Watcher` can; this is in case it does not run.
-_SEND_MARGIN = 10
 
 # How often at most idle connections are looked through for those past their keep-alive time, and how long nobody looks at most.
 SWEEP_S = 1.0
@@ -68,10 +63,10 @@ class Holdings:
         serving, fds = order.serving, order.fds
         assert fds is not None, "the maker of the instance gives it descriptors"
         self._keepalive_s = serving.keepalive_s
-        self.set_limits(serving.limits)
         self._listeners = [tuple(address) for address in serving.listeners]
         self._only_listener = self._listeners[0] if len(self._listeners) == 1 else None
         self._family = serving.family if fds.origins < 0 else 0  # behind the relay for TLS a connection has another one; 0: ask the kernel
+        self.set_limits(serving.limits)
         self._origins = Origins(fds.origins) if fds.origins >= 0 else None
         self._epoll = epoll
         self._exchange = exchange
@@ -84,8 +79,8 @@ class Holdings:
 
     def set_limits(self, limits: Limits) -> None:
         """Have other limits count for single calls on the connections that come from now on."""
-        self._receive_limit = _timeval(limits.body_timeout_s)
-        self._send_limit = _timeval(_SEND_MARGIN * limits.send_timeout_s)
+        self._time_limits = limits_of(limits.body_timeout_s, limits.send_timeout_s)
+        self._must_limit = self._time_limits != STANDARD or self._family not in INHERITING
 
     def take_over(self, fd: int, flags: int) -> bool:
         """Become the owner of a connection that was handed over; False if it was reset before we looked."""
@@ -97,9 +92,8 @@ class Holdings:
             return False
         facts: dict[str, str] = {}
         try:
-            # The kernel's limits to a blocking call, so that the threads need no poll of their own. The mount before may have had others.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._receive_limit)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._send_limit)
+            if self._must_limit:
+                set_limits(sock, self._time_limits)
             if not self._family:
                 family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
                 if family != socket.AF_INET:
@@ -113,6 +107,7 @@ class Holdings:
                 server = self._only_listener if is_only else self._listener_of(sock.getsockname())
             number = self._exchange.worker_fd(fd)
             connection = Connection(sock, fd, key_of(sock, number), peer, server, self._gateway, facts)
+            connection.has_own_limits = self._must_limit
             connection.has_pending_event = flags != MORE
             arrived_ns, now_ns = self._arrivals[number] if number < ARRIVALS else 0, time.monotonic_ns()
             connection.arrived_ns = arrived_ns if 0 < arrived_ns < now_ns else now_ns
@@ -137,6 +132,12 @@ class Holdings:
 
     def give_back(self, connection: Connection) -> None:
         """Return a connection to the acceptor, which routes its next request."""
+        if connection.has_own_limits:
+            try:
+                set_limits(connection.sock, STANDARD)
+            except OSError:  # the client is gone
+                self.close(connection)
+                return
         self._forget(connection)
         self._exchange.give_back(connection.fd)
 
@@ -181,8 +182,3 @@ class Holdings:
         for connection in list(self.connections.values()):
             if connection.idle_since:
                 self.give_back(connection)
-
-
-def _timeval(seconds: float) -> bytes:
-    """Return a time as SO_RCVTIMEO and SO_SNDTIMEO take it; 0 is for ever."""
-    return struct.pack("ll", *divmod(math.ceil(seconds * 1_000_000), 1_000_000))

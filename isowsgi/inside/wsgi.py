@@ -79,6 +79,7 @@ class Connection:
         "fd",
         "gateway",
         "has_access_log",
+        "has_own_limits",
         "has_pending_event",
         "idle_since",
         "is_taken",
@@ -109,6 +110,7 @@ class Connection:
         self.arrived_ns = 0  # monotonic nanoseconds when its current request came, or the last one
         self.waiting_ns = 0  # for how long that request waited for a thread
         self.fate = Fate.KEEP
+        self.has_own_limits = False  # whether its time limits are others than `timelimits.STANDARD`
         self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.ending: Any = None  # of the current request, or the last one
@@ -143,6 +145,11 @@ class Connection:
         sending, self.sending = self.sending, None
         if sending is not None:
             sending.count(rows[self.gateway.mount], self)
+
+    def parsed(self, head: bytes) -> Any:
+        """Return what gunicorn's parser makes of a head that was taken from the connection."""
+        self.reader.put_head(head)
+        return next(self.parser())
 
     def parser(self) -> RequestParser:
         """Return gunicorn's parser for this connection; most never need one."""
@@ -239,20 +246,18 @@ class Gateway:
                 response = PlainResponse(connection.sock, self.cfg, line, fields, body)
                 environ["wsgi.early_hints"] = response.send_early_hints
             else:
-                connection.reader.put_head(data[:length])
-                request = next(connection.parser())
+                request = connection.parsed(data[:length])
                 response, environ = create(request, connection.sock, connection.peer, connection.server, self.cfg, Response)
-                environ["gunicorn.socket"] = connection.app_socket
-                self._complete(environ, connection.facts)
+                self._complete(environ, connection)
             environ["isowsgi.queue_s"] = connection.waiting_ns / 1e9
-            if self.has_server_timing:
-                response.timing = _Timing(connection.waiting_ns)
             if row is not None:
                 response.board = row.words
             response.ending = connection.ending
             connection.response = response
             if last:
                 response.must_close = True
+            if self.has_server_timing:
+                response.timing = _Timing(connection.waiting_ns)
             self._call(connection, response, environ)
             if response.sent == response.response_length and not response.must_close and response.body is connection.plain.no_body:
                 return Fate.KEEP  # as `fate` would say, which most requests need not ask
@@ -269,11 +274,14 @@ class Gateway:
             if unended:
                 self._end_lines()
             if noted or (response is not None and response.is_5xx):
-                if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
-                    self.errors.forget()
-                else:
-                    self.errors.settle(self.mount, request or _request_of(response), response, row)
+                self._count_error(connection, request or _request_of(response), response, row)
         return Fate.LINGER
+
+    def _count_error(self, connection: Connection, request: Any, response: Response | None, row: Row | None) -> None:
+        if connection.ending.is_timed_out:  # an error already; whatever the app made of it is no other
+            self.errors.forget()
+        else:
+            self.errors.settle(self.mount, request, response, row)
 
     def warm_up(self, path: str, server: Any) -> str:
         """Ask the app for a path before the first client does; return the status.
@@ -314,10 +322,11 @@ class Gateway:
                 body.close()
         return statuses[-1] if statuses else "no status at all"
 
-    def _complete(self, environ: dict[str, Any], facts: Mapping[str, str]) -> None:
+    def _complete(self, environ: dict[str, Any], connection: Connection) -> None:
         """Turn gunicorn's environ into the mount's."""
+        environ["gunicorn.socket"] = connection.app_socket
         environ.update(self._extra)
-        environ.update(facts)
+        environ.update(connection.facts)
         if self.prefix:
             # The router matched this very path, so it starts with the prefix and a segment ends there.
             environ["PATH_INFO"] = environ["PATH_INFO"][len(self.prefix) :]

@@ -25,6 +25,7 @@ from isowsgi.shared.peek import Peeker, peek
 from isowsgi.shared.routing import Router
 from isowsgi.shared.rows import CLOSED
 from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.timelimits import STANDARD, set_limits
 from isowsgi.worker.clients import Client, Clients, Phase
 from isowsgi.worker.dispatcher import Dispatcher, Instance, NotServing
 from isowsgi.worker.listeners import Listeners
@@ -178,6 +179,7 @@ class Acceptor:
 
     def _own(self, fd: int, step: Callable[[Client], None]) -> None:
         if not self._clients.count_if_closed(fd) and (client := self._clients.take_back(fd, self._idle_s(), None)) is not None:
+            set_limits(client.sock, STANDARD)  # the child may have died with its own, or left any
             step(client)
 
     def _idle_s(self) -> float:

@@ -16,13 +16,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from isowsgi.shared.handover import blocking
+from isowsgi.shared.clientsocket import ClientSocket
 from isowsgi.shared.rows import AcceptorRow
+from isowsgi.shared.timelimits import INHERITING, STANDARD, has_limits, set_limits
 from isowsgi.worker.loop import Loop
 
 # Connections accepted in a row before others are looked at; when the worker stops: more than any queue holds at its default limit.
 _ACCEPT_BATCH = 64
 _LAST_BATCH = 4096
+
+# For how many wakes at most one connection each is accepted, without asking for a second, after seconds were asked for in vain.
+_MOST_LONELY = 15
 
 # Descriptors that connections leave to everything else: a share of all, but so many at least and at most. A replacement takes some ten, and
 # what an app opens while it is imported.
@@ -46,6 +50,36 @@ def reserve_of(limit: int) -> int:
 def most_connections(limit: int, per_connection: int) -> int:
     """Return how many connections a process can hold with so many descriptors."""
     return max((limit - reserve_of(limit)) // per_connection, 1)
+
+
+class _Listener:
+    """What is known of one listening socket.
+
+    Attributes:
+        family: of its connections.
+        is_empty: whether its queue was seen empty since its connections should inherit the limits: those before have none.
+        gives_limits: whether its connections have the limits by themselves, or have none from here: Unix sockets.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.family = int(sock.family)
+        self.is_empty = False
+        self.gives_limits = self.family not in INHERITING
+
+    def limit(self) -> None:
+        if self.family in INHERITING:
+            set_limits(self._sock, STANDARD)
+
+    def look_at(self, sock: socket.socket) -> None:
+        """Give a new connection the limits, unless it has them and all that follow will."""
+        try:
+            if self.is_empty and has_limits(sock, STANDARD):
+                self.gives_limits = True
+            else:
+                set_limits(sock, STANDARD)
+        except OSError:  # it was reset
+            return
 
 
 class Listeners:
@@ -77,7 +111,7 @@ class Listeners:
         log: Any,
     ) -> None:
         self._loop = loop
-        self._listeners = list(listeners)
+        self._listeners = {listener: _Listener(listener) for listener in listeners}
         self._shared = shared
         # Waking every process for one connection costs all of them; and one process must not take the whole queue then.
         self._events = select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0)
@@ -94,11 +128,15 @@ class Listeners:
         self._is_short = False  # of descriptors, when last looked at
         self._say_next = 0.0
         self._is_stopping = False
+        self._lonely = 0  # wakes for which one is taken to have come alone
+        self._doubt = 0  # of the next ones after that
         self.accepted = 0
         self.is_wanted = False  # whether connections are taken, or would be if there were room
         self.is_accepting = False
 
     def start(self) -> None:
+        for listener in self._listeners.values():
+            self._loop.containment.call("listener", listener.limit)
         self.is_wanted = True
         self._set_accepting(True)
 
@@ -123,7 +161,7 @@ class Listeners:
         """Accept what has reached the queues, and close the listeners."""
         self.is_wanted = False
         self._set_accepting(False)
-        self._batch, self._is_stopping = _LAST_BATCH, True
+        self._batch, self._is_stopping, self._lonely = _LAST_BATCH, True, 0
         for listener in self._listeners:
             self._loop.containment.call("listener", self._accept, listener)
             listener.close()
@@ -155,12 +193,17 @@ class Listeners:
                 raise
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(self._batch):
+        state = self._listeners[listener]
+        for number in range(self._most_now()):
             if not self.is_accepting and not self._is_stopping:
                 return
             try:
-                sock, peer = listener.accept()
+                fd, peer = listener._accept()  # type: ignore[attr-defined] # `accept` makes a socket with enums, for most of its time
             except BlockingIOError:
+                state.is_empty = True
+                if number == 1:
+                    self._doubt = min(2 * self._doubt + 1, _MOST_LONELY)
+                    self._lonely = self._doubt
                 return
             except OSError as exc:
                 if exc.errno == errno.ECONNABORTED:
@@ -168,6 +211,9 @@ class Listeners:
                 # Out of descriptors or memory: leave the queue alone until the next look, there is nothing to tell the client with.
                 self._pause(f"cannot accept a connection: {exc.strerror or exc}")
                 return
+            if number == 1:
+                self._doubt = 0
+            sock = ClientSocket(state.family, fd)
             self.accepted += 1
             self._row.count_accepted()
             # Before it is handed over: the answers to all of them say `Connection: close` from the last one there is room for on.
@@ -176,7 +222,16 @@ class Listeners:
                     self._pause("nearly all of the worker's file descriptors are in use")
                 elif self._at_most_open() >= self._max_connections:
                     self._set_accepting(self._has_room())
-            self._take(blocking(sock), peer)
+            if not state.gives_limits:
+                state.look_at(sock)
+            self._take(sock, peer)
+
+    def _most_now(self) -> int:
+        """Return how many to accept in a row: one, where others have not come with one lately. Each wake would pay for the question."""
+        if self._lonely:
+            self._lonely -= 1
+            return 1
+        return self._batch
 
     def _pause(self, why: str) -> None:
         self._is_short = True
