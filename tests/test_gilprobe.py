@@ -9,6 +9,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.rows import BUCKET_LIMITS_S
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.gilprobe import GilProbe
+from tests.conftest import eventually
 from tests.test_serve import QuietLog
 
 
@@ -31,6 +32,15 @@ def test_each_look_is_counted(place: Place) -> None:
         place.probe.look()
 
     assert sum(place.buckets()) == 3
+
+
+def test_it_rests_while_no_mount_shares_the_gil(place: Place) -> None:
+    place.probe.start()
+    assert sum(place.buckets()) == 0
+
+    place.probe.want(True)
+    assert eventually(lambda: sum(place.buckets()) > 0)
+    place.probe.want(False)
 
 
 def test_it_sees_that_another_thread_keeps_the_gil(place: Place) -> None:

@@ -12,8 +12,9 @@ _AppThread, _current_thread = theirs("threading").Thread, theirs("threading").cu
 
 
 # How often who waits for a lock looks whether there is still something to wait for: an exception that an app raises in a thread may come
-# just after the thread got the lock, and then nobody gives it back.
-_RECHECK_S = 1.0
+# just after the thread got the lock, and then nobody gives it back. That is rare, and each mount has a thread that waits for its end: with
+# a look a second, a thousand of them would take 4 % of a core.
+_RECHECK_S = 10.0
 
 
 def introduce(name: str) -> None:

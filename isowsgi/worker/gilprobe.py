@@ -4,8 +4,8 @@ Nobody can see from outside for how long a thread waits for a GIL: to the kernel
 the main interpreter does a few times a second what each thread of such a mount does after a system call: it takes the GIL. How long that
 took, less the time that it waited for a processor, goes into the acceptor's row.
 
-A look costs some 30 us of a processor. It says how long a thread would have had to wait then, not how long the requests of a mount have
-waited in all.
+It rests while no mount shares that GIL. A look costs some 30 us of a processor. It says how long a thread would have had to wait then, not how
+long the requests of a mount have waited in all.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ class GilProbe:
         self._row = row
         self._containment = containment
         self._schedstat = -1
+        self._wanted = threading.Event()
+
+    def want(self, is_wanted: bool) -> None:
+        """Say whether there is somebody to wait for."""
+        if is_wanted:
+            self._wanted.set()
+        else:
+            self._wanted.clear()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="isowsgi-gil-probe", daemon=True).start()
@@ -48,6 +56,7 @@ class GilProbe:
         except OSError:  # no /proc, or a kernel without it: then what it waits for a processor counts too
             pass
         while True:
+            self._wanted.wait()
             self._containment.call("GIL probe", self.look)
             time.sleep(_PERIOD_S)
 

@@ -20,6 +20,7 @@ from isowsgi.shared import logfiles, sockets
 from isowsgi.shared.applied import Applied, LastApplied
 from isowsgi.shared.conffile import ConfFile
 from isowsgi.shared.containment import Containment
+from isowsgi.shared.interpreters import MAIN, SHARED_GIL
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import Peeker
 from isowsgi.shared.scoreboard import Scoreboard
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from isowsgi.master.tlscontext import Reading
     from isowsgi.worker.certificates import Certificates
     from isowsgi.worker.tls import Relay
+
+# How often it is looked whether a mount shares the main interpreter's GIL.
+_SHARERS_S = 1.0
 
 # Connections of a worker whose settings were refused, at a SIGHUP: gunicorn's default for worker_connections.
 _CONNECTIONS = 1000
@@ -128,7 +132,7 @@ def assemble(given: Given) -> Parts:
     own_files = given.tls.files or () if given.tls is not None else ()
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, own_files)
     loop.every(LOOK_S, watcher.tick, "look at the config files")
-    loop.later(0, GilProbe(given.board.acceptor_row(), given.containment).start, "GIL probe")
+    _probe_gil(given, loop, supervisor)
     return Parts(
         loop=loop,
         orders=orders,
@@ -140,6 +144,13 @@ def assemble(given: Given) -> Parts:
         control=control,
         relay=relay,
     )
+
+
+def _probe_gil(given: Given, loop: Loop, supervisor: Supervisor) -> None:
+    probe = GilProbe(given.board.acceptor_row(), given.containment)
+    loop.later(0, probe.start, "GIL probe")
+    sharers = (SHARED_GIL, MAIN)
+    loop.every(_SHARERS_S, lambda: probe.want(any(each.siting.isolation in sharers for each in supervisor.live.all())), "GIL probe")
 
 
 def _make_orders(given: Given) -> BootOrders:
