@@ -98,9 +98,9 @@ def stages() -> list[tuple[str, float]]:
         job.end()
 
     def whole() -> None:
-        found = peeker.find(HEAD, peer, first_look=False, fields=plain.block)
+        length, _, line, repeats = peeker.find(HEAD, peer, first_look=False, fields=plain.block)
         job.begin(connection, 0, HEAD, time.monotonic_ns())
-        gateway.serve(connection, HEAD, found, False, job.row)
+        gateway.serve(connection, HEAD, length, line, repeats, False, job.row)
         job.end()
 
     order = any_order(first_row=first_row, fds=calls.fds, threads=1, keepalive_s=60.0, listeners=[list(server)])

@@ -333,16 +333,16 @@ class IsowsgiSide:
 
     def _handle(self) -> bool:
         data = self._wire.recv(PEEK_MAX_BYTES, socket.MSG_PEEK)
-        found = self._peeker.find(data, self._place.peer, fields=self._connection.plain.block)
-        left, mount, _, _ = found
-        if not left:
+        length, mount, line, repeats = self._peeker.find(data, self._place.peer, fields=self._connection.plain.block)
+        if not length:
             raise NoMoreData(data)
         if mount is None:
             raise NotRouted
+        left = length
         while left:
             left -= len(self._wire.recv(left))
         self._connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
-        return self._gateway.serve(self._connection, data, found, last=False, row=None) is Fate.KEEP
+        return self._gateway.serve(self._connection, data, length, line, repeats, last=False, row=None) is Fate.KEEP
 
 
 class _PlainSpokenGateway(Gateway):

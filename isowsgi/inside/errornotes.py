@@ -124,7 +124,7 @@ class ThreadNotes:
 # By thread: those that serve, and the control thread. One interpreter may have several instances: the main one.
 threads: dict[int, ThreadNotes] = {}
 
-# Those of them that have notes: empty nearly always, so that a request's end costs a look at it.
+# Those of them that have notes, or have given a 5xx: empty nearly always, so that a request's end costs a look at it.
 noted: dict[int, ThreadNotes] = {}
 
 
@@ -147,6 +147,14 @@ def note(rank: int, exc: Any, trace: Any = None) -> None:
 def note_handled(rank: int = HANDLED) -> None:
     """Note the exception that is being handled, if there is one."""
     note(rank, sys.exc_info()[1])
+
+
+def note_failed() -> None:
+    """Note that the app gives a 5xx, and the exception that is being handled, if there is one."""
+    note_handled()
+    ident = get_ident()
+    if (mine := threads.get(ident)) is not None:
+        noted[ident] = mine
 
 
 def note_given(exc_info: Any) -> None:

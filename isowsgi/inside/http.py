@@ -9,16 +9,17 @@ import socket
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gunicorn import SERVER
 from gunicorn.http.unreader import Unreader
 from gunicorn.http.wsgi import _make_early_hints_callback
 from gunicorn.util import has_fileno
 
-from isowsgi.inside.errornotes import note_given, note_handled
+from isowsgi.inside.errornotes import note_failed, note_given
 from isowsgi.inside.fields import BLOCKS, STATUSES, Status, check_block, check_status
-from isowsgi.shared.rows import RESPONSES
+from isowsgi.shared.peek import Line
+from isowsgi.shared.rows import RESPONSES, ROW_WORDS
 
 # Most bytes asked for in one recv() of a body: gunicorn's own bound, SocketUnreader.max_body_chunk.
 _MAX_RECV_BYTES = 1024 * 1024
@@ -157,39 +158,134 @@ class ExactReader(Unreader):  # type: ignore[misc] # gunicorn is not annotated
         return data
 
 
-class Response:
+class _LineOf(NamedTuple):
+    """What a response needs of a request line that gunicorn's parser has read."""
+
+    is_head: bool
+    version: tuple[int, int]
+
+
+class _NotWatched:
+    """The ending of a request that nobody watches."""
+
+    def claim(self) -> bool:
+        return True
+
+    hold_status = claim
+
+    def release_status(self) -> None: ...
+
+
+class Outgoing:
+    """What goes to one client: bytes, and files.
+
+    Attributes:
+        sent: bytes of the body so far.
+        is_sending: whether a thread is in a call that waits while the client takes nothing.
+        sending_ns: for how long its thread has waited for the client to take it, or has sent a file.
+        unsent: what the client has not taken of a file that was left to the sender, see `Response.write_file`.
+    """
+
+    sock: socket.socket
+    sent = 0
+    is_sending = False
+    sending_ns = 0
+    unsent: FilePart | None = None
+
+    def _send(self, data: bytes, flags: int = 0) -> None:
+        """Send bytes. Nearly always the kernel has room for all of them: then nobody is waited for, and no clock is read."""
+        try:
+            sent = self.sock.send(data, _DONT_WAIT | flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise _client_error(exc) from exc
+        if sent != len(data):
+            self._send_patiently(memoryview(data)[sent:])
+
+    def _send_patiently(self, data: memoryview) -> None:
+        self.is_sending = True
+        began = time.monotonic_ns()
+        try:
+            self.sock.sendall(data)
+        except OSError as exc:
+            raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
+            self.sending_ns += time.monotonic_ns() - began
+
+    def _send_file(self, part: FilePart) -> None:
+        """Send all of it, and wait for the client."""
+        self.is_sending = True
+        began = time.monotonic_ns()
+        try:
+            while True:
+                try:
+                    self.sent += part.send(self.sock.fileno(), _MAX_SENDFILE_BYTES)
+                except EOFError:
+                    return
+                except BlockingIOError as exc:  # SO_SNDTIMEO has run out
+                    raise _client_error(exc) from exc
+        finally:
+            self.is_sending = False
+            self.sending_ns += time.monotonic_ns() - began
+
+    def _begin_file(self, part: FilePart) -> None:
+        """Send what the client takes at once, and leave the rest."""
+        os.set_blocking(self.sock.fileno(), False)
+        try:
+            is_whole = self.send_part(part)
+        except BaseException:
+            os.set_blocking(self.sock.fileno(), True)
+            raise
+        if is_whole:
+            os.set_blocking(self.sock.fileno(), True)
+        else:
+            self.unsent = part
+
+    def send_part(self, part: FilePart) -> bool:
+        """Send a client its share of a file, or what it takes of that; return whether nothing is left. The connection must not block.
+
+        Raises:
+            ClientGone, OSError: see `FilePart.send`.
+        """
+        end = self.sent + _SHARE_BYTES
+        try:
+            while self.sent < end:
+                self.sent += part.send(self.sock.fileno(), end - self.sent)
+        except BlockingIOError:
+            return False
+        except EOFError:
+            return True
+        return part.left == 0
+
+
+class Response(Outgoing):
     """A response on its way to the client: checks and framing as gunicorn's own class has them, head and first chunk in one send.
 
     Attributes:
-        status, headers, sent: as gunicorn's access log reads them; `sent` counts body bytes.
+        status, headers, sent: as gunicorn's access log reads them.
         headers_sent: whether the client has a status already.
         dropped: bytes of a body that the app gave with a status that has none.
-        is_sending: whether a thread is in a call that waits while the client takes nothing.
-        board: the words of the thread's row, once it has one.
+        board: the words of the thread's row.
         is_taken_over: whether the app has its client's connection to itself, see `takeover`.
         ending: the request's, see `ending.Ending`, once it has one.
-        sending_ns: for how long its thread has waited for the client to take it, or has sent a file.
         timing: returns a Server-Timing field for the head; None: it has none of ours.
-        unsent: what the client has not taken of a file that was left to the sender, see `write_file`.
     """
 
     # Most stay as they are here; set in the class, they cost a request nothing.
     _request: Any = None
-    board: memoryview | None = None
-    ending: Any = None
+    board = memoryview(bytearray(8 * ROW_WORDS)).cast("q")  # nobody's
+    ending: Any = _NotWatched()
     status: str | None = None
     headers_sent = False
-    sent = 0
     dropped = 0
     response_length: int | None = None
     chunked = False
     upgrade = False
     must_close = False
-    is_sending = False
     is_taken_over = False
-    sending_ns = 0
     timing: Callable[[], bytes] | None = None
-    unsent: FilePart | None = None
     _lines = b"\r\n"  # of the head, for `headers`, and the empty one
     _pairs: tuple[tuple[str, str], ...] = ()
     _omits_body = False
@@ -200,9 +296,8 @@ class Response:
         self._request = request
         self.sock = sock
         self.cfg = cfg
-        self.body = getattr(request, "body", None)
-        self._is_head = request.method == "HEAD"
-        self._version = request.version
+        self.body: Any = getattr(request, "body", None)
+        self._line: Line | _LineOf = _LineOf(request.method == "HEAD", request.version)
 
     @property
     def req(self) -> Any:
@@ -266,7 +361,7 @@ class Response:
         self._pairs, self._lines, self.response_length, self.upgrade = block
         self.status = status
         self._word, is_special, _, _ = known
-        if is_special or self.response_length is None or self._is_head:
+        if is_special or self.response_length is None or self._line.is_head:
             self._frame(known)
         return self.write
 
@@ -274,13 +369,13 @@ class Response:
         """Say how the end of the body is known, and whether there is one, where its length does not say it all."""
         if known.word == RESPONSES + 5:
             self.is_5xx = True
-            note_handled()
-        self._omits_body = known.omits_body or self._is_head
+            note_failed()
+        self._omits_body = known.omits_body or self._line.is_head
         if known.has_no_length and self.response_length is not None:
             self._pairs, self._lines, self.response_length, _ = check_block(
                 tuple(pair for pair in self._pairs if pair[0].lower() != "content-length")
             )
-        self.chunked = self.response_length is None and not self._omits_body and self._version > (1, 0)
+        self.chunked = self.response_length is None and not self._omits_body and self._line.version > (1, 0)
 
     def write(self, data: bytes) -> None:
         """Send a chunk of the body, and the head before the first."""
@@ -319,8 +414,7 @@ class Response:
         self._omits_body = True
         if self.status is None:
             self.status = "101 Switching Protocols"
-            if self.board is not None:
-                self.board[RESPONSES + 1] += 1
+            self.board[RESPONSES + 1] += 1
 
     def close(self) -> None:
         """Send what the app's silence means: the head of an empty response, the end of a chunked one."""
@@ -345,15 +439,14 @@ class Response:
         """`wsgi.early_hints`: send a 103 response before the final one; without effect for HTTP/1.0 and after the head."""
         if self.headers_sent:
             return
-        if self.ending is not None and not self.ending.hold_status():
+        if not self.ending.hold_status():
             raise ClientGone("the request has timed out")
         try:
             _make_early_hints_callback(self.req, self.sock, self)(fields)
         except OSError as exc:
             raise _client_error(exc) from exc
         finally:
-            if self.ending is not None:
-                self.ending.release_status()
+            self.ending.release_status()
 
     def _sendfile(self, wrapper: Any, may_leave: bool) -> bool:
         """Send a file without reading it into this process; False when that cannot be done and nothing was sent.
@@ -386,96 +479,27 @@ class Response:
             self._send(b"\r\n")
         return True
 
-    def _send_file(self, part: FilePart) -> None:
-        """Send all of it, and wait for the client."""
-        self.is_sending = True
-        began = time.monotonic_ns()
-        try:
-            while True:
-                try:
-                    self.sent += part.send(self.sock.fileno(), _MAX_SENDFILE_BYTES)
-                except EOFError:
-                    return
-                except BlockingIOError as exc:  # SO_SNDTIMEO has run out
-                    raise _client_error(exc) from exc
-        finally:
-            self.is_sending = False
-            self.sending_ns += time.monotonic_ns() - began
-
-    def _begin_file(self, part: FilePart) -> None:
-        """Send what the client takes at once, and leave the rest."""
-        os.set_blocking(self.sock.fileno(), False)
-        try:
-            is_whole = self.send_part(part)
-        except BaseException:
-            os.set_blocking(self.sock.fileno(), True)
-            raise
-        if is_whole:
-            os.set_blocking(self.sock.fileno(), True)
-        else:
-            self.unsent = part
-
-    def send_part(self, part: FilePart) -> bool:
-        """Send a client its share of a file, or what it takes of that; return whether nothing is left. The connection must not block.
-
-        Raises:
-            ClientGone, OSError: see `FilePart.send`.
-        """
-        end = self.sent + _SHARE_BYTES
-        try:
-            while self.sent < end:
-                self.sent += part.send(self.sock.fileno(), end - self.sent)
-        except BlockingIOError:
-            return False
-        except EOFError:
-            return True
-        return part.left == 0
-
     def _drop(self, data: bytes) -> None:
         if not self.headers_sent:
             self._send(self._head())
-        if not self._is_head:  # frameworks answer HEAD by their GET view
+        if not self._line.is_head:  # frameworks answer HEAD by their GET view
             self.dropped += len(data)
 
     def _head(self) -> bytes:
         if self.status is None:
             raise AssertionError("the app returned without calling start_response")
-        if self.ending is not None and not self.ending.claim():
+        if not self.ending.claim():
             raise ClientGone("the request has timed out")
         self.headers_sent = True
-        board = self.board
-        if board is not None:  # by no verb of the row: each request would pay for the call
-            board[self._word] += 1
+        self.board[self._word] += 1  # by no verb of the row: each request would pay for the call
         # What needs no question: most requests ask for nothing that is not known, and most responses have a length.
         if (self.response_length is None or self._request is not None) and self.should_close():
             self.must_close = True  # decided with this head, which says so
         now = int(time.time())
         second, heads = _heads
-        key = self._version, self.status, self.upgrade, self.must_close, self.chunked
+        key = self._line.version, self.status, self.upgrade, self.must_close, self.chunked
         start = (heads.get(key) if second == now else None) or _head_start(now, key)
         return start + self._lines if self.timing is None else start + self.timing() + self._lines
-
-    def _send(self, data: bytes, flags: int = 0) -> None:
-        """Send bytes. Nearly always the kernel has room for all of them: then nobody is waited for, and no clock is read."""
-        try:
-            sent = self.sock.send(data, _DONT_WAIT | flags)
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
-            raise _client_error(exc) from exc
-        if sent != len(data):
-            self._send_patiently(memoryview(data)[sent:])
-
-    def _send_patiently(self, data: memoryview) -> None:
-        self.is_sending = True
-        began = time.monotonic_ns()
-        try:
-            self.sock.sendall(data)
-        except OSError as exc:
-            raise _client_error(exc) from exc
-        finally:
-            self.is_sending = False
-            self.sending_ns += time.monotonic_ns() - began
 
 
 # A second, and heads as they begin in it: with a Date field (RFC 9110 section 5.6.7).

@@ -104,14 +104,14 @@ class PlainRequest:
 class PlainResponse(Response):
     """The response to a `PlainRequest`, which is made when somebody asks for it: for most requests nobody does."""
 
+    _line: Line
+
     def __init__(self, sock: socket.socket, cfg: Any, line: Line, fields: Fields, body: Body) -> None:
         self.sock = sock
         self.cfg = cfg
         self.body = body
         self._line = line
         self._fields = fields
-        self._is_head = line.is_head
-        self._version = line.version
         self.must_close = fields.closes[line.minor]
 
     def _make_request(self) -> PlainRequest:

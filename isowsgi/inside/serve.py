@@ -313,11 +313,16 @@ class Service:
             return Fate.KEEP  # an event for bytes that were taken with a request's body, or without any (epoll(7))
         if not size:
             return Fate.CLOSE
-        try:
-            found = self.peeker.find(data, connection.peer, False, connection.plain.block)
-        except (ParseException, Refused):
-            return Fate.RETURN
-        length, mount, _, _ = found
+        peeker, block = self.peeker, connection.plain.block
+        end = data.find(b"\n") + 1
+        line, repeats = peeker.known.get(data[:end]), True
+        if line is not None and block and data.startswith(block, end - 1):  # as `find` has it, which most requests need not call
+            length, mount = end - 1 + len(block), line.mount
+        else:
+            try:
+                length, mount, line, repeats = peeker.find(data, connection.peer, False, block)
+            except (ParseException, Refused):
+                return Fate.RETURN
         gateway = self._gateways.get(mount)  # type: ignore[arg-type] # None is no mount's number
         if gateway is None:
             return Fate.RETURN
@@ -335,7 +340,7 @@ class Service:
         # Not by the row's verbs, as all else that is known of it: each request would pay for two calls more.
         words = self._acceptor_words
         last = self.last or words[AT_CAPACITY] | words[STOPPING]
-        fate = gateway.serve(connection, data, found, last, job.row)
+        fate = gateway.serve(connection, data, length, line, repeats, last, job.row)
         if fate is Fate.SEND:
             job.pass_on()
         return Fate.LINGER if has_more and fate is Fate.CLOSE else fate

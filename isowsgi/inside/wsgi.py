@@ -28,7 +28,7 @@ from isowsgi.inside.takeover import app_socket
 from isowsgi.shared import answers
 from isowsgi.shared.errorgroups import CUT
 from isowsgi.shared.errorpage import PageSocket
-from isowsgi.shared.peek import Found
+from isowsgi.shared.peek import Line
 from isowsgi.shared.progress import delivered
 from isowsgi.shared.rows import EXCEPTIONS, RESPONSES, Row
 
@@ -226,12 +226,12 @@ class Gateway:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = address[0], str(address[1])
         return environ
 
-    def serve(self, connection: Connection, data: bytes, found: Found, last: int, row: Row | None) -> Fate:
+    def serve(self, connection: Connection, data: bytes, length: int, line: Line | None, repeats: bool, last: int, row: Row | None) -> Fate:
         """Serve a request whose head was taken from the connection.
 
         Args:
             data: the head, and perhaps more that is still in the kernel's buffer.
-            found: what the peeker made of it.
+            length, line, repeats: what the peeker made of it, see `peek.Found`.
             last: 0, or whatever means that the response shall say `Connection: close`.
             row: the calling thread's on the scoreboard, if it has one.
         """
@@ -240,7 +240,6 @@ class Gateway:
         if noted:  # else there is nothing to forget
             self.errors.forget()
         try:
-            length, _, line, repeats = found
             if line is not None and (plain := connection.plain.read(line, repeats, data, length)) is not None:
                 fields, body, environ = plain
                 response = PlainResponse(connection.sock, self.cfg, line, fields, body)
@@ -273,7 +272,7 @@ class Gateway:
         finally:
             if unended:
                 self._end_lines()
-            if noted or (response is not None and response.is_5xx):
+            if noted:
                 self._count_error(connection, request or _request_of(response), response, row)
         return Fate.LINGER
 

@@ -141,6 +141,7 @@ class Peeker:
         limit = cfg.limit_request_line
         self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
         self._lines: dict[bytes, Line] = {}  # as received
+        self.known = {} if router.has_hosts else self._lines  # those that say the mount by themselves
         self._matched: dict[tuple[bytes, bytes], int | None] = {}  # by Host field and path, as received
 
     def with_router(self, router: Router) -> Peeker:

@@ -4,8 +4,8 @@ Nobody can see from outside for how long a thread waits for a GIL: to the kernel
 the main interpreter does a few times a second what each thread of such a mount does after a system call: it takes the GIL. How long that
 took, less the time that it waited for a processor, goes into the acceptor's row.
 
-It rests while no mount shares that GIL. A look costs some 30 us of a processor. It says how long a thread would have had to wait then, not how
-long the requests of a mount have waited in all.
+It rests while no mount shares that GIL. A look costs some 30 us of a processor. It says how long a thread would have had to wait then, not
+how long the requests of a mount have waited in all.
 """
 
 from __future__ import annotations

@@ -231,8 +231,8 @@ class Instances:
                     found = self._acceptor.find(peeked, self._peer)
             except (ParseException, Refused):
                 return
-            left, mount, _, _ = found
-            if not left or mount is None:
+            length, mount, line, repeats = found
+            if not length or mount is None:
                 return
             gateway = self._gateways[mount]
             if connection is None or owner is None:
@@ -241,10 +241,11 @@ class Instances:
             elif connection.gateway is not gateway:
                 connection.enter(gateway)
             owner = mount
+            left = length
             while left:
                 left -= len(wire.recv(left))
             connection.ending.begin(memoryview(bytearray(8 * 64)).cast("q"))
-            if gateway.serve(connection, peeked, found, last=False, row=None) is not Fate.KEEP:
+            if gateway.serve(connection, peeked, length, line, repeats, last=False, row=None) is not Fate.KEEP:
                 return
 
 
