@@ -138,6 +138,44 @@ def starter(env: Mapping[str, str]) -> Starter:
     return _starters[0]
 
 
+def start_gunicorn(
+    folder: Path, arguments: Sequence[str], env: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
+) -> subprocess.Popen[bytes] | Started:
+    """Start a gunicorn in a folder; the file `stdout` there has all that it prints.
+
+    Args:
+        env: added to its environment.
+        launcher: a command that executes what follows in its arguments.
+    """
+    env = env or {}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name}
+    with open(folder / "stdout", "wb") as stdout:
+        if not launcher and not is_cold() and not any(name.startswith(("PYTHON", "LD_")) for name in env):
+            started = starter(ours).start(arguments, folder, {**ours, **env}, stdout.fileno())
+            if started is not None:
+                return started
+        return subprocess.Popen(
+            [*launcher, sys.executable, "-m", "gunicorn", *arguments],
+            cwd=folder,
+            env={**ours, **env},
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def run_gunicorn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a gunicorn with isowsgi's worker that is expected to end by itself, and return its code and all that it printed."""
+    command = ["-k", "isowsgi.Worker", "--no-control-socket", "-b", "127.0.0.1:0", *arguments]
+    process = start_gunicorn(folder, command)
+    try:
+        code = process.wait(DEADLINE_S)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, code, (folder / "stdout").read_text())
+
+
 class Server:
     """A running gunicorn.
 
@@ -160,20 +198,7 @@ class Server:
         arguments = ["-k", "isowsgi.Worker", "--no-control-socket", *binds, "--error-logfile", str(self.log_path), *arguments]
         if app is not None:
             arguments.append(app)
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ours = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "ISOWSGI_CACHE_DIR": VERDICTS.name}
-        started = None
-        with open(folder / "stdout", "wb") as stdout:
-            if not launcher and not is_cold() and not any(name.startswith(("PYTHON", "LD_")) for name in env):
-                started = starter(ours).start(arguments, folder, {**ours, **env}, stdout.fileno())
-            self.process: subprocess.Popen[bytes] | Started = started or subprocess.Popen(
-                [*launcher, sys.executable, "-m", "gunicorn", *arguments],
-                cwd=folder,
-                env={**ours, **env},
-                stdout=stdout,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
+        self.process = start_gunicorn(folder, arguments, env, launcher)
 
     @property
     def url(self) -> str:

@@ -12,7 +12,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -23,7 +22,7 @@ import pytest
 
 from tests.bystander import again_if_disturbed
 from tests.certificates import Authority
-from tests.conftest import APPS, DEADLINE_S, ROOT, Server, StartServer, eventually, receive_all, running_server
+from tests.conftest import APPS, DEADLINE_S, Server, StartServer, eventually, receive_all, run_gunicorn, running_server
 from tests.load import Load
 from tests.pressure import cpu_s_over
 
@@ -526,19 +525,11 @@ def test_a_new_certificate_comes_with_sighup_and_a_bad_one_changes_nothing(serve
 def test_what_gives_no_tls_is_an_error_at_start(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "isowsgi.toml").write_text(f'[mounts]\n"/" = {{ app = "hello", pythonpath = ["{APPS}"] }}\n')
     (tmp_path / "bad.pem").write_text("no certificate\n")
-    command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "-b", "127.0.0.1:0", "--no-control-socket"]
-    done = subprocess.run(
-        [*command, *arguments, "isowsgi.toml"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+
+    done = run_gunicorn(tmp_path, *arguments, "isowsgi.toml")
 
     assert done.returncode == 1
-    assert message in done.stderr
+    assert message in done.stdout
 
 
 def test_an_empty_certfile_is_no_certfile(serve: StartServer) -> None:

@@ -6,14 +6,12 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import APPS, DEADLINE_S, ROOT, Server, StartServer, eventually, receive_all
+from tests.conftest import APPS, DEADLINE_S, Server, StartServer, eventually, receive_all, run_gunicorn
 from tests.load import Load
 
 # Modules in the server's own folder come first; a test may write them anew.
@@ -32,22 +30,6 @@ FIVE_MISTAKES = """
 
 # A module is rewritten faster than the clock of bytecode caches ticks.
 NO_CACHE = {"PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def run_to_its_end(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a gunicorn that is expected to end by itself."""
-    command = [sys.executable, "-m", "gunicorn", "-k", "isowsgi.Worker", "--no-control-socket", "-b", "127.0.0.1:0", *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
 
 
 def app_text(answer: str) -> str:
@@ -140,7 +122,7 @@ def test_five_mistakes_are_five_lines_and_nothing_starts(tmp_path: Path, argumen
     (tmp_path / "isowsgi.toml").write_text(FIVE_MISTAKES)
     (tmp_path / "conf.py").write_text("wsgi_app = 'isowsgi.toml'\n")
 
-    ended = run_to_its_end(tmp_path, *arguments)
+    ended = run_gunicorn(tmp_path, *arguments)
 
     assert ended.returncode == 1
     assert re.findall(r"^(?:Error: )?isowsgi\.toml: (.*)$", ended.stdout, re.MULTILINE) == [
@@ -158,16 +140,16 @@ def test_check_config_and_print_config_accept_a_good_file(tmp_path: Path) -> Non
     (tmp_path / "isowsgi.toml").write_text(TWO_MOUNTS)
 
     for app in ("isowsgi.toml", 'isowsgi:config("isowsgi.toml")'):
-        checked = run_to_its_end(tmp_path, "--check-config", app)
+        checked = run_gunicorn(tmp_path, "--check-config", app)
         assert (checked.returncode, checked.stdout) == (0, "")
-    printed = run_to_its_end(tmp_path, "--print-config", "isowsgi.toml")
+    printed = run_gunicorn(tmp_path, "--print-config", "isowsgi.toml")
     assert printed.returncode == 0
     assert re.search(r"^worker_class += isowsgi\.Worker$", printed.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("app", ["hello:application", "isowsgi", "isowsgi:config(1)", "nosuch.toml"])
 def test_what_is_no_config_file_is_named_in_a_clear_error(tmp_path: Path, app: str) -> None:
-    ended = run_to_its_end(tmp_path, app)
+    ended = run_gunicorn(tmp_path, app)
 
     (line,) = re.findall("^Error: (.*)$", ended.stdout, re.MULTILINE)
     assert app in line
@@ -180,7 +162,7 @@ def test_gunicorn_ends_with_4_if_no_app_can_be_loaded_at_its_start(tmp_path: Pat
     (tmp_path / "isowsgi.toml").write_text(DEFAULTS + '[mounts]\n"/a" = "broken"\n"/b" = "nowhere"\n')
     (tmp_path / "broken.py").write_text("raise RuntimeError('broken breaks')\n")
 
-    ended = run_to_its_end(tmp_path, "isowsgi.toml")
+    ended = run_gunicorn(tmp_path, "isowsgi.toml")
 
     assert ended.returncode == 4
     assert 'broken.py", line 1, in <module>' in ended.stdout
