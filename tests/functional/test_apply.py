@@ -50,12 +50,15 @@ folder = "control"
 [mounts]
 "/stays" = "tells"
 "/changes" = { app = "tells", env = { KEY = "old" } }
-"/goes" = "tells"
+"/goes" = { app = "tells", lazy = true }
 """
+GOES = '"/goes" = { app = "tells", lazy = true }'
+AWAKE = '"/goes" = "tells"'
 
 
-def start(serve: StartServer, workers: int = 2) -> Server:
-    return serve(CONFIG, "--workers", str(workers), files=FILES, wait_for=3 * workers)
+def start(serve: StartServer, workers: int = 2, goes: str = GOES) -> Server:
+    loaded = 3 if goes == AWAKE else 2
+    return serve(CONFIG.replace(GOES, goes), "--workers", str(workers), files=FILES, wait_for=loaded * workers)
 
 
 def edit(server: Server, *changes: tuple[str, str]) -> None:
@@ -140,11 +143,11 @@ class Users:
 
 
 def test_what_is_new_changed_and_gone_is_taken_up_and_nobody_loses_a_request(serve: StartServer) -> None:
-    server = start(serve)
+    server = start(serve, goes=AWAKE)
     workers = server.workers()
     with Users(server, "/stays", "/changes") as users, requests.Session() as kept:
         assert kept.get(f"{server.url}/stays/new").text.startswith("/stays 1 ")
-        edit(server, ('"/goes" = "tells"', '"/stays/new" = "tells"'), ('"old"', '"new"'))
+        edit(server, (AWAKE, '"/stays/new" = "tells"'), ('"old"', '"new"'))
 
         shown = apply(server)
 
@@ -165,8 +168,8 @@ def test_what_is_new_changed_and_gone_is_taken_up_and_nobody_loses_a_request(ser
 
 
 def test_one_app_that_cannot_be_loaded_changes_nothing(serve: StartServer) -> None:
-    server = start(serve)
-    edit(server, ('"/goes" = "tells"', '"/goes" = "broken"'), ('"old"', '"new"'))
+    server = start(serve, goes=AWAKE)
+    edit(server, (AWAKE, '"/goes" = "broken"'), ('"old"', '"new"'))
 
     shown = apply(server)
 
@@ -181,8 +184,8 @@ def test_one_app_that_cannot_be_loaded_changes_nothing(serve: StartServer) -> No
 
 @whole_only("takes 6 s of CPU time")
 def test_to_keep_going_takes_what_can_be_loaded_in_all_workers_and_leaves_the_rest_as_it_was(serve: StartServer) -> None:
-    server = start(serve)
-    edit(server, ('"/goes" = "tells"', '"/goes" = "broken"\n"/once" = "once"\n"/new" = "tells"'), ('"old"', '"new"'))
+    server = start(serve, goes=AWAKE)
+    edit(server, (AWAKE, '"/goes" = "broken"\n"/once" = "once"\n"/new" = "tells"'), ('"old"', '"new"'))
     expected = {
         "/goes": ["/goes", "1", "None"], "/changes": ["/changes", "2", "new"], "/once": ["404"], "/new": ["/new", "1", "None"],
         "/stays": ["/stays", "1", "None"],
@@ -212,7 +215,7 @@ def test_to_keep_going_takes_what_can_be_loaded_in_all_workers_and_leaves_the_re
 
 
 def test_settings_that_need_no_new_app_keep_generation_connections_and_counters(serve: StartServer) -> None:
-    server = serve(CONFIG + '"/child" = { app = "tells", isolation = "process" }\n', files=FILES, wait_for=4)
+    server = serve(CONFIG + '"/child" = { app = "tells", isolation = "process" }\n', files=FILES, wait_for=3)
     before = (server.get("/changes").text, server.get("/child").text)
     log = server.log()
     with requests.Session() as kept:
@@ -240,7 +243,7 @@ def test_settings_that_need_no_new_app_keep_generation_connections_and_counters(
 def test_a_worker_that_does_without_something_else_than_who_decided_takes_up_the_decision(serve: StartServer) -> None:
     """As if another program told each worker something else: one table serves in the end, in all of them."""
     server = start(serve)
-    edit(server, ('"/goes" = "tells"', '"/new" = "tells"'), ('"old"', '"new"'))
+    edit(server, (GOES, '"/new" = "tells"'), ('"old"', '"new"'))
     command = Command(server)
     assert command.prepare() == ["prepared", "prepared"]
 
@@ -253,7 +256,7 @@ def test_a_worker_that_does_without_something_else_than_who_decided_takes_up_the
 
 def test_a_worker_that_begins_later_serves_what_was_applied_even_if_the_file_is_broken_since(serve: StartServer) -> None:
     server = start(serve)
-    edit(server, ('"old"', '"new"'), ('"/goes" = "tells"\n', ""))
+    edit(server, ('"old"', '"new"'), (GOES + "\n", ""))
     assert apply(server).returncode == 0
     (server.folder / "isowsgi.toml").write_text("[broken")
 
@@ -282,7 +285,7 @@ def test_a_reload_of_gunicorn_takes_up_the_file_again(serve: StartServer) -> Non
 
 def test_what_only_sighup_can_apply_is_named_and_or_reload_sends_it(serve: StartServer) -> None:
     conf = "graceful_timeout = 5\n"
-    server = serve(CONFIG, "--config", "conf.py", files={**FILES, "conf.py": conf}, wait_for=3)
+    server = serve(CONFIG, "--config", "conf.py", files={**FILES, "conf.py": conf}, wait_for=2)
     [worker] = server.workers()
     assert apply(server, "--or-reload").stdout == "no difference: what runs is what the config file says\n"
     (server.folder / "conf.py").write_text(conf + "graceful_timeout = 6\n")
@@ -347,7 +350,7 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
         eventually(lambda: {subject(server) for _ in range(8)} == {name}, f"{name} from all workers")
 
     renew("first", "first")
-    server = serve(CONFIG, "--workers", "2", "--certfile", str(used[0]), "--keyfile", str(used[1]), files=FILES, wait_for=6)
+    server = serve(CONFIG, "--workers", "2", "--certfile", str(used[0]), "--keyfile", str(used[1]), files=FILES, wait_for=4)
     boots = server.log().count(": serving")
     assert apply(server).stdout == "no difference: what runs is what the config file says\n"
     renew("second", "second")
@@ -358,7 +361,7 @@ def test_a_renewed_certificate_is_taken_up_and_no_app_is_touched(serve: StartSer
     assert shown.stdout == f"~ certificate {used[0]}  in place\n1 changed\napplied in 2 of 2 workers\n"
     all_serve(server, "second")
     renew("third", "second")
-    edit(server, ('"/goes" = "tells"\n', ""))
+    edit(server, (GOES + "\n", ""))
 
     shown = apply(server)
 
@@ -407,7 +410,7 @@ class Command:
 @pytest.fixture
 def server(serve: StartServer) -> Server:
     server = start(serve)
-    edit(server, ('"old"', '"new"'), ('"/goes" = "tells"\n', ""))
+    edit(server, ('"old"', '"new"'), (GOES + "\n", ""))
     return server
 
 
@@ -462,7 +465,7 @@ SITE = '[defaults]\npythonpath = [".."]\n[mounts]\n"/site" = "tells"\n'
 
 
 def test_a_file_of_its_own_for_a_site_comes_breaks_and_goes(serve: StartServer, tmp_path: Path) -> None:
-    server = serve(SITES, files={**FILES, "sites.d/.keep": ""}, wait_for=3)
+    server = serve(SITES, files={**FILES, "sites.d/.keep": ""}, wait_for=2)
     site = server.folder / "sites.d/site.toml"
     site.write_text(SITE)
     assert apply(server).returncode == 0
@@ -489,7 +492,7 @@ def test_a_file_of_its_own_for_a_site_comes_breaks_and_goes(serve: StartServer, 
 
 
 def test_a_start_with_a_faulty_site_serves_the_others(serve: StartServer) -> None:
-    server = serve(SITES, files={**FILES, "sites.d/site.toml": SITE.replace('"tells"', '{ app = "tells", odd = 1 }')}, wait_for=3)
+    server = serve(SITES, files={**FILES, "sites.d/site.toml": SITE.replace('"tells"', '{ app = "tells", odd = 1 }')}, wait_for=2)
 
     assert told(server, "/site") == ["503"]
     assert told(server, "/stays") == ["/stays", "1", "None"]
@@ -500,13 +503,13 @@ def test_the_patterns_of_a_file_that_is_no_toml_outlive_a_restart(tmp_path: Path
     """The site's requests went to the mount that matches next."""
     sites = SITES + '"/" = "tells"\n'
     files, env = {**FILES, "sites.d/.keep": ""}, {"ISOWSGI_CACHE_DIR": str(tmp_path / "cache")}
-    with running_server(tmp_path, sites, files=files, env=env, wait_for=4) as server:
+    with running_server(tmp_path, sites, files=files, env=env, wait_for=3) as server:
         (server.folder / "sites.d/site.toml").write_text(SITE)
         assert apply(server).returncode == 0
         assert told(server, "/site") == ["/site", "1", "None"]
     server.log_path.unlink()
     with running_server(
-        tmp_path, sites, files={**files, "sites.d/site.toml": SITE.replace("[mounts]", "[mounts")}, env=env, wait_for=4
+        tmp_path, sites, files={**files, "sites.d/site.toml": SITE.replace("[mounts]", "[mounts")}, env=env, wait_for=3
     ) as server:
         assert told(server, "/site") == ["503"]
         assert told(server, "/elsewhere")[0] == "/"
@@ -516,7 +519,7 @@ def test_the_patterns_of_a_file_that_is_no_toml_outlive_a_restart(tmp_path: Path
 def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartServer) -> None:
     """By one worker for all, whichever lives."""
     watched = SITES.replace("[control]", "[control]\nwatch = true")
-    server = serve(watched, "--workers", "2", files={**FILES, "sites.d/.keep": ""}, wait_for=6)
+    server = serve(watched, "--workers", "2", files={**FILES, "sites.d/.keep": ""}, wait_for=4)
     site = server.folder / "sites.d/site.toml"
 
     site.write_text(SITE)
@@ -539,7 +542,7 @@ def test_files_that_come_change_and_go_are_applied_by_themselves(serve: StartSer
 
 def test_an_app_that_ends_its_process_at_import_costs_one_worker_once(serve: StartServer) -> None:
     """It ended all workers; and with `watch` each one that came after them."""
-    server = serve(SITES, "--workers", "2", files={**FILES, "sites.d/.keep": "", "deadly.py": "import os\nos._exit(7)\n"}, wait_for=6)
+    server = serve(SITES, "--workers", "2", files={**FILES, "sites.d/.keep": "", "deadly.py": "import os\nos._exit(7)\n"}, wait_for=4)
     workers = server.workers()
     (server.folder / "sites.d/site.toml").write_text(SITE.replace('"tells"', '"deadly"'))
 
@@ -562,7 +565,7 @@ def test_a_forged_table_does_not_make_root_open_a_log(serve: StartServer, tmp_pa
     """What only workers say is not what root's file says: a later worker opens no log for it before it has given up root."""
     server = start(serve, workers=1)
     log = tmp_path / "forged.log"
-    edit(server, ('"/goes" = "tells"', f'"/goes" = {{ app = "tells", lazy = true, log = "{log}" }}'))
+    edit(server, (GOES, f'"/goes" = {{ app = "tells", lazy = true, log = "{log}" }}'))
     command = Command(server)
     assert (command.prepare(), command.switch()) == (["prepared"], ["applied"])
 
