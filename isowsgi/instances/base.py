@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from isowsgi.instances.allowance import Allowance
 from isowsgi.instances.counters import CountedInstance
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared import answers, messages
@@ -17,6 +18,9 @@ from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import Scoreboard
 
+# Extension modules that are remembered of an instance; an app with SciPy and Torch loads some hundreds.
+_MOST_EXTENSIONS = 10_000
+
 
 class HostedInstance(CountedInstance, abc.ABC):
     """One live copy of a mount's app, or of a group's apps. Its methods are the acceptor thread's alone; none of them waits.
@@ -24,6 +28,7 @@ class HostedInstance(CountedInstance, abc.ABC):
     Args:
         order: the boot order, without the descriptors.
         board: the worker's scoreboard, with this instance's rows as the order has them.
+        rows: where it writes them, if not there.
 
     Raises:
         OSError: no descriptor is left.
@@ -37,8 +42,8 @@ class HostedInstance(CountedInstance, abc.ABC):
     is_in_line = False  # whether it has not begun to go, as others go before it
     is_overdue = False  # whether it should have gone by now, and is waited for no longer
 
-    def __init__(self, order: BootOrder, board: Scoreboard) -> None:
-        super().__init__(order, board)
+    def __init__(self, order: BootOrder, board: Scoreboard, rows: Scoreboard | None = None) -> None:
+        super().__init__(order, board, rows)
         self.state = State.BOOTING
         self.tag = order.tag
         self.generation = order.generation
@@ -60,9 +65,10 @@ class HostedInstance(CountedInstance, abc.ABC):
         self._effects: dict[type, Callable[[Any], None]] = {
             messages.Ready: self._on_ready,
             messages.Failed: self._on_failed,
-            messages.Extensions: lambda report: self.extensions.extend(report.extensions),
+            messages.Extensions: lambda report: _note(self.extensions, report.extensions),
             messages.Closed: lambda report: self._on_ended(report.threads),
         }
+        self._allowance = Allowance() if rows is not None else None  # of reports; None: as many as it likes
         self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by the side that outlives the other
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel, self._inner = (self._owned.enter_context(blocking(end)) for end in pair)
@@ -111,9 +117,12 @@ class HostedInstance(CountedInstance, abc.ABC):
             LifecycleError: the report does not fit the state; the same.
         """
         try:
-            report = messages.decode_report(self._channel.recv(messages.MAX_PACKET_BYTES + 1))
+            packet = self._channel.recv(messages.MAX_PACKET_BYTES + 1)
         except BlockingIOError:
             return None
+        if self._allowance is not None:
+            self._allowance.take(len(packet), time.monotonic())
+        report = messages.decode_report(packet)
         effect = self._effects.get(type(report))
         if effect is not None:
             effect(report)
@@ -197,7 +206,7 @@ class HostedInstance(CountedInstance, abc.ABC):
     def _on_ready(self, report: messages.Ready) -> None:
         self._move(Event.READY)
         self.is_loaded, self.boot_s, self.objects_at_boot = True, report.boot_s, report.objects
-        self.extensions += report.extensions
+        _note(self.extensions, report.extensions)
         self.refused = report.refused
 
     def _on_failed(self, report: messages.Failed) -> None:
@@ -205,7 +214,7 @@ class HostedInstance(CountedInstance, abc.ABC):
             self._move(Event.BOOT_FAILED)
         self.error, self.traceback = report.error, report.traceback
         self.failed_in_hook = report.is_in_hook
-        self.extensions += report.extensions
+        _note(self.extensions, report.extensions)
         self.refused, self.unknown_extension = report.refused, report.unknown_extension
 
     def _on_ended(self, threads_left: int) -> None:
@@ -223,6 +232,11 @@ class HostedInstance(CountedInstance, abc.ABC):
 
     def _report_from_keeper(self, report: Report) -> None:
         self._inner.send(messages.encode(report))
+
+
+def _note(known: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:
+    """Add extension modules to those that are known, as long as there is room."""
+    known += more[: _MOST_EXTENSIONS - len(known)]
 
 
 NOT_SERVED = answers.plain(answers.UNAVAILABLE, retry_after_s=answers.RETRY_SOON_S)

@@ -136,8 +136,8 @@ class BootOrders:
             hooks={name: text for name in HOOKS if (text := getattr(mount, name)) is not None},
             # Nobody else needs the board's descriptor. An app that looks for it finds it: it is its process', as all memory is.
             status=_status_page(mount, status or Status()) if mount.app.is_status else None,
-            place=Place(region=self._region, first_row=first_row),
-            walls=_walls(mount, paths),
+            place=Place(region=0 if has_own_rows(members) else self._region, first_row=first_row),
+            walls=_walls(members, paths),
             slot=slot,
         )
 
@@ -227,7 +227,14 @@ def limits_of(mount: Mount) -> Limits:
     )
 
 
-def _walls(mount: Mount, paths: _Paths) -> Walls | None:
+def has_own_rows(members: Sequence[Mount]) -> bool:
+    """Whether the process of mounts is behind walls that keep it from writing on the worker's scoreboard, which the status page reads."""
+    mount = members[0]
+    return bool(mount.user or mount.sandbox is not None) and not any(member.app.is_status for member in members)
+
+
+def _walls(members: Sequence[Mount], paths: _Paths) -> Walls | None:
+    mount = members[0]
     limits = mount.limits
     if not (mount.user or mount.umask or mount.nice or limits or mount.sandbox is not None):
         return None
@@ -242,6 +249,7 @@ def _walls(mount: Mount, paths: _Paths) -> Walls | None:
         sandbox=None if mount.sandbox is None else _sandbox(mount, paths),
         grouped=[],
         user=mount.user,
+        has_own_rows=has_own_rows(members),
     )
 
 

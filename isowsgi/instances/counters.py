@@ -7,7 +7,7 @@ import socket
 from isowsgi.instances.judge import Judge
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, MOUNT, REQUESTS, SENDS, TURNED_AWAY, Row
+from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, REQUESTS, SENDS, TURNED_AWAY, Row
 from isowsgi.shared.scoreboard import Scoreboard
 
 
@@ -17,18 +17,22 @@ class CountedInstance:
     Args:
         order: the boot order; the rows are as it has them.
         board: the worker's scoreboard.
+        rows: where its rows are, if not there.
     """
 
-    def __init__(self, order: BootOrder, board: Scoreboard) -> None:
+    def __init__(self, order: BootOrder, board: Scoreboard, rows: Scoreboard | None = None) -> None:
+        source = self._source = rows or board
         self.isolation = order.isolation
         self.first_row = order.place.first_row
         mounts = self._mounts = [member.mount for member in order.members]
         self.threads = order.serving.threads
         self.rows: int = len(mounts) * (1 + self.threads)
-        self._thread_rows = [row for thread in range(self.threads) for row in board.thread_rows(self.first_row, mounts, thread).values()]
-        control_words = board.row(self.first_row).words
-        self._control_rows = list(board.control_rows(self.first_row, mounts).values())
-        self._judge = Judge(self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._counters_of)
+        self._thread_rows = [row for thread in range(self.threads) for row in source.thread_rows(self.first_row, mounts, thread).values()]
+        control_words = source.row(self.first_row).words
+        self._control_rows = list(source.control_rows(self.first_row, mounts).values())
+        self._judge = Judge(
+            self.isolation, control_words, self._thread_rows, lambda key: self._connection_of(key), self._mount_of, self._counters_of
+        )
         self._board = board
         self._requests_before = {mount: self._counted(mount) for mount in mounts}
 
@@ -43,7 +47,7 @@ class CountedInstance:
 
     def progress(self) -> int:
         """Return a number that grows by one or more for each connection that it deals with."""
-        return sum(self._board.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
+        return sum(self._source.total(word, self.first_row, self.rows) for word in (REQUESTS, CLOSED, TURNED_AWAY))
 
     def is_busy(self) -> bool:
         return any(row.words[BUSY] for row in self._thread_rows) or any(row.words[SENDS] for row in self._control_rows)
@@ -65,12 +69,11 @@ class CountedInstance:
         return dup_of(key)
 
     def _mount_of(self, row: Row) -> int:
-        """Return the number of a row's mount; a child process may have written another one there."""
-        mount = row.words[MOUNT] - 1
-        return mount if mount in self._mounts else self._mounts[0]
+        """Return the number of the mount of a thread's row, by its place: a child process may have written any there."""
+        return self._mounts[self._thread_rows.index(row) % len(self._mounts)]
 
     def _counters_of(self, row: Row) -> memoryview:
         return self._board.mount_row(self._mount_of(row)).words
 
     def _counted(self, mount: int) -> int:
-        return self._board.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))
+        return self._source.total(REQUESTS, self.first_row + self._mounts.index(mount), self.rows, every=len(self._mounts))

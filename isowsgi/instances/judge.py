@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from isowsgi.shared import answers, interpreters
 from isowsgi.shared.judgement import Question, was_cut, was_timed_out_inside
 from isowsgi.shared.progress import delivered
-from isowsgi.shared.rows import BEAT, BUSY, BUSY_SINCE, MOUNT, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
+from isowsgi.shared.rows import BEAT, BUSY, BUSY_SINCE, PROGRESS_AT, REQUESTS, RESPONSES, TIMEOUTS, Row
 
 # A control thread looks at its instance's requests four times a second while there are any; it has stopped if it did not for so long.
 _LOST_BEAT_MS = 2000
@@ -24,6 +24,7 @@ class Judge:
         control_words: of the instance's control row.
         thread_rows: of its threads.
         connection_of: returns a connection that the instance has, by its key on the scoreboard; None if it no longer has it.
+        mount_of: returns the number of a row's mount.
         counters_of: returns the words in which is counted what is done for a row's mount.
 
     Attributes:
@@ -36,11 +37,13 @@ class Judge:
         control_words: memoryview,
         thread_rows: Sequence[Row],
         connection_of: Callable[[int], socket.socket | None],
+        mount_of: Callable[[Row], int],
         counters_of: Callable[[Row], memoryview],
     ) -> None:
         # Who calls this under a shared GIL would have it: there the control thread is late at most.
         self._is_needed = isolation not in (interpreters.SHARED_GIL, interpreters.MAIN)
         self._connection_of = connection_of
+        self._mount_of = mount_of
         self._counters_of = counters_of
         self._control_words = control_words
         self._rows = thread_rows
@@ -104,7 +107,7 @@ class Judge:
 
     def _cut(self, row: Row, question: Question) -> None:
         answered = question.answered()
-        self.cuts.append((row.words[MOUNT] - 1, row.line()))
+        self.cuts.append((self._mount_of(row), row.line()))
         counters = self._counters_of(row)
         counters[TIMEOUTS] += 1
         counters[RESPONSES + 5] += not answered

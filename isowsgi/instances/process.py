@@ -25,6 +25,7 @@ from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.original import Edition
+from isowsgi.instances.ownrows import OwnRows
 from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.privatefolder import with_folder
 from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, SpawnFailed, spawn
@@ -78,6 +79,7 @@ class ProcessInstance(HostedInstance):
         servers: fork its process, if there are any.
         edition: of what its process is a copy; None: it loads the app.
         spawner: starts it, if it is another user's.
+        own_rows: what it writes in the place of the scoreboard; this object's from now on. None: it writes there.
     """
 
     can_be_killed = True
@@ -94,8 +96,12 @@ class ProcessInstance(HostedInstance):
         servers: ForkServers | None = None,
         edition: Edition | None = None,
         spawner: SpawnerClient | None = None,
+        own_rows: OwnRows | None = None,
     ) -> None:
-        super().__init__(order, board)
+        super().__init__(order, board, own_rows.region if own_rows is not None else None)
+        self.own_rows = own_rows
+        if own_rows is not None:
+            self._owned.callback(own_rows.close)
         self._owner = owner
         self._python: str = order.host.python or sys.executable
         # Of the host's Python; another one would look for its standard library there.
@@ -112,7 +118,7 @@ class ProcessInstance(HostedInstance):
         self._loans = Loans(self._mail, self._want_to_send, self._send_later, owner.take_back)
         # A connection that cannot be sent is no reason to let the mail rest, as the loop does with what has failed.
         self._on_room = functools.partial(containment.call, f"{self.tag}: mail", self._loans.send_waiting)
-        fds = Descriptors(**shared_fds, channel=self._inner.fileno(), mail=self._inner_mail.fileno())
+        fds = Descriptors(**(own_rows.fds if own_rows else shared_fds), channel=self._inner.fileno(), mail=self._inner_mail.fileno())
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
         self._effects[messages.Exited] = self._on_exited
@@ -138,6 +144,8 @@ class ProcessInstance(HostedInstance):
         self._keeper.start()
 
     def give(self, fd: int) -> None:
+        if self.own_rows is not None:
+            self.own_rows.lend(fd)
         self._loans.give(fd)
 
     def drain(self) -> None:
@@ -191,6 +199,8 @@ class ProcessInstance(HostedInstance):
         try:
             self._settle()
         finally:
+            if self.own_rows is not None:
+                self.own_rows.exchange()
             for row in self._thread_rows:
                 row.clear()
             if self.state is State.BOOTING:

@@ -19,6 +19,7 @@ from isowsgi.shared.rows import ANSWERED, BUSY, BY_WATCHER, JUDGED, REQUESTS
 # What the judge says of a request: the lowest bits of JUDGED, below the request's number.
 _ASKED, _SPARED, _CUT = 1, 2, 3
 _SHIFT = 2
+_MOST = (1 << 63) - 1
 
 # How long the judge waits for what a thread wrote to become visible. A store leaves a processor's buffer within microseconds; a thread
 # that is put aside between its two steps has its stores seen, too.
@@ -43,6 +44,11 @@ def is_cut(words: memoryview) -> bool:
     return words[JUDGED] in (number | _CUT, number | _ASKED)
 
 
+def _said(number: int, what: int) -> int:
+    """Return what the judge writes of a request; a process may have written any number, and a word has room for 63 bits."""
+    return (number << _SHIFT & _MOST) | what
+
+
 class Question:
     """Whether one request may be cut off; asked by the judge, who must decide it soon.
 
@@ -55,7 +61,7 @@ class Question:
         self._words = words
         self._number = number
         self.key = words[BUSY]  # of another one's connection perhaps, but then nothing is done with it
-        words[JUDGED] = number << _SHIFT | _ASKED
+        words[JUDGED] = _said(number, _ASKED)
 
     @staticmethod
     def settle() -> None:
@@ -74,7 +80,7 @@ class Question:
 
     def decide(self, is_cut: bool) -> None:
         """Say what was decided, after it is done: then the thread continues, and the connection may be another's."""
-        self._words[JUDGED] = self._number << _SHIFT | (_CUT if is_cut else _SPARED)
+        self._words[JUDGED] = _said(self._number, _CUT if is_cut else _SPARED)
 
 
 def was_cut(words: memoryview) -> bool:

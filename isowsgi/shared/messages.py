@@ -138,6 +138,7 @@ class Walls(Value):
     sandbox: Sandbox | None
     grouped: list[str]  # words of `limits` that its control group has; the process limits itself to the others
     user: str = ""  # as the config file has it, who started it has become that; "": gunicorn's
+    has_own_rows: bool = False  # whether what stands for the scoreboard is memory of its own, see `instances.ownrows`
 
 
 class Place(Value):

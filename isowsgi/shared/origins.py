@@ -72,6 +72,18 @@ class Origins:
             raise ValueError(f"{len(data)} bytes are too many, there is room for {PLACE_BYTES}")
         os.pwrite(self._writable, data, number * PLACE_BYTES)
 
+    def copy(self, number: int, other: Origins) -> None:
+        """Note in another table what is known of a connection here."""
+        data = os.pread(self.fd, _FIRST_READ, number * PLACE_BYTES)
+        if len(data) >= _LENGTH.size and (length := _LENGTH.unpack_from(data)[0] + _LENGTH.size) > len(data):
+            data = os.pread(self.fd, min(length, PLACE_BYTES), number * PLACE_BYTES)
+        os.pwrite(other._writable, data, number * PLACE_BYTES)
+
+    def close(self) -> None:
+        """Close a table that was made here."""
+        for fd in {self.fd, self._writable}:
+            os.close(fd)
+
     def read(self, number: int) -> Origin:
         """Return where a connection comes from; by its owner.
 

@@ -200,6 +200,10 @@ class Row:
     def error(self) -> str:
         return bytes(self._error[: max(self.words[ERROR_LENGTH], 0)]).decode("utf-8", "ignore")
 
+    def copy_texts(self, other: Row) -> None:
+        """Take over the texts of another row, but not how long the error is."""
+        self._line[:], self._error[:] = other._line, other._error
+
     def count_response(self, status: int) -> None:
         """Count a response that nobody's thread gives; before the client can have it."""
         self.words[RESPONSES + status // 100] += 1

@@ -19,6 +19,7 @@ from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.original import Edition
+from isowsgi.instances.ownrows import OwnRows
 from isowsgi.instances.process import ProcessInstance, is_of_another_user
 from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.instances.subinterpreter import InterpreterInstance
@@ -55,6 +56,7 @@ class Workshop:
         spawner: of processes of other users; None if no mount has a user.
 
     Attributes:
+        claimed: requests that walled processes say that they have begun to serve; the worker does not count on it.
         leaked: interpreters ended on a release that keeps their memory.
         is_stopping: whether the worker is, so that nothing needs to be freed any more.
         fork_servers: fork the mounts' processes.
@@ -87,7 +89,7 @@ class Workshop:
         self.departures = Departures(log)
         self.groups = groups
         self.spawner = spawner
-        self.leaked = 0
+        self.leaked = self.claimed = 0
         self.is_stopping = False
         self.forks_processes: Callable[[], bool] = lambda: False
         self.on_report: Callable[[], None] = lambda: None
@@ -204,16 +206,36 @@ class Workshop:
         acceptor, board = self._parts(), self.board
         if order.isolation == PROCESS:
             around = order.environment
-            if is_of_another_user(order):
-                return ProcessInstance(
-                    order, self._fds, board, acceptor, self._environ, self.containment, self.groups, spawner=self.spawner
-                )
             servers = self.fork_servers if self.forks_processes() or around.preload or around.learns or edition else None
-            return ProcessInstance(order, self._fds, board, acceptor, self._environ, self.containment, self.groups, servers, edition)
+            if is_of_another_user(order):
+                servers = edition = None
+            known = (order, self._fds, board, acceptor, self._environ, self.containment, self.groups)
+            return self._with_own_rows(order, partial(ProcessInstance, *known, servers, edition, self.spawner))
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)
         return InterpreterInstance(order, fds, board)
+
+    def _with_own_rows(self, order: BootOrder, make: Callable[[OwnRows | None], ProcessInstance]) -> ProcessInstance:
+        """Make a process with memory of its own for its rows, if its order says so."""
+        if order.walls is None or not order.walls.has_own_rows:
+            return make(None)
+        own = OwnRows(self.board, order, self._fds.get("origins"), self._on_claimed)
+        try:
+            return make(own)
+        except BaseException:
+            own.close()
+            raise
+
+    def _on_claimed(self, requests: int) -> None:
+        self.claimed += requests
+
+    def copy_rows(self, deployments: Iterable[Deployment]) -> None:
+        """Show on the scoreboard what processes say in memory of their own; about once a second."""
+        for deployment in deployments:
+            for instance in deployment.slots.all():
+                if isinstance(instance, ProcessInstance) and instance.own_rows is not None:
+                    self.containment.call(f"{instance.tag}: its counters", instance.own_rows.exchange)
 
     def _look_again(self) -> None:
         if not self._will_look:

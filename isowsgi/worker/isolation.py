@@ -26,6 +26,10 @@ _MOST_TRIALS = 3
 _FILES_PER_PACKET = 200
 
 
+# Extension modules that are remembered because requests have imported them.
+_MOST_LATE_IMPORTS = 100
+
+
 class Siting:
     """One deployment's.
 
@@ -161,6 +165,8 @@ class Siting:
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
         if not report.name or report.name in self.late_imports or instance.state is not State.SERVING:
+            return
+        if len(self.late_imports) >= _MOST_LATE_IMPORTS:
             return
         if self.is_auto and sharing.has_fallback(report.name):
             self._deployment.log.info("%s: runs without %s, which cannot be loaded here: %s", instance.tag, report.name, report.error)

@@ -187,6 +187,7 @@ class Supervisor:
         call = self._containment.call
         for deployment in self.live.all():
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
+        self._workshop.copy_rows(self.live.all())
         call("the table", self.live.tick)
         call("tenants", self.live.look_at_tenants, now, True)
         call("queue of boots", self._workshop.boots.tick, now)
@@ -227,8 +228,8 @@ class Supervisor:
         return not any(deployment.is_serving() or deployment.is_asleep() or deployment.is_stopped for deployment in self.deployments)
 
     def requests(self) -> int:
-        """Return how many requests the instances have begun to serve."""
-        return self._board.total(REQUESTS)
+        """Return how many requests the instances have begun to serve, but for those that only a walled process says it has."""
+        return self._board.total(REQUESTS) - self._workshop.claimed
 
     def reopen_logs(self) -> None:
         for instance in self._instances():

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import mmap
 import os
 import resource
 import socket
@@ -223,6 +224,55 @@ def escape_by_a_child(place):
     subprocess.run([sys.executable, "-I", "-c", text], check=True, capture_output=True)
 
 
+@attack
+def write_on_the_scoreboard(place):
+    """Find the neighbour's rows, by the names of all mounts that stand there."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if "isowsgi-scoreboard" in os.readlink(f"/proc/self/fd/{name}") and (found := _find(int(name), b'"/neighbour"')):
+                with _mapped(int(name), found) as memory:
+                    memory[found % 4096] = memory[found % 4096]
+                return
+    raise LookupError("nothing of a neighbour's is there")
+
+
+def _mapped(fd, place):
+    """Return memory from the page of a place on; `pwrite` would stop at the limit for the size of files."""
+    return mmap.mmap(fd, 2**16, offset=place - place % 4096)
+
+
+def _find(fd, text):
+    end = 0
+    with contextlib.suppress(OSError):  # no more data
+        while True:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            if (place := os.pread(fd, end - start, start).find(text)) >= 0:
+                return start + place
+    return 0
+
+
+def make_noise():
+    """Write anything to all that this process shares with the worker."""
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the folder
+            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    for fd, target in fds.items():
+        if "isowsgi-scoreboard" in target:
+            with _mapped(fd, os.lseek(fd, 0, os.SEEK_DATA)) as memory:
+                memory[:] = os.urandom(2**16)
+    report = json.dumps({"is": "Extensions", "extensions": [["a", "b"]] * 1000}).encode()
+    for fd, target in fds.items():
+        if target.startswith("socket:"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                if sock.family == socket.AF_UNIX:
+                    sock.settimeout(0.2)
+                    for _ in range(2000):
+                        sock.send(os.urandom(9))
+                        sock.send(report)
+
+
 def _check(result):
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -232,6 +282,8 @@ def application(environ, start_response):
     place = json.loads(environ["wsgi.input"].read() or b"{}")
     name = environ["PATH_INFO"].removeprefix("/")
     told = {"pid": os.getpid(), "tmp": tempfile.gettempdir(), "attacks": list(ATTACKS)}
+    if name == "noise":
+        make_noise()
     if name in ATTACKS:
         try:
             ATTACKS[name](place)

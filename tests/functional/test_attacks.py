@@ -5,6 +5,7 @@ The table on the page about isolation says what is found here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,8 +20,11 @@ import requests
 
 from isowsgi.cli import client
 from isowsgi.shared import landlock
+from isowsgi.shared.controlmessages import Status, WorkerStatus
 from tests.apps import hostile
 from tests.conftest import APPS, ROOT, Server, eventually, running_server
+from tests.load import Load
+from tests.otherusers import IS_POSSIBLE
 
 PAGE = ROOT / "docs" / "explanation" / "isolation.md"
 
@@ -41,6 +45,16 @@ app = "hostile"
 threads = 1
 limits = {{ memory = "192M", files = 128, file_size = "1M" }}
 sandbox = {{ connect = [] }}
+"""
+
+# A user that /etc/passwd does not know.
+OWNED = """
+[mounts."/owned"]
+app = "hostile"
+threads = 1
+user = "20001:20001"
+limits = { memory = "192M", files = 128, file_size = "1M" }
+sandbox = { connect = [] }
 """
 
 WHAT = {
@@ -79,6 +93,7 @@ WHAT = {
     "take_all_descriptors": "take more descriptors than its limit",
     "fill_the_disk": "write a larger file than its limit",
     "escape_by_a_child": "do any of it in a child process",
+    "write_on_the_scoreboard": "write on the scoreboard, where the neighbours' requests and counters stand",
 }
 
 # What only root's process can do at all, and what needs a limit to be there.
@@ -87,12 +102,21 @@ OF_ROOT = {"read_shadow", "use_roots_rights"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running_server(tmp_path_factory.mktemp("server"), CONFIG.format(), "--graceful-timeout", "3", wait_for=6) as server:
+    config = CONFIG.format() + (OWNED if IS_POSSIBLE else "")
+    with running_server(tmp_path_factory.mktemp("server"), config, "--graceful-timeout", "3", wait_for=6 + IS_POSSIBLE) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def site() -> Iterator[Path]:
+    """Give another site's folder, which others may read: those of pytest are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="isowsgi-site-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def place(server: Server, site: Path) -> Iterator[dict[str, Any]]:
     """Give what an attacker may know, and something to find."""
     [worker] = server.workers()
     with socket.socket(socket.AF_UNIX) as abstract, socket.create_server(("127.0.0.1", 0)) as port:
@@ -100,7 +124,7 @@ def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         abstract.listen(100)
         [control] = client.find(str(server.folder / "isowsgi.toml"), None)
         yield {
-            "folder": str(tmp_path_factory.mktemp("site")),
+            "folder": str(site),
             "apps": str(APPS),
             "shared tmp": tempfile.gettempdir(),
             "config": str(server.folder / "isowsgi.toml"),
@@ -127,10 +151,11 @@ def outcome(server: Server, mount: str, name: str, place: dict[str, Any]) -> str
     return str(said(server, f"{mount}/{name}", place)["outcome"])
 
 
-def table() -> dict[str, tuple[str, str]]:
-    """Return what the page says, by what is tried: in a process, and in a sandbox."""
-    rows = re.findall(r"^\| ([^|]+) \| (succeeds|fails|-) \| (succeeds|fails) \|$", PAGE.read_text(), re.MULTILINE)
-    return {what: (plain, walled) for what, plain, walled in rows}
+def table() -> dict[str, tuple[str, str, str]]:
+    """Return what the page says, by what is tried: in a process, in a sandbox, and in a sandbox of another user."""
+    cell = "(succeeds|fails)"
+    rows = re.findall(rf"^\| ([^|]+) \| (succeeds|fails|-) \| {cell} \| {cell} \|$", PAGE.read_text(), re.MULTILINE)
+    return {what: (plain, walled, owned) for what, plain, walled, owned in rows}
 
 
 def test_every_attack_is_in_the_table() -> None:
@@ -144,6 +169,9 @@ def test_an_attack_comes_off_only_where_the_page_says_so(server: Server, place: 
 
     expected = table()[WHAT[name]]
     assert ("succeeds" if walled == "succeeds" else "fails") == expected[1], walled
+    if IS_POSSIBLE:
+        owned = outcome(server, "/owned", name, place)
+        assert ("succeeds" if owned == "succeeds" else "fails") == expected[2], owned
     if (os.getuid() == 0 or name not in OF_ROOT) and expected[0] != "-":
         assert ("succeeds" if plain == "succeeds" else "fails") == expected[0], plain
 
@@ -172,6 +200,23 @@ def test_copies_are_in_the_sandbox_of_their_original_with_its_folder(server: Ser
     folders = {said(server, "/copied", {})["tmp"] for _ in range(2)}
     assert len(folders) == 1
     Path(folders.pop()).joinpath("mine").write_text("")
+
+
+@pytest.mark.parametrize("mount", ["/walled", *(["/owned"] if IS_POSSIBLE else [])])
+def test_whatever_it_writes_to_the_worker_harms_its_own_connections_only(server: Server, place: dict[str, Any], mount: str) -> None:
+    """Random bytes in its rows, as mail and as reports, and a flood of reports that make sense."""
+    pid = said(server, mount, {})["pid"]
+    with Load(server.connect, ["/neighbour"], clients=2) as load:
+        with contextlib.suppress(requests.RequestException):
+            requests.post(f"{server.url}{mount}/noise", data="{}", timeout=30)
+        server.wait_for_log(rf"{mount} #\d+: unreliable after the error above; replacing it")
+        eventually(lambda: requests.post(server.url + mount, data="{}", timeout=30).status_code == 200, "the next process")
+
+    assert load.failures == []
+    assert said(server, mount, {})["pid"] != pid
+    assert server.workers() == [place["worker"]]
+    [status] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Status(), 30)
+    assert isinstance(status.answer, WorkerStatus)
 
 
 def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:

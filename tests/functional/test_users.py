@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 from isowsgi.cli import client
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.command import call
-from tests.conftest import DEADLINE_S, Server, eventually, running_server
+from tests.conftest import DEADLINE_S, ROOT, Server, eventually, running_server
 from tests.load import Load
 from tests.otherusers import needs_users
 
@@ -118,6 +119,19 @@ def test_a_process_has_the_secrets_of_its_mount_and_none_of_the_service(server: 
         assert facts["environ"]["HOME"] == "/"
     text = Path(f"/proc/{told(server, '/shop')['pid']}/environ").read_text()
     assert {line.partition("=")[0] for line in text.split("\0")} & {"SECRET", "PASSWORD", "ISOWSGI_CACHE_DIR", "PWD", "SUDO_USER"} == set()
+
+
+def test_a_walled_process_has_the_descriptors_that_the_page_names_and_no_other(server: Server) -> None:
+    page = (ROOT / "docs" / "explanation" / "isolation.md").read_text()
+    rows = re.search(r"^\| descriptor, as .*\n\|.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert rows is not None
+    named = re.findall(r"`([^`]+)`", "".join(row.split("|")[1] for row in rows[1].splitlines()))
+    for path in ("/shop", "/blog"):
+        files = [target for target in told(server, path)["files"].values() if target and ".so" not in target]  # libffi opens its own file
+        known = {target for target in files if any(target.startswith(each) for each in named)}
+        assert {*files} - known == {str(server.folder / "stdout"), str(server.log_path)}
+        sockets = {target for target in known if target.startswith("socket:")}
+        assert len(sockets) == 3, "orders, connections, and that of this request"
 
 
 def test_what_a_process_writes_belongs_to_its_user(server: Server, folder: Path) -> None:
