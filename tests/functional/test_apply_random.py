@@ -17,7 +17,7 @@ from hypothesis import given
 from isowsgi.cli import client
 from isowsgi.cli.main import main
 from isowsgi.shared import controlmessages
-from tests.conftest import DEADLINE_S, WHOLE, Server, eventually, examples, running_server
+from tests.conftest import DEADLINE_S, Server, eventually, examples, running_server
 
 APP = """
 import json, os
@@ -177,7 +177,7 @@ def started(folder: Path, table: Drawn) -> Any:
     return running_server(folder, texts.pop("isowsgi.toml"), files={"tells.py": APP, "sites.d/.keep": "", **texts}, wait_for=table.awake())
 
 
-@examples(20 if WHOLE else 12)
+@examples(12)
 @given(sequence=st.lists(tables(), min_size=1, max_size=4))
 def test_what_was_changed_step_by_step_is_as_if_it_had_been_started_so(living: Living, sequence: list[Drawn]) -> None:
     for table in sequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from isowsgi.shared.interpreters import best_isolation
 from tests.bystander import again_if_disturbed
-from tests.conftest import DEADLINE_S, ROOT, WHOLE, Server, StartServer, eventually
+from tests.conftest import APPS, DEADLINE_S, ROOT, WHOLE, Server, StartServer, eventually, shared_server
 from tests.load import Load
 from tests.raw import Client
 
@@ -56,6 +57,21 @@ def snapshot(server: Server) -> dict[str, Any]:
 
 def mount(server: Server, pattern: str) -> dict[str, Any]:
     return next(one for one in snapshot(server)["mounts"] if one["pattern"] == pattern)
+
+
+SOURCES = {
+    "raises.py": "def application(environ, start):\n    raise ValueError('<img src=x onerror=document.title=1>')\n",
+    "board.py": "def application(environ, start):\n    start('200 OK', [])\n    return [repr(environ.get('isowsgi.status')).encode()]\n",
+}
+
+# For what leaves it as it was. What raises is loaded by the one test that asks for it.
+site = shared_server(
+    f"[defaults]\npythonpath = ['.', '{APPS}']\n"
+    + TWO
+    + '"/lazy" = { app = "hello", lazy = true }\n"/raises" = { app = "raises", lazy = true }\n"/board" = { app = "board", lazy = true }\n',
+    files=SOURCES,
+    wait_for=3,
+)
 
 
 class Scraper:
@@ -235,19 +251,14 @@ def test_an_app_is_told_how_long_its_request_waited_for_a_thread(serve: StartSer
     assert mount(server, "/a")["waiting_s"] >= sum(waits) - 1e-6
 
 
-def test_only_the_status_page_is_given_the_board(serve: StartServer) -> None:
-    source = "def application(environ, start):\n    start('200 OK', [])\n    return [repr(environ.get('isowsgi.status')).encode()]\n"
-    server = serve('[mounts]\n"/a" = { app = "code", pythonpath = "." }\n' + STATUS, wait_for=2, files={"code.py": source})
-
-    assert server.get("/a/").text == "None"
-    assert server.get("/-/isowsgi/live").status_code == 200
+def test_only_the_status_page_is_given_the_board(site: Server) -> None:
+    assert site.get("/board/").text == "None"
+    assert site.get("/-/isowsgi/live").status_code == 200
 
 
-def test_the_page_is_closed_to_what_comes_through_a_proxy_and_to_rebound_names(serve: StartServer) -> None:
-    server = serve(TWO, wait_for=3)
-
-    proxied = server.get("/-/isowsgi/status.json", headers={"X-Forwarded-For": "203.0.113.5"})
-    rebound = server.get("/-/isowsgi/status.json", headers={"Host": "evil.example"})
+def test_the_page_is_closed_to_what_comes_through_a_proxy_and_to_rebound_names(site: Server) -> None:
+    proxied = site.get("/-/isowsgi/status.json", headers={"X-Forwarded-For": "203.0.113.5"})
+    rebound = site.get("/-/isowsgi/status.json", headers={"Host": "evil.example"})
 
     assert (proxied.status_code, rebound.status_code) == (403, 403)
 
@@ -298,19 +309,18 @@ def card(page: Any, pattern: str) -> Any:
     return page.locator(f'[data-mount="{pattern}"]')
 
 
-def test_the_page_shows_every_mount_and_goes_on_by_itself(serve: StartServer, page: Any) -> None:
-    server = serve(TWO + '"/lazy" = { app = "hello", lazy = true }\n', wait_for=3)
-    page.goto(f"{server.url}/-/isowsgi")  # without the slash
+def test_the_page_shows_every_mount_and_goes_on_by_itself(site: Server, page: Any) -> None:
+    page.goto(f"{site.url}/-/isowsgi")  # without the slash
 
     card(page, "/lazy").wait_for()
-    assert page.locator("h3").all_inner_texts() == ["/a", "/b", "/-/isowsgi", "/lazy"]
-    states = ["serving", "serving", "serving", "asleep"]
-    eventually(lambda: page.locator(".badge").all_inner_texts() == states, "a page on which all but the lazy mount serve")
+    assert page.locator("h3").all_inner_texts() == ["/a", "/b", "/-/isowsgi", "/lazy", "/raises", "/board"]
+    states = ["serving", "serving", "serving", "asleep", "asleep"]
+    eventually(lambda: page.locator(".badge").all_inner_texts()[:5] == states, "a page on which all but the lazy mounts serve")
     assert page.locator("#verdict").inner_text() == "All mounts are healthy."
     assert page.locator("#workers tbody tr").count() == 1
 
     for _ in range(7):
-        server.get("/a/")
+        site.get("/a/")
     card(page, "/a").locator("dt:text-is('requests') + dd:text-is('7')").wait_for()
 
 
@@ -330,20 +340,17 @@ def test_a_stuck_mount_is_shown_as_stuck_with_its_stack_on_a_page_that_is_open(s
     assert card(page, "/b").locator(".badge").inner_text() == "serving"
 
 
-def test_what_comes_from_an_app_is_text_and_no_markup(serve: StartServer, page: Any) -> None:
-    source = "def application(environ, start):\n    raise ValueError('<img src=x onerror=document.title=1>')\n"
-    server = serve('[mounts]\n"/a" = { app = "code", pythonpath = "." }\n' + STATUS, wait_for=2, files={"code.py": source})
-    assert server.get("/a/").status_code == 500
-    page.goto(f"{server.url}/-/isowsgi/")
+def test_what_comes_from_an_app_is_text_and_no_markup(site: Server, page: Any) -> None:
+    assert site.get("/raises/").status_code == 500
+    page.goto(f"{site.url}/-/isowsgi/")
 
-    card(page, "/a").locator(".note code", has_text="<img src=x").wait_for()
+    card(page, "/raises").locator(".note code", has_text="<img src=x").wait_for()
 
     assert page.locator("main img").count() == 0
 
 
-def test_the_page_says_so_when_nobody_answers_any_more(serve: StartServer, page: Any) -> None:
-    server = serve(TWO, wait_for=3)
-    page.goto(f"{server.url}/-/isowsgi/")
+def test_the_page_says_so_when_nobody_answers_any_more(site: Server, page: Any) -> None:
+    page.goto(f"{site.url}/-/isowsgi/")
     card(page, "/a").wait_for()
     page.route("**/status.json", lambda route: route.fulfill(status=200, body="no JSON"))
 
@@ -392,9 +399,9 @@ def test_many_mounts_are_a_table_that_is_sorted_filtered_and_linked(serve: Start
 
     page.locator("#view").select_option("cards")
     card(page, "/sites/007").wait_for()
-    for view in ("cards", "table"):
-        for scheme in ("light", "dark") if WHOLE or view == "table" else ("dark",):
-            look_at_phone_width(browser, f"{server.url}/-/isowsgi/?view={view}&filter=/a", scheme)
+    looks = itertools.product(("cards", "table"), ("light", "dark")) if WHOLE else (("cards", "dark"), ("table", "light"))
+    for view, scheme in looks:
+        look_at_phone_width(browser, f"{server.url}/-/isowsgi/?view={view}&filter=/a", scheme)
     look_at_phone_width(browser, f"{server.url}/-/isowsgi/#/sites/007", "light")
 
 
