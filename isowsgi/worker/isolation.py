@@ -99,14 +99,18 @@ class Siting:
 
     def tries_elsewhere(self, instance: Instance, now: float) -> bool:
         """Find another isolation for a boot that failed, if that may be due to the isolation and not to the app."""
-        if instance in self._dismissed:
-            self._dismissed.remove(instance)
-            return True  # that was due to the verdict, and what follows was done
+        slots = self._deployment.slots
+        was_asking = instance in slots.asking
+        if was_asking:
+            slots.asking.remove(instance)
+        if instance in self._dismissed or (was_asking and instance not in slots.current()):
+            self._dismissed = [each for each in self._dismissed if each is not instance]
+            return True  # that was due to the verdict, or its mount was stopped meanwhile; what follows was done
         if not self.is_auto or instance.isolation != self.isolation or not self._is_for_trial(instance):
             return False
-        if instance in self._deployment.slots.retired:
+        if instance in slots.retired:
             return False  # its boot timed out, and what follows from that was done
-        self._deployment.slots.vacate(instance)
+        slots.vacate(instance)
         if self.is_on_trial:
             return True
         if self.trials > _MOST_TRIALS:
@@ -144,8 +148,8 @@ class Siting:
         deployment.is_in_line = bool(asking) and not deployment.surroundings.may_boot(deployment, now)
         if not deployment.is_in_line:
             granted, self._granted = self._granted, None
-            slots.asking.clear()
             for instance in asking:
+                slots.asking.remove(instance)
                 slots.began[instance] = now
                 _answer(instance, granted)
         return deployment.is_in_line
@@ -155,12 +159,12 @@ class Siting:
         slots = self._deployment.slots
         self._granted = None
         for instance in [each for each in slots.asking if each in slots.current()]:
+            slots.asking.remove(instance)
             slots.vacate(instance)
             slots.retired.append(instance)
             slots.began[instance] = now
             self._dismissed.append(instance)
             _answer(instance, {})
-        slots.asking.clear()
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
@@ -192,7 +196,7 @@ class Siting:
         """Take note of how a trial went."""
         self.is_on_trial = False
         deployment = self._deployment
-        if verdict.isolation == self.isolation and deployment.slots.asking:
+        if verdict.isolation == self.isolation and any(instance in deployment.slots.current() for instance in deployment.slots.asking):
             if verdict.is_shared:
                 self.trials -= 1
             else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from isowsgi.cli.main import main
 from isowsgi.shared.interpreters import OWN_GIL, best_isolation
-from tests.conftest import StartServer
+from tests.conftest import DEADLINE_S, StartServer
 
 APPS = 5
 
@@ -50,3 +53,19 @@ def test_an_extension_module_that_one_app_has_loaded_is_not_tried_for_each_other
     server.wait_for_log(r"#\d+: serving", 2 * APPS)
     assert server.log().count(ON_TRIAL) == trials, "the next worker knows it from the start"
     assert {server.get(f"/app{number}").text for number in range(APPS)} == {f"app {number}" for number in range(APPS)}
+
+
+def test_a_worker_stops_and_a_mount_is_stopped_while_their_boots_wait_for_a_verdict(serve: StartServer) -> None:
+    app = "import os, time\nif 'ISOWSGI_TRIAL' in os.environ:\n    time.sleep(600)\n" + APP
+    server = serve('[mounts]\n"/waits" = "waits"\n"/other" = "waits"\n"/plain" = "hello"', files={"waits.py": app % 1}, wait_for=1)
+    server.wait_for_log(ON_TRIAL)
+    assert server.get("/plain").status_code == 200, "a mount that needs no trial is served meanwhile"
+
+    result = CliRunner().invoke(main, ["stop", "/other", "--config", str(server.folder / "isowsgi.toml")])
+
+    assert result.exit_code == 0, result.output
+    server.wait_for_log("/other #1: ended")
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < DEADLINE_S / 2
+    assert "Traceback" not in server.log()
