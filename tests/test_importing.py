@@ -342,3 +342,20 @@ def test_a_comment_of_the_source_cannot_become_a_setting(tmp_path: Path, monkeyp
 def test_an_ini_section_is_known_by_its_own_line_only() -> None:
     assert uwsgiforms.looks_like_ini("a\n [uwsgi] \nb")
     assert not uwsgiforms.looks_like_ini("see [uwsgi] there")
+
+
+def test_apps_with_other_users_than_the_first_have_them_as_their_mounts(tmp_path: Path) -> None:
+    """gunicorn's own is one for all; a mount's is that of its process."""
+    (tmp_path / "app.wsgi").write_text("")
+    daemons = [("a", "user=daemon group=daemon"), ("b", "user=nobody group=www-data"), ("c", "group=daemon user=daemon"), ("d", "user=bin")]
+    text = ""
+    for name, options in daemons:
+        text += f"WSGIDaemonProcess {name} {options}\nWSGIScriptAlias /{name} {tmp_path}/app.wsgi process-group={name}\n"
+    (tmp_path / "site.conf").write_text(text)
+    made = making.make(str(tmp_path / "site.conf"), str(tmp_path / "isowsgi.toml"), None, {})
+    Path(tmp_path, "isowsgi.toml").write_text(made.files[str(tmp_path / "isowsgi.toml")])
+
+    users = {mount.pattern: mount.user for mount in load(tmp_path / "isowsgi.toml").mounts}
+    assert users == {"/a": "", "/b": "nobody:www-data", "/c": "", "/d": "bin"}
+    assert "user = 'daemon'\ngroup = 'daemon'\n" in made.files[str(tmp_path / "gunicorn.conf.py")]
+    assert any("user of the mount, whose process runs as nobody:www-data" in note for entry in made.entries for note in entry.notes)

@@ -105,7 +105,7 @@ def _option(name: str, value: str, daemon: Daemon, draft: Draft, account: Accoun
         draft.set_server("workers", number, account, at)
     elif name in ("user", "group"):
         value = value.removeprefix("#")
-        draft.set_server(name, int(value) if value.isdigit() else value, account, at)
+        draft.set_account(name, int(value) if value.isdigit() else value, daemon.settings, account, at)
     elif name == "python-home":
         daemon.settings["venv"] = value
         account.taken(at, "venv")

@@ -107,6 +107,20 @@ class Draft:
             self.server[name] = value
             account.changed(at, said) if note else account.taken(at, said)
 
+    def set_account(self, name: str, value: Any, settings: dict[str, Any], account: Account, at: At, note: str = "") -> None:
+        """Set the `user` or `group` of an app: gunicorn's, as long as all apps have the same, else the mount's own.
+
+        Args:
+            settings: of the app's mounts.
+        """
+        if self.server.get(name, value) == value and not (name == "group" and "user" in settings):
+            self.set_server(name, value, account, at, note)
+            return
+        user, _, group = str(settings.get("user", "")).partition(":")
+        user, group = (str(value), group) if name == "user" else (user or str(self.server.get("user", "")), str(value))
+        settings["user"] = f"{user}:{group}" if group else user
+        account.changed(at, f"user of the mount, whose process runs as {settings['user']}; gunicorn must be started as root for it")
+
     def bind(self, address: str, account: Account, at: At, note: str = "") -> None:
         """Add an address to listen on."""
         binds = self.server.setdefault("bind", [])

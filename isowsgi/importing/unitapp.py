@@ -135,8 +135,8 @@ def _common(speaker: Speaker, place: Path, table: dict[str, Any], app: App) -> N
         elif key == "limits" and isinstance(value, dict):
             _limits(speaker, at, value, app)
         elif key in ("user", "group"):
-            speaker.draft.set_server(key, str(value), speaker.account, speaker.places[at], "for all apps")
-            speaker.say("changed", at, f"gunicorn's {key}")
+            speaker.draft.set_account(key, str(value), app.settings, speaker.account, speaker.places[at], "for all apps that name no other")
+            speaker.say("changed", at, f"gunicorn's {key}, or the mount's user where another app has another one")
         elif key == "working_directory":
             _directory(speaker, at, folder)
         elif key in ("stdout", "stderr"):

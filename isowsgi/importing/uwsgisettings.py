@@ -155,7 +155,8 @@ def _add_certificate(server: Server, option: Option, words: list[str]) -> bool:
 def _set_user(server: Server, option: Option) -> None:
     name = {"uid": "user", "gid": "group"}[option.key]
     value = int(option.value) if option.value.isdigit() else option.value
-    server.draft.set_server(name, value, server.account, option.at, "for all apps of all vassals" if server.is_vassal else "")
+    note = "for all apps of all vassals that name no other" if server.is_vassal else ""
+    server.draft.set_account(name, value, server.settings, server.account, option.at, note)
 
 
 def _set_pidfile(server: Server, option: Option) -> None:
