@@ -198,9 +198,9 @@ class ProcessInstance(HostedInstance):
                 self.how_it_ended += f" while serving {'; '.join(requests)}"
         try:
             self._settle()
-        finally:
             if self.own_rows is not None:
                 self.own_rows.exchange()
+        finally:
             for row in self._thread_rows:
                 row.clear()
             if self.state is State.BOOTING:

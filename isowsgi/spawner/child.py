@@ -109,6 +109,7 @@ def _leave_behind(source: int | None, fds: Collection[int], birth: int) -> None:
     for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the latter two, and a program would inherit that
         signal.signal(number, signal.SIG_DFL)
     os.chdir(os.sep)
+    os.setsid()  # away from a terminal, to which another user's process could feed input (TIOCSTI)
     if source is not None:
         os.dup2(source, 0)
     close_all_but(*fds, birth)

@@ -12,13 +12,13 @@ of its own, would outlive that. A process of another user would not be killed wi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import secrets
 import select
 import signal
 import socket
-import stat
 import sys
 import tempfile
 import time
@@ -172,7 +172,7 @@ class Spawner:
             birth: a copy is kept.
             fds: what came with the request, from the second on.
         """
-        birth.setblocking(False)
+        birth.setblocking(False)  # each call says so too: the worker may have a copy, and make it block again
         try:
             pid, process_fd = self._start(birth, fds)
         except (NotVouchedFor, MessageError, OSError) as exc:
@@ -182,8 +182,9 @@ class Spawner:
             traceback.print_exc(file=sys.stderr)
             _tell(birth, Refused(error=f"the spawner failed: {type(exc).__name__}: {exc}; its standard error has more"))
             return
+        rights_to = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, process_fd.to_bytes(4, sys.byteorder))]
         try:
-            births.send(birth, spawning.encode(Started(pid=pid)), [process_fd])
+            birth.sendmsg([spawning.encode(Started(pid=pid))], rights_to, socket.MSG_DONTWAIT)
         except OSError:  # the worker has gone
             self._kill(pid)
         finally:
@@ -224,7 +225,7 @@ class Spawner:
         birth = self._processes[pid].birth
         assert birth is not None, "it is among the births"
         try:
-            is_there = bool(birth.recv(births.MAX_PACKET_BYTES))
+            is_there = bool(birth.recv(births.MAX_PACKET_BYTES, socket.MSG_DONTWAIT))
         except BlockingIOError:
             return
         except OSError:
@@ -321,8 +322,11 @@ def _content(fd: int) -> bytes:
         MessageError: it is no file, or too long.
         OSError: it cannot be read.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_START_BYTES:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise MessageError("expected a file in memory that says what to start") from None  # to read from another one may take for ever
+    if os.fstat(fd).st_size > MOST_START_BYTES:
         raise MessageError("expected a short file that says what to start")
     return os.pread(fd, MOST_START_BYTES, 0)
 

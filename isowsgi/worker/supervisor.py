@@ -187,7 +187,7 @@ class Supervisor:
         call = self._containment.call
         for deployment in self.live.all():
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
-        self._workshop.copy_rows(self.live.all())
+        call("counters of walled processes", self._workshop.copy_rows, self.live.all())
         call("the table", self.live.tick)
         call("tenants", self.live.look_at_tenants, now, True)
         call("queue of boots", self._workshop.boots.tick, now)

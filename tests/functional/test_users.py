@@ -26,7 +26,7 @@ pytestmark = needs_users
 
 # Users that /etc/passwd does not know.
 SHOP, BLOG = 20001, 20002
-GROUP = 20003
+GROUP, NEW = 20003, 20004
 
 CONFIG = """
 [defaults]
@@ -89,6 +89,7 @@ def test_a_process_is_its_user_alone_and_cannot_become_another(server: Server, p
 
     assert ids_of(facts["pid"]) == (uid, gid, [gid])
     assert facts["ids"] == [[uid] * 3, [gid] * 3, [gid]]
+    assert os.getsid(facts["pid"]) == facts["pid"], "no terminal of root's is its own"
     status = Path(f"/proc/{facts['pid']}/status").read_text()
     assert "NoNewPrivs:\t1\n" in status
     for kind in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
@@ -186,8 +187,9 @@ def test_what_runs_as_another_user_is_changed_by_who_is_root_alone(server: Serve
     path = server.folder / "isowsgi.toml"
     text = path.read_text()
     pid = told(server, "/shop")["pid"]
+    changed = text.replace('app = "owned", user = "20001:20003", env', 'app = "owned", queue = 7, user = "20001:20003", env')
     try:
-        path.write_text(text.replace('app = "owned", user = "20001:20003", env', 'app = "owned", queue = 7, user = "20001:20003", env'))
+        path.write_text(changed)
         assert call(server.folder, "apply").returncode == 0
         path.write_text(path.read_text() + '"/new" = { app = "owned", user = "20001:20001" }\n')
         refused = call(server.folder, "apply")
@@ -199,6 +201,26 @@ def test_what_runs_as_another_user_is_changed_by_who_is_root_alone(server: Serve
     assert "needs SIGHUP to gunicorn" in planned.stdout
     assert call(server.folder, "apply").returncode == 0
     assert told(server, "/shop")["pid"] == pid
+
+
+def test_a_user_that_is_new_comes_with_sighup_and_no_other_way(server: Server) -> None:
+    """The master reads the file as root then; one that others can change is refused, and changes nothing."""
+    path = server.folder / "isowsgi.toml"
+    text = path.read_text()
+    try:
+        path.write_text(text + f'"/new" = {{ app = "owned", user = "{NEW}:{NEW}" }}\n')
+        path.chmod(0o666)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("it says which user runs what, so nobody but root may be able to change it")
+        server.wait_for_log("invalid config file; keeping the previous mounts")
+        path.chmod(0o644)
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log(r"/new #1: serving")
+    finally:
+        path.write_text(text)
+
+    eventually(lambda: server.get("/new").status_code == 200, "the worker that has it")
+    assert ids_of(told(server, "/new")["pid"]) == (NEW, NEW, [NEW])
 
 
 def test_when_the_spawner_ends_its_processes_do_and_another_worker_takes_over(server: Server) -> None:
