@@ -88,6 +88,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "/own/warn" = { app = "shell", policy = "warn", isolation = "process" }
         "/own/deny" = { app = "shell", policy = "deny", isolation = "process" }
         "/free" = "shell"
+        "/places" = { app = "shell", policy = { umask = "deny" }, lazy = true }
+        "/starts" = { app = "shell", policy = { kill = "deny" }, lazy = true }
+        "/group" = { app = "shell", policy = { chdir = "deny" }, group = "g", lazy = true }
+        "/group/other" = { app = "shell", group = "g" }
+
+        [mounts."/forks"]
+        app = "shell"
+        isolation = "process"
+        lazy = true
+        policy = { chdir = "deny", umask = "deny", exit = "deny", exec = "deny", ids = "deny" }
         """
     with running_server(tmp_path_factory.mktemp("policy"), config, wait_for=5) as server:
         yield server
@@ -101,9 +111,9 @@ def run(server: Server, mount: str, source: str, line: int = 0) -> Any:
     return response.json()
 
 
-def hits(server: Server) -> list[str]:
-    """Return what policies were hit, as the log has it."""
-    return re.findall(r"policy (\w+) = ", server.log())
+def hits(server: Server, mount: str = "") -> list[str]:
+    """Return what policies were hit, as the log has it, by a mount or by any."""
+    return re.findall(rf"{re.escape(mount)} #\d+: .* policy (\w+) = ", server.log())
 
 
 def logged(server: Server, mount: str, word: str, line: int) -> list[str]:
@@ -284,19 +294,17 @@ def test_what_isowsgi_calls_for_the_app_is_the_apps_doing(serve: StartServer, is
     assert run(server, "/good", STATE) == before
 
 
-def test_an_app_with_many_such_lines_fills_neither_memory_nor_log(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/" = { app = "shell", policy = { umask = "deny" } }')
+def test_an_app_with_many_such_lines_fills_neither_memory_nor_log(server: Server) -> None:
     lines = "try: os.umask(0)\nexcept PermissionError: answer = (answer or 0) + 1\n" * (MAX_PLACES + 50)
 
-    assert run(server, "/", lines) == MAX_PLACES + 50
-    assert run(server, "/", lines) == MAX_PLACES + 50
+    assert run(server, "/places", lines) == MAX_PLACES + 50
+    assert run(server, "/places", lines) == MAX_PLACES + 50
 
-    assert server.log().count('policy umask = "deny"') == MAX_PLACES
-    assert server.log().count(f"its policy applied at {MAX_PLACES} places in the code; further places are not logged") == 1
+    assert hits(server, "/places") == ["umask"] * MAX_PLACES
+    assert server.log().count(f"/places #1: its policy applied at {MAX_PLACES} places in the code; further places are not logged") == 1
 
 
-def test_signals_to_processes_that_the_app_started_are_its_own_affair(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/" = { app = "shell", policy = { kill = "deny" } }')
+def test_signals_to_processes_that_the_app_started_are_its_own_affair(server: Server) -> None:
     source = """
         process = subprocess.Popen(["sleep", "60"], start_new_session=True)
         process.send_signal(signal.SIGTERM)
@@ -305,14 +313,12 @@ def test_signals_to_processes_that_the_app_started_are_its_own_affair(serve: Sta
         os.kill(process.pid, signal.SIGKILL)
         answer.append(process.wait())
         """
-    assert run(server, "/", source) == [-15, -9]
-    assert not hits(server)
+    assert run(server, "/starts", source) == [-15, -9]
+    assert not hits(server, "/starts")
 
 
-def test_what_a_forked_child_does_is_not_judged(serve: StartServer) -> None:
+def test_what_a_forked_child_does_is_not_judged(server: Server) -> None:
     """It is a process of its own: a daemon-to-be may change its folder and mask, and must be able to leave."""
-    words = 'chdir = "deny", umask = "deny", exit = "deny", exec = "deny", ids = "deny"'
-    server = serve(f'[mounts]\n"/" = {{ app = "shell", isolation = "process", policy = {{ {words} }} }}')
     source = """
         pid = os.fork()
         if not pid:
@@ -323,8 +329,8 @@ def test_what_a_forked_child_does_is_not_judged(serve: StartServer) -> None:
                 os._exit(7)
         answer = os.waitpid(pid, 0)[1]
         """
-    assert run(server, "/", source) == 0
-    assert not hits(server)
+    assert run(server, "/forks", source) == 0
+    assert not hits(server, "/forks")
 
 
 @again_if_disturbed
@@ -382,10 +388,8 @@ def test_an_app_that_does_it_when_it_is_loaded_fails_alone_and_is_not_tried_else
     assert "testing which isolation it supports" not in server.log()
 
 
-def test_an_error_that_the_app_swallows_is_in_the_log(serve: StartServer) -> None:
-    server = serve('[mounts]\n"/a" = { app = "shell", policy = { chdir = "deny" }, group = "g" }\n"/b" = { app = "shell", group = "g" }')
-
-    run(server, "/b", "try: os.chdir('/')\nexcept OSError: pass")
+def test_an_error_that_the_app_swallows_is_in_the_log(server: Server) -> None:
+    run(server, "/group/other", "try: os.chdir('/')\nexcept OSError: pass")
 
     server.wait_for_log(
         r'g #1: os\.chdir\(\'/\'\) is refused: policy chdir = "deny"\n  \|   File ".*shell\.py", line \d+, in application\n'
