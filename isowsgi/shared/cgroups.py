@@ -34,6 +34,7 @@ _MOVES = 5
 
 # How long the processes of a group may take to die when they are killed. One that waits for a dead disk takes longer; `sweep` comes again.
 _DYING_S = 1.0
+_MOMENT_S = 0.002
 
 # What `cpu.max` is counted in: a process that has used up its part stands still for the rest of it (the kernel's default; as CPUQuota=).
 _PERIOD_US = 100_000
@@ -207,17 +208,17 @@ class Group:
         """Wait until it has no process any more; the kernel says so by a change of `cgroup.events`."""
         try:
             fd = os.open(os.path.join(self.path, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            if b"populated 1" in os.read(fd, residentmemory.MOST_BYTES):
-                poll = select.poll()
-                poll.register(fd, select.POLLPRI)
-                poll.poll(limit_s * 1000)
-            else:  # what has just ended holds it for a moment
-                time.sleep(0.001)
-        finally:
-            os.close(fd)
+            try:
+                if b"populated 1" in os.read(fd, residentmemory.MOST_BYTES):
+                    poll = select.poll()
+                    poll.register(fd, select.POLLPRI)
+                    poll.poll(limit_s * 1000)
+                    return
+            finally:
+                os.close(fd)
+        except OSError:  # no descriptor is left, or it is gone by now
+            pass
+        time.sleep(_MOMENT_S)  # what has just ended holds it for a moment
 
 
 def files_of(memory: int, cpu: float, processes: int, controllers: frozenset[str]) -> Iterator[tuple[str, str]]:
