@@ -20,7 +20,8 @@ _LEAST_PRIORITY = 19
 # What an app needs to be loaded and to serve: an idle one with 4 threads has 58 MiB of data, 8 MiB for each thread's stack among it.
 LEAST_MEMORY = 64 * 2**20
 LEAST_FILES = 64  # some 20 are the instance's own, and each connection that it has is one
-LEAST_PROCESSES = 16  # a process with 4 threads has 7: each thread counts
+LEAST_PROCESSES = 16  # each thread counts
+_OWN_THREADS = 2  # of an instance, beside those that serve: its main one, and the control thread
 
 # Cores of a machine, at most; and the part of one with which an app is still loaded within seconds.
 _MOST_CPU, _LEAST_CPU = 1024, 0.05
@@ -85,7 +86,11 @@ def sandbox(said: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def faults(values: Mapping[str, Any]) -> Iterator[tuple[str, Fault]]:
-    """Yield the keys of a mount that need a process, where its isolation is another."""
+    """Yield the keys of a mount that need a process, where its isolation is another; and a limit that would keep it from serving."""
+    threads, processes = values.get("threads"), (values.get("limits") or {}).get("processes")
+    if threads and processes and processes < threads + _OWN_THREADS:
+        text = f"processes must be {threads + _OWN_THREADS} or more, as each thread counts and threads = {threads}, got {processes:g}"
+        yield "limits", Fault(text)
     isolation = values.get("isolation", "auto")
     if isolation in ("auto", "process"):
         return
