@@ -26,7 +26,7 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_metrics test_exporting test_importing test_landlock test_wallhints test_migrate_page test_origins test_peek test_permission test_placement test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
 	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks test_users \
-	test_balancer test_imports test_kubernetes test_leaving test_static test_tls_hosts test_zero_to_served)))
+	test_balancer test_imports test_kubernetes test_machines test_leaving test_static test_tls_hosts test_zero_to_served)))
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
@@ -110,6 +110,10 @@ applies: ## add, change, rename and remove one of 200 mounts by `isowsgi apply` 
 .PHONY: tenants
 tenants: ## ask 500 tenants of one template in turn, of which 20 live at a time, while some of them are asked all the time; some minutes
 	@$(call venv,py$$version,test) && ISOWSGI_TENANTS=$(or $(TENANTS),500) exec $$bin/python -m pytest -q -s tests/functional/test_tenants.py -k many_tenants
+
+.PHONY: rolling
+rolling: ## 100,000 requests (REQUESTS) to three hosts behind HAProxy, and behind Caddy, while versions are applied host by host; needs root (ARGS="-k caddy")
+	@$(call venv,py$$version,test) && ISOWSGI_ROLLING=$(or $(REQUESTS),100000) exec $$bin/python -m pytest -q -s tests/functional/test_machines.py $(ARGS)
 
 neighbours: ## use each standard module in an interpreter after another one has ended (PYTHON=the newest found, ARGS="zoneinfo")
 	@$(pick) && "$$python" -m tests.neighbours $(ARGS)

@@ -19,7 +19,10 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # What stands around an exported part, by kind.
 _TIMES = "".join(f"    timeout {name} {s}s\n" for name, s in (("connect", 10), ("client", 60), ("server", 60), ("check", 10)))
 _AROUND = {
-    "haproxy": (f"global\n    hard-stop-after 20s\ndefaults\n{_TIMES}", ""),
+    "haproxy": (
+        f"global\n    hard-stop-after 20s\n    stats socket unix@admin.sock level admin expose-fd listeners\ndefaults\n{_TIMES}",
+        "",
+    ),
     "caddy": ("{\n\tauto_https off\n\tlog default {\n\t\tlevel ERROR\n\t}\n}\n", ""),
     "nginx": (
         "daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log crit;\nevents {}\nhttp {\naccess_log off;\n"
@@ -74,6 +77,12 @@ def start(kind: str, path: Path, launcher: Sequence[str] = ()) -> subprocess.Pop
     }[kind]
     arguments = [*launcher, program(kind), *command]
     return subprocess.Popen(arguments, cwd=path.parent, env=_env(path.parent), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def reload_caddy(path: Path, launcher: Sequence[str]) -> None:
+    """Have a running Caddy take up what is in its file now."""
+    command = [*launcher, program("caddy"), "reload", "--adapter", "caddyfile", "--config", str(path)]
+    subprocess.run(command, cwd=path.parent, env=_env(path.parent), check=True, timeout=DEADLINE_S, capture_output=True)
 
 
 def _env(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -255,6 +256,19 @@ def test_the_program_itself_takes_the_file_in_deploy(tmp_path: Path, kind: str) 
     else:
         path = balancers.written(kind, tmp_path, text)
     balancers.check(kind, path)
+
+
+def test_the_times_of_hosts_and_balancers_fit() -> None:
+    conf: dict[str, object] = {}
+    exec((ROOT / "deploy/hosts/gunicorn.conf.py").read_text(), conf)
+    mounts = tomllib.loads((ROOT / "deploy/hosts/isowsgi.toml").read_text())
+    balancers_text = "".join((ROOT / "deploy" / kind / name).read_text() for kind, name in {**SHIPPED, "traefik": "isowsgi.toml"}.items())
+
+    idle = [int(text) for text in re.findall(r"(?:\tkeepalive|keepalive_timeout|idleConnTimeout =) \"?(\d+)s", balancers_text)]
+    [(interval_ms, fall)] = set(re.findall(r"inter (\d+)ms fall (\d+)", balancers_text))
+    assert len(idle) == 2 + balancers_text.count("keepalive_timeout")
+    assert int(str(conf["keepalive"])) > max(idle), "the balancer must be the one who closes an idle connection"
+    assert int(interval_ms) / 1000 * int(fall) < mounts["worker"]["lame_duck"] < int(str(conf["graceful_timeout"]))
 
 
 @pytest.mark.parametrize(
