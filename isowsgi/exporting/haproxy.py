@@ -16,6 +16,9 @@ from isowsgi.shared.routing import WILDCARD
 # Checks of a server that must fail, or succeed, in a row.
 _FALL, _RISE = 2, 2
 
+# What `shared.routing.bare_host` makes of a Host field: all behind the first colon is the port, but for addresses in brackets.
+_HOST = r"""'req.fhdr(host),lower,regsub("^([^[:]*):.*$","\1"),regsub("^([[].*]).*$","\1"),regsub("[.]$","")'"""
+
 
 def configuration(site: Balanced, sends_proxy: bool = False) -> str:
     """Return a frontend and its backends.
@@ -37,7 +40,7 @@ def _frontend(site: Balanced) -> Iterator[str]:
     yield "    http-request set-header X-Forwarded-Proto https if { ssl_fc }"
     yield "    http-request set-header X-Forwarded-Proto http unless { ssl_fc }"
     yield "    # As isowsgi routes: by the name alone, in lower case, and by the path, percent-decoded once."
-    yield "    http-request set-var(txn.host) req.hdr(host),lower,regsub(:.*$,),regsub([.]$,)"
+    yield f"    http-request set-var(txn.host) {_HOST}"
     yield "    http-request set-var(txn.path) path,url_dec"
     yield "    # The status page would answer anybody: its [status] allows this machine, for the checks."
     for address in addresses(site.closed):

@@ -25,7 +25,7 @@ CONFIG = """
     [mounts]
     "/a" = "hello"
     "/b" = "hello"
-    "b.example.com/" = "hello"
+    "b.example.com/" = { app = "hello", hosts = ["[::1]"] }
     "*.example.org/" = "hello"
     "/-" = { app = "isowsgi.status:application", isolation = "main" }
 
@@ -206,6 +206,9 @@ ROUTES = {
     ("/A", "localhost"): None,
     ("/b", "B.Example.COM:80"): "b-example-com",
     ("/a", "b.example.com."): "b-example-com",
+    ("/a", "b.example.com:x:y]"): "b-example-com",
+    ("/a", "[::1]:80"): "b-example-com",
+    ("/a", "[::1]"): "b-example-com",
     ("/b", "other.example.com"): "b",
     ("/b", "x.example.org"): "any-example-org",
     ("/b", "x.y.example.org"): "b",
