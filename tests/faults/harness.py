@@ -292,7 +292,8 @@ class Place:
                 self._words[MODE] = OFF
             if not self._reaches(another_serves):
                 problems.append(f"{number.name}: no other worker serves")
-            self._words[MODE] = mode
+            if may_have_none:
+                self._words[MODE] = mode
             if number == signal.SIGHUP and not may_have_none:
                 problems += [f"the neighbour lost a request in a reload: {lost}" for lost in self._neighbour.lost]
             self._neighbour.lost.clear()  # one that is killed takes its requests along
