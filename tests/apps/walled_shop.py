@@ -1,6 +1,7 @@
 """A Django site in one file, with a database of sqlite beside it and media that visitors upload."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from django.conf import settings
@@ -24,6 +25,8 @@ settings.configure(
 )
 
 application = get_wsgi_application()
+with tempfile.NamedTemporaryFile():  # its own folder is there at the import
+    pass
 call_command("migrate", verbosity=0)
 with connection.cursor() as cursor:
     cursor.execute("create table if not exists uploads (name text)")
