@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import mmap
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -86,7 +88,7 @@ _BAD = "from app import application\n"
 _CONFIG = """
 [mounts]
 "/good" = { app = "app", on_crash = "serve" }
-"/bad" = { app = "bad:application", threads = 2, request_timeout = 1, watch = true }
+"/bad" = { app = "bad:application", threads = 2, request_timeout = 1, boot_timeout = 10, watch = true }
 "/child" = { app = "app", threads = 2, isolation = "process", preload = ["auto", "xml.dom.minidom"] }
 "/copies" = { app = "app", threads = 1, isolation = "process", instances = 2, copies = "fork" }
 "*.example/" = { app = "app", threads = 1, max_live = 2 }
@@ -251,6 +253,8 @@ class Place:
         elif "Changed" in point or "files" in point.lower():
             os.utime(self._folder / "bad.py")
             self._reaches(lambda: "bad.py has changed" in self._log_since or self._words[FAILED])
+        elif _is_of_verdicts(point):
+            self._loads_what_nobody_knows()
         elif "Failed" in point:
             (self._folder / "bad.py").write_text("raise ImportError('as asked')\n")
             self._control("reload", "/bad")
@@ -266,6 +270,18 @@ class Place:
             time.sleep(0.01)
         (self._folder / "bad.py").write_text(_BAD)
         return []
+
+    def _loads_what_nobody_knows(self) -> None:
+        """Load the bad app with an extension module that was never tried: a copy of MarkupSafe's, which can do with an own GIL."""
+        speedups = importlib.util.find_spec("markupsafe._speedups")
+        if speedups is None or speedups.origin is None:
+            return
+        package = self._folder / f"copied{len(list(self._folder.glob('copied*')))}"
+        package.mkdir()
+        shutil.copy(speedups.origin, package)
+        (self._folder / "bad.py").write_text(f"import {package.name}._speedups\n{_BAD}")
+        self._control("reload", "/bad")
+        self._reaches(lambda: self._words[FAILED], _MESSAGE_S)
 
     def _restart(self, point: str) -> list[str]:
         """Have the master do its work: a worker that is replaced, which costs nobody a request, and one that dies.
@@ -404,6 +420,10 @@ class Place:
         except OSError:
             return []
         return [int(pid) for pid in text.split()]
+
+
+def _is_of_verdicts(point: str) -> bool:
+    return any(name in point for name in ("nknown", "Known", "worker.trials.", "isolation.Siting."))
 
 
 def _is_of_tables(point: str) -> bool:
