@@ -16,7 +16,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from isowsgi.inside.http import ExactReader
-from isowsgi.inside.plainrequest import PlainReader, PlainSettings
+from isowsgi.inside.plainrequest import _MAX_SHARED, PlainReader, PlainSettings
 from isowsgi.shared.peek import _PLAIN_LINE, Line, Peeker
 from isowsgi.shared.routing import Route, Router
 from tests.conftest import examples, sample
@@ -363,6 +363,27 @@ def test_a_block_of_fields_that_was_read_stays_read_only_until_another_one_comes
         hosts.append(taken and taken[2]["HTTP_HOST"])
 
     assert hosts == ["a", "a", "b", None, None, "a", "c", "c", "a", "b"]
+
+
+def test_what_a_block_of_fields_says_is_kept_for_other_connections_but_no_secret() -> None:
+    _, cfg = configs({})
+    settings = PlainSettings(cfg, 0)
+
+    def once(fields: bytes, host: str = "192.0.2.1") -> Any:
+        reader = PlainReader({"SERVER_NAME": "a"}, settings, ExactReader(Wire(b"")), (host, 1))  # type: ignore[arg-type]
+        return read(reader, b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+
+    first, second = once(b"X-B: c\r\n"), once(b"X-B: c\r\n")
+    assert first[0].pairs is second[0].pairs
+    assert first[2] is not second[2]
+    for secret in (b"Cookie: a=b\r\n", b"Authorization: Basic x\r\n"):
+        assert once(secret)[0].pairs is not once(secret)[0].pairs
+    forwarded = b"X-Forwarded-Proto: https\r\n"  # only from who may say so
+    schemes = [once(forwarded, host)[2]["wsgi.url_scheme"] for host in ("192.0.2.1", "127.0.0.1", "192.0.2.1", "127.0.0.1")]
+    assert schemes == ["http", "https", "http", "https"]
+    for number in range(3 * _MAX_SHARED):
+        once(b"X-B: %d\r\n" % number)
+    assert len(settings._blocks) <= _MAX_SHARED
 
 
 @pytest.mark.parametrize("name", [b"X_A", b"SCRIPT_NAME", b"_"])

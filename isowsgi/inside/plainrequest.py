@@ -38,6 +38,11 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 # Longest block of fields that is kept for comparison with the next request's; an idle connection holds it.
 _MAX_KEPT_BYTES = 2048
 
+# Blocks that are kept for other connections, how many of them and how long: 100 KiB with all that was made of them. None with what only its
+# client should know.
+_MAX_SHARED, _MAX_SHARED_BYTES = 32, 1024
+_SECRETS = frozenset(("HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_PROXY_AUTHORIZATION", "HTTP_X_API_KEY"))
+
 # Most addresses of clients remembered.
 _MAX_PEERS = 1024
 
@@ -45,14 +50,23 @@ _MAX_PEERS = 1024
 _MAX_NAMES = 1024
 
 
+class Block(NamedTuple):
+    """What a block of fields says, whoever sent it. Nobody changes it."""
+
+    environ: dict[str, Any]
+    content_length: int
+    closes: tuple[bool, bool]
+    pairs: tuple[tuple[str, str], ...]
+
+
 class Fields(NamedTuple):
-    """What a block of fields says."""
+    """What a request's fields say."""
 
     peer: Any  # who sent it
     environ: dict[str, Any]  # with the connection's and the instance's entries; a request works on a copy
     content_length: int
     closes: tuple[bool, bool]  # whether the connection shall be closed: by the Connection field, else by version 1.0 and 1.1
-    pairs: list[tuple[str, str]]  # names in upper case, as gunicorn's requests hold them
+    pairs: tuple[tuple[str, str], ...]  # names in upper case, as gunicorn's requests hold them
 
 
 class PlainRequest:
@@ -84,7 +98,7 @@ class PlainRequest:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        return self._fields.pairs
+        return [*self._fields.pairs]
 
     @property
     def scheme(self) -> str:
@@ -136,8 +150,62 @@ class PlainSettings:
         self.scheme = "https" if cfg.is_ssl else "http"
         self._cfg = cfg
         self._scheme_fields: dict[Any, dict[str, str]] = {}
+        self._blocks: dict[tuple[bytes, int], Block] = {}  # what was read, with whether the peer may say how it was reached
 
-    def scheme_fields(self, peer: Any) -> dict[str, str]:
+    def read_block(self, block: bytes, peer: Any) -> Block | None:
+        """Return what a block of fields says, whichever connection it came on; None: gunicorn's parser should read it.
+
+        Args:
+            block: from the line feed of the request line to the empty line.
+            peer: who sent it.
+        """
+        scheme_fields = self._scheme_fields_of(peer)
+        key = block, len(scheme_fields)
+        said = self._blocks.get(key)
+        if said is None and len(block) <= self.field_size_limit:
+            said = self._parse(block, scheme_fields)
+            if said is not None and len(block) <= _MAX_SHARED_BYTES and said.environ.keys().isdisjoint(_SECRETS):
+                if len(self._blocks) >= _MAX_SHARED:
+                    self._blocks.clear()
+                self._blocks[key] = said
+        return said
+
+    def _parse(self, block: bytes, scheme_fields: dict[str, str]) -> Block | None:
+        found = _FIELD.findall(block.decode("latin-1"))
+        # Each match ends in the one line feed it holds. Two are outside of all matches: the first byte and the empty line's. So if
+        # the counts agree every line is a match, and there is no bare line feed.
+        if len(found) + 2 != block.count(b"\n") or len(found) > self.fields_limit:
+            return None
+        environ: dict[str, Any] = dict(_TO_COME)
+        pairs: list[tuple[str, str]] = []
+        seen: set[str] = set()
+        scheme: str | None = None
+        content_length = 0
+        closes = True, False
+        for name, value in found:
+            if value and value[-1] in " \t":
+                value = value.rstrip(" \t")
+            upper, lower, key = _NAMES.get(name) or _remember(name)
+            pairs.append((upper, value))
+            if lower in _LEFT_TO_GUNICORN or (lower in _SINGLE and lower in seen):
+                return None
+            if upper in scheme_fields:
+                if scheme is not None:
+                    return None  # two of them must agree: gunicorn's to judge
+                scheme = "https" if value == scheme_fields[upper] else "http"
+            if lower == "content-length":
+                if _LENGTH.fullmatch(value) is None:
+                    return None
+                content_length = int(value)
+            elif lower == "connection":
+                option = value.lower()
+                closes = (True, True) if option == "close" else (False, False) if option == "keep-alive" else (True, False)
+            environ[key] = f"{environ[key]},{value}" if lower in seen else value
+            seen.add(lower)
+        environ["wsgi.url_scheme"] = scheme or self.scheme
+        return Block(environ, content_length, closes, tuple(pairs))
+
+    def _scheme_fields_of(self, peer: Any) -> dict[str, str]:
         """Return the fields by which a client may say that it was reached by TLS, as gunicorn's parser finds them."""
         host = peer[0] if isinstance(peer, tuple) else None  # the rest of the address makes no difference
         found = self._scheme_fields.get(host)
@@ -202,49 +270,14 @@ class PlainReader:
 
     def _read_fields(self, block: bytes) -> Fields | None:
         """Read a block that starts with the line feed of the request line and ends with the empty line."""
-        if len(block) > self._settings.field_size_limit:
+        said = self._settings.read_block(block, self._peer)
+        if said is None:
             return None
-        found = _FIELD.findall(block.decode("latin-1"))
-        # Each match ends in the one line feed it holds. Two are outside of all matches: the first byte and the empty line's. So if
-        # the counts agree every line is a match, and there is no bare line feed.
-        if len(found) + 2 != block.count(b"\n") or len(found) > self._settings.fields_limit:
-            return None
-        environ = self._base.copy()
-        scheme_fields = self._settings.scheme_fields(self._peer)
-        pairs: list[tuple[str, str]] = []
-        seen: set[str] = set()
-        scheme: str | None = None
-        content_length = 0
-        closes = True, False
-        for name, value in found:
-            if value and value[-1] in " \t":
-                value = value.rstrip(" \t")
-            upper, lower, key = _NAMES.get(name) or _remember(name)
-            pairs.append((upper, value))
-            if lower in _LEFT_TO_GUNICORN or (lower in _SINGLE and lower in seen):
-                return None
-            if upper in scheme_fields:
-                if scheme is not None:
-                    return None  # two of them must agree: gunicorn's to judge
-                scheme = "https" if value == scheme_fields[upper] else "http"
-            if lower == "content-length":
-                if _LENGTH.fullmatch(value) is None:
-                    return None
-                content_length = int(value)
-            elif lower == "connection":
-                option = value.lower()
-                closes = (True, True) if option == "close" else (False, False) if option == "keep-alive" else (True, False)
-            if key in environ and lower in seen:
-                environ[key] += "," + value
-            else:
-                environ[key] = value
-            seen.add(lower)
-        environ["wsgi.url_scheme"] = scheme or self._settings.scheme
-        environ |= _TO_COME
+        environ = self._base | said.environ
         environ["wsgi.input"] = self.no_body
         if self._needs_host and not _name_server(environ):
             return None
-        return Fields(self._peer, environ, content_length, closes, pairs)
+        return Fields(self._peer, environ, said.content_length, said.closes, said.pairs)
 
 
 # What each request sets. Keys that are there already save it the growing of its dict, which takes longer than the copying.
