@@ -272,6 +272,16 @@ def test_connections_have_their_time_limits_whether_they_came_before_the_worker_
         assert limits_of_next(place) == (True, True)
 
 
+def test_connections_inherit_their_time_limits_also_where_workers_accept_one_at_a_time(make_place: MakePlace) -> None:
+    place = make_place(shared=True)
+    inherits = []
+    for _ in range(3):
+        with place.connect(A):
+            inherits.append(limits_of_next(place))
+
+    assert inherits[-1] == (True, True)
+
+
 def test_a_connection_that_a_child_process_returns_has_the_standard_time_limits_again(place: Place) -> None:
     with place.connect(A), place.take() as sock:
         set_limits(sock, limits_of(1.0, 1.0))

@@ -57,14 +57,13 @@ class _Listener:
 
     Attributes:
         family: of its connections.
-        is_empty: whether its queue was seen empty since its connections should inherit the limits: those before have none.
         gives_limits: whether its connections have the limits by themselves, or have none from here: Unix sockets.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.family = int(sock.family)
-        self.is_empty = False
+        self._was_empty = False  # its queue, since its connections should inherit the limits: those before have none
         self.gives_limits = self.family not in INHERITING
 
     def limit(self) -> None:
@@ -74,12 +73,15 @@ class _Listener:
     def look_at(self, sock: socket.socket) -> None:
         """Give a new connection the limits, unless it has them and all that follow will."""
         try:
-            if self.is_empty and has_limits(sock, STANDARD):
+            if self._was_empty and has_limits(sock, STANDARD):
                 self.gives_limits = True
-            else:
-                set_limits(sock, STANDARD)
+                return
+            set_limits(sock, STANDARD)
         except OSError:  # it was reset
             return
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        self._was_empty = not poller.poll(0)
 
 
 class Listeners:
@@ -200,7 +202,6 @@ class Listeners:
             try:
                 fd, peer = listener._accept()  # type: ignore[attr-defined] # `accept` makes a socket with enums, for most of its time
             except BlockingIOError:
-                state.is_empty = True
                 if number == 1:
                     self._doubt = min(2 * self._doubt + 1, _MOST_LONELY)
                     self._lonely = self._doubt
