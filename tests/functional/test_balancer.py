@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import os
 import re
 import signal
@@ -134,11 +135,15 @@ class Load:
 
 
 @contextmanager
-def before(kind: str, servers: list[Server]) -> Iterator[Balancer]:
-    """Run a balancer with what the command writes for it."""
+def before(kind: str, servers: list[Server], *ports: int) -> Iterator[Balancer]:
+    """Run a balancer with what the command writes for it.
+
+    Args:
+        ports: of more servers.
+    """
     balancers.program(kind)
     with tempfile.TemporaryDirectory(prefix="isowsgi-") as folder:
-        places = ",".join(f"web{number}=127.0.0.1:{server.port}" for number, server in enumerate(servers))
+        places = ",".join(f"web{number}=127.0.0.1:{port}" for number, port in enumerate([*(server.port for server in servers), *ports]))
         bind = BIND[kind].format(f"{folder}/socket")
         made = call(servers[0].folder, "export", kind, "--servers", places, "--interval", str(INTERVAL_S), "--bind", bind)
         assert made.returncode == 0, made.stderr
@@ -239,3 +244,34 @@ def test_a_mount_that_cannot_be_served_is_found_by_its_check(server: Server, kin
         finally:
             call(server.folder, "start", "/a")
         eventually(lambda: balancer.get("/a").status == 200, "/a is served again")
+
+
+class Unable(http.server.BaseHTTPRequestHandler):
+    """A server that answers as isowsgi does for a mount that it cannot serve."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_nginx_sends_a_get_that_a_server_cannot_serve_to_another(server: Server) -> None:
+    """It asks no server how it is: this is all that it has."""
+    with ExitStack() as stack:
+        unable = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unable))
+        unable.daemon_threads = True
+        threading.Thread(target=unable.serve_forever).start()
+        stack.callback(unable.shutdown)
+        balancer = stack.enter_context(before("nginx", [server], unable.server_port))
+
+        answers = [balancer.get("/a").status for _ in range(12)]
+
+    assert answers == [200] * 12
+    assert 1 <= Unable.asked < 12, "tried in vain, and then left alone for a while"
