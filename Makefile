@@ -26,7 +26,7 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_metrics test_exporting test_importing test_landlock test_wallhints test_migrate_page test_origins test_peek test_permission test_placement test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
 	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks test_users \
-	test_balancer test_imports test_kubernetes test_machines test_leaving test_static test_tls_hosts test_zero_to_served)))
+	test_balancer test_image test_imports test_kubernetes test_machines test_leaving test_static test_tls_hosts test_zero_to_served)))
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
@@ -81,6 +81,10 @@ test-guest: ## run the shipped units under a real systemd with control groups, i
 .PHONY: manifests
 manifests: ## render deploy/kubernetes and check it against the schemas of three versions of Kubernetes; needs kubectl
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/manifests --group pyproject.toml:manifests && exec .venv/manifests/bin/python tools/manifests.py
+
+.PHONY: image
+image: ## build deploy/container from Debian's packages and run it in podman; two minutes, as root (ARGS="-k stop")
+	@$(call venv,py$$version,test) && ISOWSGI_IMAGE=1 exec $$bin/python -m pytest -q -s tests/functional/test_image.py $(ARGS)
 
 fuzz: ## fuzz the parsers, the router and the control socket (MINUTES=1, ARGS="--seed 1 peeker")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.fuzz --minutes $(or $(MINUTES),1) $(ARGS)

@@ -5,6 +5,7 @@ A ```toml block is a whole config file that the loader must accept. In an HTML c
     <!-- faulty -->                    refused, with exactly the faults that the next ```text block shows
     <!-- faulty, with old old/.venv -->    the same, in a folder where these exist
     <!-- fragment -->                  no whole file; not looked at
+    <!-- config -->                    of the how-to on containers, whose own test serves it: its folders are there
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-TOML = [block for block in BLOCKS if block.language == "toml" and block.mark.split()[:1] not in (["fragment"], ["append"])]
+TOML = [block for block in BLOCKS if block.language == "toml" and block.mark.split()[:1] not in (["fragment"], ["append"], ["config"])]
 
 
 def make(folder: Path, name: str) -> None:

@@ -82,6 +82,21 @@ def test_the_rules_of_prometheus_are_those_of_the_other_deployments() -> None:
     assert subprocess.run(tool, capture_output=True, check=False).returncode == 0
 
 
+def test_a_pod_has_the_settings_and_the_places_of_the_image() -> None:
+    """kustomize reads no file outside of its folder, so gunicorn's settings are there twice."""
+    image = ROOT / "deploy" / "container"
+    assert (MANIFESTS / "base" / "gunicorn.conf.py").read_text() == (image / "gunicorn.conf.py").read_text()
+
+    deployment = yaml.safe_load((MANIFESTS / "base" / "deployment.yaml").read_text())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    built = (image / "Containerfile").read_text()
+    for variable in container["env"]:
+        assert f"{variable['name']}={variable['value']} " in built.replace("\\\n", " ")
+    [port] = container["ports"]
+    assert f"EXPOSE {port['containerPort']}\n" in built
+    assert json.dumps(container["args"][0]) in built.splitlines()[-1]
+
+
 class ConfigMap:
     """A volume as the kubelet lays it out: files are links into a folder that a link names, and a change switches that link."""
 
