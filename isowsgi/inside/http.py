@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import socket
 import stat
 import time
@@ -37,6 +38,11 @@ _MAX_SENDFILE_BYTES = 1 << 30
 
 # Most bytes of a file that one client gets in a row where others may wait for their part: nginx's default for sendfile_max_chunk.
 _SHARE_BYTES = 2 << 20
+
+# For how long a thread waits at a time for a client before it leaves the rest of a file to the sender, and in all. A quick client has a
+# file sooner from a thread of its own than by turns with others: 40 files of 10 MiB for 4 clients on 2 cores took 0.20 s, by turns 0.32.
+_QUICK_MS = 5
+_MOST_QUICK_S = 0.05
 
 # What follows goes into the same packet.
 _MORE = int(socket.MSG_MORE)
@@ -231,10 +237,18 @@ class Outgoing:
             self.sending_ns += time.monotonic_ns() - began
 
     def _begin_file(self, part: FilePart) -> None:
-        """Send what the client takes at once, and leave the rest."""
-        os.set_blocking(self.sock.fileno(), False)
+        """Send what the client takes quickly, and leave the rest."""
+        fd, began = self.sock.fileno(), time.monotonic_ns()
+        os.set_blocking(fd, False)
         try:
             is_whole = self.send_part(part)
+            if not is_whole:
+                waits = select.poll()
+                waits.register(fd, select.POLLOUT)
+                end = began + int(_MOST_QUICK_S * 1e9)
+                while not is_whole and time.monotonic_ns() < end and waits.poll(_QUICK_MS):
+                    is_whole = self.send_part(part)
+                self.sending_ns += time.monotonic_ns() - began
         except BaseException:
             os.set_blocking(self.sock.fileno(), True)
             raise

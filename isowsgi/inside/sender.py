@@ -1,6 +1,6 @@
 """Sends files to clients that take them slowly: all of them in one thread, with an epoll set of its own.
 
-Only for files that isowsgi itself serves. The thread that serves a request sends the head and what the client takes at once. What is left
+Only for files that isowsgi itself serves. The thread that serves a request sends the head and what the client takes quickly. What is left
 is the sender's (`wsgi.Fate.SEND`), and that thread serves the next request. The connection stays its instance's meanwhile: what arrives on
 it leaves a mark, as while any request is served. Once all is sent, whoever holds the runner's baton counts the request and settles what
 becomes of the connection, as after any other.
