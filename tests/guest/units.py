@@ -271,28 +271,3 @@ def test_the_service_comes_back_with_its_groups(how: str) -> None:
     eventually(lambda: shown("ActiveState") == "active" and shown("MainPID") not in ("0", before), "another master")
     assert group_of("/hog").name.endswith("-hog")
     assert (group_of("/hog") / "memory.max").read_text().strip() != "max"
-
-
-def test_a_master_of_roots_gives_its_worker_the_groups_and_processes_of_other_users_enter_them() -> None:
-    """Last: it takes the place of the service as it is shipped."""
-    run("useradd", "--system", "--user-group", "tenant")
-    drop_in = Path("/etc/systemd/system/isowsgi.service.d/root.conf")
-    drop_in.parent.mkdir()
-    rights = "CAP_SETUID CAP_SETGID CAP_CHOWN CAP_KILL CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH"
-    drop_in.write_text(f"[Service]\nUser=root\nGroup=root\nCapabilityBoundingSet={rights}\n")
-    with CONFIG.open("a") as file:
-        file.write('\n[mounts."/own"]\napp = "apps:hog"\nuser = "tenant"\nlimits = { memory = "256M", processes = 64 }\n')
-    settings = CONFIG.with_name("gunicorn.conf.py")
-    settings.write_text(settings.read_text() + 'user = group = "isowsgi"\n')
-    shutil.chown("/var/log/isowsgi", "isowsgi")
-    systemctl("daemon-reload")
-
-    systemctl("restart", "isowsgi.service")
-
-    hog, own = facts("/hog"), facts("/own")
-    assert len({0, hog["uid"], own["uid"]}) == 3
-    for mount, size in (("/hog", 160), ("/own", 256)):
-        assert (group_of(mount) / "memory.max").read_text().strip() == str(size * 2**20)
-    assert get("/hog/memory")[0] == 502
-    facts("/hog")
-    assert "killed at its memory limit of 160M" in journal()
