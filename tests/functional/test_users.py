@@ -128,11 +128,16 @@ def test_a_walled_process_has_the_descriptors_that_the_page_names_and_no_other(s
     assert rows is not None
     named = re.findall(r"`([^`]+)`", "".join(row.split("|")[1] for row in rows[1].splitlines()))
     for path in ("/shop", "/blog"):
-        files = [target for target in told(server, path)["files"].values() if target and ".so" not in target]  # libffi opens its own file
-        known = {target for target in files if any(target.startswith(each) for each in named)}
-        assert {*files} - known == {str(server.folder / "stdout"), str(server.log_path)}
-        sockets = {target for target in known if target.startswith("socket:")}
-        assert len(sockets) == 3, "orders, connections, and that of this request"
+
+        def has_no_more(path: str = path) -> bool:
+            files = [
+                target for target in told(server, path)["files"].values() if target and ".so" not in target
+            ]  # libffi opens its own file
+            known = {target for target in files if any(target.startswith(each) for each in named)}
+            assert {*files} - known == {str(server.folder / "stdout"), str(server.log_path)}
+            return len({target for target in known if target.startswith("socket:")}) == 3  # orders, connections, and this request's
+
+        eventually(has_no_more, "no connection of an earlier request is left")
 
 
 def test_what_a_process_writes_belongs_to_its_user(server: Server, folder: Path) -> None:
