@@ -48,6 +48,10 @@ class UnknownExtension(BaseException):
         self.path = path
 
 
+def _ask_nobody(path: str) -> None:
+    return
+
+
 class Extensions:
     """What this interpreter's imports met; any thread of it may import.
 
@@ -61,7 +65,7 @@ class Extensions:
     def __init__(self, allowed: Mapping[str, Sequence[int]] | None) -> None:
         self._allowed = allowed
         self._on_refusal: Callable[[str, str, str], None] | None = None
-        self.ask: Callable[[str], None] = lambda path: None
+        self.ask: Callable[[str], None] = _ask_nobody
         self.loaded: list[tuple[str, str]] = []
         self.refused: list[tuple[str, str, str]] = []
         self.unknown: str | None = None
@@ -74,6 +78,7 @@ class Extensions:
     def end_guard(self, on_refusal: Callable[[str, str, str], None]) -> None:
         """Let everything load from now on, and call `on_refusal` with name, path and error of what refuses; on the importing thread."""
         self._allowed = None
+        self.ask = _ask_nobody
         self._on_refusal = on_refusal
 
     def let_go(self) -> None:
@@ -83,6 +88,7 @@ class Extensions:
         cycle, is never freed: all that serves the app hung on `on_refusal`, 4.4 MiB (3.14.10).
         """
         self._on_refusal = None
+        self.ask = _ask_nobody
 
     def before(self, path: str) -> None:
         """Note that a file is about to be loaded.
