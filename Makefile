@@ -24,7 +24,7 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 	test_bench test_calls test_cgroups test_cli_page test_client test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
 	test_metrics test_exporting test_importing test_landlock test_wallhints test_migrate_page test_origins test_peek test_permission test_placement test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
-	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
+	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_ansible test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks test_users \
 	test_balancer test_image test_imports test_kubernetes test_machines test_leaving test_static test_tls_hosts test_zero_to_served)))
 
@@ -81,6 +81,16 @@ test-guest: ## run the shipped units under a real systemd with control groups, i
 .PHONY: manifests
 manifests: ## render deploy/kubernetes and check it against the schemas of three versions of Kubernetes; needs kubectl
 	@$(pick) && "$$python" tools/make_venv.py "$$python" .venv/manifests --group pyproject.toml:manifests && exec .venv/manifests/bin/python tools/manifests.py
+
+# On the machine's own Python: some of what Ansible needs has no wheels for the newest one.
+ansible = python3 tools/make_venv.py "$$(command -v python3)" .venv/ansible --group pyproject.toml:ansible && export PATH="$(CURDIR)/.venv/ansible/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.venv/ansible/home"
+
+.PHONY: ansible lint-ansible
+lint-ansible: ## lint deploy/ansible
+	@$(ansible) && cd deploy/ansible && exec ansible-lint --offline --profile production site.yml hosts.yml haproxy roles
+
+ansible: ## bring two servers of this machine up to date with deploy/ansible; two minutes
+	@$(call venv,py$$version,test) && $(ansible) && exec $$bin/python -m pytest -q tests/functional/test_ansible.py $(ARGS)
 
 .PHONY: image
 image: ## build deploy/container from Debian's packages and run it in podman; two minutes, as root (ARGS="-k stop")
