@@ -29,10 +29,10 @@ def begin(monkeypatch: pytest.MonkeyPatch, is_from_the_start: bool, board: Board
     monkeypatch.setattr(base.Worker, "init_process", fail)
     worker: Any = object.__new__(Worker)
     worker._has_share = True
-    worker._share = SimpleNamespace(is_from_the_start=is_from_the_start, config=None)
+    worker._share = SimpleNamespace(is_from_the_start=is_from_the_start, config=None, vouched=None)
     worker._board = Scoreboard() if board is None else board.new_region([], 0.0)
     worker.cfg = SimpleNamespace(workers=workers, uid=os.geteuid())
-    worker.log, worker.booted, worker._exit_code = None, False, 0
+    worker.log, worker.booted, worker._exit_code, worker.sockets = None, False, 0, []
     with pytest.raises(RuntimeError, match="new thread"):
         worker.init_process()
     if board is None:

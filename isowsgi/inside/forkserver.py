@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable
 from typing import NoReturn
 
 # All that is not used here is loaded by what serves when it needs it. By then an upgrade may have put another release in its place.
-from isowsgi.inside import census, child, environment, hooks, httpsonly, laziness, original, pace, policy, sandbox, survey, warmth  # noqa: F401
+from isowsgi.inside import census, child, environment, hooks, httpsonly, laziness, original, pace, policy, sandbox, sender, survey, warmth  # noqa: F401
 from isowsgi.inside.cloning import CannotClone, Cloner
 from isowsgi.inside.private import theirs
 from isowsgi.inside.remains import descriptors, harm, state, what_is_left
