@@ -1183,6 +1183,30 @@ def test_a_boot_that_waits_for_a_verdict_in_vain_fails_without_a_word(isolation:
     assert site.around.disposed == [site.made[0]]
 
 
+def test_an_app_whose_own_thread_waits_for_a_verdict_serves_on_until_another_instance_does() -> None:
+    """It was taken out of its place, though its boot was over, and nothing served until the next one was up."""
+    site = asking()
+    site.ready(site.made[0])
+
+    site.deployment.siting.on_verdict(Verdict(isolation="process", reason="x loads once"), site.now)
+
+    assert site.made[0].known == [Known(extensions={}, is_last=True)]
+    assert site.chosen() is site.made[0]
+    site.ready(site.made[1])
+    assert (site.chosen(), site.made[1].isolation, site.made[0].drained) == (site.made[1], "process", True)
+
+
+def test_a_boot_that_is_not_wanted_any_more_and_hangs_is_forgotten_once() -> None:
+    """It was kept in two places, so `isowsgi stop` waited for it after its end."""
+    site = asking(boot_timeout=5.0)
+    site.deployment.siting.on_verdict(Verdict(isolation="process", reason="x loads once"), site.now)
+
+    site.wait(30)
+    site.closed(site.made[0])
+
+    assert site.made[0] not in site.deployment.slots.all()
+
+
 def test_an_instance_that_is_to_stay_where_it_is_gets_no_trial_for_what_it_loads() -> None:
     site = Site()
     site.deployment.start(site.now)

@@ -294,6 +294,7 @@ class Instance:
             self._look_closer(record, time.monotonic() - started)
         record.check()
         record.end_guard(lambda name, path, error: self._control.report(messages.Refused(name=name, path=path, error=error)))
+        self._permission.end()  # a thread of the app's own that waits for an answer goes on, as one that comes to the file later
         if self._order.loading.pause_s:
             from isowsgi.inside import pace  # late: only replacements have it
 

@@ -368,7 +368,8 @@ class Deployment:
         if instance.state is State.SERVING and now - self.slots.began.get(instance, now) > LONG_LIFE_S:
             self.backoff.crashes = 0  # those before it and those of the next have nothing to do with each other
         self.slots.began[instance] = now
-        self.slots.retired.append(instance)
+        if instance not in self.slots.retired:  # as is one whose boot a trial has made needless, and that then does not end in time
+            self.slots.retired.append(instance)
         instance.drain()
         instance.stop()
 

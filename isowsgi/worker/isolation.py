@@ -160,11 +160,13 @@ class Siting:
         self._granted = None
         for instance in [each for each in slots.asking if each in slots.current()]:
             slots.asking.remove(instance)
+            if instance.state is not State.BOOTING:  # a thread of its app's own waits, and its boot is over
+                _answer(instance, {})
+                continue
             slots.vacate(instance)
-            slots.retired.append(instance)
-            slots.began[instance] = now
             self._dismissed.append(instance)
             _answer(instance, {})
+            self._deployment.retire(instance, now)  # also if the app catches the error, and is up in the end
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
         """Find another isolation for a mount whose request has just failed because it imported what cannot be loaded there."""
