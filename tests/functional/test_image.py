@@ -135,8 +135,8 @@ def make_base(folder: Path) -> Path:
     if "ISOWSGI_IMAGE_BASE" in os.environ:
         return Path(os.environ["ISOWSGI_IMAGE_BASE"])
     indexes = run("apt-get", "indextargets", "--format", "$(SITE)").splitlines()
-    mirror = next((site for site in indexes if site.endswith("/debian")), None)
-    if mirror is None:
+    mirror = next((site for site in indexes if site.endswith("/debian")), "")
+    if not mirror:
         pytest.skip("needs a Debian mirror among apt's sources, or ISOWSGI_IMAGE_BASE")
     # Nothing but what is run. The date of a mirror that is a snapshot does not matter.
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
