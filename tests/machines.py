@@ -94,9 +94,11 @@ def why_not() -> str:
         return "needs root, for network namespaces"
     try:
         with Network() as network:
-            network.machine("tried", 1)
-    except FileNotFoundError:
-        return "iproute2 is not installed"
+            machine = network.machine("tried", 1)
+            machine.set("net/ipv4/tcp_migrate_req", "1")
+            subprocess.run([*machine.launcher, "true"], check=True, capture_output=True)
     except subprocess.CalledProcessError as exc:
         return f"no network namespaces here: {exc.stderr.decode(errors='replace').strip()}"
+    except OSError as exc:  # no iproute2, a kernel before 5.14, or /proc/sys is read-only
+        return f"no network namespaces here: {exc}"
     return ""
