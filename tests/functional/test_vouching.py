@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import time
 from pathlib import Path
@@ -40,7 +41,8 @@ def test_an_extension_module_that_one_app_has_loaded_is_not_tried_for_each_other
     cache = tmp_path / "verdicts"
 
     # On one core two trials could run at a time.
-    server = serve(config, files=files, env={"ISOWSGI_CACHE_DIR": str(cache)}, wait_for=APPS, launcher=["taskset", "--cpu-list", "0"])
+    one_core = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
+    server = serve(config, files=files, env={"ISOWSGI_CACHE_DIR": str(cache)}, wait_for=APPS, launcher=one_core)
 
     assert {server.get(f"/app{number}").text for number in range(APPS)} == {f"app {number}" for number in range(APPS)}
     trials = server.log().count(ON_TRIAL)
