@@ -90,7 +90,7 @@ lint-ansible: ## lint deploy/ansible
 	@$(ansible) && cd deploy/ansible && exec ansible-lint --offline --profile production site.yml hosts.yml haproxy roles
 
 ansible: ## bring two servers of this machine up to date with deploy/ansible; two minutes
-	@$(call venv,py$$version,test) && $(ansible) && exec $$bin/python -m pytest -q tests/functional/test_ansible.py $(ARGS)
+	@$(call venv,py$$version,test) && $(ansible) && ISOWSGI_ANSIBLE=1 exec $$bin/python -m pytest -q tests/functional/test_ansible.py $(ARGS)
 
 .PHONY: image
 image: ## build deploy/container from Debian's packages and run it in podman; two minutes, as root (ARGS="-k stop")
