@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -45,10 +45,18 @@ def written(kind: str, folder: Path, text: str) -> Path:
     """Write a whole configuration around an exported part."""
     before, after = _AROUND[kind]
     if kind == "nginx" and os.geteuid() == 0:
-        before = f"user {getpass.getuser()};\n{before}"
+        before = f"user {_own_name()};\n{before}"
     path = folder / f"{kind}.conf"
     path.write_text(before + text + after, encoding="utf-8")
     return path
+
+
+def _own_name() -> str:
+    """Return who this process is, whatever $LOGNAME says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # /etc/passwd has no line for it
+        return "root"
 
 
 def check(kind: str, path: Path) -> None:
