@@ -93,6 +93,14 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a process has ended; who is its parent now may not have waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def test_copies_come_from_one_original_which_is_there_as_long_as_one_of_them_is(place: Place) -> None:
     order = place.order("open(__file__ + '.loaded', 'a').write('once')")
     members: list[AbstractContextManager[None]] = [place.edition.membership(), place.edition.membership()]
@@ -139,6 +147,18 @@ def test_an_app_of_which_no_copies_can_be_made_is_loaded_by_each_process_and_a_l
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"{order.tag}: copies are not forked, so each loads the app by itself: ")
     assert re.search(why, line)
+
+
+def test_a_process_that_an_import_started_and_that_ignores_sigterm_is_killed(place: Place) -> None:
+    """It was left behind: each process that loads the app starts one too, and the original of copies that cannot be had ends."""
+    started = "import subprocess\nchild = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; echo; exec sleep 600'], stdout=subprocess.PIPE)\n"
+    order = place.order(f"{started}child.stdout.readline()\nopen(__file__ + '.pid', 'w').write(str(child.pid))")
+
+    with place.edition.membership():
+        assert place.copy(order) is None
+
+    pid = int((Path(order.environment.pythonpath[0]) / "tried.py.pid").read_text())
+    eventually(lambda: has_ended(pid), "the end of what the import started")
 
 
 def test_what_an_import_has_done_with_is_no_obstacle(place: Place) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import _locale
 import os
 import signal
+import time
 from collections.abc import Collection, Mapping
 
 from isowsgi.inside.private import theirs
 
 app_signal, app_socket, app_threading = theirs("signal"), theirs("socket"), theirs("threading")  # see `private`
+
+# How long child processes may take to end before they are killed, in seconds: a mount's instances wait for it.
+_END_S = 1.0
+_LOOK_S = 0.01
 
 
 def what_is_left(known: Collection[int]) -> str:
@@ -45,14 +50,35 @@ def has_children() -> bool:
 
 
 def end_children() -> None:
-    """Ask the child processes to end."""
+    """Ask the child processes to end, and kill those that do not."""
     try:
         with open("/proc/thread-self/children", "rb") as file:
             pids = [int(pid) for pid in file.read().split()]
     except OSError:  # this kernel does not tell them
         return
     for pid in pids:
-        os.kill(pid, signal.SIGTERM)  # not reaped, so the number is still the child's
+        _send(pid, signal.SIGTERM)
+    until = time.monotonic() + _END_S
+    while (left := [pid for pid in pids if not _has_ended(pid)]) and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+    for pid in left:
+        _send(pid, signal.SIGKILL)
+
+
+def _send(pid: int, number: int) -> None:
+    """Send a child process a signal. It is not reaped here, so the number is still its own."""
+    try:
+        os.kill(pid, number)
+    except OSError:  # the app's handler of SIGCHLD has reaped it, or it is another user's now
+        pass
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child process has ended."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # reaped by a handler of the app's
+        return True
 
 
 def kind_of(target: str) -> str:
