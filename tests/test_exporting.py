@@ -90,6 +90,17 @@ def test_each_backend_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert [backend.name for backend in backends(config.mounts)] == ["root", "a-b", "a-b-2", "any-a-example", "root-2"]
 
 
+def test_no_mount_s_backend_is_the_one_that_answers_404(tmp_path: Path) -> None:
+    """The name is HAProxy's own for what no mount has."""
+    config = loaded(tmp_path, f'"/isowsgi/nowhere" = "{APP}"\n"/-" = "isowsgi.status:application"')
+
+    text = haproxy.configuration(balanced(config, SERVERS, {}, 2.0, ":80"))
+
+    assert text.count("\nbackend isowsgi-nowhere\n") == 1
+    assert "\nbackend isowsgi-nowhere-2  # /isowsgi/nowhere\n" in text
+    assert "use_backend isowsgi-nowhere-2 if { var(txn.path) -m str '/isowsgi/nowhere' }" in text
+
+
 def test_a_server_is_asked_for_each_mount_by_its_status_page(tmp_path: Path) -> None:
     status = 'isowsgi.status:application"'
     check = check_of(loaded(tmp_path, f'"/" = "{APP}"\n"status.example.com/a b" = "{status}'.replace("a b", "ä")))
@@ -111,8 +122,8 @@ def test_strangers_get_no_status_page(tmp_path: Path) -> None:
     text = haproxy.configuration(balanced(config, SERVERS, {}, 2.0, ":80"))
     listed = kubernetes.routes(config, "httproute", "site", 80, {}, "gate")["items"]
 
-    assert "http-request return status 404 if { var(txn.path) -m beg '/-/' }" in text
-    assert text.index("return status 404") < text.index("use_backend root")
+    assert "use_backend isowsgi-nowhere if { var(txn.path) -m beg '/-/' }" in text
+    assert text.index("use_backend isowsgi-nowhere") < text.index("use_backend root")
     rules = {item["metadata"]["annotations"]["isowsgi/mount"]: item["spec"]["rules"][0] for item in listed}
     assert "backendRefs" in rules["/"]
     assert "backendRefs" not in rules["/-"]

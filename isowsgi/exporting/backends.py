@@ -11,6 +11,9 @@ from urllib.parse import quote
 from isowsgi.configuration import Config, Mount
 from isowsgi.shared.routing import WILDCARD
 
+# The backend of what clients may not reach, and of what no mount has, for a balancer that needs one. It answers 404.
+NOWHERE = "isowsgi-nowhere"
+
 # Where a request for the status page may come from without a name of its own in `[status] hosts`.
 _OWN_HOST = "localhost"
 
@@ -97,7 +100,7 @@ def balanced(config: Config, servers: Sequence[Server], only: Mapping[str, Itera
 
 def backends(mounts: Sequence[Mount]) -> list[Backend]:
     """Return a backend for each mount, in the order of the config file."""
-    taken: set[str] = set()
+    taken = {NOWHERE}
     found = []
     for mount in mounts:
         hosts = tuple(host for host in (mount.host, *mount.hosts) if host)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from isowsgi.exporting.backends import Address, Balanced, addresses, ready_target
+from isowsgi.exporting.backends import NOWHERE, Address, Balanced, addresses, ready_target
 from isowsgi.shared.routing import WILDCARD
 
 # Checks of a server that must fail, or succeed, in a row.
@@ -42,14 +42,15 @@ def _frontend(site: Balanced) -> Iterator[str]:
     yield "    # As isowsgi routes: by the name alone, in lower case, and by the path, percent-decoded once."
     yield f"    http-request set-var(txn.host) {_HOST}"
     yield "    http-request set-var(txn.path) path,url_dec"
-    yield "    # The status page would answer anybody: its [status] allows this machine, for the checks."
-    for address in addresses(site.closed):
-        yield from (f"    http-request return status 404{condition}" for condition in _conditions(address))
-    for address in addresses(site.served):
-        yield from (f"    use_backend {address.backend}{condition}" for condition in _conditions(address))
-    yield "    default_backend isowsgi-nowhere"
+    yield "    # The first that fits. The status page is nowhere for clients: it would answer anybody, as its [status] allows this machine,"
+    yield "    # for the checks."
+    closed = {backend.name for backend in site.closed}
+    for address in addresses(site.backends):
+        backend = NOWHERE if address.backend in closed else address.backend
+        yield from (f"    use_backend {backend}{condition}" for condition in _conditions(address))
+    yield f"    default_backend {NOWHERE}"
     yield ""
-    yield "backend isowsgi-nowhere"
+    yield f"backend {NOWHERE}"
     yield "    mode http"
     yield '    http-request return status 404 content-type text/plain string "Not Found"'
 

@@ -222,6 +222,7 @@ ROUTES = {
     ("/-%2Fready", "localhost"): None,
     ("/-#/x", "localhost"): None,
     ("/-/metrics?/../../a", "localhost"): None,
+    ("/-/ready", "b.example.com"): "b-example-com",
 }
 
 
