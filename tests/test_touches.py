@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -74,10 +75,21 @@ REFUSED = {
     "os.symlink('../other/a', 'media/b'); open('media/b').close()": ["reads /other/a: add it to read"],
     "os.chmod('other/a', 0o755); import subprocess; subprocess.run([os.path.abspath('other/a')])": ["runs /other/a: add it to read"],
     "import socket; socket.create_connection(('127.0.0.1', 1))": ["connects to 127.0.0.1:1: add it to connect"],
-    "import socket; socket.socket(socket.AF_INET6).connect(('::1', 1))": ["connects to [::1]:1: add it to connect"],
     "import socket; socket.socket(socket.AF_UNIX).connect('/run/no')": ["connects to unix:/run/no: add it to connect"],
     "import socket; socket.socket().bind(('127.0.0.1', 1))": ["listens on 127.0.0.1:1: add it to listen"],
 }  # fmt: skip
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:  # EAFNOSUPPORT: the kernel was started with ipv6.disable=1
+        return False
+    return True
+
+
+if has_ipv6():
+    REFUSED["import socket; socket.socket(socket.AF_INET6).connect(('::1', 1))"] = ["connects to [::1]:1: add it to connect"]
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from isowsgi.cli import client
+from isowsgi.shared import landlock
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.command import call
 from tests.conftest import DEADLINE_S, ROOT, Server, eventually, running_server
 from tests.load import Load
 from tests.otherusers import needs_users
 
-pytestmark = needs_users
+pytestmark = [needs_users, pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")]  # /blog has a sandbox
 
 # Users that /etc/passwd does not know.
 SHOP, BLOG = 20001, 20002
