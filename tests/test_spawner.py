@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tests.otherusers import needs_users
 # pytest-xdist's worker has threads. The spawner uses none of what they may hold: in a worker, too, it is forked from the only one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-USER = 20001
+USER, OTHER_USER = 20001, 20002
 SHOP = Mount(
     pattern="/shop",
     prefix="/shop",
@@ -212,24 +213,38 @@ def test_what_others_can_change_is_not_roots_alone(tmp_path: Path) -> None:
 
 
 @needs_users
-def test_root_asks_a_python_that_a_user_may_have_put_there_as_that_user(tmp_path: Path) -> None:
-    """It is executed to say its version: as root, it could do anything."""
-    folder = Path("/tmp") / f"isowsgi-python-{os.getpid()}"
-    folder.mkdir()
-    try:
-        fake = folder / "python"
-        fake.write_text(f'#!/bin/sh\nid -u > {folder}/whose\nexec {sys.executable} "$@"\n')
+def test_root_asks_a_python_as_the_first_user_who_can_change_which_one_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is executed to say its version: as root, it could do anything, and as its owner, what the first has chosen of the owner's."""
+    monkeypatch.setenv("SECRET", "s")
+    # Below /tmp, where other users may look; what is there itself may be anybody's once its owner has removed it.
+    with tempfile.TemporaryDirectory(prefix="isowsgi-python-", dir="/tmp") as top:
+        shared, between, place = Path(top), Path(top, "between"), Path(top, "between", "place")
+        shared.chmod(0o755)
+        said = shared / "said"
+        said.touch()
+        said.chmod(0o666)
+        place.mkdir(parents=True)
+        fake = place / "python"
+        fake.write_text(f'#!/bin/sh\necho "$(id -u) $(id -G) $SECRET" > {said}\nexec {sys.executable} "$@"\n')
         fake.chmod(0o755)
-        for uid in (0, USER):
-            for path in (fake, folder):
-                os.chown(path, uid, uid)
-            os.utime(fake, (uid, uid))  # else the answer is known
-            assert configuration.pythons.ask(str(fake)).version == sys.version_info[:3]
-            assert int((folder / "whose").read_text()) == uid
-            (folder / "whose").unlink()
-    finally:
-        for path in (*folder.iterdir(), folder):
-            path.rmdir() if path.is_dir() else path.unlink()
+        link = shared / "link"
+        link.symlink_to(fake)
+        cases = [
+            ((0, 0, 0, 0), link, "0"),
+            ((0, 0, USER, 0), link, f"{USER} 65534"),
+            ((0, USER, OTHER_USER, 0), fake, f"{USER} 65534"),
+            ((0, USER, 0, 0), fake, f"{USER} 65534"),
+            ((0, 0, OTHER_USER, USER), link, f"{USER} 65534"),
+            ((USER, 0, 0, 0), fake, "65534 65534"),
+        ]
+        for number, (uids, path, expected) in enumerate(cases):
+            for uid, changed in zip(uids, (shared, between, fake, link), strict=True):
+                os.lchown(changed, uid, uid)
+            os.utime(fake, (number, number))  # else the answer is known
+            assert configuration.pythons.ask(str(path)).version == sys.version_info[:3]
+            whose = said.read_text().split()
+            assert (whose[-1] == "s") == (expected == "0")
+            assert " ".join(whose).startswith(expected)
 
 
 # A real spawner, with this process as its worker.

@@ -29,7 +29,10 @@ _QUESTION = "import json, sys; print(json.dumps([sys.implementation.name, *sys.v
 
 HOST = sys.version_info[:2]
 
-_NOBODY = 65534  # the kernel's overflowuid
+_NOBODY = 65534  # the kernel's overflowuid, and overflowgid
+
+# What another user's executable learns of root's environment: how a script such as pyenv's finds the programs that it calls.
+_TOLD = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH")
 
 
 class UnusableError(Exception):
@@ -81,9 +84,9 @@ def _answer(path: str) -> bytes:
     # Without site-packages, whose .pth files are code.
     command = [path, "-I", "-S", "-c", _QUESTION]
     said, deadline = b"", time.monotonic() + _ANSWER_S
-    # In its own process group, so that what it starts itself, as a shell script does, ends with it.
+    # In its own session, so that what it starts itself, as a shell script does, ends with it, and another user's has not root's terminal.
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **streams, **_as_whom(path), process_group=0) as child:
+    with subprocess.Popen(command, **streams, **_as_whom(path), start_new_session=True) as child:
         assert child.stdout is not None, "a pipe was asked for"
         try:
             while select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
@@ -104,12 +107,20 @@ def _answer(path: str) -> bytes:
 
 
 def _as_whom(path: str) -> dict[str, Any]:
-    """Return as whom an executable is asked, for `Popen`: root executes nothing that another user can have put there."""
-    if os.geteuid() != 0 or rootsown.is_roots(path):
+    """Return as whom an executable is asked, for `Popen`: root executes nothing that another user can have put there.
+
+    It is the first user on the way who can change where the path leads. The owner of what is there may be somebody else, for whom that
+    user could choose what is executed, by a link, or by another file once this has looked.
+    """
+    if os.geteuid() != 0:
         return {}
-    status = os.stat(path)
-    whose = (status.st_uid, status.st_gid) if status.st_uid else (_NOBODY, _NOBODY)
-    return {"user": whose[0], "group": whose[1], "extra_groups": []}
+    try:
+        os.close(rootsown.open_path(path))
+        return {}
+    except OSError as exc:
+        uid = exc.uid if isinstance(exc, rootsown.NotRootsError) else None
+    env = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    return {"user": _NOBODY if uid is None else uid, "group": _NOBODY, "extra_groups": [], "env": env}
 
 
 @functools.cache

@@ -11,6 +11,18 @@ from contextlib import ExitStack
 _MOST_LINKS = 40
 
 
+class NotRootsError(PermissionError):
+    """Others than root can change where a path leads, or what is there.
+
+    Attributes:
+        uid: the first on the way who can, and whom nobody but root can put out of it; None: it may be one of several.
+    """
+
+    def __init__(self, path: str, uid: int | None) -> None:
+        super().__init__(errno.EPERM, os.strerror(errno.EPERM), path)
+        self.uid = uid
+
+
 def is_roots(path: str) -> bool:
     """Whether only root can change a folder or file, and where its path leads.
 
@@ -34,7 +46,8 @@ def open_path(path: str) -> int:
         path: absolute.
 
     Raises:
-        OSError: it is not there, or others than root could change where the path leads.
+        NotRootsError: others than root could change where the path leads.
+        OSError: it is not there, or leads through too many links.
     """
     names, links, folder = _names(path), 0, -1
     with ExitStack() as opened:
@@ -44,21 +57,33 @@ def open_path(path: str) -> int:
             status = os.fstat(place)
             if stat.S_ISLNK(status.st_mode):
                 links += 1
-                if links > _MOST_LINKS or status.st_uid != 0:
+                if status.st_uid != 0:
+                    raise NotRootsError(path, _whose(status, folder))
+                if links > _MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                 names[:0] = _names(os.readlink("", dir_fd=place))  # of the link that was opened
             elif _is_roots_alone(status):
                 folder = place
             else:
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+                raise NotRootsError(path, _whose(status, folder))
         if not _is_roots_alone(os.fstat(folder), may_be_sticky=False):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+            raise NotRootsError(path, None)
         return os.dup(folder)
 
 
 def _names(path: str) -> list[str]:
     """Return what is opened one after the other on the way to a path: "/" first if it is absolute, which is the same in every folder."""
     return [*([os.sep] if os.path.isabs(path) else ()), *(name for name in path.split(os.sep) if name)]
+
+
+def _whose(status: os.stat_result, folder: int) -> int | None:
+    """Return the user who can change what is not root's; None: others can as well, or can put their own in its place if it is removed.
+
+    Args:
+        folder: that it is in; only root can replace what root has there. -1: none.
+    """
+    is_kept = folder < 0 or _is_roots_alone(os.fstat(folder), may_be_sticky=False)
+    return status.st_uid if status.st_uid and is_kept else None
 
 
 def _is_roots_alone(status: os.stat_result, may_be_sticky: bool = True) -> bool:
