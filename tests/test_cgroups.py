@@ -110,6 +110,20 @@ def test_gunicorns_processes_make_room_for_groups_and_what_killed_workers_left_i
         master.wait()
 
 
+def test_a_worker_that_begins_meanwhile_keeps_its_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begins(_: str) -> list[int]:
+        (tmp_path / "mount-6.1-new").mkdir()
+        return [5]
+
+    for name in ("mount-4.1-left", "mount-5.1-served"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(cgroups, "_processes", begins)
+
+    Subtree(str(tmp_path), frozenset())._sweep("leaf")
+
+    assert {each.name for each in tmp_path.iterdir()} == {"mount-5.1-served", "mount-6.1-new"}
+
+
 def test_a_process_enters_its_group_by_a_door_that_it_closes_and_ends_with_it(tree: Subtree) -> None:
     group = tree.make("shop.example.com/a b", [])
     assert Path(group.path).name.endswith("-shop.example.com-a-b")

@@ -7,6 +7,7 @@ those first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -121,14 +122,16 @@ class Subtree:
     def _sweep(self, leaf: str) -> None:
         """Remove the groups of workers that were killed, with all that is left in them."""
         try:
-            workers = set(_processes(leaf))
-            names = os.listdir(self.path)
+            found = [match for match in map(_GROUP.match, os.listdir(self.path)) if match]
+            workers = set(_processes(leaf))  # after the names: one that begins meanwhile has none of these groups
         except OSError:
             return
-        for name in names:
-            found = _GROUP.match(name)
-            if found is not None and int(found[1]) not in workers:
-                Group(os.path.join(self.path, name)).remove()
+        left = [Group(os.path.join(self.path, match.string)) for match in found if int(match[1]) not in workers]
+        for group in left:
+            group.kill()
+        deadline = time.monotonic() + _DYING_S
+        for group in left:
+            group.remove(deadline)
 
 
 class Use(NamedTuple):
@@ -185,13 +188,19 @@ class Group:
         except (OSError, ValueError):
             return 0
 
-    def remove(self) -> bool:
-        """Kill what is left in it, and remove it; return whether it is gone."""
-        try:
+    def kill(self) -> None:
+        """Kill what is left in it; before Linux 5.14 nothing happens."""
+        with contextlib.suppress(OSError):
             _write(os.path.join(self.path, "cgroup.kill"), "1")
-        except OSError:  # before Linux 5.14
-            pass
-        deadline = time.monotonic() + _DYING_S
+
+    def remove(self, deadline: float | None = None) -> bool:
+        """Kill what is left in it, and remove it; return whether it is gone.
+
+        Args:
+            deadline: how long it may take, by the monotonic clock; None: as long as processes usually take to die.
+        """
+        self.kill()
+        deadline = time.monotonic() + _DYING_S if deadline is None else deadline
         while True:
             try:
                 os.rmdir(self.path)
