@@ -21,7 +21,7 @@ from isowsgi import configuration
 from isowsgi.configuration import App, Config, Mount, accounts
 from isowsgi.configuration.faults import Fault
 from isowsgi.instances.forkserver import memory_file
-from isowsgi.instances.spawnedprocess import SpawnerClient, SpawnFailed
+from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, SpawnFailed
 from isowsgi.shared import births, rootsown, spawning, wire
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Descriptors
@@ -245,6 +245,19 @@ def test_root_asks_a_python_as_the_first_user_who_can_change_which_one_it_is(mon
             whose = said.read_text().split()
             assert (whose[-1] == "s") == (expected == "0")
             assert " ".join(whose).startswith(expected)
+
+
+def test_nothing_is_left_open_of_a_process_whose_end_makes_no_sense() -> None:
+    ours, theirs = map(blocking, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    fd = os.memfd_create("process")
+    with theirs:
+        theirs.send(b"{}")
+        with pytest.raises(SpawnFailed, match="makes no sense"):
+            SpawnedProcess(ours, 1, fd).wait()
+
+    assert ours.fileno() == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 # A real spawner, with this process as its worker.

@@ -55,14 +55,8 @@ class SpawnedProcess:
         Raises:
             SpawnFailed: it could not become what it was to be.
         """
-        self._birth.settimeout(None)
         try:
-            message, _ = _hear(self._birth)
-        finally:
-            with self._lock:
-                self._is_over = True
-                self._birth.close()
-        try:
+            message = self._last_word()
             if isinstance(message, Refused):
                 raise SpawnFailed(message.error)
             if isinstance(message, Ended):
@@ -71,6 +65,18 @@ class SpawnedProcess:
             return -signal.SIGKILL
         finally:
             os.close(self._fd)
+
+    def _last_word(self) -> spawning.Answer | None:
+        self._birth.settimeout(None)
+        try:
+            message, fds = _hear(self._birth)
+            for fd in fds:  # it has no reason to send any
+                os.close(fd)
+            return message
+        finally:
+            with self._lock:
+                self._is_over = True
+                self._birth.close()
 
     def _wait_for_kernel(self) -> None:
         """Wait until the kernel has ended it, which it does with the spawner."""
