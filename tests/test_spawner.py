@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import logging
 import os
 import pwd
 import random
@@ -11,8 +12,9 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ import pytest
 from isowsgi import configuration
 from isowsgi.configuration import App, Config, Mount, accounts
 from isowsgi.configuration.faults import Fault
+from isowsgi.instances import spawnedprocess
 from isowsgi.instances.forkserver import memory_file
 from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, SpawnFailed
 from isowsgi.shared import births, rootsown, spawning, wire
@@ -30,7 +33,8 @@ from isowsgi.shared.spawning import Start, start_of
 from isowsgi.shared.wire import MessageError
 from isowsgi.spawner import child, process
 from isowsgi.spawner.vouched import NotVouchedFor, Vouched
-from tests.conftest import eventually
+from isowsgi.worker import ownspawner
+from tests.conftest import DEADLINE_S, eventually
 from tests.orders import any_orders
 from tests.otherusers import needs_users
 
@@ -269,8 +273,38 @@ def client() -> Iterator[SpawnerClient]:
     with ours:
         with theirs:
             made = SpawnerClient(ours, process.fork(theirs, vouched))
+        assert made.wait_ready(DEADLINE_S)
         yield made
     eventually(lambda: os.waitpid(made.pid, os.WNOHANG)[0] == made.pid, "its end with the socket's")
+
+
+def ends_early(*_: object) -> Vouched:
+    raise OSError("no such directory service")
+
+
+def hangs(*_: object) -> Vouched:
+    signal.pause()
+    raise AssertionError
+
+
+@needs_users
+@pytest.mark.parametrize(("begin", "limit_s"), [(ends_early, DEADLINE_S), (hangs, 0.05)])
+def test_a_worker_whose_spawner_cannot_begin_has_none_and_says_so(
+    begin: Callable[..., Vouched], limit_s: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would have been replaced at once, and so would the next one, with all that has no user."""
+    monkeypatch.setattr("isowsgi.spawner.vouched.Vouched", begin)
+    monkeypatch.setattr(ownspawner, "_BEGIN_S", limit_s)
+    monkeypatch.setattr(ownspawner, "BootOrders", lambda *_, **__: None)
+    share = SimpleNamespace(vouched=Config(path="/isowsgi.toml", mounts=(SHOP,)), settings={}, region=SimpleNamespace(region=None))
+    before = set(os.listdir("/proc/self/fd"))
+
+    assert ownspawner.take_spawner(share, SimpleNamespace(reload=False, timeout=0), [], {}, logging.getLogger()) is None  # type: ignore[arg-type]
+
+    assert [record.message.partition(";")[0].rpartition(", ")[2] for record in caplog.records] == ["could not begin"]
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(SpawnFailed, match="has no spawner"):
+        spawnedprocess.spawn(None, order_of(SHOP))
 
 
 class Ends(contextlib.ExitStack):
@@ -368,6 +402,7 @@ def test_a_process_that_cannot_be_executed_is_told_with_the_reason() -> None:
     with ours, Ends() as ends:
         with theirs:
             made = SpawnerClient(ours, process.fork(theirs, table))
+        assert made.wait_ready(DEADLINE_S)
         with pytest.raises(SpawnFailed, match="cannot be started as user 20001: FileNotFoundError"):
             made.start(order_of(mount).replace(fds=ends.fds)).wait()  # it may say so before it is said that it is there
     eventually(lambda: os.waitpid(made.pid, os.WNOHANG)[0] == made.pid, "its end")

@@ -13,7 +13,7 @@ from isowsgi.instances.forkserver import memory_file
 from isowsgi.shared import births, spawning, wire
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.spawning import FIRST_PLACE, KILL, Ended, Refused, Started
+from isowsgi.shared.spawning import FIRST_PLACE, KILL, READY, Ended, Refused, Started
 from isowsgi.shared.wire import MessageError
 
 # How long the spawner may take for one step, a matter of milliseconds.
@@ -99,8 +99,21 @@ class SpawnerClient:
         self._sock = sock
         self._lock = threading.Lock()
 
+    def wait_ready(self, limit_s: float) -> bool:
+        """Wait until it can start processes, and return whether it can; if not, it is ended, and this object is of no more use."""
+        self._sock.settimeout(limit_s)
+        with contextlib.suppress(OSError):
+            if self._sock.recv(births.MAX_PACKET_BYTES) == READY:
+                return True
+        os.kill(self.pid, signal.SIGKILL)  # what it does in place of answering may take for ever; it has no child yet
+        self.is_gone = True
+        self._sock.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        return False
+
     def fileno(self) -> int:
-        """Return the descriptor that is readable once the spawner has ended: it says nothing there."""
+        """Return the descriptor that is readable once the spawner has ended: it says nothing more there."""
         return self._sock.fileno()
 
     def note_end(self) -> None:
@@ -150,8 +163,8 @@ class SpawnerClient:
 def spawn(spawner: SpawnerClient | None, order: BootOrder) -> SpawnedProcess:
     """Have a process started; errors are those of `SpawnerClient.start`."""
     if spawner is None:
-        text = "this worker has no spawner: its master has read of no user for it in the config file, or is not root; send it SIGHUP"
-        raise SpawnFailed(text)
+        text = "this worker has no spawner: its master has read of no user for it in the config file, or is not root, or the log says why"
+        raise SpawnFailed(f"{text}; send it SIGHUP")
     return spawner.start(order)
 
 

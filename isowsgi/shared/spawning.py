@@ -1,5 +1,6 @@
 """What a worker and its spawner say to each other, the process that stays root to start those of mounts with a user of their own.
 
+0. The spawner sends `READY` once it can start processes; the worker waits for it.
 1. The worker makes a socket pair for each process, the birth, and sends the spawner one end of it with a `Start` as a file, and the
    descriptors that the process is to have, in a packet of one byte. A `Start` names a mount, and says where on the scoreboard the process
    writes. What is run, by whom, where and behind which walls is not the worker's to say: the spawner has it from the config file, as
@@ -21,6 +22,9 @@ FIRST_PLACE = 2
 
 # Longest `Start`, mostly routes: some 40 bytes for each, of which a worker has 16,384 at most.
 MOST_START_BYTES = 4 << 20
+
+# What the spawner sends first, on its own socket; nothing else comes there.
+READY = b"r"
 
 # What the worker sends on the birth for an end; the kernel tells no packet of no byte from the end of the socket.
 KILL = b"k"

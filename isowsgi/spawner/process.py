@@ -95,6 +95,7 @@ def _run(requests: socket.socket, worker: int, vouched: Callable[[], Vouched]) -
     child.close_all_but(requests.fileno(), worker_fd)
     rights.keep_what_it_takes(_NAME)
     spawner = Spawner(requests, worker_fd, table, folder)
+    requests.send(spawning.READY)
     try:
         spawner.serve()
     finally:

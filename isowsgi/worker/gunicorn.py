@@ -92,7 +92,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         self._groups = ControlGroups(self.log)
         self._containment.call("control groups", self._groups.prepare_early, self._share.config, self.cfg)
         try:
-            self._spawner = take_spawner(self._share, self.cfg, self.sockets, self._logs.of_mounts)
+            self._spawner = take_spawner(self._share, self.cfg, self.sockets, self._logs.of_mounts, self.log)
             super().init_process()
         except Exception:
             if not self.booted:

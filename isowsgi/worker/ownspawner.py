@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from isowsgi.spawner.vouched import Vouched
 
 
-def take_spawner(share: Share, cfg: Any, listeners: list[Any], mount_logs: Mapping[str, int]) -> SpawnerClient | None:
-    """Fork the spawner; None if no mount has a user, or gunicorn is not root. To be called as root, by the worker's only thread.
+# How long the spawner may take to begin: milliseconds, and as long as a directory service needs to look its users up. The master
+# waits no longer than gunicorn's `timeout` for a sign of life of the worker, so at most half of that.
+_BEGIN_S = 10.0
+
+
+def take_spawner(share: Share, cfg: Any, listeners: list[Any], mount_logs: Mapping[str, int], log: Any) -> SpawnerClient | None:
+    """Fork the spawner, and wait until it is ready; in a worker that is root still, by its only thread.
+
+    None if no mount has a user, or gunicorn is not root; also if it cannot begin: the log says so, and the mounts with a user fail.
+    One that ends later has the worker replaced, but what cannot begin here would not begin in the next worker either.
 
     Args:
         listeners: gunicorn's.
         mount_logs: descriptors of mounts' log files, by path.
+        log: gunicorn's.
 
     Raises:
         OSError: there is no room for one more process.
@@ -49,4 +58,9 @@ def take_spawner(share: Share, cfg: Any, listeners: list[Any], mount_logs: Mappi
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        return SpawnerClient(ours, process.fork(theirs, vouched))
+        spawner = SpawnerClient(ours, process.fork(theirs, vouched))
+    if spawner.wait_ready(min(_BEGIN_S, cfg.timeout / 2) if cfg.timeout else _BEGIN_S):
+        return spawner
+    text = "the spawner, which starts the processes of mounts with a user, could not begin; its standard error may say why. These mounts"
+    log.error("%s fail, the others are served; send gunicorn SIGHUP once it is mended", text)
+    return None
