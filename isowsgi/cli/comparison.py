@@ -13,6 +13,7 @@ from isowsgi.cli.answers import Told, plain
 from isowsgi.configuration import partial
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import OTHER_HOSTS, Difference, Summary, differences, summary, text_of
+from isowsgi.configuration.walls import OF_GROUPS
 from isowsgi.shared import conffile, controlmessages, interpreters, workdir
 from isowsgi.shared.controlmessages import Error, GunicornFile, ServedTable
 from isowsgi.shared.sockets import Place
@@ -88,6 +89,27 @@ def _differences(served: ServedTable, wanted: configuration.Config) -> list[Diff
     if served.tls == "gunicorn" or (served.tls and wanted.tls):
         return found
     return [attrs.evolve(each, cost=Cost.SIGHUP) if each.name == partial.TLS else each for each in found]
+
+
+def late_limits(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[str]:
+    """Say what `apply` cannot do for the first limits that a mount gets, where workers have given root's rights up: empty for others."""
+    if not any(mount.limits.keys() & OF_GROUPS for mount in wanted.mounts):
+        return []
+    grouped = {f"limits.{name}" for name in OF_GROUPS}
+    for told in answers:
+        if isinstance(told.answer, Error) or any(mount.settings.keys() & grouped for mount in told.answer.mounts):
+            continue
+        if told.place.owner != 0 and _is_roots(told.place.master):
+            return ["limits get control groups at SIGHUP, not by apply: these workers gave root's rights up when no mount had limits"]
+    return []
+
+
+def _is_roots(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.split()[:2] == [b"Uid:", b"0"] for line in file)  # proc_pid_status(5)
+    except OSError:
+        return False
 
 
 def hints(config: str | None, places: Sequence[Place]) -> list[str]:

@@ -11,6 +11,9 @@ from isowsgi.configuration.faults import Fault, spelt, wrong_type
 # Keys that are a process' own: an interpreter shares all of this with its neighbours.
 OF_A_PROCESS = ("user", "umask", "working_directory", "nice", "limits", "sandbox")
 
+# Those of `limits` that are set by a control group where there is one; the others are always each process' own.
+OF_GROUPS = frozenset(("memory", "cpu", "processes"))
+
 # What a Unix socket begins with, where it may be an address too.
 UNIX = "unix:"
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from isowsgi.configuration import Config, sizes
+from isowsgi.configuration.walls import OF_GROUPS
 from isowsgi.shared import cgroups
 from isowsgi.shared.messages import BootOrder, Walls
 
@@ -29,17 +30,23 @@ class ControlGroups:
         self._lock = threading.Lock()
         self._subtree: cgroups.Subtree | None = None
         self._is_known = False
+        self._is_too_late = False
 
     def prepare_early(self, config: Config | None, cfg: Any) -> None:
-        """Prepare if a mount has limits, or if it cannot be done later: the worker is about to give root's rights up.
+        """Prepare if a mount has limits that groups are for, else change nothing of the service's tree.
+
+        A worker that is about to give root's rights up cannot do it later, and says so when it should.
 
         Args:
             cfg: gunicorn's settings.
         """
-        if os.geteuid() == 0 and cfg.uid != 0:
-            self.prepare((cfg.uid, cfg.gid))
-        elif config is not None and any(mount.limits for mount in config.mounts):
-            self.prepare()
+        gives_up = os.geteuid() == 0 and cfg.uid != 0
+        if config is not None and any(mount.limits.keys() & OF_GROUPS for mount in config.mounts):
+            self.prepare((cfg.uid, cfg.gid) if gives_up else None)
+        elif gives_up:
+            with contextlib.suppress(cgroups.Unavailable):  # then there would be none after SIGHUP, either
+                cgroups.find()
+                self._is_too_late = self._is_known = True
 
     def prepare(self, owner: tuple[int, int] | None = None) -> None:
         """Find out whether there are any, and move gunicorn's processes out of the way.
@@ -92,6 +99,10 @@ class ControlGroups:
             return None
         self.prepare()
         if self._subtree is None:
+            if self._is_too_late:
+                self._is_too_late = False  # told once
+                text = "limits.cpu has no effect and other limits are set by setrlimit(2) until gunicorn gets SIGHUP"
+                self._log.warning("%s: %s: this worker gave root's rights up when no mount had limits", order.tag, text)
             return None
         files = dict(cgroups.files_of(walls.memory, walls.cpu, walls.processes, self._subtree.controllers))
         limits = [word for word, file in (("memory", "memory.max"), ("cpu", "cpu.max"), ("processes", "pids.max")) if file in files]
