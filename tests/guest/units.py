@@ -214,7 +214,8 @@ def test_a_process_gets_its_share_of_a_core_and_no_more() -> None:
     counts = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
     assert int(counts["nr_throttled"]) > 0
     use = eventually(lambda: (found := use_of("/hog")) and found["throttled_s"] and found, "what the group uses, in the status")
-    assert (use["memory_bytes"] > 2**20, use["processes"] > 2, use["cpu_s"] > 0) == (True, True, True)
+    # Memory counts from the process' entry on: what Python had touched before is the service's.
+    assert (use["memory_bytes"] > 0, use["processes"] > 2, use["cpu_s"] > 0) == (True, True, True)
 
 
 def test_what_an_app_leaves_behind_ends_with_its_process_and_the_group_goes() -> None:
