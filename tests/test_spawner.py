@@ -363,7 +363,7 @@ def test_nonsense_starts_nothing_and_ends_nothing(client: SpawnerClient) -> None
     chance = random.Random(19)
     good = wire.encode(wire.plain(start()))
     start_one(client)  # so that it has closed what it had from this process
-    held = {*os.listdir(f"/proc/{client.pid}/fd")}
+    held = {*os.listdir(f"/proc/{client.pid}/fd")}  # perhaps with one of that process, which it closes just now
     with Ends() as ends, open(os.devnull, "rb") as device, contextlib.closing(socket.socket()) as lone:
         reader, writer = os.pipe()
         ends.callback(os.close, reader)
@@ -382,7 +382,7 @@ def test_nonsense_starts_nothing_and_ends_nothing(client: SpawnerClient) -> None
                     births.send(client._sock, chance.randbytes(chance.randrange(1, 50)), fds[: chance.randrange(len(fds) + 1)] or [reader])
 
     start_one(client)
-    eventually(lambda: {*os.listdir(f"/proc/{client.pid}/fd")} == held, "all descriptors are closed again")
+    eventually(lambda: {*os.listdir(f"/proc/{client.pid}/fd")} <= held, "all descriptors are closed again")
 
 
 @needs_users
