@@ -72,8 +72,9 @@ class Balanced(NamedTuple):
         return [backend for backend in self.backends if not backend.is_status]
 
     @property
-    def closed(self) -> list[Backend]:
-        return [backend for backend in self.backends if backend.is_status]
+    def closed(self) -> set[str]:
+        """The names of the others."""
+        return {backend.name for backend in self.backends if backend.is_status}
 
 
 def balanced(config: Config, servers: Sequence[Server], only: Mapping[str, Iterable[str]], interval_s: float, bind: str) -> Balanced:

@@ -44,7 +44,7 @@ def _frontend(site: Balanced) -> Iterator[str]:
     yield "    http-request set-var(txn.path) path,url_dec"
     yield "    # The first that fits. The status page is nowhere for clients: it would answer anybody, as its [status] allows this machine,"
     yield "    # for the checks."
-    closed = {backend.name for backend in site.closed}
+    closed = site.closed
     for address in addresses(site.backends):
         backend = NOWHERE if address.backend in closed else address.backend
         yield from (f"    use_backend {backend}{condition}" for condition in _conditions(address))

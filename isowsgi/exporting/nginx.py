@@ -62,7 +62,7 @@ def _lines(site: Balanced) -> Iterator[str]:
         yield f"    keepalive {_IDLE};"
         yield f"    keepalive_timeout {_IDLE_S}s;"
         yield "}"
-    closed = {backend.name for backend in site.closed}
+    closed = site.closed
     alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for host, table in by_host(site.backends).items():
         alike.setdefault(tuple((address.prefix, address.backend) for address in table), []).append(host)

@@ -175,7 +175,7 @@ def _action(
 
 
 def _share(at: Path, action: dict[str, Any], hosts: tuple[str, ...], prefixes: tuple[str, ...]) -> Iterator[Share | Remark]:
-    """Yield a share as a mount of files, or what is to be said of one that is none."""
+    """Yield a share as a mount of files, or remarks on one that is none."""
     where, shares = (*at, "share"), _listed(action["share"])
     later = action.get("fallback")
     text = ""
@@ -188,7 +188,7 @@ def _share(at: Path, action: dict[str, Any], hosts: tuple[str, ...], prefixes: t
     if text:
         for share in shares:
             path = prefixes[0] + "/"
-            folder = share.removesuffix("$uri").rstrip("/") + (path if share.endswith("$uri") else "")
+            folder = _folder_of(share, path)
             note = f"let the proxy serve {share}: a location line is below; {text}"
             yield Remark(at=where, outcome="left", note=note, whole=True, location=(path, folder))
         return
@@ -201,10 +201,15 @@ def _share(at: Path, action: dict[str, Any], hosts: tuple[str, ...], prefixes: t
         note = "a link that leads out of the folder is 403, unless the mount has follow_symlinks = true"
         yield Remark(at=where, outcome="changed", note=note, whole=True)
     file = _file_of(later)
-    folder = shares[0].removesuffix("$uri").rstrip("/") + (prefixes[0] if shares[0].endswith("$uri") else "")
+    folder = _folder_of(shares[0], prefixes[0])
     if file is not None and file.startswith(folder + "/") and len(prefixes) == 1:
         settings["fallback"] = file[len(folder) :]
     yield Share(hosts=hosts, prefixes=prefixes, template=shares[0], settings=settings, at=where)
+
+
+def _folder_of(share: str, path: str) -> str:
+    """Return the folder that a share has for a path."""
+    return share.removesuffix("$uri").rstrip("/") + (path if share.endswith("$uri") else "")
 
 
 def _file_of(fallback: Any) -> str | None:
@@ -227,12 +232,9 @@ def _fallback(
         yield Remark(at=at, outcome="taken", note="what no file answers goes to the app: try_files of nginx")
         yield from _action(config, at, fallback, hosts, prefixes, depth + 1)
     else:
-        yield Remark(
-            at=at, outcome="left", note="what there is no file for is 404, or the mount's fallback: a file of the same folder", whole=True
-        )
+        note = "what there is no file for is 404, or the mount's fallback: a file of the same folder"
+        yield Remark(at=at, outcome="left", note=note, whole=True)
 
-
-_NO_FILE = "what there is no file for is 404, or the mount's fallback: a file of the same folder"
 
 _ACTIONS = {
     "return": "return",
