@@ -62,7 +62,7 @@ def of_mounts(old: Summary, new: Summary) -> dict[str, Cost]:
             if any(each.get("isolation") == '"main"' for each in replaced):
                 cost = Cost.SIGHUP
         is_main = any(each.get("isolation") == '"main"' for each in [*replaced, settings])
-        if cost is Cost.LOAD and (is_main or "user" in settings):  # what runs as another user is root's word, see `instances.vouching`
+        if cost is Cost.LOAD and (is_main or "user" in settings):  # what runs as another user is root's word, see `spawner.vouched`
             cost = Cost.SIGHUP
         elif cost is Cost.LOAD and replaced and any(each.get("replace") == '"stop-first"' for each in [*replaced, settings]):
             cost = Cost.STOP_FIRST

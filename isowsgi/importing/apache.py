@@ -297,7 +297,7 @@ class _Import:
 
 
 _NO_TLS = (
-    "the proxy's; or a [[tls]] table with hosts, certificate and key, where nobody is to be served without TLS: gunicorn speaks it on all "
+    "the proxy's; or a [[tls]] table with hosts, certificate and key, if all clients may use TLS: gunicorn speaks it on all "
     "of its addresses or on none"
 )
 

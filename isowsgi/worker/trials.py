@@ -2,7 +2,7 @@
 
 A mount that nobody knows yet boots in the best kind of interpreter, behind a guard that lets it load no extension module of a package: an
 app without any is served at once. At the first of them the boot waits (`inside.permission`), and the app is tried as a whole in throw-away
-processes (`decision`). If that is where it can live, the boot goes on; else it fails, and the app is loaded where it can. The verdict is
+processes (`decision`). If that is where it can live, the boot continues; else it fails, and the app is loaded where it can. The verdict is
 remembered. So no extension module is ever loaded in a worker that was not tried before, by this worker or an earlier one.
 
 Apps of one box mostly load the same few. A file that one app has loaded with a GIL of its own says by itself that it can do that, any
