@@ -13,7 +13,7 @@ from isowsgi.cli.answers import Told, plain
 from isowsgi.configuration import partial
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import OTHER_HOSTS, Difference, Summary, differences, summary, text_of
-from isowsgi.configuration.walls import OF_GROUPS
+from isowsgi.configuration.walls import OF_GROUPS, need_groups
 from isowsgi.shared import conffile, controlmessages, interpreters, workdir
 from isowsgi.shared.controlmessages import Error, GunicornFile, ServedTable
 from isowsgi.shared.sockets import Place
@@ -93,7 +93,7 @@ def _differences(served: ServedTable, wanted: configuration.Config) -> list[Diff
 
 def late_limits(answers: Sequence[Told[ServedTable]], wanted: configuration.Config) -> list[str]:
     """Say what `apply` cannot do for the first limits that a mount gets, where workers have given root's rights up: empty for others."""
-    if not any(mount.limits.keys() & OF_GROUPS for mount in wanted.mounts):
+    if not need_groups(wanted.mounts):
         return []
     grouped = {f"limits.{name}" for name in OF_GROUPS}
     for told in answers:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt, wrong_type
+from isowsgi.configuration.values import Mount
 
 # Keys that are a process' own: an interpreter shares all of this with its neighbours.
 OF_A_PROCESS = ("user", "umask", "working_directory", "nice", "limits", "sandbox")
@@ -61,6 +62,16 @@ def cpu(value: Any) -> float:
     if value != 0 and not _LEAST_CPU <= value <= _MOST_CPU:
         raise Fault(f"must be {_LEAST_CPU} to {_MOST_CPU} (cores), or 0 for no limit, got {spelt(value)}")
     return float(value)
+
+
+def need_groups(mounts: Iterable[Mount]) -> bool:
+    """Whether any has a limit that is set by a control group where there is one."""
+    return any(mount.limits.keys() & OF_GROUPS for mount in mounts)
+
+
+def with_user(mounts: Iterable[Mount]) -> list[Mount]:
+    """Return those that are served by processes of another user; one whose file has a fault is not served."""
+    return [mount for mount in mounts if mount.user and not mount.fault]
 
 
 def limits(said: Mapping[str, Any]) -> dict[str, float]:

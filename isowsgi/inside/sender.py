@@ -18,11 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gunicorn.http.body import LengthReader
-
 from isowsgi.inside.deadlines import ClientWait, Patience
 from isowsgi.inside.http import ClientGone, Response
-from isowsgi.inside.wsgi import Connection, Fate, Gateway
+from isowsgi.inside.wsgi import Connection, Fate, Gateway, is_read
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorgroups import CUT, TIMEOUT
 from isowsgi.shared.messages import Limits
@@ -140,8 +138,7 @@ class Sender:
 
     def takes(self, response: Response) -> bool:
         """Whether a response may be left: there is room, and nothing of the request is left to be read."""
-        reader = response.body.reader
-        return len(self._connections) < self._most and isinstance(reader, LengthReader) and reader.length == 0
+        return len(self._connections) < self._most and is_read(response.body)
 
     def left(self, response: Response, environ: dict[str, Any], body: Any) -> Sending:
         """Return what `take` finds with the connection."""

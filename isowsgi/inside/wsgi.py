@@ -385,7 +385,7 @@ class Gateway:
                     request.method, request.uri, response.sent, response.response_length,
                 )  # fmt: skip
                 return Fate.LINGER
-        body_read = response.body is connection.plain.no_body or _is_read(response.body)
+        body_read = response.body is connection.plain.no_body or is_read(response.body)
         if response.must_close:
             return Fate.CLOSE if body_read and not connection.is_taken else Fate.LINGER
         if body_read:
@@ -451,7 +451,7 @@ class _ErrorContext:
         self._access(response, request, {**fields, **environ, **self._extra}, elapsed)
 
 
-def _is_read(body: Any) -> bool:
+def is_read(body: Any) -> bool:
     """Whether nothing of a request's body is left to be read from the connection."""
     reader = body.reader
     return reader.__class__ is LengthReader and reader.length == 0

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from isowsgi.configuration import Config, sizes
-from isowsgi.configuration.walls import OF_GROUPS
+from isowsgi.configuration.walls import need_groups
 from isowsgi.shared import cgroups
 from isowsgi.shared.messages import BootOrder, Walls
 
@@ -41,7 +41,7 @@ class ControlGroups:
             cfg: gunicorn's settings.
         """
         gives_up = os.geteuid() == 0 and cfg.uid != 0
-        if config is not None and any(mount.limits.keys() & OF_GROUPS for mount in config.mounts):
+        if config is not None and need_groups(config.mounts):
             self.prepare((cfg.uid, cfg.gid) if gives_up else None)
         elif gives_up:
             with contextlib.suppress(cgroups.Unavailable):  # then there would be none after SIGHUP, either
@@ -76,42 +76,41 @@ class ControlGroups:
         Raises:
             OSError: no descriptor is left.
         """
-        if order.fds is None or order.walls is None:
+        fds, walls = order.fds, order.walls
+        if fds is None or walls is None:
             yield order, None
             return
-        order = order.replace(fds=order.fds.replace(door=-1), walls=order.walls.replace(grouped=[]))  # another process' may be there
-        group = self._make(order)
-        if group is None or order.fds is None or order.walls is None:
-            yield order, None
+        group = self._make(order.name, order.tag, walls)
+        if group is None:
+            yield order.replace(fds=fds.replace(door=-1), walls=walls.replace(grouped=[])), None  # another process' may be there
             return
         try:
             door = group.kernels.door()
             try:
-                yield order.replace(fds=order.fds.replace(door=door), walls=order.walls.replace(grouped=group.limits)), group
+                yield order.replace(fds=fds.replace(door=door), walls=walls.replace(grouped=group.limits)), group
             finally:
                 os.close(door)
         finally:
             group.kernels.remove()
 
-    def _make(self, order: BootOrder) -> Group | None:
-        walls = order.walls
-        if walls is None or not (walls.memory or walls.cpu or walls.processes):
+    def _make(self, name: str, tag: str, walls: Walls) -> Group | None:
+        if not (walls.memory or walls.cpu or walls.processes):
             return None
         self.prepare()
         if self._subtree is None:
             if self._is_too_late:
                 self._is_too_late = False  # told once
                 text = "limits.cpu has no effect and other limits are set by setrlimit(2) until gunicorn gets SIGHUP"
-                self._log.warning("%s: %s: this worker gave root's rights up when no mount had limits", order.tag, text)
+                self._log.warning("%s: %s: this worker gave root's rights up when no mount had limits", tag, text)
             return None
         files = dict(cgroups.files_of(walls.memory, walls.cpu, walls.processes, self._subtree.controllers))
-        limits = [word for word, file in (("memory", "memory.max"), ("cpu", "cpu.max"), ("processes", "pids.max")) if file in files]
+        limits = [word for word, file in cgroups.LIMITS.items() if file in files]
         if not limits:
             return None
         try:
-            return Group(self._subtree.make(order.name, files.items()), limits, walls)
+            return Group(self._subtree.make(name, files.items()), limits, walls)
         except OSError as exc:
-            self._log.warning("%s: no control group can be made for it, so it limits itself by setrlimit(2): %s", order.tag, exc)
+            self._log.warning("%s: no control group can be made for it, so it limits itself by setrlimit(2): %s", tag, exc)
             return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from isowsgi.configuration import Config
 from isowsgi.configuration.faults import place_text
+from isowsgi.configuration.walls import with_user
 from isowsgi.shared import rootsown
 
 
@@ -16,7 +17,7 @@ def faults(config: Config, cfg: Any, shown: str) -> list[str]:
     Args:
         shown: the config file, as it was named.
     """
-    wanting = [mount for mount in config.mounts if mount.user and not mount.fault]
+    wanting = with_user(config.mounts)
     if not wanting or cfg.check_config:
         return []
     if (uid := os.geteuid()) != 0:

@@ -22,6 +22,9 @@ from isowsgi.shared import residentmemory
 # What limits are made of, by controller.
 CONTROLLERS = ("cpu", "memory", "pids")
 
+# The file of a group that has a limit, by the limit's word in a config file.
+LIMITS = {"memory": "memory.max", "cpu": "cpu.max", "processes": "pids.max"}
+
 # The group of gunicorn's master and its workers, and what those of apps are called, with the worker's process id.
 _LEAF = "gunicorn"
 _GROUP = re.compile(r"mount-([0-9]+)\.")
@@ -233,13 +236,13 @@ class Group:
 def files_of(memory: int, cpu: float, processes: int, controllers: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Yield the files of a group that say its limits, with their texts; 0: no limit."""
     if memory and "memory" in controllers:
-        yield "memory.max", str(memory)
+        yield LIMITS["memory"], str(memory)
         yield "memory.swap.max", "0"  # a process that swaps instead of ending takes the disk from all
         yield "memory.oom.group", "1"  # all of the app at once, and not one of its processes
     if cpu and "cpu" in controllers:
-        yield "cpu.max", f"{round(cpu * _PERIOD_US)} {_PERIOD_US}"
+        yield LIMITS["cpu"], f"{round(cpu * _PERIOD_US)} {_PERIOD_US}"
     if processes and "pids" in controllers:
-        yield "pids.max", str(processes)
+        yield LIMITS["processes"], str(processes)
 
 
 def find() -> Subtree:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from isowsgi.configuration import Config, Mount, accounts
 from isowsgi.configuration.accounts import Account
 from isowsgi.configuration.faults import Fault
+from isowsgi.configuration.walls import with_user
 from isowsgi.instances.bootorder import BootOrders, name_of
 from isowsgi.shared.interpreters import PROCESS
 from isowsgi.shared.messages import BootOrder
@@ -49,9 +50,8 @@ class Vouched:
     def __init__(self, config: Config, orders: BootOrders) -> None:
         self._orders = orders
         found: dict[str, dict[str, Mount]] = {}
-        for mount in config.mounts:
-            if mount.user and not mount.fault:
-                found.setdefault(name_of(mount), {})[mount.pattern] = mount
+        for mount in with_user(config.mounts):
+            found.setdefault(name_of(mount), {})[mount.pattern] = mount
         self._charges = {name: _charge(members) for name, members in found.items()}
 
     def charge(self, name: str) -> Charge:

@@ -180,12 +180,12 @@ class Reports:
         limit = wallhints.reached(report.error, mount.limits, instance.grouped)
         advice = wallhints.refused(report.error, mount.sandbox is not None)
         what = limit or (advice and report.error)
-        if what in told or len(told) >= _MOST_WALLS_TOLD:
+        if not what or what in told or len(told) >= _MOST_WALLS_TOLD:
             return
         told.add(what)
         if limit:
             self._log.warning("%s: %s is reached: %s in %s", instance.tag, limit, report.error, report.request)
-        elif advice:
+        else:
             self._log.warning("%s: its sandbox may have refused this: %s in %s; %s", instance.tag, report.error, report.request, advice)
 
     def refused(self, mount: int, line: str, text: str) -> None:

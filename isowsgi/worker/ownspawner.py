@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn import glogging
 
+from isowsgi.configuration.walls import with_user
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.shared import logfiles
@@ -38,7 +39,7 @@ def take_spawner(share: Share, cfg: Any, listeners: list[Any], mount_logs: Mappi
         OSError: there is no room for one more process.
     """
     config = share.vouched
-    if config is None or os.geteuid() != 0 or not any(mount.user and not mount.fault for mount in config.mounts):
+    if config is None or os.geteuid() != 0 or not with_user(config.mounts):
         return None
     from isowsgi.spawner import process  # late: most workers have none
     from isowsgi.spawner.vouched import Vouched
