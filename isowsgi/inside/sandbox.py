@@ -6,13 +6,12 @@ open already stay as they are: the log files', and the socket to the worker.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Iterator
 
 from isowsgi.inside.walls import CannotConfine
-from isowsgi.shared import landlock
+from isowsgi.shared import landlock, privileges
 from isowsgi.shared.landlock import IOCTL_DEV, READ, READ_DIR, READ_FILE, RESOLVE_UNIX, WRITE, WRITE_FILE
 from isowsgi.shared.messages import BootOrder, Sandbox
 
@@ -39,8 +38,6 @@ _KERNEL = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/loadavg", "/pr
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
-_CAPABILITIES_VERSION_3 = 0x20080522  # linux/capability.h
-
 
 def put_up(order: BootOrder, sandbox: Sandbox) -> None:
     """Confine this process; by its only thread.
@@ -50,7 +47,7 @@ def put_up(order: BootOrder, sandbox: Sandbox) -> None:
     """
     try:
         landlock.restrict(rules(order, sandbox), sandbox.connect, sandbox.listen)
-        _drop_capabilities()
+        privileges.keep_capabilities(0)
     except (landlock.Unavailable, OSError) as exc:
         raise CannotConfine(f"cannot be sandboxed, so it is not loaded: {exc}") from exc
 
@@ -72,10 +69,3 @@ def rules(order: BootOrder, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
         yield path, WRITE
     for path in sandbox.sockets:
         yield path, RESOLVE_UNIX
-
-
-def _drop_capabilities() -> None:
-    """Give up what root may do beyond others, if this is root."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0)
-    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError(ctypes.get_errno(), "capset")

@@ -14,12 +14,12 @@ import os
 import stat
 from collections.abc import Iterable
 
+from isowsgi.shared.privileges import PR_SET_NO_NEW_PRIVS, libc, prctl
+
 # System calls, with the same numbers on all machines that CPython supports on Linux (asm-generic/unistd.h).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH, _NET_PORT = 1, 2
 _CREATE_RULESET_VERSION = 1
-
-_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 # Access to files by bit.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in range(6))
@@ -68,7 +68,7 @@ class _NetPort(ctypes.Structure):
 @functools.cache
 def abi() -> int:
     """Return the kernel's ABI; 0: it has no Landlock."""
-    found: int = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
+    found: int = libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     return max(found, 0)
 
 
@@ -102,8 +102,7 @@ def restrict(files: Iterable[tuple[str, int]], connect: Iterable[int] | None, li
         for ports, right in ((connect, _CONNECT_TCP), (listen, _BIND_TCP)):
             for port in ports if ports is not None and net else ():
                 _call(_ADD_RULE, ruleset, _NET_PORT, ctypes.byref(_NetPort(allowed=right, port=port)), 0)
-        if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
@@ -129,13 +128,8 @@ def _allow_beneath(ruleset: int, path: str, access: int) -> None:
 
 
 def _call(number: int, *arguments: object) -> int:
-    result: int = _libc().syscall(number, *arguments)
+    result: int = libc().syscall(number, *arguments)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"landlock: {os.strerror(code)} ({errno.errorcode.get(code, code)})")
     return result
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
