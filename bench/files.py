@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.tls import wrk
+from tests.balancers import PATH, own_name
 from tests.conftest import eventually, running_server
 
 FILES = {"10 KiB": (10 * 1024, 16), "10 MiB": (10 * 1024 * 1024, 4)}
@@ -42,9 +43,8 @@ def nginx(folder: Path, site: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    user = os.environ.get("USER", "root") if os.geteuid() else "root"
-    (folder / "nginx.conf").write_text(NGINX.format(port=port, site=site, user=user))
-    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    (folder / "nginx.conf").write_text(NGINX.format(port=port, site=site, user=own_name()))
+    program = shutil.which("nginx", path=PATH)
     assert program is not None, "main has looked"
     process = subprocess.Popen([program, "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")])
     try:
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2)
     options = parser.parse_args()
-    if missing := [name for name in ("wrk", "nginx", "curl") if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]:
+    if missing := [name for name in ("wrk", "nginx", "curl") if shutil.which(name, path=PATH) is None]:
         print(f"bench/files.py: not found: {', '.join(missing)}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="isowsgi-bench-") as name:

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import DEADLINE_S
 
 KINDS = ("haproxy", "caddy", "nginx")
-_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 # What stands around an exported part, by kind.
 _TIMES = "".join(f"    timeout {name} {s}s\n" for name, s in (("connect", 10), ("client", 60), ("server", 60), ("check", 10)))
@@ -34,7 +34,7 @@ _AROUND = {
 
 def program(kind: str) -> str:
     """Return the path of a balancer's program, or skip the test."""
-    found = shutil.which(kind, path=_PATH)
+    found = shutil.which(kind, path=PATH)
     if found is None:
         pytest.skip(f"{kind} is not installed")
     assert found is not None, "skipped otherwise"
@@ -45,13 +45,13 @@ def written(kind: str, folder: Path, text: str) -> Path:
     """Write a whole configuration around an exported part."""
     before, after = _AROUND[kind]
     if kind == "nginx" and os.geteuid() == 0:
-        before = f"user {_own_name()};\n{before}"
+        before = f"user {own_name()};\n{before}"
     path = folder / f"{kind}.conf"
     path.write_text(before + text + after, encoding="utf-8")
     return path
 
 
-def _own_name() -> str:
+def own_name() -> str:
     """Return who this process is, whatever $LOGNAME says."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
