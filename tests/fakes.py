@@ -167,6 +167,7 @@ class FakeInstance:
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off
         self.asked: list[TellStacks | Profile | Census] = []  # questions that are answered in parts
         self.known: list[Known] = []  # answers to what it has asked itself
+        self.most_unread: int | None = None  # of them; None: it reads each at once
         self.said: deque[Report | bytes] = deque()  # what `read` returns; bytes are no report
 
     def start(self) -> None:
@@ -245,6 +246,8 @@ class FakeInstance:
         if isinstance(order, (TellStacks, Profile, Census)):
             self.asked.append(order)
         if isinstance(order, Known):
+            if len(self.known) == self.most_unread:
+                return False
             self.known.append(order)
         return True
 

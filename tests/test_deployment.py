@@ -1226,6 +1226,38 @@ def test_more_files_than_fit_a_packet_are_told_in_several() -> None:
     assert [(len(each.extensions), each.is_last) for each in site.made[0].known] == [(200, False), (200, False), (50, True)]
 
 
+def test_an_answer_that_is_read_late_is_told_to_its_end() -> None:
+    """Above some 1,000 files the last part did not fit the channel, and the boot waited for it until its time was over."""
+    site = asking()
+    boot = site.made[0]
+    boot.most_unread = 2
+    files = {f"/{number}.so": (1, 2) for number in range(450)}
+    site.deployment.siting.on_verdict(Verdict(isolation="own-gil", reason="it loads", extensions=files), site.now)
+    site.reports(boot, Unknown(path="/y.so"))  # from a thread of the app's: answered after what came before
+    assert [len(each.extensions) for each in boot.known] == [200, 200]
+
+    site.deployment.siting.on_verdict(Verdict(isolation="own-gil", reason="it loads", extensions={"/y.so": (3, 4)}), site.now)
+    site.wait(1)
+    assert len(boot.known) == 2
+    boot.most_unread = None
+    site.wait(1)
+
+    assert [(len(each.extensions), each.is_last) for each in boot.known[2:]] == [(50, True), (1, True)]
+
+
+def test_what_a_boot_that_has_ended_was_to_be_told_is_forgotten() -> None:
+    site = asking()
+    boot = site.made[0]
+    boot.most_unread = 0
+    site.deployment.siting.on_verdict(Verdict(isolation="own-gil", reason="it loads", extensions={"/x.so": (1, 2)}), site.now)
+    site.failed(boot)
+    boot.most_unread = None
+
+    site.wait(1)
+
+    assert boot.known == []
+
+
 class AnyOrder(RuleBasedStateMachine):  # type: ignore[misc,unused-ignore] # hypothesis may be absent where types are checked
     """No sequence of events reaches an undefined state, loses an instance or leaves a gap in service."""
 

@@ -5,6 +5,7 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,34 @@ _MOST_TRIALS = 3
 
 # Extension modules' files in one packet: some 40 KiB.
 _FILES_PER_PACKET = 200
+
+
+class Permits:
+    """Tells boots that wait which files they may load, in parts.
+
+    A channel holds some 1,000 files that nobody has read yet, and a busy machine lets an instance read late. What does not fit now is told
+    later: without the last part the boot would wait until its time is over.
+    """
+
+    def __init__(self) -> None:
+        self._owed: dict[Instance, deque[Known]] = {}
+
+    def give(self, instance: Instance, extensions: Mapping[str, Sequence[int]]) -> None:
+        """Answer a boot; after what it is still owed."""
+        files = [(path, list(stamp)) for path, stamp in extensions.items()]
+        parts = self._owed.setdefault(instance, deque())
+        for start in range(0, max(len(files), 1), _FILES_PER_PACKET):
+            end = start + _FILES_PER_PACKET
+            parts.append(Known(extensions=dict(files[start:end]), is_last=end >= len(files)))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Tell what is owed, as far as it is read; about once a second."""
+        for instance, parts in list(self._owed.items()):
+            while parts and (instance.has_ended() or instance.tell(parts[0])):
+                parts.popleft()
+            if not parts:
+                del self._owed[instance]
 
 
 # Extension modules that are remembered because requests have imported them.
@@ -52,6 +81,7 @@ class Siting:
         self._began = 0.0  # the trial
         self._granted: Mapping[str, Sequence[int]] | None = None  # what those that ask may load, once it is their turn to go on
         self._dismissed: list[Instance] = []  # that asked in vain; their boots will fail
+        self.permits = Permits()
         self._why = ("", "")  # tag and reason of the trial, for the log; none if they were told
 
     @property
@@ -126,7 +156,7 @@ class Siting:
         slots = self._deployment.slots
         is_wanted = instance.state is State.BOOTING and instance in slots.current() and instance not in slots.asking
         if not (is_wanted and self.is_auto and instance.isolation == self.isolation and self.trials <= _MOST_TRIALS):
-            _answer(instance, {})  # its boot fails, and what follows is decided then
+            self.permits.give(instance, {})  # its boot fails, and what follows is decided then
             return
         slots.asking.append(instance)
         if not self.is_on_trial and not self._begin(path, now, (instance.tag, f"it loads {path}")):
@@ -151,7 +181,7 @@ class Siting:
             for instance in asking:
                 slots.asking.remove(instance)
                 slots.began[instance] = now
-                _answer(instance, granted)
+                self.permits.give(instance, granted)
         return deployment.is_in_line
 
     def _dismiss(self, now: float) -> None:
@@ -161,11 +191,11 @@ class Siting:
         for instance in [each for each in slots.asking if each in slots.current()]:
             slots.asking.remove(instance)
             if instance.state is not State.BOOTING:  # a thread of its app's own waits, and its boot is over
-                _answer(instance, {})
+                self.permits.give(instance, {})
                 continue
             slots.vacate(instance)
             self._dismissed.append(instance)
-            _answer(instance, {})
+            self.permits.give(instance, {})
             self._deployment.retire(instance, now)  # also if the app catches the error, and is up in the end
 
     def on_refused(self, instance: Instance, report: Refused, now: float) -> None:
@@ -257,11 +287,3 @@ class Siting:
         if self.trials or instance.failed_in_hook:
             return False
         return loadfailures.classify(instance.error, instance.traceback).kind != loadfailures.BROKEN
-
-
-def _answer(instance: Instance, extensions: Mapping[str, Sequence[int]]) -> None:
-    """Tell a boot that waits which files it may load."""
-    files = [(path, list(stamp)) for path, stamp in extensions.items()]
-    for start in range(0, max(len(files), 1), _FILES_PER_PACKET):
-        end = start + _FILES_PER_PACKET
-        instance.tell(Known(extensions=dict(files[start:end]), is_last=end >= len(files)))

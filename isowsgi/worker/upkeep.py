@@ -74,6 +74,7 @@ class Upkeep:
         if retry_at is not None and now >= retry_at and not deployment.is_ending:
             self._retry(retry_at, now)
         deployment.succession.look(now)
+        deployment.siting.permits.go_on()
         for instance in deployment.slots.all():
             deployment.surroundings.containment.call(f"{instance.tag}: periodic check", self._look_at, instance, now)
         is_overdue = deployment.siting.is_overdue(now)
