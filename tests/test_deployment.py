@@ -135,6 +135,21 @@ def test_over_max_rss_the_mount_that_grew_most_is_replaced_once_all_are_measured
     assert len(site.made) == 2
 
 
+def test_over_max_rss_a_mount_that_cannot_be_measured_is_replaced_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """A heap that grew faster than it was looked at was never measured: nothing was replaced, and 30 s later the worker was."""
+    caplog.set_level(logging.INFO)
+    site = up()
+    watch = MemoryWatch(lambda: [site.deployment], lambda: 1, Meter(lambda: [site.deployment]))
+    watch.tick(site.now)
+    watch.tick(site.now + 14)
+    assert len(site.made) == 1
+
+    watch.tick(site.now + 16)
+
+    assert len(site.made) == 2
+    assert "of the mounts whose memory could not be measured within 15 s this one has served most" in caplog.text
+
+
 def test_an_instance_over_its_max_memory_is_replaced_once() -> None:
     site = up(max_memory=2**20)
     site.made[0].memory_at_boot, site.made[0].memory = 2**19, 2**21

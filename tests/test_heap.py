@@ -147,6 +147,20 @@ def test_too_many_containers_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) 
 
     assert [found.look(), found.large] == [True, 0]
     assert found.objects > 10
+    assert found.weight > found.objects, "else who shares its arenas gets its part of them"
+
+
+def test_a_round_ends_when_the_heap_has_grown_too_large_to_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went on in looks of 60 ms with pauses of a second, and ended after minutes."""
+    monkeypatch.setattr(heap, "_MOST", heap._FEWEST)
+    found = Heap()
+    assert not found.look()
+    monkeypatch.setattr(heap, "_MOST_CONTAINERS", 10_000)
+    monkeypatch.setattr(heap, "_SLOWER", 0.0)  # so that this look is one that takes too long
+
+    assert found.look()
+    assert found.objects > 10_000
+    assert found.weight > found.objects
 
 
 def test_the_collector_is_as_it_was() -> None:

@@ -58,8 +58,12 @@ _FEWEST, _MOST = 1024, 8192
 # The table of a list or dict from which on only some of what it knows is looked at: all of it is 10 ms a megabyte.
 _LONG_BYTES, _STEP = 256 * 1024, 64
 
-# From how many containers on none are looked at: the list of all, of which each look makes one, would take 10 ms alone.
+# From how many containers on none are looked at: the list of all, of which each look makes one, would take 10 ms alone. A round that has
+# begun with fewer ends when there are more.
 _MOST_CONTAINERS = 500_000
+
+# How much longer than it should a look at the fewest has to take for the containers to be counted again.
+_SLOWER = 2.0
 
 # Old ones first: they keep their order, and what gets older moves to their end.
 _GENERATIONS = ((2,), (1,))
@@ -222,7 +226,10 @@ class Heap:
             self._at += count
             self.take(first, count, sizes(first, count))
         took_s = time.thread_time() - started
-        should_take_s = self._listing_s + min(max(self._listing_s, _LOOK_S), _LONGEST_LOOK_S)
+        should_take_s = self._should_take_s()
+        if self._count == _FEWEST and took_s > _SLOWER * should_take_s:
+            self._count_all()
+            should_take_s = self._should_take_s()
         self._count = min(max(int(self._count * min(should_take_s / max(took_s, 1e-6), 2.0)), _FEWEST), _MOST)
         if self._at < min(self._all, _MOST_CONTAINERS):
             return False
@@ -234,12 +241,23 @@ class Heap:
         if gc.get_freeze_count() <= _FROZEN:  # else it is the app that has frozen objects, and not for us to undo
             gc.freeze()
             gc.unfreeze()  # from the youngest generation to the oldest one, and no finalizer is called for it, as by a collection
-        started = time.thread_time()
-        self._all = sum(map(len, starmap(gc.get_objects, _GENERATIONS)))
-        self._listing_s = time.thread_time() - started
-        if self._all > _MOST_CONTAINERS:
-            self._at = self._all
         self._large, self._scaled, self._weight = {}, 0, 0
+        self._count_all()
+
+    def _should_take_s(self) -> float:
+        return self._listing_s + min(max(self._listing_s, _LOOK_S), _LONGEST_LOOK_S)
+
+    def _count_all(self) -> None:
+        """Count the containers, and be done with this round if they are too many to be looked at."""
+        started = time.thread_time()
+        found = sum(map(len, starmap(gc.get_objects, _GENERATIONS)))
+        self._listing_s = time.thread_time() - started
+        if self._at == 0 or found > _MOST_CONTAINERS:  # what is added to a smaller heap meanwhile is for the next round
+            self._all = found
+        if found > _MOST_CONTAINERS:
+            # Who shares arenas with it is compared by weight: without one it would have no part of them.
+            self._weight += (found - self._at) * (self.weight // self.objects if self.objects else 2 * _CONTAINER_BYTES)
+            self._at = found
 
     def _end(self) -> None:
         self.large = sum(self._large.values()) + len(self._large) * (_MALLOC_BYTES + GC_BYTES) + self._scaled

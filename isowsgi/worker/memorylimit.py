@@ -59,10 +59,17 @@ class MemoryWatch:
             for instance in deployment.slots.all()
             if instance.state is State.SERVING and instance.memory_at_boot >= 0
         ]
-        if serving:
-            grown, deployment = max(serving, key=lambda pair: pair[0])
-            text = f"the worker and its processes use {self.used_mib()} MiB, max_rss is {self._max_rss()}, and this mount grew most, "
-            deployment.replace(f"{text}by {grown // _MIB} MiB", now)
+        text = f"the worker and its processes use {self.used_mib()} MiB, max_rss is {self._max_rss()}, and "
+        grown, deployment = max(serving, key=lambda pair: pair[0], default=(0, None))
+        unknown = [] if grown > 0 else [each for each in self._meter.unmeasured() if each[0].state is State.SERVING]
+        if unknown:
+            # A heap that grows faster than it can be looked at is among them, and requests make it grow.
+            _, deployment = max(unknown, key=lambda pair: pair[0].requests())
+            text += f"of the mounts whose memory could not be measured within {_MEASURING_S:.0f} s this one has served most"
+        else:
+            text += f"this mount grew most, by {grown // _MIB} MiB"
+        if deployment is not None:
+            deployment.replace(text, now)
 
     def used_mib(self) -> int:
         """Return the memory of the worker, and of the processes that its mounts have."""

@@ -189,6 +189,15 @@ class Meter:
         """Whether any of those is left that `sweep` has asked for."""
         return bool(self._wanted)
 
+    def unmeasured(self) -> list[tuple[Instance, Deployment]]:
+        """Return the interpreters whose memory was never measured, or that `sweep` still waits for; and whose they are."""
+        return [
+            (instance, deployment)
+            for deployment in self._deployments()
+            for instance in deployment.slots.all()
+            if instance.memory_at_boot < 0 or instance in self._wanted
+        ]
+
     def sweep(self, now: float) -> None:
         """Measure all interpreters, from now on."""
         self._wanted = set(self._interpreters())

@@ -93,12 +93,12 @@ def test_over_the_memory_limit_the_mount_that_grew_most_is_replaced(serve: Start
     (worker,) = server.workers()
 
     def grow() -> bool:
-        if "/a: loading generation 2 " not in server.log() and rss_mib(worker) < 400:
+        if "/a: loading generation 2 " not in server.log() and rss_mib(worker) < 330:
             server.get("/a/more")
         return "/a #2: serving" in server.log()
 
-    eventually(grow)
-    assert "and this mount grew most" in server.log()
+    eventually(grow, "a replacement of /a", deadline_s=120)
+    assert re.search(r"max_rss is 250, and (this mount grew most|of the mounts whose memory could not be measured)", server.log())
     assert "/b #2" not in server.log()
 
 
