@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_a_body_with_a_status_that_has_none_is_told_in_the_instances_log(place: 
     assert place.log.errors == [
         "GET /a: the app returned a body of 5 bytes with status 204 No Content, which must not have one; the body is not sent"
     ]
+
+
+def test_a_5xx_that_the_app_gives_in_another_thread_is_an_error_of_the_request(place: Failing) -> None:
+    """Only what was given in the request's own thread was noted."""
+    gateway = place.service._gateways[0]
+
+    def fails_elsewhere(environ: Any, start_response: Any) -> list[bytes]:
+        thread = threading.Thread(target=start_response, args=("503 Busy", [("Content-Length", "0")]))
+        thread.start()
+        thread.join()
+        return []
+
+    gateway._app = fails_elsewhere
+    gateway.errors.within(place.answer, is_serving=lambda: True)
+    told: list[Any] = []
+    gateway.errors.flush(told.append)
+
+    assert [(report.kind, report.type, report.count) for report in told] == [("response", "503 Busy", 1)]
+    assert not errornotes.noted
 
 
 @pytest.mark.parametrize(("is_timed_out", "count"), [(False, 1), (True, 0)])

@@ -242,6 +242,30 @@ def test_a_sample_that_raises_ends_the_profile() -> None:
     assert (told, taker.next_at) == ([(7, "")], math.inf)
 
 
+class Named(threading.Thread):
+    """A thread of the app's whose name is its code, as is the way to it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if threading.current_thread() is threading.main_thread() and name in ("_name", "_native_id"):
+            raise SystemExit
+        return super().__getattribute__(name)
+
+
+def test_what_a_thread_of_the_apps_says_of_itself_is_not_asked() -> None:
+    """The control thread ran it, which may wait for nothing of the app's."""
+    may_go = threading.Event()
+    thread = Named(target=may_go.wait)
+    thread.start()
+    try:
+        taker = Profiler(list, lambda *answer: None, isolation="own-gil")
+        taker.start(ORDER, 100.0)
+        taker.take(100.5)
+        taker.drop(ORDER.ask)
+    finally:
+        may_go.set()
+        thread.join()
+
+
 def test_where_reading_stacks_may_crash_nothing_is_sampled() -> None:
     """A new generation may be in another isolation than the one for which the command was allowed."""
     told: list[tuple[int, str]] = []

@@ -37,14 +37,15 @@ class Ending:
     """The end of the current request of one serving thread, and of one after the other.
 
     Attributes:
+        ident: the thread's number.
         number: of the thread's current request; each has its own.
         is_timed_out: timed out by the watcher. The client was answered and its connection shut down, or is about to be.
     """
 
-    __slots__ = ("_app", "_ident", "_is_in_app", "_is_raised", "_is_watcher_busy", "_open", "_status", "_words", "is_timed_out", "number")
+    __slots__ = ("_app", "_is_in_app", "_is_raised", "_is_watcher_busy", "_open", "_status", "_words", "ident", "is_timed_out", "number")
 
     def __init__(self) -> None:
-        self._ident = 0
+        self.ident = 0
         self._words: Any = None  # of the row of the current request; of the last one, between two
         self.number = 0
         self.is_timed_out = False
@@ -59,7 +60,7 @@ class Ending:
 
     def enter_thread(self) -> None:
         """Say that the calling thread is the one."""
-        self._ident = threading.get_ident()
+        self.ident = threading.get_ident()
 
     def begin(self, words: memoryview) -> None:
         """Say that another request begins.
@@ -156,7 +157,7 @@ class Ending:
             time.sleep(_PAUSE_S)
 
     def _take_back(self) -> None:
-        set_async_exception(self._ident, None)
+        set_async_exception(self.ident, None)
         self._is_raised = False
 
     # For the watcher.
@@ -215,7 +216,7 @@ class Ending:
         except IndexError:
             return
         self._is_raised = True
-        set_async_exception(self._ident, exception)
+        set_async_exception(self.ident, exception)
 
 
 def set_async_exception(ident: int, exception: type[BaseException] | None) -> None:

@@ -19,6 +19,10 @@ from isowsgi.shared.messages import Erred
 from isowsgi.shared.places import place_in
 from isowsgi.shared.rows import EXCEPTIONS, Row
 
+# Groups of a mount that an instance sums up, of failures and of what was only logged. The worker drops old ones; here that would lose count
+# of one that comes again, so there are more than an app fails at in a generation's life: 2 KiB each.
+_MOST_SUMS = 200
+
 
 class ErrorBook:
     """One instance's.
@@ -79,7 +83,7 @@ class ErrorBook:
             return
         notes, client = mine.take()
         line = f"{request.method} {request.uri}" if request is not None else ""
-        groups = mine.groups.setdefault(mount, Groups())
+        groups = mine.groups_of(mount)
         if client is not None:  # the app was told, and made of it what it likes; nobody has got that
             if client == CLIENT_STALLED:
                 groups.of(CUT, "client too slow", "").add(1, time.time(), line, "the client sent too little of the body in time", "")
@@ -119,7 +123,7 @@ class ErrorBook:
         mine = errornotes.threads.get(get_ident())
         if mine is not None:
             place = place_in(details) if details else ""
-            group = mine.groups.setdefault(mount, Groups()).of(kind, type_, place)
+            group = mine.groups_of(mount).of(kind, type_, place)
             group.add(1, time.time(), line.removesuffix(" HTTP/1.1"), error, details)
 
     # By the control thread, and by whoever ends the instance.
@@ -135,10 +139,9 @@ class ErrorBook:
 
     def _flush(self, send: Callable[[Erred], bool | None]) -> bool:
         for mine in self._threads:
-            for mount, groups in mine.groups.copy().items():
-                for group in groups.table.copy().values():
-                    if group.count != group.told:
-                        self._take(mount, group)
+            for mount, group in mine.all_groups():
+                if group.count != group.told:
+                    self._take(mount, group)
         is_all = True
         for mount, groups in self._sums.items():
             for group in groups.table.values():
@@ -154,7 +157,7 @@ class ErrorBook:
         """Add what a thread has counted since the last time. The thread still counts meanwhile: what it adds now is taken the next time."""
         count, details = group.count, group.details
         group.details = ""
-        into = self._sums.setdefault(mount, Groups()).of(*group.key)
+        into = self._sums.setdefault(mount, Groups(_MOST_SUMS)).of(*group.key)
         if group.at >= into.at:
             into.add(count - group.told, group.at, group.request, group.error, details)
         else:

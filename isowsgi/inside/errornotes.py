@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from isowsgi.inside.deadlines import RequestTimeout
 from isowsgi.shared.containment import one_line, traceback_of
-from isowsgi.shared.errorgroups import LOGGED, MAX_DETAILS_CHARS, Groups
-from isowsgi.shared.places import place_in, place_of
+from isowsgi.shared.errorgroups import LOGGED, MAX_DETAILS_CHARS, Group, Groups
+from isowsgi.shared.places import exact, place_in, place_of
 
 # How an exception came to be known. Of several in one request the one with the highest rank is what it failed of, the last one if they are
 # equals.
@@ -69,10 +69,9 @@ class ThreadNotes:
     Attributes:
         notes: of the current request.
         client: what became of its client, if the app was told: one of our exceptions.
-        groups: by the mount's number.
     """
 
-    __slots__ = ("_shown", "client", "groups", "is_serving", "line", "notes", "packages")
+    __slots__ = ("_groups", "_shown", "client", "is_serving", "line", "notes", "packages")
 
     def __init__(self, packages: frozenset[str], line: Callable[[], str], is_serving: Callable[[], bool]) -> None:
         self.line = line  # of the request
@@ -80,7 +79,7 @@ class ThreadNotes:
         self.client: tuple[str, str] | None = None
         self.packages = packages  # those that are the app's, wherever they lie
         self.notes: list[Note] = []
-        self.groups: dict[int, Groups] = {}
+        self._groups: dict[int, Groups] = {}
         self._shown = Groups()  # when tracebacks were made last
 
     def note(self, rank: int, exc: BaseException, trace: Any) -> None:
@@ -102,6 +101,14 @@ class ThreadNotes:
             return False
         group.shown_at = group.at = now
         return True
+
+    def groups_of(self, mount: int) -> Groups:
+        """Return the thread's groups of a mount; its owner alone adds to them."""
+        return self._groups.setdefault(mount, Groups(drops_told=True))
+
+    def all_groups(self) -> list[tuple[int, Group]]:
+        """Return them all, with the mount's number; for the control thread."""
+        return [(mount, group) for mount, groups in self._groups.copy().items() for group in groups.table.copy().values()]
 
     def take(self) -> tuple[list[Note], tuple[str, str] | None]:
         """Return what was noted, and what became of the client; the next request begins with nothing."""
@@ -149,10 +156,13 @@ def note_handled(rank: int = HANDLED) -> None:
     note(rank, sys.exc_info()[1])
 
 
-def note_failed() -> None:
-    """Note that the app gives a 5xx, and the exception that is being handled, if there is one."""
+def note_failed(ident: int) -> None:
+    """Note that the app gives a 5xx, and the exception that is being handled, if there is one.
+
+    Args:
+        ident: of the thread that serves the request; an app may call `start_response` in another one.
+    """
     note_handled()
-    ident = get_ident()
     if (mine := threads.get(ident)) is not None:
         noted[ident] = mine
 
@@ -201,8 +211,9 @@ def _ours_in(exc: BaseException) -> tuple[str, str] | None:
 
 def _name_of(exc: BaseException) -> str:
     kind = type(exc)
-    module, name = type.__getattribute__(kind, "__module__"), type.__getattribute__(kind, "__qualname__")
-    return str(name) if module in ("builtins", "__main__") else f"{module}.{name}"
+    module, name = type.__getattribute__(kind, "__module__"), exact(type.__getattribute__(kind, "__qualname__"))
+    module = exact(module) if isinstance(module, str) else ""  # it is whatever the class says
+    return name if module in ("builtins", "__main__", "") else f"{module}.{name}"
 
 
 def _read_text(text: str) -> Note | None:

@@ -174,6 +174,8 @@ class _LineOf(NamedTuple):
 class _NotWatched:
     """The ending of a request that nobody watches."""
 
+    ident = 0  # no thread's
+
     def claim(self) -> bool:
         return True
 
@@ -383,7 +385,7 @@ class Response(Outgoing):
         """Say how the end of the body is known, and whether there is one, where its length does not say it all."""
         if known.word == RESPONSES + 5:
             self.is_5xx = True
-            note_failed()
+            note_failed(self.ending.ident)
         self._omits_body = known.omits_body or self._line.is_head
         if known.has_no_length and self.response_length is not None:
             self._pairs, self._lines, self.response_length, _ = check_block(

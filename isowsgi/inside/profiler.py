@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from isowsgi.inside.deadlines import Job
-from isowsgi.inside.stacks import app_threads, frame_of, is_own_file
+from isowsgi.inside.stacks import app_threads, fact_of, frame_of, is_own_file, name_of
 from isowsgi.inside.templates import django_line, is_django_node, jinja_line, jinja_lines
 from isowsgi.shared import wire
 from isowsgi.shared.calltree import CallTree
@@ -285,7 +285,7 @@ class Profiler:
         for job in self._jobs():
             run.clocks.take_us(job.ident, job.cpu_ns())
         for ident, thread in self._others().items():
-            run.clocks.take_us(ident, clock_of(getattr(thread, "_native_id", None)))
+            run.clocks.take_us(ident, clock_of(fact_of(thread, "_native_id")))
         if self._has_own_gil:
             self._interval_before = sys.getswitchinterval()
             sys.setswitchinterval(min(_SWITCH_S, self._interval_before))
@@ -345,7 +345,7 @@ class Profiler:
                 self._add(run, job.ident, run.label(job) if run.order.by_request else None, time_us)
         for ident, thread in self._others().items():
             if ident not in idents:
-                time_us = run.clocks.take_us(ident, clock_of(getattr(thread, "_native_id", None)))
+                time_us = run.clocks.take_us(ident, clock_of(fact_of(thread, "_native_id")))
                 if time_us:
                     self._add(run, ident, _NO_REQUEST if run.order.by_request else None, time_us)
 
@@ -360,7 +360,7 @@ class Profiler:
         """Return the threads that the app's `threading` knows and that are none of isowsgi's, by their numbers."""
         if not self._sees_others:
             return {}
-        found = [(ident, thread) for ident, thread in list(app_threads.items()) if not _is_ours(thread)]
+        found = [(ident, thread) for ident, thread in list(app_threads.items()) if not name_of(thread).startswith("isowsgi-")]
         return dict(found[:_MOST_OTHERS])
 
     def _drop(self) -> None:
@@ -368,7 +368,3 @@ class Profiler:
             sys.setswitchinterval(self._interval_before)
         self._run = None
         self.next_at = math.inf
-
-
-def _is_ours(thread: Any) -> bool:
-    return str(getattr(thread, "_name", "")).startswith("isowsgi-")

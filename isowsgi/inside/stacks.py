@@ -19,6 +19,7 @@ from typing import Any
 
 from isowsgi.inside import tasks
 from isowsgi.inside.private import theirs
+from isowsgi.shared.places import exact
 
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
 _OWN_FILES = os.path.dirname(__file__) + os.sep
@@ -57,7 +58,7 @@ class Stacks:
         """
         if not self._can_see():
             return _UNSEEN
-        names = {ident: str(getattr(thread, "_name", "")) for ident, thread in list(app_threads.items())}
+        names = {ident: name_of(thread) for ident, thread in list(app_threads.items())}
         idents = {*names, *busy, *(sys._current_frames() if self._frames_are_own else ())}
         texts, waiting = [], []
         loops: list[Any] = []
@@ -88,7 +89,22 @@ def frame_of(ident: int) -> Any:
 
 def is_own_file(name: str) -> bool:
     """Whether code lies in a file of this package, or is what starts a thread."""
+    name = exact(name)
     return name.startswith(_OWN_FILES) or name in _OWN_NAMES
+
+
+def name_of(thread: Any) -> str:
+    """Return what a thread of the app's `threading` is called."""
+    name = fact_of(thread, "_name")
+    return exact(name) if isinstance(name, str) else ""
+
+
+def fact_of(thread: Any, name: str) -> Any:
+    """Return an attribute of such a thread, without calling what its class may have made of it."""
+    try:
+        return object.__getattribute__(thread, "__dict__").get(name)
+    except AttributeError:
+        return None
 
 
 def stack_from_app(frame: Any, or_all: bool = True) -> str:

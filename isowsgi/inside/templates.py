@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from isowsgi.shared.places import exact
+
 _DJANGOS = os.path.join("django", "template", "base.py")
 
 # What stands around a token, by django.template.base.TokenType; 0 and 3 are text and comments.
@@ -19,7 +21,7 @@ _MOST_CHARS = 100
 
 def is_django_node(code: Any) -> bool:
     """Whether a function renders one node of a template of Django's."""
-    return bool(code.co_name == "render_annotated" and code.co_filename.endswith(_DJANGOS))
+    return exact(code.co_name) == "render_annotated" and exact(code.co_filename).endswith(_DJANGOS)
 
 
 def django_line(frame: Any) -> tuple[str, str, int] | None:
@@ -44,6 +46,8 @@ def jinja_lines(names: Any) -> list[tuple[int, int]] | None:
         names: of the module.
     """
     try:
+        if type(names) is not dict:  # code that `exec` runs may have a dict of the app's own kind
+            return None
         table = names.get("debug_info") if "blocks" in names and "root" in names else None
         if type(table) is not str:
             return None

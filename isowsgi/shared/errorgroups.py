@@ -87,12 +87,18 @@ class Group:
 class Groups:
     """A table of them; one thread changes it.
 
+    Args:
+        most: groups of failures, and as many of what was only logged.
+        drops_told: whether one of which all was passed on gives up its place to a new one, and is counted nowhere.
+
     Attributes:
         by_type: how many errors there were of each type, of exceptions, and of each kind of what has no exception; not what was only
             logged. Of those that `count` counted; no group that gives up its place makes it less.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_GROUPS, drops_told: bool = False) -> None:
+        self._most = most
+        self._drops_told = drops_told
         self.table: dict[Key, Group] = {}
         self.by_type: dict[str, int] = {}
 
@@ -123,8 +129,13 @@ class Groups:
     def _has_place(self, is_logged: bool, older_than: float) -> bool:
         """Whether one more group may be made of those that are logged, or of the failures; drops one, if need be."""
         same = [group for key, group in self.table.items() if (key.kind == LOGGED) is is_logged and (key.type, key.place) != (OTHER, "")]
-        if len(same) < MOST_GROUPS:
+        if len(same) < self._most:
             return True
+        if self._drops_told:
+            told = [group for group in same if group.count == group.told]
+            if told:
+                del self.table[min(told, key=lambda group: group.at).key]
+            return bool(told)
         oldest = min(same, key=lambda group: group.at)
         if oldest.at >= older_than:
             return False

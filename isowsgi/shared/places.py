@@ -26,14 +26,19 @@ def place_of(trace: Any, packages: frozenset[str] = frozenset()) -> str:
     while trace is not None:
         last = trace
         frame = trace.tb_frame
-        if is_own(frame.f_code.co_filename) or _top_module(frame) in packages:
+        if is_own(exact(frame.f_code.co_filename)) or _top_module(frame) in packages:
             own = trace
         trace = trace.tb_next
     found = own or last
     if found is None:
         return ""
     code = found.tb_frame.f_code
-    return f"{code.co_filename}:{found.tb_lineno} in {code.co_qualname}"
+    return f"{exact(code.co_filename)}:{found.tb_lineno} in {exact(code.co_qualname)}"
+
+
+def exact(text: str) -> str:
+    """Return a name as a `str` itself: one of a class, function or file may be of a class of the app's, whose methods are its code."""
+    return str.__getitem__(text, slice(None))
 
 
 def place_in(text: str) -> str:

@@ -18,7 +18,7 @@ WITH_TEXTS = 5
 # Of a traceback its end is kept: there is the error.
 _MAX_DETAILS_CHARS = 16 * 1024
 
-# Kinds of groups that an instance's reports are compared with. No sound instance has as many; a child process may say anything.
+# Groups of a mount that an instance's reports are compared with. No sound instance has as many; a child process may say anything.
 _MOST_TOLD = 500
 
 # Most that a count can grow by in one report: more than any instance serves between two of them.
@@ -93,15 +93,16 @@ class Heard:
     """What one instance has reported so far, so that each of its errors is counted once."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[int, str, str, str], int] = {}
+        self._counts: dict[int, dict[tuple[str, str, str], int]] = {}
 
     def news(self, report: Erred) -> int:
-        """Return how many errors a report adds."""
-        key = report.mount, report.kind, report.type[:200], report.place[:500]
-        if key not in self._counts and len(self._counts) >= _MOST_TOLD:
+        """Return how many errors a report adds, of a mount that the instance has."""
+        counts = self._counts.setdefault(report.mount, {})
+        key = report.kind, report.type[:200], report.place[:500]
+        if key not in counts and len(counts) >= _MOST_TOLD:
             return 0
-        before = self._counts.get(key, 0)
-        self._counts[key] = max(before, report.count)
+        before = counts.get(key, 0)
+        counts[key] = max(before, report.count)
         return min(max(report.count - before, 0), _MOST_AT_ONCE)
 
 

@@ -168,8 +168,9 @@ class Reports:
 
     def _on_erred(self, instance: Instance, report: messages.Erred, now: float) -> None:
         pattern = self._pattern(report.mount)
-        count = self._heard.setdefault(instance, Heard()).news(report)
-        if pattern is not None and count:
+        if pattern is None:
+            return  # a child process may say anything
+        if count := self._heard.setdefault(instance, Heard()).news(report):
             key = report.kind, report.type, report.place
             self.incidents.count(pattern, instance.generation, key, report.request, report.error, report.traceback, count)
             self._look_for_wall(instance, report)
