@@ -110,7 +110,6 @@ def test_a_worker_is_told_by_a_label_that_is_used_again(board: Board, region: Sc
     assert value(board, "isowsgi_worker_info", worker="0", pid="7", python="3.14.10") == 1
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
 def test_a_certificate_expires_when_the_first_of_its_workers_says(board: Board) -> None:
     """One of them may serve with the one before it. What a worker says may be malformed."""
     both = [{"path": "/a.pem", "expires": 7.5}, {"path": "/b.pem", "expires": None}]
@@ -121,6 +120,7 @@ def test_a_certificate_expires_when_the_first_of_its_workers_says(board: Board) 
     assert "/b.pem" not in text(board)
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
 def test_promtool_finds_no_fault_in_the_metrics(board: Board, region: Scoreboard) -> None:
     region.row(region.allot(1, [0], "own-gil") + 1).words[REQUESTS] = 3
 
