@@ -21,7 +21,7 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # test_teardown, so the tests of `isowsgi apply` are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
 # faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
-	test_bench test_calls test_cgroups test_controlgroups test_cli_page test_client test_configuration test_control_frames test_controlmessages \
+	test_bench test_calls test_cgroups test_controlgroups test_cli_page test_client test_commands test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
 	test_metrics test_exporting test_importing test_landlock test_wallhints test_migrate_page test_origins test_peek test_permission test_placement test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
 	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_ansible test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \

@@ -73,12 +73,13 @@ class Farm(Gunicorn):
         self.config.write_text(self.text())
 
     def apply(self) -> Applied:
-        """Run `isowsgi apply` as an operator does."""
+        """Run `isowsgi apply` as an operator does: one that is installed has its bytecode, and need not compile itself each time."""
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "isowsgi", "apply", "--config", str(self.config)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=_COMMAND_S,

@@ -32,8 +32,10 @@ WIDTH = 80
 
 def page() -> str:
     parts = [HEAD, _block(group, "isowsgi")]
-    for name in sorted(group.commands):
-        command = group.commands[name]
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, "it is in the list"
         parts += [f"\n## isowsgi {name}\n", _block(command, f"isowsgi {name}")]
         if isinstance(command, click.Group):
             parts += [_block(each, f"isowsgi {name} {each.name}") for _, each in sorted(command.commands.items())]

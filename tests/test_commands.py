@@ -1,0 +1,30 @@
+"""The command's group: each command is imported when it is called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+
+from isowsgi.cli.main import main
+
+
+def test_every_command_is_where_the_group_looks_for_it() -> None:
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+    assert main.get_command(context, "main") is None
+
+
+def test_a_command_imports_no_other_one() -> None:
+    """Apps are served beside it, and most commands are over in less time than all of them take to import."""
+    code = "import sys; from isowsgi.cli.main import main; main.get_command(None, 'apply'); print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "isowsgi.cli.apply" in imported
+    others = ["check", "commands", "errors", "export", "importing", "initial", "memory", "profile", "run", "shell", "statusview"]
+    assert not {f"isowsgi.cli.{each}" for each in others} & {*imported}
+    assert "rich" not in imported
