@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,12 @@ from typing import NamedTuple
 _CLONE_NEWNET = 0x40000000
 
 _SWITCH = "switch"
+
+# What the namespaces of a network are called: by the process that made them, so that another one knows whether anybody needs them still.
+_NAME = re.compile(r"isowsgi(\d+)-.+")
+
+# Where iproute2 keeps namespaces that have names.
+_NAMED = Path("/run/netns")
 
 
 class Machine(NamedTuple):
@@ -28,7 +37,7 @@ class Machine(NamedTuple):
 
     def enter(self) -> None:
         """Have the sockets that this thread makes from now on be this machine's."""
-        descriptor = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
+        descriptor = os.open(_NAMED / self.namespace, os.O_RDONLY)
         try:
             libc = ctypes.CDLL(None, use_errno=True)  # os.setns() came with Python 3.12
             if libc.setns(descriptor, _CLONE_NEWNET) != 0:
@@ -55,6 +64,7 @@ class Network:
         self._namespaces: list[str] = []
 
     def __enter__(self) -> Network:
+        _remove_left()
         try:
             self._ip("link", "add", "bridge", "type", "bridge", on=self._add(_SWITCH))
             self._ip("link", "set", "bridge", "up", on=self._namespaces[0])
@@ -65,7 +75,7 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         while self._namespaces:
-            subprocess.run(["ip", "netns", "delete", self._namespaces.pop()], check=False)
+            _delete(self._namespaces.pop())
 
     def machine(self, name: str, number: int) -> Machine:
         """Plug a machine in; its address ends with the number."""
@@ -86,6 +96,28 @@ class Network:
 
     def _ip(self, *arguments: str, on: str) -> None:
         subprocess.run(["ip", "-n", on, *arguments], check=True, capture_output=True)
+
+
+def _remove_left() -> None:
+    """Remove what runs that were killed have left behind, and end what still runs there."""
+    for path in list(_NAMED.glob("isowsgi*")):
+        match = _NAME.fullmatch(path.name)
+        if match is None or Path("/proc", match[1]).exists():
+            continue
+        for pid in pids_inside(path.name):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _delete(path.name)
+
+
+def pids_inside(namespace: str) -> list[int]:
+    """Return whose network is that of a namespace."""
+    shown = subprocess.run(["ip", "netns", "pids", namespace], check=False, capture_output=True, text=True)
+    return [int(pid) for pid in shown.stdout.split()]
+
+
+def _delete(namespace: str) -> None:
+    subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
 
 
 def why_not() -> str:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import pytest
 
 from tests import balancers, machines
 from tests.command import call
-from tests.conftest import DEADLINE_S, WHOLE, Server, eventually, running_server
+from tests.conftest import DEADLINE_S, ROOT, WHOLE, Server, eventually, running_server
 from tests.judge import Answer, Judge, failures
 from tests.machines import Machine, Network
 
@@ -316,6 +317,25 @@ def test_nothing_is_lost_while_hosts_change(kinds: tuple[str, ...], tmp_path: Pa
         print(f"\n{version - 1} versions; resent by clients: {[judge.resent for judge in behind.fronts.values()]}")
         for name, seen in steps.items():
             print(f"  {name}: {', '.join(f'{kind} {found.total()}' for kind, found in seen.items())} answers, failed: {lost(seen) or 0}")
+
+
+def test_what_a_run_that_was_killed_left_behind_is_removed_by_the_next() -> None:
+    if reason := machines.why_not():
+        pytest.skip(reason)
+    ends_early = (
+        "import os, sys; from tests.machines import Network; n = Network().__enter__(); print(n.machine('left', 1).namespace); os._exit(1)"
+    )
+    namespace = subprocess.run([sys.executable, "-c", ends_early], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    # `ip` would end with it if the namespace were gone by then.
+    with subprocess.Popen(["ip", "netns", "exec", namespace, "sleep", "1000"]) as left:
+        eventually(lambda: left.pid in machines.pids_inside(namespace), "it runs there")
+
+        with Network() as network:
+            own = network.machine("own", 1).namespace
+            assert Path("/run/netns", own).exists()
+
+        assert left.wait(DEADLINE_S) == -signal.SIGKILL
+    assert [path.name for path in Path("/run/netns").glob(f"{namespace.partition('-')[0]}-*")] == []
 
 
 def without_retries(text: str) -> str:
