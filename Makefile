@@ -92,6 +92,12 @@ lint-ansible: ## lint deploy/ansible
 ansible: ## bring two servers of this machine up to date with deploy/ansible; two minutes
 	@$(call venv,py$$version,test) && $(ansible) && ISOWSGI_ANSIBLE=1 exec $$bin/python -m pytest -q tests/functional/test_ansible.py $(ARGS)
 
+# One file with the whole program, as on Debian there is no package of it.
+.PHONY: traefik
+traefik: ## route through a real Traefik as `isowsgi export traefik` says; under a minute, and 50 MB to fetch
+	@$(call venv,py$$version,test) && python3 tools/make_venv.py "$$(command -v python3)" .venv/traefik --group pyproject.toml:traefik && \
+	PATH="$(CURDIR)/.venv/traefik/bin:$$PATH" ISOWSGI_WHOLE=1 exec $$bin/python -m pytest -q tests/functional/test_balancer.py -k traefik $(ARGS)
+
 .PHONY: image
 image: ## build deploy/container from Debian's packages and run it in podman; two minutes, as root (ARGS="-k stop")
 	@$(call venv,py$$version,test) && ISOWSGI_IMAGE=1 exec $$bin/python -m pytest -q -s tests/functional/test_image.py $(ARGS)

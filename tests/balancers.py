@@ -1,4 +1,4 @@
-"""Real balancers with what `isowsgi export` writes: HAProxy, Caddy, nginx, run in the foreground in a folder of a test."""
+"""Real balancers with what `isowsgi export` writes: HAProxy, Caddy, nginx, Traefik, run in the foreground in a folder of a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 
 from tests.conftest import DEADLINE_S
 
+# Those that look at a configuration without running it.
 KINDS = ("haproxy", "caddy", "nginx")
+RUNNING_KINDS = (*KINDS, "traefik")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 # What stands around an exported part, by kind.
@@ -31,6 +33,21 @@ _AROUND = {
     ),
 }
 
+# A listening socket's state in /proc/net/tcp (include/net/tcp_states.h).
+_LISTENS = "0A"
+
+# It asks nobody for newer versions, and takes up the file without a pause of seconds.
+_TRAEFIK = """
+[global]
+checkNewVersion = false
+[entryPoints.web]
+address = "127.0.0.1:0"
+[providers]
+providersThrottleDuration = "10ms"
+[providers.file]
+filename = "{file}"
+"""
+
 
 def program(kind: str) -> str:
     """Return the path of a balancer's program, or skip the test."""
@@ -43,10 +60,13 @@ def program(kind: str) -> str:
 
 def written(kind: str, folder: Path, text: str) -> Path:
     """Write a whole configuration around an exported part."""
-    before, after = _AROUND[kind]
+    before, after = _AROUND.get(kind, ("", ""))
     if kind == "nginx" and os.geteuid() == 0:
         before = f"user {own_name()};\n{before}"
-    path = folder / f"{kind}.conf"
+    if kind == "traefik":
+        (folder / "site.toml").write_text(text, encoding="utf-8")
+        before, text = _TRAEFIK.format(file=folder / "site.toml"), ""
+    path = folder / f"{kind}.{'toml' if kind == 'traefik' else 'conf'}"
     path.write_text(before + text + after, encoding="utf-8")
     return path
 
@@ -82,9 +102,23 @@ def start(kind: str, path: Path, launcher: Sequence[str] = ()) -> subprocess.Pop
         "haproxy": ["-W", "-db", "-q", "-f", str(path)],
         "caddy": ["run", "--adapter", "caddyfile", "--config", str(path)],
         "nginx": ["-e", "stderr", "-p", str(path.parent), "-c", str(path)],
+        "traefik": [f"--configFile={path}"],
     }[kind]
     arguments = [*launcher, program(kind), *command]
-    return subprocess.Popen(arguments, cwd=path.parent, env=_env(path.parent), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        arguments, cwd=path.parent, env=_env(path.parent), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+
+
+def port_of(process: subprocess.Popen[bytes]) -> int | None:
+    """Return where on 127.0.0.1 a balancer listens; None: nowhere yet."""
+    folder = Path("/proc", str(process.pid))
+    links = [os.readlink(path) for path in (folder / "fd").iterdir() if path.is_symlink()]
+    for line in (folder / "net" / "tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == _LISTENS and f"socket:[{inode}]" in links:
+            return int(local.partition(":")[2], 16)
+    return None
 
 
 def reload_caddy(path: Path, launcher: Sequence[str]) -> None:

@@ -98,7 +98,7 @@ def test_no_mount_s_backend_is_the_one_that_answers_404(tmp_path: Path) -> None:
 
     assert text.count("\nbackend isowsgi-nowhere\n") == 1
     assert "\nbackend isowsgi-nowhere-2  # /isowsgi/nowhere\n" in text
-    assert "use_backend isowsgi-nowhere-2 if { var(txn.path) -m str '/isowsgi/nowhere' }" in text
+    assert "use_backend isowsgi-nowhere-2 if { var(txn.path) -m str -- '/isowsgi/nowhere' }" in text
 
 
 def test_a_server_is_asked_for_each_mount_by_its_status_page(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_strangers_get_no_status_page(tmp_path: Path) -> None:
     text = haproxy.configuration(balanced(config, SERVERS, {}, 2.0, ":80"))
     listed = kubernetes.routes(config, "httproute", "site", 80, {}, "gate")["items"]
 
-    assert "use_backend isowsgi-nowhere if { var(txn.path) -m beg '/-/' }" in text
+    assert "use_backend isowsgi-nowhere if { var(txn.path) -m beg -- '/-/' }" in text
     assert text.index("use_backend isowsgi-nowhere") < text.index("use_backend root")
     rules = {item["metadata"]["annotations"]["isowsgi/mount"]: item["spec"]["rules"][0] for item in listed}
     assert "backendRefs" in rules["/"]
@@ -153,7 +153,7 @@ def every_kind_of_mount(folder: Path) -> Config:
         folder,
         f'"/" = "{APP}"\n"/shop" = {{ app = "{APP}", static = {{ "/static" = "site" }} }}\n"/old" = {{ redirect = "/shop" }}\n'
         f'"b.example.com/caf\u00e9" = {{ app = "{APP}", hosts = ["*.example.org", "c.example.com", "[::1]"] }}\n'
-        f'"*.t.example.com/" = {{ app = "{APP}", max_live = 3 }}\n"/-" = "isowsgi.status:application"\n'
+        f'"*.t.example.com/" = {{ app = "{APP}", max_live = 3 }}\n"-f.example.com/-f" = "{APP}"\n"/-" = "isowsgi.status:application"\n'
         f'\'/{{x}}`"\\$y;\' = "{APP}"\n"/it\'s*(50%)+" = "{APP}"',
     )
 

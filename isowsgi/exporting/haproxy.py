@@ -81,12 +81,12 @@ def _conditions(address: Address) -> Iterator[str]:
         host = ""
     elif address.host.startswith(WILDCARD):
         domain = re.escape(address.host.removeprefix(WILDCARD))
-        host = " { var(txn.host) -m reg " + quoted(rf"^[a-z0-9_-]{{1,63}}\.{domain}$") + " }"
+        host = " { var(txn.host) -m reg -- " + quoted(rf"^[a-z0-9_-]{{1,63}}\.{domain}$") + " }"
     else:
-        host = f" {{ var(txn.host) -m str {quoted(address.host)} }}"
+        host = f" {{ var(txn.host) -m str -- {quoted(address.host)} }}"
     if address.prefix:
-        yield f" if{host} {{ var(txn.path) -m str {quoted(address.prefix)} }}"
-        yield f" if{host} {{ var(txn.path) -m beg {quoted(address.prefix + '/')} }}"
+        yield f" if{host} {{ var(txn.path) -m str -- {quoted(address.prefix)} }}"
+        yield f" if{host} {{ var(txn.path) -m beg -- {quoted(address.prefix + '/')} }}"
     else:
         yield f" if{host}" if host else ""
 

@@ -19,9 +19,13 @@ _HARMLESS = frozenset("/-_~")
 _RESERVED = frozenset(":/?#[]@!$&'()*+,;=%")
 
 
-def of_hosts(hosts: Iterable[str]) -> str:
-    """Return an expression for a host's name alone, in any case."""
-    return f"(?i:{'|'.join(_of_host(host) for host in hosts)})"
+def of_hosts(hosts: Iterable[str], is_bare: bool = False) -> str:
+    """Return an expression for a host's name alone, in any case.
+
+    Args:
+        is_bare: whether an IPv6 address that is looked at has no brackets.
+    """
+    return f"(?i:{'|'.join(_of_host(host.strip('[]') if is_bare else host) for host in hosts)})"
 
 
 def _of_host(host: str) -> str:

@@ -60,7 +60,7 @@ def _router(site: Balanced, place: Place, backend: Backend, priority: int) -> di
 def _rule(place: Place) -> str:
     conditions = []
     if place.hosts:
-        conditions.append(rf"HostRegexp(`^{regexes.of_hosts(place.hosts)}\.?$`)")
+        conditions.append(rf"HostRegexp(`^{regexes.of_hosts(place.hosts, is_bare=True)}\.?(?::.*)?$`)")
     if place.prefix:
         conditions.append(f"PathRegexp(`{regexes.of_prefix(place.prefix, is_encoded=True)}`)")
     return " && ".join(conditions) or "PathPrefix(`/`)"

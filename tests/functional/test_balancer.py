@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import json
 import os
+import random
 import re
 import signal
 import socket
@@ -12,15 +14,22 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
+from isowsgi import configuration
+from isowsgi.configuration.checks import Pattern
+from isowsgi.configuration.checks import pattern as read_pattern
+from isowsgi.configuration.faults import Fault
+from isowsgi.exporting.backends import backends
+from isowsgi.shared.routing import Route, Router
 from tests import balancers
 from tests.command import call
-from tests.conftest import DEADLINE_S, Server, eventually, running_server
+from tests.conftest import DEADLINE_S, WHOLE, Server, eventually, running_server
 
 CONFIG = """
     [mounts]
@@ -46,56 +55,75 @@ class Answer(NamedTuple):
 
 
 class Client(http.client.HTTPConnection):
-    """A client of a balancer that listens on a Unix socket, which no other test can have taken."""
+    """A client of a balancer.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        place: a port, or the path of a Unix socket, which no other test can have taken.
+    """
+
+    def __init__(self, place: str | int) -> None:
         super().__init__("localhost", timeout=DEADLINE_S)
-        self._path = path
+        self._place = place
 
     def connect(self) -> None:
+        if isinstance(self._place, int):
+            self.sock = socket.create_connection(("127.0.0.1", self._place), DEADLINE_S)
+            return
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(self._path)
+        self.sock.connect(self._place)
 
 
-# How each kind listens on a Unix socket, and where it is made to say which backend, and which server, has answered.
-BIND = {"haproxy": "{}", "caddy": ":80", "nginx": "unix:{}"}
+# How each kind listens on a Unix socket, if it can, and where it is made to say which backend, and which server, has answered.
+BIND = {"haproxy": "{}", "caddy": ":80", "nginx": "unix:{}", "traefik": "web"}
 SHOWN = {
     "haproxy": (r"(?m)^    balance", "    http-response set-header X-Served-By %[be_name]/%[srv_name]\n    balance"),
-    "caddy": (r"(?m)^(\t\treverse_proxy (?:@\d+-([a-z-]+) )?{)", r"\1\n\t\t\theader_down X-Served-By \2/"),
+    "caddy": (r"(?m)^(\t\treverse_proxy (?:@\d+-([a-z0-9-]+) )?{)", r"\1\n\t\t\theader_down X-Served-By \2/"),
     "nginx": (r"(?m)^    merge_slashes", "    add_header X-Served-By $proxy_host/ always;\n    merge_slashes"),
+    "traefik": (
+        r'(?s)service = "([a-z0-9-]+)"\n(priority = \d+)\nmiddlewares = \["(isowsgi-again)"\]\n',
+        r'service = "\1"\n\2\nmiddlewares = ["\3", "by-\1"]\n',
+    ),
 }
+# What that names, for each mount.
+SHOWN_BY = '\n[http.middlewares.by-{0}.headers.customResponseHeaders]\nX-Served-By = "{0}/"\n'
 
 
 class Balancer:
     """A running balancer, in a folder with a short path."""
 
     def __init__(self, kind: str, folder: Path, text: str) -> None:
-        self.socket = str(folder / "socket")
+        self._place: str | int | None = None if kind == "traefik" else str(folder / "socket")
         # Who finds no server shall say so at once.
         text = re.sub(*SHOWN[kind], text).replace("lb_try_duration 5s", "lb_try_duration 0s")
         if kind == "caddy":
-            text = re.sub("(?m)^:80 {", f":80 {{\n\tbind unix/{self.socket}", text)
+            text = re.sub("(?m)^:80 {", f":80 {{\n\tbind unix/{self._place}", text)
+        elif kind == "traefik":
+            text += "".join(map(SHOWN_BY.format, sorted(set(re.findall('"by-(.+)"', text)))))
         path = balancers.written(kind, folder, text)
         if kind == "caddy":
             path.write_text(path.read_text().replace("{\n", "{\n\tadmin off\n", 1))
         self.process = balancers.start(kind, path)
 
     def get(self, path: str, host: str = "localhost") -> Answer:
-        connection = Client(self.socket)
+        assert self._place is not None, "is_up() finds it"
+        connection = Client(self._place)
         try:
             connection.request("GET", path, headers={"Host": host})
             answer = connection.getresponse()
             answer.read()
         finally:
             connection.close()
-        backend, _, server = answer.headers.get("X-Served-By", "/").removeprefix("isowsgi-").partition("/")
+        # Traefik adds the field to its own answers too.
+        served_by = answer.headers.get("X-Served-By", "/") if "Server" in answer.headers else "/"
+        backend, _, server = served_by.removeprefix("isowsgi-").partition("/")
         return Answer(answer.status, backend, server)
 
     def is_up(self) -> bool:
         assert self.process.poll() is None, "the balancer ended"
+        self._place = self._place or balancers.port_of(self.process)
         try:
-            return self.get("/a").status == 200
+            return self._place is not None and self.get("/a").status == 200
         except OSError:
             return False
 
@@ -141,11 +169,18 @@ def before(kind: str, servers: list[Server], *ports: int) -> Iterator[Balancer]:
     Args:
         ports: of more servers.
     """
+    with balancing(kind, servers[0].folder, *(server.port for server in servers), *ports) as balancer:
+        yield balancer
+
+
+@contextmanager
+def balancing(kind: str, site: Path, *ports: int, interval_s: float = INTERVAL_S) -> Iterator[Balancer]:
+    """Run a balancer with what the command writes for a folder's `isowsgi.toml` and servers at these ports."""
     balancers.program(kind)
     with tempfile.TemporaryDirectory(prefix="isowsgi-") as folder:
-        places = ",".join(f"web{number}=127.0.0.1:{port}" for number, port in enumerate([*(server.port for server in servers), *ports]))
+        places = ",".join(f"web{number}=127.0.0.1:{port}" for number, port in enumerate(ports))
         bind = BIND[kind].format(f"{folder}/socket")
-        made = call(servers[0].folder, "export", kind, "--servers", places, "--interval", str(INTERVAL_S), "--bind", bind)
+        made = call(site, "export", kind, "--servers", places, "--interval", str(interval_s), "--bind", bind)
         assert made.returncode == 0, made.stderr
         balancer = Balancer(kind, Path(folder), made.stdout)
         try:
@@ -226,7 +261,7 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("kind", balancers.KINDS)
+@pytest.mark.parametrize("kind", balancers.RUNNING_KINDS)
 def test_the_balancer_routes_as_isowsgi_does(server: Server, kind: str) -> None:
     with before(kind, [server]) as balancer:
         for (path, host), backend in ROUTES.items():
@@ -235,7 +270,7 @@ def test_the_balancer_routes_as_isowsgi_does(server: Server, kind: str) -> None:
             assert (answer.status == 200) == (backend is not None), (path, host, answer)
 
 
-@pytest.mark.parametrize("kind", ["haproxy", "caddy"])
+@pytest.mark.parametrize("kind", ["haproxy", "caddy", "traefik"])
 def test_a_mount_that_cannot_be_served_is_found_by_its_check(server: Server, kind: str) -> None:
     with before(kind, [server]) as balancer:
         try:
@@ -245,6 +280,91 @@ def test_a_mount_that_cannot_be_served_is_found_by_its_check(server: Server, kin
         finally:
             call(server.folder, "start", "/a")
         eventually(lambda: balancer.get("/a").status == 200, "/a is served again")
+
+
+class Crowd(http.server.ThreadingHTTPServer):
+    """Servers that see checks come and go."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+class Able(http.server.BaseHTTPRequestHandler):
+    """A server that answers anything."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+# What means something in one of the balancers' files, in their expressions, in percent-encoding, or to who compares without regard to case.
+PARTS = [
+    *"abzAK09/.-_~+*()[]{}$^|`'\"&;,:@=!\\<>%\u00e9\u4e2d\u0130\u212a\U0001f600",
+    "..",
+    "%2",
+    "%zz",
+    "\\Q",
+    "\\n",
+    "(?i)",
+    "x{41}",
+    "'\\''",
+]
+PARTS += ["${HOME}", "{$HOME}", "$host", "{http.request.host}", "{{"]
+HOSTS = ["", "", "", "a.example.com", "*.example.com", "example.com", "*.b.example.com", "[::1]", "127.0.0.1", "under_score.example"]
+HOSTS += ["*.com", "xn--bcher-kva.example", "1.2", "-x-.example.com"]
+
+
+def odd_patterns(chance: random.Random) -> list[Pattern]:
+    """Return many patterns, and none for all that there is."""
+    found = [read_pattern("/a")]
+    while len(found) < 80:
+        with suppress(Fault):
+            pattern = read_pattern(f"{chance.choice(HOSTS)}/{''.join(chance.choices(PARTS, k=chance.randrange(7)))}")
+            found += [pattern] if pattern.host or pattern.path else []
+    return list(dict.fromkeys(found))
+
+
+def request_for(pattern: Pattern, chance: random.Random) -> tuple[str, str]:
+    """Return a path and a Host field that are at a pattern, or nearly so."""
+    path = pattern.path or "/y"
+    path = chance.choice([path, path + "/", path + "/x", path + "x", path[:-1], path + "/" + chance.choice(PARTS), path.swapcase()])
+    host = (pattern.host or chance.choice(["localhost", "other.example"])).replace("*", chance.choice(["c", "c.d", "_x", "a", "b"]))
+    host = chance.choice([host, host.upper(), host + ":80", host if host.endswith("]") else host + "."])
+    if re.search(r"//|/\.\.?(/|$)", path):  # nginx and Traefik resolve these
+        path = pattern.path
+    return quote(path or "/", safe=chance.choice(["/", "/-._~!$&'()*+,;=:@"])), host
+
+
+@pytest.mark.skipif(not WHOLE, reason="for whole runs: ISOWSGI_WHOLE=1")
+@pytest.mark.parametrize("kind", balancers.RUNNING_KINDS)
+def test_patterns_with_any_characters_are_routed_as_isowsgi_does(tmp_path: Path, kind: str) -> None:
+    """A host that begins with "-" was an option to HAProxy, and Traefik looks at an IPv6 address without its brackets."""
+    chance = random.Random(20)
+    patterns = odd_patterns(chance)
+    app = '"wsgiref.simple_server:demo_app"'
+    mounts = "\n".join(f"{json.dumps(pattern.host + (pattern.path or '/'), ensure_ascii=False)} = {app}" for pattern in patterns)
+    (tmp_path / "isowsgi.toml").write_text(f'[mounts]\n"/-/page" = "isowsgi.status:application"\n{mounts}\n', encoding="utf-8")
+    config = configuration.load(tmp_path / "isowsgi.toml")
+    names = [backend.name for backend in backends(config.mounts)]
+    router = Router(Route(mount.number, mount.host, mount.prefix) for mount in config.mounts)
+    with ExitStack() as stack:
+        able = stack.enter_context(Crowd(("127.0.0.1", 0), Able))
+        threading.Thread(target=able.serve_forever).start()
+        stack.callback(able.shutdown)
+        balancer = stack.enter_context(balancing(kind, tmp_path, able.server_port, interval_s=DEADLINE_S))
+        for pattern in patterns * 3:
+            path, host = request_for(pattern, chance)
+            mount = router.match(host, unquote_to_bytes(path).decode("latin-1"))
+            answer = balancer.get(path, host)
+            assert answer[:2] == ((404, "") if mount is None else (200, names[mount])), (path, host)
 
 
 class Unable(http.server.BaseHTTPRequestHandler):
