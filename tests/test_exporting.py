@@ -137,13 +137,44 @@ def test_a_route_of_kubernetes_has_the_hosts_path_and_service_of_its_mount(tmp_p
 
     assert routes[0]["spec"]["hostnames"] == ["shop.example.com", "*.example.org"]
     assert routes[0]["spec"]["rules"][0]["matches"] == [{"path": {"type": "PathPrefix", "value": "/%C3%A4"}}]
-    assert [route["spec"]["rules"][0]["backendRefs"][0]["name"] for route in routes] == ["site", "other"]
+    assert [route["spec"]["rules"][0]["backendRefs"][0]["name"] for route in routes] == ["site", "other", "other"]
     assert [rule["host"] for rule in ingresses[0]["spec"]["rules"]] == ["shop.example.com", "*.example.org"]
     assert ingresses[1]["spec"]["rules"][0]["http"]["paths"][0]["path"] == "/"
     with pytest.raises(CannotExport, match="no mount '/x'"):
         kubernetes.routes(config, "ingress", "site", 80, {"/x": "other"}, None)
     with pytest.raises(CannotExport, match="--gateway"):
         kubernetes.routes(config, "httproute", "site", 80, {}, None)
+
+
+def test_a_route_of_kubernetes_is_also_made_for_hosts_that_others_have_paths_of(tmp_path: Path) -> None:
+    """A proxy that looks up the host first finds no other path there than that host's own, and would answer 404."""
+    hosts = [f"h{number}.example.org" for number in range(20)]
+    config = loaded(
+        tmp_path,
+        f'"/" = "{APP}"\n"a.example.com/shop" = "{APP}"\n"*.example.com/" = "{APP}"\n"/-" = "isowsgi.status:application"\n'
+        f'"/many" = {{ app = "{APP}", hosts = {hosts!r} }}',
+    )
+
+    listed = kubernetes.routes(config, "httproute", "site", 80, {}, "gate")["items"]
+    ingresses = kubernetes.routes(config, "ingress", "site", 80, {}, None)["items"]
+
+    found = {item["metadata"]["name"]: item["spec"].get("hostnames", [""]) for item in listed}
+    assert found["isowsgi-any-example-com"] == ["*.example.com", "a.example.com"]
+    assert found["isowsgi-root"] == [""]
+    assert [*found["isowsgi-root.2"], *found["isowsgi-root.3"]] == sorted(hosts)
+    assert [*found["isowsgi-h0-example-org-many"], *found["isowsgi-h0-example-org-many.2"]] == hosts
+    assert max(map(len, found.values())) == 16
+    assert len(found["isowsgi-root.2"]) == 16
+    [root] = [item for item in ingresses if item["metadata"]["name"] == "isowsgi-root"]
+    assert [rule.get("host", "") for rule in root["spec"]["rules"]] == [*sorted(hosts), ""]
+
+
+@pytest.mark.parametrize("host", ["[::1]", "10.0.0.1", "under_score.example.com", "-x.example.com"])
+def test_a_host_that_kubernetes_does_not_take_is_said(tmp_path: Path, host: str) -> None:
+    config = loaded(tmp_path, f'"{host}/x" = "{APP}"')
+
+    with pytest.raises(CannotExport, match=re.escape(f"{host}/x: Kubernetes routes by names of hosts as DNS has them")):
+        kubernetes.routes(config, "ingress", "site", 80, {}, None)
 
 
 def every_kind_of_mount(folder: Path) -> Config:

@@ -13,7 +13,7 @@ import kubernetes_validate  # type: ignore[import-not-found,unused-ignore] # in 
 import yaml
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes"
-FOLDERS = ("base", "groups", "monitoring")
+FOLDERS = ("base", "groups", "threads", "monitoring")
 VERSIONS = 3
 
 # Groups of Kubernetes' own: these have schemas.

@@ -42,7 +42,7 @@ def of_kind(items: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", ["base", "groups"])
+@pytest.mark.parametrize("folder", ["base", "groups", "threads"])
 def test_what_belongs_together_has_the_same_names_and_times(folder: str) -> None:
     items = rendered(folder)
     for deployment in of_kind(items, "Deployment"):
@@ -59,6 +59,46 @@ def test_what_belongs_together_has_the_same_names_and_times(folder: str) -> None
         # Out of the Service before the listeners close.
         probe = container["readinessProbe"]
         assert probe["periodSeconds"] * probe["failureThreshold"] < lame_duck
+        # One that scales it, by what it requests, and nobody who sets the number back.
+        scaled = [item["spec"] for item in of_kind(items, "HorizontalPodAutoscaler")]
+        assert [spec["scaleTargetRef"]["name"] for spec in scaled].count(deployment["metadata"]["name"]) == 1
+        assert "replicas" not in deployment["spec"]
+        assert "cpu" in container["resources"]["requests"]
+
+
+@needs_kubectl
+def test_a_mount_that_cannot_be_loaded_has_no_pod_restarted() -> None:
+    """A probe that fails restarts the pod, but the one for readiness."""
+    [deployment] = of_kind(rendered("base"), "Deployment")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+
+    paths = {name: probe["httpGet"]["path"] for name, probe in container.items() if name.endswith("Probe")}
+
+    assert paths == {"startupProbe": "/-/isowsgi/live", "livenessProbe": "/-/isowsgi/live", "readinessProbe": "/-/isowsgi/ready"}
+
+
+@needs_kubectl
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_pods_are_scaled_by_the_busiest_mount_of_each(tmp_path: Path) -> None:
+    """The adapter fills in what a HorizontalPodAutoscaler asks for."""
+    [rule] = yaml.safe_load((MANIFESTS / "threads" / "adapter.yaml").read_text())["rules"]["custom"]
+    [scaler] = of_kind(rendered("threads"), "HorizontalPodAutoscaler")
+    assert rule["name"]["as"] in [metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"] if "pods" in metric]
+    query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="apps",pod=~"a|b"')
+    busy = {("a", "/x"): (1, 4), ("a", "/y"): (3, 4), ("a", "/asleep"): (0, 0), ("b", "/x"): (2, 8), ("c", "/x"): (4, 4)}
+    names = ("isowsgi_requests_in_flight", "isowsgi_threads")
+    series = [
+        {"series": f'{name}{{namespace="apps",pod="{pod}",mount="{mount}"}}', "values": str(value)}
+        for (pod, mount), values in busy.items()
+        for name, value in zip(names, values, strict=True)
+    ]
+    expected = [{"labels": f'{{pod="{pod}"}}', "value": share} for pod, share in (("a", 0.75), ("b", 0.25))]
+    asked = {"expr": query, "eval_time": "0s", "exp_samples": expected}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [asked]}]}))
+
+    tried = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 @needs_kubectl
