@@ -78,7 +78,7 @@ _MAX_SHOWN = 50
 _RUN = 8
 
 _DATE = re.compile(rb"\r\nDate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT(?=\r\n)")
-_STATUSES = re.compile(rb"^HTTP/1\.\d (\d{3})", re.MULTILINE)
+_STATUSES = re.compile(rb"^HTTP/\d\.\d (\d{3})", re.MULTILINE)  # gunicorn answers in the version that was asked in
 _CLOSES = b"\r\nConnection: close\r\n"
 _ASKED_AGAIN = b'"RAW_URI": "/probe"'
 _LENGTH_OF_PAGE = re.compile(rb"Content-Length: \d+(?=\r\n\r\n<html>)")
