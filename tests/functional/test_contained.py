@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import ROOT, Server, eventually, receive_all, running_server
+from tests.pressure import count_open
 
 DESCRIPTORS = 256
 APP = """
@@ -140,6 +141,7 @@ def test_strangers_who_take_all_connections_leave_descriptors_to_everything_else
 
 def test_an_app_that_takes_all_descriptors_for_a_moment_costs_a_neighbour_that_is_being_loaded_no_request(server: Server) -> None:
     """It was answered 503."""
+    eventually(lambda: count_open(server) == 0, "the strangers' end")  # what they still have is free again when all has been taken
     with (
         socket.create_connection((server.host, server.port), 30) as waits,
         socket.create_connection((server.host, server.port), 30) as taker,
