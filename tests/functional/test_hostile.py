@@ -78,7 +78,8 @@ class Guard:
 
     def _is_as_before(self) -> bool:
         return all(
-            now.descriptors <= before.descriptors and now.threads == before.threads
+            # Fewer threads: the one that draws the table of mounts was still there before.
+            now.descriptors <= before.descriptors and now.threads <= before.threads
             for before, now in zip(self._before, self._footprints(), strict=True)
         )
 

@@ -74,8 +74,12 @@ def test_descriptors_are_flat_in_worker_and_child_over_thousands_of_connections(
     assert closed.errors == sum(result.errors for result in kept) == 0
     assert closed.statuses.keys() == {"200"}
     eventually(lambda: count_open(server) == 0, "all connections closed")
-    eventually(lambda: [Footprint.of(pid).descriptors for pid in processes] <= [found.descriptors for found in before], "flat descriptors")
-    assert [Footprint.of(pid).threads for pid in processes] == [found.threads for found in before]
+    eventually(
+        lambda: all(Footprint.of(pid).descriptors <= was.descriptors for pid, was in zip(processes, before, strict=True)),
+        "flat descriptors",
+    )
+    # The thread that draws the table of mounts may have been there before.
+    eventually(lambda: all(Footprint.of(pid).threads <= was.threads for pid, was in zip(processes, before, strict=True)), "flat threads")
     [full] = run_load(f"{server.url}/a", connections=limit - 1, seconds=0.2)
     assert (full.errors, set(full.statuses)) == (0, {"200"})
     assert "Traceback" not in server.log() + server.output()
