@@ -177,12 +177,12 @@ def test_a_client_that_moves_a_byte_now_and_then_is_given_up_too(serve: StartSer
                 sock.sendall(b"x")
     assert answer.startswith(b"HTTP/1.1 408")
     server.wait_for_log(
-        r"the client sent or read only \d bytes in the 1\.\d s that a thread waited for it; closing its connection: POST /bodies"
+        r"the client sent or read only \d+ bytes in the \d+\.\d s that a thread waited for it; closing its connection: POST /bodies"
     )
 
     with connect_with_small_window(server) as sock:
         sock.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
-        for _ in range(40):
+        for _ in range(150):  # its whole answer takes 200
             if "/big #1: the client sent or read only" in server.log() or not sock.recv(50_000):
                 break
             time.sleep(0.1)

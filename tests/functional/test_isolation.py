@@ -244,9 +244,10 @@ def test_a_busy_loop_and_a_busy_import_leave_neighbours_answering_and_the_heartb
     assert "TIMEOUT" not in server.log()
     assert looped.statuses == {"200": 1}
     assert answered.errors == 0
-    # Two busy interpreters before each turn, of some 5 to 40 ms each; a machine with other work may double it several times.
-    assert answered.max_ms < 1500, answered
-    assert answered.requests > 20, answered
+    # Two busy interpreters before each turn, of some 5 to 40 ms each; a machine with other work may double it several times. Without a
+    # thread that asks for the GIL one answer takes as long as the import, and there are as many as connections.
+    assert answered.max_ms < 3000, answered
+    assert answered.requests > 8, answered
 
 
 # Threads and clients that wait.
@@ -343,7 +344,7 @@ def test_half_sent_heads_slow_nobody(serve: StartServer) -> None:
 
 def test_half_sent_heads_yield_to_others_when_there_are_as_many_as_there_may_be(serve: StartServer) -> None:
     """They kept everybody else out until their time was over."""
-    limit, head_timeout_s = 100, 20
+    limit, head_timeout_s = 100, 60
     server = serve(
         f"""
         [acceptor]

@@ -149,7 +149,8 @@ def test_a_slow_request_is_logged_once_with_its_stack_while_it_runs(serve: Start
         (server.folder / "gate").touch()
         assert receive_all(slow).endswith(b"ok")
 
-    assert server.log().count("slow request") == 1
+    # Where others compute, the first request, to `/a`, may be a slow one too.
+    assert len(re.findall(rf"slow request, .* GET /a{path} ", server.log())) == 1
     assert "operated.py" in server.log() or not can_see_stacks(best_isolation())
 
 
