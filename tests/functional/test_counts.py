@@ -47,6 +47,8 @@ def test_a_request_takes_no_more_instructions(server: Hello, name: str) -> None:
         if ours[-1] <= ceiling:
             break
 
+    if not ours:
+        pytest.skip(f"others had the cores in all of {ROUNDS} rounds")
     assert min(ours) <= ceiling
 
 

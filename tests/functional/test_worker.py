@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bystander import again_if_disturbed
 from tests.conftest import APPS, DEADLINE_S, Server, StartServer, eventually, receive_all, run_gunicorn
 from tests.load import Load
 
@@ -280,6 +281,7 @@ def test_on_term_idle_connections_are_closed_and_late_requests_told_to_close(ser
 
 
 @pytest.mark.alone  # an app's exit functions have 0.75 s
+@again_if_disturbed
 def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_itself(serve: StartServer) -> None:
     """The other mounts' exit functions still have their time."""
     server = serve(
@@ -300,6 +302,7 @@ def test_a_request_longer_than_graceful_timeout_is_cut_and_the_worker_ends_by_it
 
 
 @pytest.mark.alone  # gunicorn's master kills 2 s after it said so
+@again_if_disturbed
 def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer) -> None:
     """SIGINT goes to the whole process group, as a terminal's Ctrl-C does: the worker gets it twice."""
     config = DEFAULTS + '[mounts]\n"/slow" = "slow"\n"/exits" = { app = "exits", env = { EXIT_FILE = "exited" } }\n'
@@ -327,6 +330,7 @@ def test_exit_functions_run_and_the_end_is_quick_and_clean(serve: StartServer) -
 
 
 @pytest.mark.alone  # gunicorn's master kills 2 s after it said so
+@again_if_disturbed
 def test_an_interrupt_ends_a_graceful_stop_that_takes_too_long(serve: StartServer) -> None:
     server = serve(DEFAULTS + '[mounts]\n"/slow" = "slow"\n', "--graceful-timeout", "600")  # longer than `stop` waits
     server.ask("/slow?s=600")
@@ -340,6 +344,7 @@ def test_an_interrupt_ends_a_graceful_stop_that_takes_too_long(serve: StartServe
 
 
 @pytest.mark.alone  # the exit functions of all apps together have 0.8 s
+@again_if_disturbed
 def test_a_second_quit_signal_does_not_cut_the_exit_functions_short(serve: StartServer) -> None:
     """On Ctrl-C a worker gets SIGINT from the terminal and SIGQUIT from its master, in any order and at any distance."""
     server = serve(
