@@ -5,12 +5,21 @@ What a client has sent is in the answer's head, so nothing of it may end a line 
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
+
+from isowsgi.shared import answers
 
 # What stays as it is in a path: all that RFC 3986 allows there, and the percent sign of what is encoded already.
 _SAFE = "%/:@!$&'()*+,;=~-._"
 
 PATH = "{path}"
+
+# A host that may stand in an address; and its port, which is that of plain HTTP.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d*)?")
+
+# Methods whose client may ask with GET for what it was sent to; for the others 308 keeps the method and body.
+_SAFE_METHODS = frozenset(("GET", "HEAD"))
 
 
 def location(target: str, prefix_length: int, path: str, query: str) -> str:
@@ -23,6 +32,23 @@ def location(target: str, prefix_length: int, path: str, query: str) -> str:
     """
     found = target.replace(PATH, _encoded(_after(path, prefix_length), _SAFE))
     return found + ("&" if "?" in found else "?") + _encoded(query, _SAFE + "?") if query else found
+
+
+def to_https(method: str, host: str, uri: str) -> tuple[str, str, str]:
+    """Return what a request is answered that came without TLS and must have it: status, a text, and where to go, "" for nowhere.
+
+    Args:
+        host: the Host field, "" if there is none.
+        uri: the target as it was sent.
+    """
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return "400 Bad Request", "https is needed, and the request names no host to ask with it", ""
+    path, _, query = uri.partition("#")[0].partition("?")
+    if not path.startswith("/"):  # absolute-form, or `*`
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    place = f"https://{found[1]}{location(PATH, 0, path, query)}"
+    return answers.MOVED[301 if method in _SAFE_METHODS else 308], f"This address has moved to {place}", place
 
 
 def _encoded(text: str, safe: str) -> str:

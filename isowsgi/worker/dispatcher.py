@@ -93,9 +93,10 @@ class Dispatcher:
         self._has_tls = has_tls
         self._proxy_header = proxy_header
         self._arrivals = arrivals
-        self.special: Mapping[int, Mount] = {}  # mounts without an instance, by their numbers; the table sets these
+        self.special: Mapping[int, Mount] = {}  # see `Table.special`; the table sets these three
         # Returns the number of the tenant that a Host names, by the template's; why it has none just now; None if there is no such tenant.
         self.tenant: Callable[[int, str, float, bool], int | NotServing | None] = lambda template, host, waited_s, may_enter: None
+        self.is_asleep: Callable[[int], bool] = lambda mount: False  # whether a request would have the mount's app loaded
         self._is_holding = False  # whether held connections will be looked at
         self._full: set[int] = set()  # mounts for which some are held
         self._is_turn = False  # whether the oldest one that is held for its mount is being looked at
@@ -104,7 +105,7 @@ class Dispatcher:
         """Route by another table of mounts from now on, also what waits for a mount that is in it no more, or has no instance any more.
 
         Args:
-            special: mounts without an instance, by their numbers.
+            special: see `Table.special`.
         """
         self._peeker, self.head_timeout_s, self.special = self._peeker.with_router(router), head_timeout_s, special
         mounts = {route.mount for route in router.routes} - {*special}
@@ -151,7 +152,9 @@ class Dispatcher:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
         elif look.mount in self.special:
             mount = self.special[look.mount]
-            (self._redirect if mount.redirect else self._dispatch_tenant)(client, data, look, mount)
+            (self._redirect if mount.redirect else self._dispatch_tenant if mount.max_live else self._dispatch_secure)(
+                client, data, look, mount
+            )
         else:
             self._dispatch(client, data, look.mount)
 
@@ -197,13 +200,40 @@ class Dispatcher:
             else:
                 self._hold(client, mount)
 
+    def _dispatch_secure(self, client: Client, data: bytes, look: Look, mount: Mount) -> None:
+        """Dispatch a request to a mount that is for https only; none that came without TLS has its app loaded."""
+        try:
+            if self.is_asleep(mount.number) and self._sent_to_https(client, data, look, mount):
+                return
+        except ParseException as exc:
+            self._refuse(client, exc)
+            return
+        self._dispatch(client, data, mount.number)
+
+    def _sent_to_https(self, client: Client, data: bytes, look: Look, mount: Mount) -> bool:
+        """Whether a request came without TLS and is answered; where an app is loaded `inside.httpsonly` does that.
+
+        Raises:
+            gunicorn.http.errors.ParseException: as `look`.
+        """
+        request = self._peeker.parse(data[: look.length], client.peer)
+        if request.scheme == "https":
+            return False
+        status, text, place = redirects.to_https(request.method, dict(request.headers).get("HOST", ""), request.uri)
+        self._answer(client, data, status, text, mount.number, location=place)
+        return True
+
     def _dispatch_tenant(self, client: Client, data: bytes, look: Look, template: Mount) -> None:
         """Dispatch a request to the tenant that its host names."""
         waited_s = time.monotonic() - client.arrived if client.arrived else 0.0
         may_enter = self._is_turn or template.number not in self._full
         try:
             host = self._peeker.host(data[: look.length], look.line, client.peer)
-            tenant = self.tenant(template.number, host, waited_s, may_enter)
+            tenant = self.tenant(template.number, host, waited_s, may_enter and not template.https_only)
+            if template.https_only and (tenant is NotServing.FULL or (isinstance(tenant, int) and self.is_asleep(tenant))):
+                if self._sent_to_https(client, data, look, template):
+                    return
+                tenant = self.tenant(template.number, host, waited_s, may_enter)
         except ParseException as exc:
             self._refuse(client, exc)
             return

@@ -149,6 +149,7 @@ class Supervisor:
         self._workshop.start(acceptor)
         self._acceptor = acceptor
         acceptor.dispatcher.special, acceptor.dispatcher.tenant = self.table.special, self._tenant
+        acceptor.dispatcher.is_asleep = lambda mount: self._of(mount).is_asleep()
         self._reporter = Reporter(
             self._board, self.table.mounts, self.live.all, self._workshop.orders, acceptor, lambda: self.certificates()
         )

@@ -24,7 +24,8 @@ class Table:
         mounts: in the config's order, each with its deployment; those of a group have the same one.
         templates: those of the deployments that stand for their tenants.
         router: by the mounts' numbers.
-        special: the mounts without an instance, by their numbers: redirects, and templates of tenants.
+        special: the mounts of which not every request goes to an instance of theirs, by their numbers: redirects, templates of tenants,
+            and those that are for https only.
     """
 
     def __init__(self, config: Config, placed: Sequence[tuple[Sequence[Mount], Deployment]]) -> None:
@@ -34,7 +35,7 @@ class Table:
         by_pattern = {member.pattern: (member, deployment) for members, deployment in placed for member in members}
         self.mounts = [by_pattern[mount.pattern] for mount in config.mounts]
         self.router = Router(own_routes(mount for mount, _ in self.mounts))
-        self.special = {mount.number: mount for mount, _ in self.mounts if mount.redirect or mount.max_live}
+        self.special = {mount.number: mount for mount, _ in self.mounts if mount.redirect or mount.max_live or mount.https_only}
         self._deployment_of = {mount.number: deployment for mount, deployment in self.mounts}
 
     @property

@@ -28,6 +28,8 @@ threads = 1
 "/moved" = { redirect = "/v2{path}" }
 "/misspelt" = "hello:enviro"
 "/secure" = { app = "hello:environ", https_only = true, warmup = "/" }
+"/later" = { app = "hello:environ", https_only = true, lazy = true }
+"*.tenants/" = { app = "hello:environ", https_only = true, max_live = 2 }
 """
 server = shared_server(CONFIG, wait_for=5)
 
@@ -102,6 +104,23 @@ def test_what_came_by_a_trusted_proxys_tls_reaches_the_app_and_what_follows_on_t
         for proto, status in (("https", 200), ("http", 301), ("https", 200)):
             client.send(f"GET /secure HTTP/1.1\r\nHost: x.test\r\nX-Forwarded-Proto: {proto}\r\n\r\n")
             assert client.answer().status == status
+
+
+@pytest.mark.parametrize(("host", "path", "mount"), [("x.test", "/later", "/later"), ("a.tenants", "/", "a.tenants/")])
+def test_no_app_is_loaded_for_a_request_that_is_only_sent_to_https(server: Server, host: str, path: str, mount: str) -> None:
+    with Client(server) as client:
+        client.send(f"POST {path}?q HTTP/1.1\r\nHost: {host}:80\r\nContent-Length: 0\r\n\r\n")
+        answer = client.answer()
+    with Client(server) as client:
+        client.send(f"GET {path} HTTP/1.0\r\nHost: x/y\r\n\r\n" if mount == "/later" else "GET / HTTP/1.0\r\nHost: -.tenants\r\n\r\n")
+        refused = client.answer().status
+
+    assert (answer.status, answer.fields["location"]) == (308, f"https://{host}{path}?q")
+    assert refused == (400 if mount == "/later" else 404)
+    assert f"{mount} #1" not in server.log()
+    with Client(server) as client:
+        client.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: https\r\n\r\n")
+        assert json.loads(client.answer().body)["isowsgi.mount"] == mount
 
 
 def test_a_redirect_is_a_mount_that_serves_and_has_nothing_to_load(server: Server) -> None:
