@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import tomllib
 from pathlib import Path
@@ -236,6 +237,59 @@ def test_certificates_are_taken_over_where_every_app_has_one(tmp_path: Path) -> 
     assert "certfile" not in made(f"[uwsgi]\nmodule = a:app\nhttp = :80\nhttps = :443,{certificate},{key}\n", "x.ini").files.popitem()[1]
 
 
+APACHE_PROGRAMS = """
+WSGIDaemonProcess api threads=2
+Alias /api {srv}/api-server
+Alias /scripts {srv}/scripts
+Alias /admin {srv}/admin
+Alias /cgi {srv}/cgi
+Alias /static {srv}/static
+<Location /api>
+  SetHandler wsgi-script
+  WSGIProcessGroup api
+</Location>
+<Directory {srv}/scripts>
+  AddHandler wsgi-script .py
+</Directory>
+<Directory {srv}/cgi/bin>
+  SetHandler cgi-script
+</Directory>
+<FilesMatch "\\.php$">
+  SetHandler application/x-httpd-php
+</FilesMatch>
+<Location /static>
+  SetHandler None
+</Location>
+"""
+
+
+@pytest.mark.parametrize("without", ["", "FilesMatch"])
+def test_what_apache_ran_is_an_app_or_left_and_never_files_whose_source_anybody_could_read(tmp_path: Path, without: str) -> None:
+    """An Alias to an app's script, with SetHandler wsgi-script, became a mount that sent the script."""
+    for name in ("scripts/a.py", "admin/index.php", "cgi/bin/x", "cgi/y.css", "static/s.css"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "api-server").write_text("application = None\n")
+    text = APACHE_PROGRAMS.format(srv=tmp_path)
+    if without:  # it is where a site does not include it
+        text = re.sub(rf"(?s)<{without}.*</{without}>\n", "", text)
+    (tmp_path / "x.conf").write_text(text)
+    made = making.make(str(tmp_path / "x.conf"), str(tmp_path / "isowsgi.toml"), None, {})
+    (tmp_path / "isowsgi.toml").write_text(made.files[str(tmp_path / "isowsgi.toml")])
+
+    mounts = {
+        mount.pattern: mount.app.target if mount.files is None else mount.files.path for mount in load(tmp_path / "isowsgi.toml").mounts
+    }
+    assert mounts == {
+        "/api": f"{tmp_path}/api-server",
+        "/scripts/a.py": f"{tmp_path}/scripts/a.py",
+        "/static": f"{tmp_path}/static",
+    }
+    left = [entry.text.split()[1] for entry in made.entries if any("everybody could read them" in note for note in entry.notes)]
+    assert left == ["/admin", "/cgi"]
+    assert made.proxy == [f"location /static/ {{ alias {tmp_path}/static/; }}"]
+
+
 def test_variables_of_a_host_without_an_address_are_its_apps(tmp_path: Path) -> None:
     (tmp_path / "app.wsgi").write_text("")
     (tmp_path / "x.conf").write_text(f"<VirtualHost>\nSetEnv A b\nWSGIScriptAlias / {tmp_path}/app.wsgi\n</VirtualHost>\n")
@@ -254,7 +308,7 @@ BAD = [
     ("x.xml", '<!DOCTYPE u [<!ENTITY a "b">]><uwsgi><module>&a;</module></uwsgi>', "x.xml:1: expected no entity declarations"),
     ("x.yaml", "uwsgi:\n  a: [\n", "x.yaml:3: expected YAML, got"),
     ("x.json", '{"uwsgi": {"a": }}', "x.json:1: expected JSON, got a fault in column 17"),
-    ("x.conf", "WSGIScriptAlias /a\n", "x.conf:1: expected a path and a script after wsgiscriptalias, got '/a'"),
+    ("x.conf", "WSGIScriptAlias /a\n", "x.conf:1: expected a path and a script after WSGIScriptAlias, got '/a'"),
     (
         "x.conf",
         "Listen 80\n<VirtualHost *:80>\n</Directory>\n",
@@ -262,6 +316,8 @@ BAD = [
     ),
     ("x.conf", "<VirtualHost *:80>\n", "x.conf:1: expected </VirtualHost> before the end of the file"),
     ("x.conf", "WSGIDaemonProcess a threads=x\n", "x.conf:1: expected a whole number for threads, got 'x'"),
+    ("x.ini", "[uwsgi]\nmodule=a:app\nprocesses=$(NO_SUCH)\n", "x.ini:3: expected NO_SUCH in the environment, for processes"),
+    ("x.ini", "[uwsgi]\nfor-readline = no.env\nenv = %(_)\nendfor =\n", "x.ini:2: no.env: expected a file, got none"),
     ("x.conf", "Include x.conf\n", "expected at most 20 files within files"),
     ("x.json", '{"listeners": {\n"a" 1}}', "x.json:2: expected JSON, got a fault in column 5"),
     (
@@ -312,12 +368,35 @@ def test_who_may_not_read_the_source_may_not_read_what_is_made_of_it(ini: str) -
     assert Path("isowsgi.toml").stat().st_mode & 0o077 in (0o040, 0o000)
 
 
-def test_values_of_variables_are_in_the_file_and_not_in_the_report(ini: str) -> None:
-    result = CliRunner().invoke(import_, [ini])
+UNIT_APP = (
+    '"listeners": {"*:80": {"pass": "applications/a"}}, "applications": {"a": {"type": "python", "module": "m", "environment": {%s}}}'
+)
 
-    assert 'PASSWORD = "hush"' in result.stdout
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("a.ini", None, "a.ini:3: env = PASSWORD=..."),
+        ("a.xml", "<uwsgi><module>a:app</module><env>PASSWORD=hush</env></uwsgi>", "<env>PASSWORD=..."),
+        ("a.yaml", "uwsgi:\n  module: a:app\n  env:\n    - A=b\n    - PASSWORD=hush\n", "a.yaml:5: - PASSWORD=..."),
+        ("a.json", '{"uwsgi": {"module": "a:app", "env": ["A=b", "PASSWORD=hush"]}}', '"env": ["A=...'),
+        ("a.json", "{" + UNIT_APP % '"A": "b", "PASSWORD": "hush"' + "}", '"environment": {"A...'),
+        ("a.json", "{" + UNIT_APP % '\n"PASSWORD":\n"hush"\n' + "}", 'a.json:2: "PASSWORD":...'),
+        ("a.conf", "SetEnv PASSWORD hush\nWSGIScriptAlias / /a.wsgi\n", "a.conf:1: SetEnv PASSWORD ..."),
+    ],
+)
+def test_values_of_variables_are_in_the_file_and_not_in_the_report(ini: str, name: str, text: str | None, shown: str) -> None:
+    """Of JSON and of lists in YAML they were in the report, too."""
+    if text is not None:
+        Path(name).write_text(text)
+        if name == "a.conf":
+            Path("a.wsgi").write_text("")
+            Path(name).write_text(text.replace("/a.wsgi", f"{Path.cwd()}/a.wsgi"))
+    result = CliRunner().invoke(import_, [name])
+
+    assert 'PASSWORD = "hush"' in result.stdout, result.output
     assert "hush" not in result.stderr
-    assert "a.ini:3: env = PASSWORD=..." in result.stderr
+    assert shown in result.stderr
 
 
 def test_the_report_is_there_for_programs(ini: str) -> None:

@@ -23,6 +23,9 @@ _TITLES = {
 # Lines that set variables: their values may be secrets, and the report may go to a colleague or a log.
 _SECRET = re.compile(r"(?i)^(.*?\benv\s*[=:>]\s*\"?\w+=|\s*SetEnv\s+\S+\s+).*$")
 
+# The same in other forms: an item of a list, a key of JSON's, or a whole object on one line, which is cut where its variables begin.
+_VALUE = re.compile(r"(?i)^(.*?\benv(?:ironment)?[\"']?\s*[=:>]\s*[\"'\[{\s]*[\w-]*=?|\s*SetEnv\s+\S+\s+|[^=:]*[=:]\s*).*$")
+
 
 @click.command("import", short_help="Turn another server's configuration into a config file.")
 @click.argument("source", type=click.Path())
@@ -53,7 +56,7 @@ def import_(source: str, output: str | None, kind: str | None, force: bool, as_j
             write(made.files, force, like=made.sources)
     except (account.BadSource, AlreadyThere) as exc:
         asking.fail(plain(exc), 2)
-    entries = [entry._replace(text=_SECRET.sub(r"\1...", entry.text)) for entry in made.entries]
+    entries = [entry._replace(text=(_VALUE if entry.has_secret else _SECRET).sub(r"\1...", entry.text)) for entry in made.entries]
     if as_json:
         report = {"kind": made.kind, "files": made.files, "lines": account.as_json(entries)}
         click.echo(json.dumps(report | {"quiet_lines": made.quiet_lines, "proxy": made.proxy}, indent=2))

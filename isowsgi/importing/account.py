@@ -38,6 +38,7 @@ class Entry(NamedTuple):
     text: str  # of the first line, without white space around it
     outcome: Outcome
     notes: tuple[str, ...]
+    has_secret: bool = False  # whether values of variables are in its lines
 
 
 class BadSource(Exception):
@@ -67,6 +68,7 @@ class Account:
         self._counted: dict[str, set[int]] = {}
         self._leaders: dict[tuple[str, int], int] = {}
         self._said: dict[tuple[str, int], list[tuple[Outcome, str]]] = {}
+        self._secret: set[tuple[str, int]] = set()
 
     def open(self, file: str, path: str, text: str, counted: Iterable[int]) -> bool:
         """Enter a file.
@@ -104,6 +106,10 @@ class Account:
         if (outcome, note) not in said:
             said.append((outcome, note))
 
+    def hide(self, at: At) -> None:
+        """Note that a statement has the value of a variable, which may be a secret."""
+        self._secret.add(self._leader(at))
+
     def _leader(self, at: At) -> tuple[str, int]:
         first = (at.file, at.lines[0])
         return at.file, self._leaders.get(first, first[1])
@@ -125,7 +131,7 @@ class Account:
                 notes = tuple(note for outcome, note in said if outcome is gravest)
                 others = tuple(note for outcome, note in said if outcome is not gravest)
                 text = " ".join(lines[leader - 1].split())[:_MOST_CHARS]
-                entries.append(Entry(At(file, tuple(members)), text, gravest, notes + others))
+                entries.append(Entry(At(file, tuple(members)), text, gravest, notes + others, (file, leader) in self._secret))
         return entries
 
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isowsgi.importing import daemonoptions
+from isowsgi.importing import apachehandlers, daemonoptions
 from isowsgi.importing.account import Account, At, BadSource
 from isowsgi.importing.apacheconfig import Host, Reading, Told
+from isowsgi.importing.apachehandlers import reach
 from isowsgi.importing.daemonoptions import Daemon
 from isowsgi.importing.draft import Draft, MountDraft, TlsDraft
 from isowsgi.importing.nginx import files_at
@@ -102,8 +103,8 @@ class _Import:
         Apache sends a request for an unknown host to the first host of the address. Here a mount without a host takes it, and would take
         from other hosts what their mounts do not take; so it is written only where they take everything.
         """
-        main = _Site(self.reading.main, [], _aliases(self.reading.main))
-        sites = [_Site(host, list(dict.fromkeys(host.names)), _aliases(host)) for host in self.reading.hosts]
+        main = _Site(self.reading.main, [], self._aliases(self.reading.main))
+        sites = [_Site(host, list(dict.fromkeys(host.names)), self._aliases(host)) for host in self.reading.hosts]
         by_address: dict[str, list[_Site]] = {}
         for site in sites:
             by_address.setdefault(site.host.address.rpartition(":")[2], []).append(site)
@@ -121,6 +122,18 @@ class _Import:
                 self.account.changed(first.host.at, "requests for unknown hosts went to this first host; they are answered 404 now")
         return [*sites, main]
 
+    def _aliases(self, host: Host) -> list[Told]:
+        """Return what leads to apps; an Alias counts before a WSGIScriptAlias, as in mod_wsgi."""
+        scripts = [told for told in host.told if told.name == "alias" and self._handler_of(told, host) == apachehandlers.WSGI]
+        return scripts + [told for told in host.told if told.name.startswith("wsgiscriptalias")]
+
+    def _handler_of(self, told: Told, host: Host) -> str:
+        """Return what runs what an Alias leads to, or ""."""
+        if len(told.words) != 2:
+            return ""
+        where, path = told.words
+        return apachehandlers.handler_of(where, path, (self.reading.main, host))
+
     def _takes_strangers(self, first: _Site, sites: list[_Site]) -> None:
         """Have a host take every host, if no other one loses anything by that."""
         rest = [site for site in sites if site is not first and site.aliases and not {*site.names} <= {*first.names}]
@@ -134,7 +147,7 @@ class _Import:
         options = [word for word in told.words if re.match(r"(process-group|application-group|callable-object)=", word)]
         plain = [word for word in told.words if word not in options]
         if len(plain) != 2:
-            raise BadSource(told.at, f"expected a path and a script after {told.name}, got {' '.join(told.words)!r}")
+            raise BadSource(told.at, f"expected a path and a script after {_SHOWN.get(told.name)}, got {' '.join(told.words)!r}")
         where, target = plain
         if told.name == "wsgiscriptaliasmatch":
             found = _EXPRESSION.fullmatch(where)
@@ -205,7 +218,7 @@ class _Import:
         best, rank = "", -1
         for host, base in ((self.reading.main, 0), (site.host, 1)):
             for told in host.told:
-                if told.name == name and told.words and (found := _reach(told, where, script)) is not None and found + base >= rank:
+                if told.name == name and told.words and (found := reach(told, where, script)) is not None and found + base >= rank:
                     best, rank = told.words[0], found + base
         return best
 
@@ -213,7 +226,7 @@ class _Import:
         env = {}
         for host in (self.reading.main, *([site.host] if site.host is not self.reading.main else [])):
             for told in host.told:
-                if told.name == "setenv" and told.words and _reach(told, where, script) is not None:
+                if told.name == "setenv" and told.words and reach(told, where, script) is not None:
                     env[told.words[0]] = told.words[1] if len(told.words) > 1 else ""
         return env
 
@@ -223,7 +236,7 @@ class _Import:
         used = [
             mount
             for mount in self.draft.mounts
-            if told.here is None or _reach(told, mount.pattern.partition("/")[2], mount.app or "") is not None
+            if told.here is None or reach(told, mount.pattern.partition("/")[2], mount.app or "") is not None
         ]
         if told.name in ("user", "group") and words:
             daemons = self.daemons
@@ -232,10 +245,13 @@ class _Import:
             else:
                 account.left(told.at, f"daemon processes have users of their own; gunicorn's {told.name} is theirs")
         elif told.name == "setenv" and words:
+            account.hide(told.at)
             text = f"env.{words[0]}: in the app's os.environ, and no longer in the environ of its requests"
             (account.changed if used else account.left)(told.at, text if used else _NOT_HERE)
         elif told.name == "alias" and len(words) == 2:
             self._files(told, host, *words)
+        elif told.name in ("sethandler", "addhandler"):
+            account.say(told.at, *apachehandlers.verdict(told, bool(used)))
         elif told.name == "redirect":
             self._redirect(told, host)
         elif told.name == "keepalivetimeout" and words and words[0].isdigit():
@@ -270,6 +286,13 @@ class _Import:
 
     def _files(self, told: Told, host: Host, where: str, path: str) -> None:
         names = next(site.names for site in self.sites if site.host is host)
+        handler = self._handler_of(told, host)
+        if handler == apachehandlers.WSGI:
+            return  # an app
+        if handler:
+            text = f"Apache ran programs in it ({handler}): they need a server of their own, and as files everybody could read them"
+            self.account.left(told.at, text)
+            return
         if not where.strip("/") or (host is self.reading.main and any(site.names for site in self.sites)):
             # What is said outside of all hosts holds for each of them; here a pattern with a host wins over one without.
             self.draft.proxy += files_at(where, path)
@@ -301,6 +324,8 @@ _NO_TLS = (
     "of its addresses or on none"
 )
 
+_SHOWN = {"wsgiscriptalias": "WSGIScriptAlias", "wsgiscriptaliasmatch": "WSGIScriptAliasMatch"}
+
 _PARTS = {
     "wsgiprocessgroup": "the daemon process' settings are the mount's",
     "wsgiapplicationgroup": "group, where several apps share an interpreter",
@@ -310,32 +335,9 @@ _PARTS = {
 }
 
 
-def _aliases(host: Host) -> list[Told]:
-    return [told for told in host.told if told.name.startswith("wsgiscriptalias")]
-
-
 def _takes_all(site: _Site) -> bool:
     """Whether a host's apps leave no path to others; a host without an app takes nothing from one that has."""
     return any(told.name == "wsgiscriptalias" and told.words[:1] == ["/"] for told in site.aliases)
-
-
-def _reach(told: Told, where: str, script: str) -> int | None:
-    """Return how near a directive is to an app, or None if it does not hold for it."""
-    if told.here is None:
-        return 0
-    kind, place = told.here
-    place = place.rstrip("/")
-    if kind == "directory" and (script + "/").startswith(place + "/"):
-        return 10 + 2 * len(place)
-    if kind == "location" and (f"/{where.strip('/')}/").startswith((place or "") + "/"):
-        return 100_000 + 2 * len(place)
-    if kind in ("directorymatch", "locationmatch"):
-        try:
-            found = re.search(place, os.path.dirname(script) + "/" if kind.startswith("d") else f"/{where.strip('/')}")
-        except re.error:
-            return None
-        return None if found is None else 50_000
-    return None
 
 
 def _group(application: str, process: str, site: _Site) -> str:

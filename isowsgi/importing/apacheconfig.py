@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -27,12 +28,14 @@ class Told:
 
     Attributes:
         here: ("directory", "/srv/shop") and its like; None: everywhere in its host.
+        files: an expression for the names of files, if it is about some only.
     """
 
     name: str
     words: list[str]
     at: At
     here: tuple[str, str] | None = None
+    files: str = ""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +63,7 @@ _WANTED = frozenset(
     (
         *("wsgiscriptalias", "wsgiscriptaliasmatch", "wsgidaemonprocess", "wsgiprocessgroup", "wsgiapplicationgroup", "wsgicallableobject"),
         *("wsgipythonhome", "wsgipythonpath", "wsgiscriptreloading", "setenv", "alias", "redirect", "documentroot", "keepalivetimeout"),
-        *("user", "group", "sslcertificatefile", "sslcertificatekeyfile"),
+        *("user", "group", "sslcertificatefile", "sslcertificatekeyfile", "sethandler", "addhandler"),
     )
 )
 
@@ -80,6 +83,7 @@ class Reading:
         self._environ = environ
         self._root = ""
         self._nested = 0
+        self._files = ""  # of the <Files> section that is being read
 
     def file(self, path: str, shown: str, at: At | None = None) -> None:
         """Read a file, and those that it includes.
@@ -121,7 +125,13 @@ class Reading:
                 if "~" not in words(text) and not name.endswith("match")
                 else name.removesuffix("match") + "match"
             )
-            self._all(children, host, (kind, where[0] if where else "") if not name.startswith("files") else here)
+            place = where[0] if where else ""
+            if name.startswith("files"):
+                self._files = place if kind == "filesmatch" else fnmatch.translate(place)
+                self._all(children, host, here)
+                self._files = ""
+            else:
+                self._all(children, host, (kind, place))
         elif name.startswith("if") and name not in _UNKNOWN_WHEN:
             self._condition(section, children, text, host, here)
         elif name == "macro":
@@ -181,7 +191,7 @@ class Reading:
         elif name == "use":
             self.account.left(at, "mod_macro is not taken: write what the macro's lines say in its place, and import that")
         elif name in _WANTED:
-            host.told.append(Told(name=name, words=told, at=at, here=here))
+            host.told.append(Told(name=name, words=told, at=at, here=here, files=self._files))
         elif (verdict := apacheoptions.verdict(name, text)) is not None:
             self.account.say(at, *verdict)
         else:

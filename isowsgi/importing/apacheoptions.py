@@ -81,7 +81,7 @@ _ROWS: tuple[tuple[Outcome, str, str], ...] = (
     (
         _L,
         "an inside matter of mod_wsgi's; nothing to do",
-        r"wsgi.*",
+        r"wsgi(verbosedebugging|outputbuffering|(re)?loadmechanism|servermetrics|switchinterval|bufferedoutput|rotatelogs|startuptimeout)",
     ),
     (
         _L,
@@ -120,8 +120,18 @@ _ROWS: tuple[tuple[Outcome, str, str], ...] = (
     ),
     (
         _L,
+        "the app's: a mount's app may be a script that wraps another one",
+        r"wsgi(handler|dispatch)script",
+    ),
+    (
+        _L,
+        _PROXY + "proxy_intercept_errors",
+        r"wsgierroroverride",
+    ),
+    (
+        _L,
         _PROXY + "a location that serves files",
-        r"alias.*|scriptalias.*|documentroot|directoryindex|index\w*|adddefaultcharset",
+        r"alias.*|documentroot|directoryindex|index\w*|adddefaultcharset",
     ),
     (
         _L,
@@ -135,13 +145,18 @@ _ROWS: tuple[tuple[Outcome, str, str], ...] = (
     ),
     (
         _C,
+        "see gunicorn's keepalive",
+        r"(max)?keepalive\w*",
+    ),
+    (
+        _C,
         "see gunicorn's errorlog, accesslog, access_log_format and loglevel",
         r"errorlog\w*|customlog|logformat|loglevel|transferlog|globallog|logio\w*",
     ),
     (
         _L,
         _FILES,
-        r"options|allowoverride.*|addtype|addhandler|addencoding|addlanguage|addcharset|sethandler|typesconfig|"
+        r"options|allowoverride.*|addtype|addencoding|addlanguage|addcharset|typesconfig|"
         r"mime\w*|cache\w*|files\w*|accessfilename",
     ),
     (

@@ -117,5 +117,7 @@ def _option(name: str, value: str, daemon: Daemon, draft: Draft, account: Accoun
         account.changed(at, "env.LANG, for the app; its process' locale is that of the service")
     elif name == "locale":
         account.changed(at, f"locale: set LC_ALL={value} in the service's environment, for all apps")
+    elif name.endswith("-buffer-size"):
+        account.changed(at, f"{name}: not taken: an inside matter of mod_wsgi; nothing to do")
     elif name != "home":
-        account.changed(at, f"{name}: not taken: {_NOT.get(name, 'an inside matter of mod_wsgi; nothing to do')}")
+        account.changed(at, f"{name}: not taken: {_NOT.get(name, 'mod_wsgi has no such option')}")

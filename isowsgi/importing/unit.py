@@ -46,6 +46,9 @@ class _Import:
         self.places: dict[Path, At] = {
             place[len(base) :] if place[: len(base)] == base else ("/", *place): at for place, _, at in jsontext.places(path, text)
         }
+        for at in self.places.values():
+            if len(at.lines) > 1:  # a value that is not on its key's line
+                account.join(at)
         self.said: set[Path] = set()
         self.apps: dict[Path, unitapp.App | None] = {}
         self.common: dict[str, Any] = {}

@@ -129,6 +129,8 @@ def _common(speaker: Speaker, place: Path, table: dict[str, Any], app: App) -> N
             speaker.say("taken", at, "threads")
         elif key == "environment" and isinstance(value, dict):
             app.settings["env"] = {name: str(text) for name, text in value.items()}
+            for name in value:
+                speaker.account.hide(speaker.places[*at, name])
             speaker.say_all("taken", at, "env")
         elif key == "processes":
             _processes(speaker, at, value, app)

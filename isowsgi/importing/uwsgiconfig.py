@@ -121,7 +121,10 @@ class Reading:
     def _open_logic(self, option: Option) -> None:
         key, value, at = option
         if key in _LOOPS:
-            self._logic = _Logic(values=_LOOPS[key](value), at=at)
+            try:
+                self._logic = _Logic(values=_LOOPS[key](value), at=at)
+            except BadSource as exc:
+                raise BadSource(at, str(exc)) from exc
             self.account.taken(at, f"done while importing, {len(self._logic.values)} times")
             return
         verdict, value = self._holds(key, value, at)

@@ -100,8 +100,10 @@ def _add_folder(server: Server, option: Option) -> None:
 
 def _add_env(server: Server, option: Option) -> None:
     name, equals, value = option.value.partition("=")
-    if not equals:
-        raise BadSource(option.at, f"expected NAME=value, got {option.value!r}")
+    if not name or not equals:
+        server.account.left(option.at, "it is no NAME=value, so it set nothing")
+        return
+    server.account.hide(option.at)
     env = server.settings.setdefault("env", {})
     assert isinstance(env, dict), "made above"
     env[name] = value
@@ -198,6 +200,8 @@ def _set_venv(server: Server, option: Option) -> None:
 
 
 def _number(option: Option) -> int:
+    if (found := re.search(r"\$\((\w+)\)", option.value)) is not None:
+        raise BadSource(option.at, f"expected {found[1]} in the environment, for {option.key}; run it as: {found[1]}=1 isowsgi import ...")
     if not re.fullmatch(r"\d{1,9}", option.value):
         raise BadSource(option.at, f"expected a whole number for {option.key}, got {option.value!r}")
     return int(option.value)
