@@ -222,6 +222,7 @@ def test_hosts_that_are_wrong_or_taken_are_told(read: Write, text: str, expected
         ),
         ("*.example/", "max_live = 3\nlazy = false", "lazy: a tenant is always loaded at its first request"),
         ("*.example/", 'max_live = 3\nlog = "{1}.log"', "log: '{1}' does not stand for the tenant here; it may stand in env, "),
+        ("*.example/", 'max_live = 3\nwarmup = "/{1}"', "warmup: '{1}' does not stand for the tenant here; it may stand in env, "),
         ("*.example/", "max_live = 1000\nthreads = 64", "max_live: max_live x instances x threads are too many threads for a worker: "),
         ("*.example/", "max_live = 0", "max_live: must be 1 to 1000, got 0"),
         ("*.example/", 'max_live = 3\ngroup = "g"', "group: each tenant has its own instance; remove the group"),

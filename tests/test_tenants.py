@@ -515,9 +515,12 @@ def test_a_change_of_the_table_reaches_a_tenant() -> None:
 
 
 def test_a_label_stands_in_paths_as_one_part() -> None:
-    found = tenants.tenant_of(template(touch="/srv/{1}/touch"), "a-b", 7)
+    """In a sandbox it stayed as it was written, so a tenant's process could not write to its own folder."""
+    paths = {"touch": "/srv/{1}/touch", "working_directory": "/srv/{1}", "sandbox": {"write": ("/srv/{1}/data", "/srv/shared")}}
+    found = tenants.tenant_of(template(**paths), "a-b", 7)
 
     assert (found.touch, found.number, found.max_live) == ("/srv/a-b/touch", 7, 0)
+    assert (found.working_directory, found.sandbox) == ("/srv/a-b", {"write": ("/srv/a-b/data", "/srv/shared")})
 
 
 def test_a_check_looks_at_a_tenant_that_exists(tmp_path: Path) -> None:

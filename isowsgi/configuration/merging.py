@@ -8,7 +8,7 @@ from isowsgi.configuration import groups, places, pythons, walls
 from isowsgi.configuration.checks import Pattern
 from isowsgi.configuration.faults import Fault, at, place_text, spelt
 from isowsgi.configuration.tables import FilesTable, Mounts, MountTable, RedirectTable, settings_of
-from isowsgi.configuration.tenants import MOST_LEAVING, PLACE
+from isowsgi.configuration.tenants import MOST_LEAVING, PLACE, PLACED
 from isowsgi.configuration.values import FILES_GROUP, FILES_THREADS, MAIN_GROUP, NO_APP, Files, Mount
 from isowsgi.shared import routing
 from isowsgi.shared.redirects import PATH
@@ -194,12 +194,10 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
         yield "exists", Fault(f"expected a path with {PLACE!r} for the tenant's label, got {values['exists']!r}")
     if values.get("lazy") is False and "lazy" in own:
         yield "lazy", Fault("a tenant is always loaded at its first request; remove lazy")
-    for key in ("log", "warmup"):
-        if key in own and PLACE in str(values[key]):
-            yield (
-                key,
-                Fault(f"{PLACE!r} does not stand for the tenant here; it may stand in env, pythonpath, touch, exists and a script's path"),
-            )
+    for key in sorted({*own} - {*PLACED}):
+        if PLACE in str(values.get(key)):
+            where = f"{', '.join(PLACED[1:])} and a script's path"
+            yield key, Fault(f"{PLACE!r} does not stand for the tenant here; it may stand in {where}")
     rows = (values["max_live"] + MOST_LEAVING) * values.get("instances", 1) * (values.get("threads") or 1)
     if rows > ROWS // 2:
         text = f"max_live x instances x threads are too many threads for a worker: expected at most {ROWS // 2}, got {rows}"

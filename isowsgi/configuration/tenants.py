@@ -16,6 +16,9 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 PLACE = "{1}"  # stands for the label in a template's values
 
+# Keys in whose values it may stand.
+PLACED = ("app", "env", "pythonpath", "touch", "working_directory", "sandbox", "exists")
+
 # How many that leave, beside those that live, may have instances that still answer requests, before newcomers wait for their end.
 # Of one template in one worker; their threads have rows on the scoreboard, so what a config file may ask for depends on it.
 MOST_LEAVING = 4
@@ -28,7 +31,7 @@ def tenant_of(template: Mount, label: str, number: int) -> Mount:
         label: checked by `LABEL`.
         number: that it has in this worker.
     """
-    host = host_of(template, label)
+    host, sandbox = host_of(template, label), template.sandbox
     return attrs.evolve(
         template,
         number=number,
@@ -38,6 +41,8 @@ def tenant_of(template: Mount, label: str, number: int) -> Mount:
         pythonpath=tuple(folder.replace(PLACE, label) for folder in template.pythonpath),
         env={name: value.replace(PLACE, label) for name, value in template.env.items()},
         touch=template.touch and template.touch.replace(PLACE, label),
+        working_directory=template.working_directory and template.working_directory.replace(PLACE, label),
+        sandbox=sandbox and {word: tuple(path.replace(PLACE, label) for path in paths) for word, paths in sandbox.items()},
         exists=None,
         max_live=0,
     )
