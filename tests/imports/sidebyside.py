@@ -97,7 +97,7 @@ def _uwsgi_for(source: Path) -> list[str]:
     if index and source.suffix == ".ini":
         return [index]
     if debian:
-        return [debian, "--plugin", "python3"]
+        return [debian, "--plugins", "python3,router_redirect"]
     raise CannotRun("no uwsgi-core with uwsgi-plugin-python3 on the PATH, nor UWSGI=PATH/bin/uwsgi of a venv with uwsgi")
 
 
