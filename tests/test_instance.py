@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import select
 import socket
 import subprocess
@@ -338,6 +339,41 @@ os._exit(0)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
 
     assert done.stdout == "True FAILED 0 ModuleNotFoundError: No module named 'tried'\n", done.stderr
+
+
+def test_an_instance_in_the_main_interpreter_whose_code_cannot_be_read_for_lack_of_descriptors_says_so() -> None:
+    """Its keeper died of that without a word: the boot took its boot_timeout, and all other boots of the worker waited for it."""
+    script = """
+import os, resource, select, sys
+from gunicorn import config, glogging
+from isowsgi.instances.maininterpreter import MainInstance
+from isowsgi.shared.scoreboard import Scoreboard
+from tests.orders import any_order
+assert "isowsgi.inside.boot" not in sys.modules
+board = Scoreboard()
+board.set_mounts(["/a"])
+fds = {name: os.eventfd(0, os.EFD_CLOEXEC) for name in ("returns", "lingering", "capacity")}
+for takes_all in (True, False):
+    order = any_order("main", first_row=board.allot(1, [0]), threads=1)
+    instance = MainInstance(order, {**fds, "board": board.fd}, board, glogging.Logger(config.Config()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest if takes_all else soft, hard))
+    instance.start()
+    while not instance.has_ended():
+        select.select([instance], [], [])
+        instance.read()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    instance.dispose(destroy=True)
+    print(instance.join(30), instance.state.name, instance.threads_left, instance.error, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+
+    starved, served = done.stdout.splitlines()
+    assert re.fullmatch(r"True FAILED 0 OSError: \[Errno 24\] Too many open files.*", starved), done.stderr
+    assert served == "True FAILED 0 ModuleNotFoundError: No module named 'tried'", "once there are some, it is tried again"
 
 
 def test_who_is_left_in_an_interpreter_is_seen_without_asserts_too() -> None:

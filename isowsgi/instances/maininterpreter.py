@@ -27,12 +27,14 @@ class MainInstance(InterpreterInstance):
         self._log = log
 
     def _run_interpreter(self) -> None:
-        # Late: the main interpreter needs none of this while no mount lives there.
-        from isowsgi.inside import boot
-
+        threads_left = 0
         try:
+            # Late: the main interpreter needs none of this while no mount lives there. It opens files, and there may be no descriptor.
+            from isowsgi.inside import boot
+
+            threads_left = 1  # that there may be, from here on
             boot.run(self._order, self._log)
         except Exception as exc:
-            self._report_failure(traceback_of(exc), threads_left=1)
+            self._report_failure(traceback_of(exc), threads_left)
         if self._disposal.get():
             self._owned.close()
