@@ -834,6 +834,30 @@ def test_a_request_that_begins_on_an_idle_connection_has_the_time_of_a_head(make
         place.take().close()
 
 
+@pytest.mark.parametrize("begun", [0, 5])
+def test_a_request_that_came_in_time_is_served_however_late_it_is_looked_at(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, begun: int
+) -> None:
+    """A worker that stopped on a busy machine answered 408 to whole requests: they came while it was at others, and were seen expired."""
+    place = make_place(keepalive_s=20, head_timeout_s=20)
+    busy = os.eventfd(1, os.EFD_CLOEXEC)
+    now = time.monotonic
+    with place.connect(A) as client:
+        give_back(place, place.take())
+        place.turn_until(lambda: place.seen.peeking == 1)
+        client.sendall(A[:begun])
+        place.turn_until_quiet()
+
+        def be_busy() -> None:
+            place.loop.unwatch(busy)
+            client.sendall(A[begun:])
+            monkeypatch.setattr(time, "monotonic", lambda: now() + 25)  # past the deadline; deadlines are looked at in this turn
+
+        place.loop.watch(busy, be_busy)
+        place.take().close()
+    os.close(busy)
+
+
 def test_a_connection_that_was_reset_while_it_came_back_is_closed(place: Place) -> None:
     client = place.connect(A)
     connection = place.take()

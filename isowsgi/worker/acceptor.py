@@ -228,10 +228,14 @@ class Acceptor:
         self.on_capacity()
 
     def _expire(self, client: Client) -> None:
-        if client.phase is Phase.PEEKING and (data := _peeked(client.sock)):
-            self._replies.answer(client, data, answers.TOO_LATE, "the request did not arrive in time")
-        else:
-            self._clients.close(client)
+        if client.phase is Phase.PEEKING:
+            self._look(client)  # what came while this turn was busy has not fired yet: a request in time, or the first byte of one
+            if client.phase is not Phase.PEEKING or client.deadline > time.monotonic() or client.sock.fileno() < 0:
+                return
+            if data := _peeked(client.sock):
+                self._replies.answer(client, data, answers.TOO_LATE, "the request did not arrive in time")
+                return
+        self._clients.close(client)
 
     def _yield(self) -> None:
         """Behind all events, none of which may be of a connection that is closed here."""
