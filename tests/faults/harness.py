@@ -329,16 +329,16 @@ class Place:
             self._send(half)
 
     def _gets_well(self, path: str) -> bool:
-        """Whether a mount serves, after a reload if need be."""
+        """Whether a mount serves, after a reload if need be. One that is being loaded is waited for: a reload would begin it once more."""
 
         def is_well() -> bool:
-            if self._ask(path) == 200:
+            if self._ask(path, _DEADLINE_S) == 200:
                 return True
             self._control("start", path)
             self._control("reload", path)
             return False
 
-        return self._reaches(is_well)
+        return self._reaches(is_well, 2 * _DEADLINE_S)
 
     def _reaches(self, condition: Any, within_s: float = _DEADLINE_S) -> bool:
         end = time.monotonic() + within_s
