@@ -105,6 +105,21 @@ def test_one_that_a_request_waits_for_comes_first() -> None:
     assert line.names() == "/0 /1 /4"
 
 
+def test_of_those_that_requests_wait_for_the_first_that_was_asked_for_comes_first() -> None:
+    """The last came first: while sleeping neighbours were woken, a mount whose clients all waited was not loaded in 50 s."""
+    line = Line(6)
+    for number in (4, 5, 4, 3):
+        line.boots.hurry(line.mounts[number])
+
+    line.is_up(0)
+    line.boots.hurry(line.mounts[4])  # it is being loaded: without effect
+    line.boots.leave(line.mounts[5])
+    line.is_up(1)
+    line.is_up(4)
+
+    assert line.names() == "/0 /1 /4 /3 /2"
+
+
 def test_one_that_has_no_use_for_its_turn_any_more_is_left_out() -> None:
     line = Line(4)
 

@@ -55,6 +55,29 @@ def test_requests_wait_out_a_moment_in_which_no_app_can_be_loaded_for_lack_of_de
     assert site.chosen() is site.made[1]
 
 
+def test_so_do_those_that_a_worker_has_accepted_that_stops() -> None:
+    """A mount that was loaded at the same moment as its worker was told to stop cost twenty clients that waited for it a 503."""
+    site = Site()
+    site.deployment.start(site.now)
+    site.deployment.finish()
+    site.failed(site.made[0], traceback="OSError: [Errno 24] Too many open files: 'shop.py'")
+    assert site.chosen() is NotServing.BOOTING
+
+    site.wait(1)
+    site.ready(site.made[1])
+    assert site.chosen() is site.made[1]
+
+
+def test_a_mount_that_leaves_the_table_is_not_tried_again_for_lack_of_descriptors() -> None:
+    site = Site()
+    site.deployment.start(site.now)
+    site.failed(site.made[0], traceback="OSError: [Errno 24] Too many open files: 'shop.py'")
+    site.deployment.leave(site.now)
+    site.wait(12)
+
+    assert len(site.made) == 1
+
+
 def test_a_lack_that_lasts_is_answered_503_and_tried_again_less_often() -> None:
     site = Site()
     site.around.shortage = RuntimeError("can't start new thread")

@@ -64,6 +64,10 @@ class Backoff:
         self._failures = 0
         self.lacks_since = None
 
+    def give_up(self) -> None:
+        """Plan nothing any more."""
+        self.retry_at = self.lacks_since = None
+
     def is_worth_waiting(self, now: float) -> bool:
         """Whether requests wait although nothing is being loaded: a lack is most likely over in a moment."""
         return self.lacks_since is not None and now - self.lacks_since < _LACK_WAIT_S

@@ -65,6 +65,7 @@ class Boots:
         self._call = call
         self._times = times
         self._waiting: list[Bootable] = []
+        self._hurried: list[Bootable] = []  # the first of them: requests wait for these
         self._loading: dict[Bootable, float] = {}  # since when
         self._called: Bootable | None = None  # while it is told to start
         self._let_in = 0  # how many more than `most`, as the cores are idle
@@ -85,20 +86,27 @@ class Boots:
         return False
 
     def hurry(self, deployment: Bootable) -> None:
-        """Let one that waits be the next: a request waits for it."""
-        if deployment in self._waiting:
+        """Let one that waits come before those that nobody asks for: a request waits for it.
+
+        Not before others for which a request waits: a mount whose clients all wait is not asked for again, and would never have its turn
+        while others are.
+        """
+        if deployment in self._waiting and deployment not in self._hurried:
             self._waiting.remove(deployment)
-            self._waiting.insert(0, deployment)
+            self._waiting.insert(len(self._hurried), deployment)
+            self._hurried.append(deployment)
 
     def leave(self, deployment: Bootable) -> None:
         """Take a deployment out of the line; it no longer needs its turn."""
-        if deployment in self._waiting:
-            self._waiting.remove(deployment)
+        for line in (self._waiting, self._hurried):
+            if deployment in line:
+                line.remove(deployment)
 
     def pass_on(self, now: float) -> None:
         """Tell who is next to start; called when a boot may have ended, and about once a second."""
         while self._has_room(now) and self._waiting:
-            self._called = self._waiting.pop(0)
+            self._called = self._waiting[0]
+            self.leave(self._called)
             self._call(f"{self._called.name}: its turn to be loaded", self._called.start, now)
             self._called = None
         if not self._waiting:

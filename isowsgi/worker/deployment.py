@@ -159,7 +159,7 @@ class Deployment:
             self.hurry()
             if self.is_under_way():
                 return NotServing.BOOTING
-        return NotServing.BOOTING if self.backoff.is_worth_waiting(now) and not self.is_ending else NotServing.FAILED
+        return NotServing.BOOTING if self.backoff.is_worth_waiting(now) else NotServing.FAILED
 
     def state(self) -> str:
         """Return in a word how it is; the only answer to that, for the status page, the commands, the metrics and the log."""
@@ -325,7 +325,7 @@ class Deployment:
     def leave(self, now: float) -> None:
         """End its instances for good: it is in no table any more, and nobody can ask for it."""
         self.is_ending = True
-        self.backoff.retry_at = None
+        self.backoff.give_up()
         self.sleep(now)
         self.surroundings.release(self)  # who waits for it is routed by the new table
 

@@ -74,12 +74,11 @@ class Recovery:
             return
         deployment.leave_line()  # all that is missing is started with the next try, and not before
         wait_s = deployment.backoff.plan(now, deployment.reports.lacks and not deployment.is_serving())
-        if not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
-            serving = len(deployment.slots.serving())
-            if not serving and deployment.backoff.is_worth_waiting(now):
-                text = "%s: its worker lacks descriptors or threads; requests wait; retrying within a second"
-                deployment.log.warning(text, deployment.name)
-                return
+        serving = len(deployment.slots.serving())
+        if not serving and not deployment.is_prepared and deployment.backoff.is_worth_waiting(now):
+            text = "%s: its worker lacks descriptors or threads; requests wait; retrying within a second"
+            deployment.log.warning(text, deployment.name)
+        elif not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
             what = "answers 503" if not serving else "some instances are missing"
             if serving == len(deployment.slots.live):  # it was to be replaced
                 what = f"generation {deployment.slots.oldest()} keeps serving"

@@ -71,7 +71,9 @@ class Upkeep:
         """Do what is due."""
         deployment = self._deployment
         retry_at = deployment.backoff.retry_at
-        if retry_at is not None and now >= retry_at and not deployment.is_ending:
+        # A worker that stops begins nothing, but what was accepted may still wait for what could not be loaded for lack of descriptors.
+        may_retry = not deployment.is_ending or deployment.backoff.lacks_since is not None
+        if retry_at is not None and now >= retry_at and may_retry:
             self._retry(retry_at, now)
         deployment.succession.look(now)
         deployment.siting.permits.go_on()
