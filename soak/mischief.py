@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import random
 import threading
 import time
@@ -28,11 +29,11 @@ class Mischief:
     """Plays on threads of its own until `stop`.
 
     Args:
-        scarce: takes the times at which all descriptors are taken.
+        scarce: takes since and until when an app was asked to take all descriptors.
         on_mistake: takes the text of an exception of ours.
     """
 
-    def __init__(self, site: Site, seed: int, scarce: list[float], on_mistake: Callable[[str], None]) -> None:
+    def __init__(self, site: Site, seed: int, scarce: list[list[float]], on_mistake: Callable[[str], None]) -> None:
         self.plays: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self._scarce = scarce
@@ -71,14 +72,16 @@ class Mischief:
     def _play(self, mount: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._site.port, timeout=_ANSWER_S)
         self.plays[mount] += 1
+        span = [time.monotonic(), math.inf]
         if mount.endswith("/descriptors"):
-            self._scarce.append(time.monotonic())
+            self._scarce.append(span)
         try:
             connection.request("GET", f"{mount}/play")
             self.outcomes[str(connection.getresponse().status)] += 1
         except (OSError, http.client.HTTPException) as exc:
             self.outcomes[type(exc).__name__] += 1
         finally:
+            span[1] = time.monotonic()
             connection.close()
 
     def _reload(self, mount: str) -> None:

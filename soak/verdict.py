@@ -36,8 +36,9 @@ IDLE_LONG = "idle for so long that its time was over, or its worker's"
 
 IDLE_SCARCE = "idle while a hostile app had all descriptors of its worker, which closes idle ones for new ones then"
 
-# For how long that lasts after the app was asked to, until the worker has looked again.
-_SCARCE_S = 3.0
+# For how long that lasts after the app's answer, or after nobody waits for it any more: the app may have to be loaded first, for its
+# `boot_timeout` of 5 s at most, it gives them back after a moment, and the worker looks again once a second.
+_SCARCE_S = 8.0
 
 # How long an idle connection stays open at least: a worker that ends waits 2 s for one to say something (acceptor.STOP_IDLE_S).
 _IDLE_LEAST_S = 1.5
@@ -46,12 +47,12 @@ _IDLE_LEAST_S = 1.5
 _EFFECT_S = 30.0
 
 
-def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[float] = ()) -> str:
+def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[Sequence[float]] = ()) -> str:
     """Return why a request failed, or a connection was closed while idle: one of the texts above.
 
     Args:
         event: "failed", "retried" or "closed-idle", as `clients` tell it.
-        scarce: when a hostile app was asked to take all descriptors.
+        scarce: when a hostile app was asked to take all descriptors, and until when its answer was waited for.
     """
     by = that_hit(event, kills)
     workers = [kill for kill in by if kill.what == "worker"]
@@ -73,7 +74,7 @@ def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[fl
     # The mount is that of the next request; the one before may have been the child's.
     if any(kill.what == "child" for kill in by):
         return IDLE_CUT
-    if any(at <= event["at"] <= at + _SCARCE_S for at in scarce):
+    if any(since <= event["at"] <= until + _SCARCE_S for since, until in scarce):
         return IDLE_SCARCE
     return UNEXPLAINED
 

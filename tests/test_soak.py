@@ -71,9 +71,9 @@ def test_an_idle_connection_may_be_closed_only_after_a_while() -> None:
 
 
 def test_an_idle_connection_may_be_closed_while_an_app_has_all_descriptors() -> None:
-    assert explain(event("closed-idle", idle_s=0.3, at=101.0), [], [100.0]) == verdict.IDLE_SCARCE
-    assert explain(event("closed-idle", idle_s=0.3, at=110.0), [], [100.0]) == UNEXPLAINED
-    assert explain(event(at=101.0), [], [100.0]) == UNEXPLAINED
+    assert explain(event("closed-idle", idle_s=0.3, at=101.0), [], [[99.0, 100.0]]) == verdict.IDLE_SCARCE
+    assert explain(event("closed-idle", idle_s=0.3, at=110.0), [], [[99.0, 100.0]]) == UNEXPLAINED
+    assert explain(event(at=101.0), [], [[99.0, 100.0]]) == UNEXPLAINED
 
 
 def test_a_hostile_apps_lines_are_its_own_but_for_mistakes_of_isowsgis(tmp_path: Path) -> None:
