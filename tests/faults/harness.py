@@ -422,6 +422,15 @@ class Place:
         return [int(pid) for pid in text.split()]
 
 
+def room_of(point: str) -> str:
+    """Return the part of isowsgi that a point is of, for an account."""
+    if point.startswith(MASTER):
+        return MASTER.removesuffix(": ")
+    if point.startswith("isowsgi."):
+        return ".".join(point.split(".")[1:3] if point.startswith("isowsgi.worker.control.") else point.split(".")[1:2])
+    return "messages" if point.startswith(_MESSAGES) else "epoll sets" if point.startswith("epoll ") else "system calls"
+
+
 def _is_of_verdicts(point: str) -> bool:
     return any(name in point for name in ("nknown", "Known", "worker.trials.", "isolation.Siting."))
 
