@@ -36,6 +36,7 @@ _SCARCE = (
     r"([^;]*); new connections wait",
     r"\S+ #\d+: cannot load (?s:.)*(Too many open files|interpreter creation failed)",
     r"\S+: its worker lacks descriptors or threads; requests wait; retrying within a second",
+    r"fork server of .*Too many open files; processes start without it",
     r"the table of mounts cannot be drawn: OSError: .*Too many open files",
     r"\S+: generation \d+ keeps serving",
     r"\S+: some instances are missing",

@@ -82,6 +82,7 @@ def test_a_hostile_apps_lines_are_its_own_but_for_mistakes_of_isowsgis(tmp_path:
         "[WARNING] replacing this worker: 6 instances are stuck or left behind, max_stuck is 5",
         "[ERROR] /hostile/lies #2: a report: internal error, contained; please report it",
         "[ERROR] /flask #2: a thread is stuck in its request; replacing the instance",
+        "[ERROR] fork server of /srv/bin/python: [Errno 24] Too many open files; processes start without it, next attempt in 10 s",
     ]
     (tmp_path / "log").write_text("".join(f"[2026-01-02 03:04:05 +0000] [7] {line}\n" for line in lines))
     log = LogWatch(tmp_path / "log", has_hostile=True)
