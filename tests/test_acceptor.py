@@ -931,6 +931,29 @@ def test_a_place_that_falls_free_in_the_acceptor_is_taken_at_once(make_place: Ma
         place.take().close()
 
 
+def test_an_idle_connection_whose_request_has_just_come_does_not_yield_to_a_new_one(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(max_connections=1)
+    busy = os.eventfd(1, os.EFD_CLOEXEC)
+    now = time.monotonic
+    with place.connect(A) as client:
+        give_back(place, place.take())
+        place.turn_until(lambda: place.seen.peeking == 1)
+        with place.connect(A):
+            place.turn_until_quiet()
+
+            def be_busy() -> None:
+                place.loop.unwatch(busy)
+                client.sendall(A)
+                monkeypatch.setattr(time, "monotonic", lambda: now() + 5)  # idle for long enough to yield
+
+            place.loop.watch(busy, be_busy)
+            place.take().close()
+            assert place.seen.accepted == 1
+    os.close(busy)
+
+
 def test_without_descriptors_the_queue_is_left_alone_for_a_while_and_then_tried_again(make_place: MakePlace) -> None:
     """The listener stays readable: to try at once would be a loop at full speed, with a line in the log for each turn."""
     place = make_place(errors=[errno.EMFILE])

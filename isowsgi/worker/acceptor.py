@@ -252,7 +252,8 @@ class Acceptor:
         """
         latest = now + (1 - YIELD_SHARE) * self.dispatcher.head_timeout_s
         for client in self._clients.by_fd.values():  # the oldest come first
-            if client.phase is Phase.PEEKING and client.deadline < latest:
+            is_late = client.phase is Phase.PEEKING and client.deadline < latest
+            if is_late and (client.began or not _peeked(client.sock)):  # else it was idle, and its next request has not fired yet
                 self._guarded(client.sock.fileno(), self._clients.close, client)
                 return True
         if self._relay is not None:
