@@ -196,6 +196,7 @@ class Place:
 
     def try_point(self, point: str, mode: str) -> tuple[list[Finding], int]:
         """Make a point fail while all kinds of work are done; return what went wrong, and how often it failed."""
+        self._reaches(self._is_settled)
         neighbour, before = self._neighbour, self._neighbour.answered
         # On a connection that this worker keeps: what fails may cost one that is not handed over yet.
         self._wait(lambda: [neighbour.worker] == self.worker and neighbour.answered > before, "the neighbour's connection")
@@ -229,6 +230,12 @@ class Place:
         problems += [f"the neighbour lost a request: {lost}" for lost in neighbour.lost]
         neighbour.lost.clear()
         return [Finding(point, mode, problem) for problem in problems], failed
+
+    def _is_settled(self) -> bool:
+        """Whether the neighbour's mount is not being replaced: a made-up report asks for that, and its connection is handed over then."""
+        log = self.log().rpartition("Booting worker")[2]
+        generation = int((re.findall(r"/good: loading generation (\d+)", log) or ["1"])[-1])
+        return generation == 1 or (f"/good #{generation}: serving" in log and f"/good #{generation - 1}: ended" in log)
 
     def points_met(self) -> list[str]:
         """Return the points that are come to while all kinds of work are done, but for those of a start, which are met once."""
