@@ -19,6 +19,9 @@ from soak.verdict import UNEXPLAINED
 # Failures and lines that are shown on the page; all are in the JSON file.
 _MOST_SHOWN = 10
 
+# Of the threads that a worker has at rest, whose mounts are all loaded: one of them is lazy, and may sleep under load.
+_LOADED_PERCENT = 80
+
 # Of descriptors and threads at rest: a worker inherits the heartbeat files of those that live when it is forked, old and new ones.
 _REST_SLACK = 2 * WORKERS
 
@@ -68,7 +71,7 @@ def facts(
         "hups": len(journal.hups),
         "reloads of the main interpreter": len(journal.main_reloads),
         "kills": costs,
-        "growth": verdict.growth(samples),
+        "growth": verdict.growth(samples, min(worker.threads for worker in rest[0].workers) * _LOADED_PERCENT // 100),
         "is growth judged": is_judged,
         "rest": verdict.at_rest(*rest),
         "orphans": max((sample.orphans for sample in samples), default=0),

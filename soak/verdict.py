@@ -136,8 +136,12 @@ MOST_GROWTH_MIB = {"workers": 15.0, "master": 5.0, "life": 40.0}
 LEAST_MINUTES = 5.0
 
 
-def growth(samples: Sequence[Sample]) -> dict[str, float]:
+def growth(samples: Sequence[Sample], loaded_threads: int = 0) -> dict[str, float]:
     """Return by how many MiB resident memory grew.
+
+    Args:
+        loaded_threads: of a worker whose mounts are all loaded. On a busy machine that takes most of a worker's life, and its memory grows
+            by that.
 
     Returns:
         workers: what a worker of the same age has in the last third of the run, against the first third.
@@ -153,7 +157,8 @@ def growth(samples: Sequence[Sample]) -> dict[str, float]:
     lives: dict[tuple[int, int], list[Figures]] = defaultdict(list)
     for sample in samples:
         for worker in sample.workers:
-            if worker.age_s >= _GROWN_S:
+            is_loaded = worker.threads >= loaded_threads or (worker.pid, worker.started) in lives
+            if worker.age_s >= _GROWN_S and is_loaded:
                 lives[worker.pid, worker.started].append(worker)
     long = [life for life in lives.values() if life[-1].age_s - life[0].age_s >= _GROWN_S]
     if long:

@@ -127,8 +127,8 @@ def test_a_reload_may_fail_with_its_worker_or_its_child_only() -> None:
     assert why(worker=7, outcome="mistake") == UNEXPLAINED
 
 
-def figures(pid: int, age_s: float, rss_mib: float) -> Figures:
-    return Figures(pid=pid, started=0, age_s=age_s, descriptors=50, threads=20, rss_mib=rss_mib)
+def figures(pid: int, age_s: float, rss_mib: float, threads: int = 20) -> Figures:
+    return Figures(pid=pid, started=0, age_s=age_s, descriptors=50, threads=threads, rss_mib=rss_mib)
 
 
 def test_growth_is_that_of_workers_of_the_same_age() -> None:
@@ -145,6 +145,17 @@ def test_growth_is_that_of_workers_of_the_same_age() -> None:
     ]
 
     assert verdict.growth(samples) == {"master": 0.0, "workers": 40.0, "life": 0.0}
+
+
+def test_what_a_worker_has_before_its_mounts_are_loaded_is_no_beginning_of_a_growth() -> None:
+    """On a busy machine they were loaded for 50 s of a worker's 60, and each run was said to grow by as much as they need."""
+    lives = [figures(1, age, 80.0 + min(age, 40), threads=age // 10) for age in range(100)]
+    samples = [
+        Sample(at=float(at), master=figures(2, at, 30.0), workers=[worker], children=[], orphans=0) for at, worker in enumerate(lives)
+    ]
+
+    assert verdict.growth(samples, 4)["life"] == 0.0
+    assert verdict.growth(samples)["life"] > 5.0
 
 
 def test_a_short_run_has_restarts_and_kills_too() -> None:
