@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from isowsgi.configuration import Config
 from isowsgi.configuration.faults import place_text
 from isowsgi.configuration.walls import with_user
-from isowsgi.shared import rootsown
+from isowsgi.shared import privileges, rootsown
+
+# What it takes to become another user. A process of root's may lack it.
+_TAKES = {"CAP_SETGID": privileges.CAP_SETGID, "CAP_SETUID": privileges.CAP_SETUID}
 
 
 def faults(config: Config, cfg: Any, shown: str) -> list[str]:
@@ -20,18 +24,30 @@ def faults(config: Config, cfg: Any, shown: str) -> list[str]:
     wanting = with_user(config.mounts)
     if not wanting or cfg.check_config:
         return []
+    place = f"{shown}: {place_text(('mounts', wanting[0].pattern, 'user'))}"
     if (uid := os.geteuid()) != 0:
-        place = f"{shown}: {place_text(('mounts', wanting[0].pattern, 'user'))}"
         text = "only root can start a process as another user; start gunicorn as root, with its own settings user and group"
         return [f"{place}: {text} (it was started by user {uid})"]
+    lacking = [name for name, bit in _TAKES.items() if not privileges.capabilities() >> bit & 1]
+    if lacking:
+        text = f"gunicorn is root, but may not become another user: it lacks {' and '.join(lacking)}"
+        hint = "in a systemd unit add it to CapabilityBoundingSet, and leave User= and Group= empty, as deploy/systemd/users.conf does"
+        why = "systemd 255 and newer take CAP_SETUID from a service with User=root"
+        return [f"{place}: {text}; {hint}: {why}"]
     files = dict.fromkeys([config.path, *(mount.file for mount in wanting if mount.file)])
     text = "it says which user runs what, so nobody but root may be able to change it, or a folder on the way to it; use chown and chmod"
     return [f"{file}: {text}" for file in files if not rootsown.is_roots(file)]
 
 
-def warning(config: Config, cfg: Any) -> str | None:
-    """Say what makes users of mounts a weaker wall, or return None."""
-    patterns = [mount.pattern for mount in config.mounts if mount.user]
-    if patterns and cfg.uid == 0:
-        return f"{', '.join(patterns)}: the workers run as root, and read what strangers send; set gunicorn's `user` and `group`"
-    return None
+def warnings(config: Config, cfg: Any) -> Iterator[str]:
+    """Yield what makes users of mounts a weaker wall, and what such mounts do without."""
+    owned = with_user(config.mounts)
+    if owned and cfg.uid == 0:
+        patterns = ", ".join(mount.pattern for mount in owned)
+        yield f"{patterns}: the workers run as root, and read what strangers send; set gunicorn's `user` and `group`"
+    copied = [mount.pattern for mount in owned if mount.copies == "fork" and mount.instances > 1]
+    if copied:
+        yield f"{', '.join(copied)}: copies = 'fork' has no effect with `user`: each instance loads the app itself"
+    preloaded = [mount.pattern for mount in owned if mount.preload]
+    if preloaded:
+        yield f"{', '.join(preloaded)}: preload has no effect with `user`: no fork server's process may become another user"

@@ -287,7 +287,7 @@ class Plan:
             log.warning("%s: %s", ", ".join(wanting), warning)
         _warn_of_lazy_imports(config, log)
         _warn_of_limits(config, cfg, log)
-        if warning := users.warning(config, cfg):
+        for warning in users.warnings(config, cfg):
             log.warning(warning)
         if sandboxed := [mount.pattern for mount in config.mounts if mount.sandbox is not None]:
             _warn_of_sandboxes(", ".join(sandboxed), cfg, log)

@@ -13,7 +13,10 @@ PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
-_CAPABILITIES_VERSION_3 = 0x20080522  # linux/capability.h
+# linux/capability.h: become another group, and another user.
+CAP_SETGID, CAP_SETUID = 6, 7
+
+_CAPABILITIES_VERSION_3 = 0x20080522
 
 
 @functools.cache
@@ -31,6 +34,12 @@ def prctl(option: int, value: object) -> None:
     if libc().prctl(option, value, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+
+
+def capabilities() -> int:
+    """Return what root may do beyond others, as far as this process may: a bit for each capability."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))
 
 
 def keep_capabilities(kept: int) -> None:

@@ -8,20 +8,22 @@ import signal
 
 from isowsgi.configuration.accounts import Account
 from isowsgi.shared.privileges import (
+    CAP_SETGID,
+    CAP_SETUID,
     PR_CAPBSET_DROP,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_NAME,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
+    capabilities,
     keep_capabilities,
     libc,
     prctl,
 )
 
-# linux/capability.h: become another user and group; end processes of other users; follow the links of a path in a folder that is closed to
-# others, such as a home.
-_CAP_DAC_READ_SEARCH, _CAP_KILL, _CAP_SETGID, _CAP_SETUID = 2, 5, 6, 7
-_KEPT = (_CAP_DAC_READ_SEARCH, _CAP_KILL, _CAP_SETGID, _CAP_SETUID)
+# linux/capability.h: follow the links of a path in a folder that is closed to others, such as a home; end processes of other users.
+_CAP_DAC_READ_SEARCH, _CAP_KILL = 2, 5
+_KEPT = (_CAP_DAC_READ_SEARCH, _CAP_KILL, CAP_SETGID, CAP_SETUID)
 _CAPABILITIES = 64  # as many as a set has room for
 
 
@@ -39,12 +41,7 @@ def keep_what_it_takes(name: str) -> None:
     for capability in range(_CAPABILITIES):
         if capability not in _KEPT and libc().prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
             break  # the kernel knows no more; or it lets nobody, and as root nothing is executed from here
-    keep_capabilities(sum(1 << capability for capability in _KEPT) & _held())
-
-
-def _held() -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))
+    keep_capabilities(sum(1 << capability for capability in _KEPT) & capabilities())
 
 
 def become(account: Account) -> None:

@@ -2,6 +2,8 @@
 
     python -m tests.guest [ARGUMENT OF PYTEST...]
 
+With ISOWSGI_WHOLE=1 a limit of memory is reached 20 times in a row, which takes minutes.
+
 The machine is booted by a tool that lies beside this checkout, or where ISOWSGI_GUEST says; where it or qemu is missing, nothing is
 tested, and that is said. The machine has Debian's Python 3.13 and no network, so this checkout and the packages of this process' venv are
 copied into it; if this is Python 3.13 too, they are compiled here, where that takes a tenth of the time.
@@ -52,7 +54,8 @@ def main() -> int:
         if sys.version_info[:2] == (3, 13):
             subprocess.run([sys.executable, "-m", "compileall", "-q", carried / "site" / "isowsgi"], check=True)
         inner = [
-            "env", f"PYTHONPATH={carried / 'site'}", "python3", "-m", "pytest", "-q", "--color=no", "--tb=short", "-p", "no:cacheprovider",
+            "env", f"PYTHONPATH={carried / 'site'}", f"ISOWSGI_WHOLE={os.environ.get('ISOWSGI_WHOLE', '')}",
+            "python3", "-m", "pytest", "-q", "--color=no", "--tb=short", "-p", "no:cacheprovider",
             "--rootdir", folder, "-c", "/dev/null", str(carried / "tests" / "units.py"), *sys.argv[1:],
         ]  # fmt: skip
         tool = [str(TOOL), "--packages", PACKAGES, "--timeout", LIMIT_S, "--with", folder, "--", shlex.join(inner)]
