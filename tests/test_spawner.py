@@ -31,7 +31,7 @@ from isowsgi.shared.messages import BootOrder, Descriptors
 from isowsgi.shared.routing import Route
 from isowsgi.shared.spawning import Start, start_of
 from isowsgi.shared.wire import MessageError
-from isowsgi.spawner import child, process
+from isowsgi.spawner import process
 from isowsgi.spawner.vouched import NotVouchedFor, Vouched
 from isowsgi.worker import ownspawner
 from tests.conftest import DEADLINE_S, eventually
@@ -128,12 +128,13 @@ def test_a_process_of_another_user_gets_what_programs_need_and_no_secret() -> No
     }
     shop = accounts.Account(uid=1, gid=1, groups=(1,), name="shop", home="/home/shop")
 
-    found = child.environ_of(shop, ours, has_own_python=True)
+    found = accounts.environ_of(shop, ours)
 
     assert found == {
-        "PATH": "/bin", "LC_ALL": "C", "PYTHONPATH": "/p", "LD_X": "1", "HOME": "/home/shop", "USER": "shop", "LOGNAME": "shop",
+        "PATH": "/bin", "LC_ALL": "C", "PYTHONPATH": "/p", "PYTHONHOME": "/h", "LD_X": "1",
+        "HOME": "/home/shop", "USER": "shop", "LOGNAME": "shop",
     }  # fmt: skip
-    assert child.environ_of(accounts.Account(uid=1, gid=1, groups=(1,)), ours, has_own_python=False)["PYTHONHOME"] == "/h"
+    assert accounts.environ_of(accounts.Account(uid=1, gid=1, groups=(1,)), ours)["HOME"] == "/"
 
 
 # Accounts.
@@ -391,12 +392,8 @@ def test_a_process_that_cannot_be_executed_is_told_with_the_reason() -> None:
     config = Config(path="/isowsgi.toml", mounts=(mount,))
 
     def table() -> Vouched:
-        made = Vouched(config, any_orders([]))
-        write = made._orders.write
-        made._orders.write = lambda *args, **options: (  # type: ignore[method-assign]
-            order := write(*args, **options)
-        ).replace(host=order.host.replace(python="/no/python"))
-        return made
+        sys.executable = "/no/python"  # of the spawner, where this is called
+        return Vouched(config, any_orders([]))
 
     ours, theirs = map(blocking, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     with ours, Ends() as ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +14,11 @@ from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt
 
 _MOST_ID = 2**32 - 2  # (uid_t) -1 is none (setresuid(2))
+
+# Variables of gunicorn's own environment that a process of another user gets: where programs and libraries are, and how texts and times are
+# written. All else may be a secret, of a neighbour or of the service.
+_NAMES = ("LANG", "LANGUAGE", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ")
+_PREFIXES = ("LC_", "LD_", "MALLOC_", "PYTHON")
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +66,17 @@ def find(text: str) -> Account:
         return Account(uid=uid, gid=gid, groups=(gid,))
     groups = dict.fromkeys([gid, *os.getgrouplist(entry.pw_name, gid)])
     return Account(uid=uid, gid=gid, groups=tuple(groups), name=entry.pw_name, home=entry.pw_dir)
+
+
+def environ_of(account: Account, ours: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a process of another user is started with.
+
+    Args:
+        ours: those of who starts it.
+    """
+    kept = {name: value for name, value in ours.items() if name in _NAMES or name.startswith(_PREFIXES)}
+    whose = {"USER": account.name, "LOGNAME": account.name} if account.name else {}
+    return kept | whose | {"HOME": account.home or os.sep}
 
 
 def _entry(name: str) -> pwd.struct_passwd | None:

@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from isowsgi.inside import boot, forks, walls
 from isowsgi.inside.walls import CannotConfine
@@ -21,6 +21,8 @@ from isowsgi.shared import messages
 from isowsgi.shared.messages import BootOrder
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_STDIN = 0  # where a process finds the first code that it runs, and so what it boots by
 
 # gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides when its instances end.
 _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
@@ -64,7 +66,14 @@ def watch() -> None:
 def _confined(order: BootOrder) -> BootOrder:
     """Return the order once the walls of this process are up; it ends if they cannot be had. A copy has all but its group already."""
     try:
-        return walls.enter_group(order) if ground is not None else confine(order)
+        if ground is not None:
+            return walls.enter_group(order)
+        if order.walls is None or order.walls.are_up:
+            return order
+        order = confine(order)
+        if order.host.python is not None:
+            _become_its_own_python(order, order.host.python)
+        return order
     except CannotConfine as exc:
         assert order.fds is not None, "the worker passes some on"
         with socket.socket(fileno=order.fds.channel) as channel:
@@ -79,15 +88,37 @@ def confine(order: BootOrder) -> BootOrder:
         CannotConfine: they cannot be had, so the app must not be loaded.
     """
     order = walls.enter_group(order)
-    if order.walls is not None:
-        walls.put_up(order.walls)
-        if order.walls.sandbox is not None:
-            from isowsgi.inside import sandbox  # late: most mounts have none
+    if order.walls is None:
+        return order
+    walls.put_up(order.walls)
+    if order.walls.sandbox is not None:
+        from isowsgi.inside import sandbox  # late: most mounts have none
 
-            if order.walls.user:
-                _make_folder(order.walls.sandbox.tmp)
-            sandbox.put_up(order, order.walls.sandbox)
+        if order.walls.user:
+            _make_folder(order.walls.sandbox.tmp)
+        sandbox.put_up(order, order.walls.sandbox)
     return order
+
+
+def _become_its_own_python(order: BootOrder, python: str) -> NoReturn:
+    """Go on in the mount's own Python, behind its walls: it runs .pth files of its folders first, and these may be the app's.
+
+    Raises:
+        CannotConfine: it cannot be executed.
+    """
+    assert order.walls is not None, "they are up"
+    told = os.pread(_STDIN, os.fstat(_STDIN).st_size, 0).decode()  # a line with the order, and then `bootstrap`
+    order = order.replace(walls=order.walls.replace(are_up=True))
+    source = f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{told.partition(chr(10))[2]}"
+    with open(os.memfd_create("isowsgi-boot"), "wb", buffering=0) as file:
+        file.write(source.encode())
+        file.seek(0)
+        os.dup2(file.fileno(), _STDIN)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}  # where the host's has its standard library
+    try:
+        os.execve(python, [python, *sys.orig_argv[1:]], environ)
+    except OSError as exc:
+        raise CannotConfine(f"cannot start {python!r}, so it is not loaded: {exc}") from exc
 
 
 def _make_folder(path: str) -> None:

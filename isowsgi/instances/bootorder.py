@@ -227,6 +227,14 @@ def limits_of(mount: Mount) -> Limits:
     )
 
 
+def first_python(order: BootOrder) -> str | None:
+    """Return the Python that a process begins with; None: gunicorn's.
+
+    Behind walls it is gunicorn's, which becomes the mount's own when they are up (`inside.child`): the folders of that may be the app's.
+    """
+    return order.host.python if order.walls is None else None
+
+
 def has_own_rows(members: Sequence[Mount]) -> bool:
     """Whether the process of mounts is behind walls that keep it from writing on the worker's scoreboard, which the status page reads."""
     mount = members[0]

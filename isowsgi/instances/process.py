@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from isowsgi.instances.base import BROKEN_OFF, HostedInstance
+from isowsgi.instances.bootorder import first_python
 from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
@@ -103,9 +104,9 @@ class ProcessInstance(HostedInstance):
         if own_rows is not None:
             self._owned.callback(own_rows.close)
         self._owner = owner
-        self._python: str = order.host.python or sys.executable
+        self._python: str = (first := first_python(order)) or sys.executable
         # Of the host's Python; another one would look for its standard library there.
-        self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not order.host.python}
+        self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not first}
         try:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._mail, self._inner_mail = (self._owned.enter_context(blocking(end)) for end in pair)
@@ -124,7 +125,7 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Exited] = self._on_exited
         self._effects[messages.Imported] = self._on_imported
         self._groups = groups
-        self._servers = servers
+        self._servers = servers if first == order.host.python else None  # it would run what is to be behind the walls
         self._edition = edition
         self._spawner = spawner
         self._imported: list[str] = []  # as its process says, until it is ready

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isowsgi.configuration.accounts import Account
+from isowsgi.configuration.faults import Fault
 from isowsgi.instances.privatefolder import with_folder
+from isowsgi.isolation import whose
 from isowsgi.isolation.sharing import Sharing, harmful
 from isowsgi.shared import interpreters, loadfailures, messages, workdir
 from isowsgi.shared.interpreters import PROCESS
@@ -134,13 +137,21 @@ def run(order: BootOrder, isolation: str, *, copies: int = 1, timeout_s: float) 
 
 
 def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
+    try:
+        account = whose.account_of(order)
+    except Fault as exc:
+        return Outcome(isolation=isolation, loaded=False, error=str(exc), failed_copy=1)
     if order.walls is not None:
-        order = order.replace(walls=order.walls.replace(user=""))  # the trial has the user who asks for it, and so has its folder
+        order = order.replace(walls=order.walls.replace(user=""))  # its folder for temporary files is made here
     with with_folder(order) as housed:  # as in a worker: what is put there is allowed
-        return _run_in(housed, isolation, copies, timeout_s, environ)
+        if account is not None and housed.walls is not None and housed.walls.sandbox is not None:
+            os.chown(housed.walls.sandbox.tmp, account.uid, account.gid)
+        return _run_in(housed, isolation, copies, timeout_s, environ, account)
 
 
-def _run_in(order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str]) -> Outcome:
+def _run_in(
+    order: BootOrder, isolation: str, copies: int, timeout_s: float, environ: Mapping[str, str], account: Account | None
+) -> Outcome:
     executable = (order.host.python if isolation == PROCESS else None) or sys.executable
     token = f"{os.getpid()}-{secrets.token_hex(8)}"
     what = messages.encode(_trial_order(order, isolation, token))
@@ -153,15 +164,17 @@ def _run_in(order: BootOrder, isolation: str, copies: int, timeout_s: float, env
         stdin.write(task)
         stdin.seek(0)
         flags = [*subprocess._args_from_interpreter_flags(), "-P"] if executable == sys.executable else []  # type: ignore[attr-defined]
+        as_whom = whose.process_of(account, environ)
+        as_whom["env"][VARIABLE] = token
         try:
             child = subprocess.Popen(
-                [executable, *flags, _CHILD, str(result_end), str(lifeline)],
+                [executable, *flags, *(["-s"] if account is not None else []), _CHILD, str(result_end), str(lifeline)],
                 stdin=stdin,
                 cwd=workdir.for_child(),
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[result_end, lifeline],
-                env={**environ, VARIABLE: token},
+                **as_whom,
                 start_new_session=True,  # its own process group, so that the whole group can be ended, and Ctrl-C does not reach it
             )
         except OSError as exc:

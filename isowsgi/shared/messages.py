@@ -139,6 +139,7 @@ class Walls(Value):
     grouped: list[str]  # words of `limits` that its control group has; the process limits itself to the others
     user: str = ""  # as the config file has it, who started it has become that; "": gunicorn's
     has_own_rows: bool = False  # whether what stands for the scoreboard is memory of its own, see `instances.ownrows`
+    are_up: bool = False  # put up by the host's Python, which has become the mount's own
 
 
 class Place(Value):

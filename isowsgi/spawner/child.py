@@ -8,9 +8,10 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
+from isowsgi.configuration import accounts
 from isowsgi.configuration.accounts import Account
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.subinterpreter import boot_source
@@ -18,30 +19,11 @@ from isowsgi.shared import spawning
 from isowsgi.shared.messages import BootOrder
 from isowsgi.spawner import rights
 
-# Variables of gunicorn's own environment that a process of another user gets: where programs and libraries are, and how texts and times are
-# written. All else may be a secret, of a neighbour or of the service.
-_NAMES = ("LANG", "LANGUAGE", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ")
-_PREFIXES = ("LC_", "LD_", "MALLOC_", "PYTHON")
-
 # Its standard input, output and error.
 _STANDARD = (0, 1, 2)
 
 # Longest error that is told.
 _MOST_CHARS = 500
-
-
-def environ_of(account: Account, ours: Mapping[str, str], has_own_python: bool) -> dict[str, str]:
-    """Return the variables that a process is started with.
-
-    Args:
-        ours: gunicorn's.
-        has_own_python: which looks for its standard library itself.
-    """
-    kept = {name: value for name, value in ours.items() if name in _NAMES or name.startswith(_PREFIXES)}
-    if has_own_python:
-        kept.pop("PYTHONHOME", None)
-    whose = {"USER": account.name, "LOGNAME": account.name} if account.name else {}
-    return kept | whose | {"HOME": account.home or os.sep}
 
 
 def start(order: BootOrder, account: Account, fds: Collection[int], birth: socket.socket) -> int:
@@ -63,10 +45,10 @@ def start(order: BootOrder, account: Account, fds: Collection[int], birth: socke
                 _leave_behind(source.fileno(), fds, birth.fileno())
                 rights.become(account)
                 rights.die_with(parent)
-                python = order.host.python or sys.executable
+                python = sys.executable  # becomes the mount's own, if it has one, behind its walls
                 # Without the packages in the user's home: they would be loaded before the walls are up. The last two are for `ps`.
                 command = [python, "-s", "-c", START, "isowsgi", order.tag]
-                os.execve(python, command, environ_of(account, os.environ, order.host.python is not None))
+                os.execve(python, command, accounts.environ_of(account, os.environ))
             except BaseException as exc:
                 who = account.name or f"user {account.uid}"
                 _say(birth, f"cannot be started as {who}: {type(exc).__name__}: {exc}"[:_MOST_CHARS])

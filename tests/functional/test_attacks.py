@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import tempfile
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,22 @@ ABI = 6
 pytestmark = pytest.mark.skipif(landlock.abi() < ABI, reason=f"this kernel has Landlock ABI {landlock.abi()}, these need {ABI}")
 
 CONFIG = """
+[defaults]
+pythonpath = "{apps}"
 [mounts]
 "/plain" = {{ app = "hostile", isolation = "process", threads = 1 }}
 "/forked" = {{ app = "hostile", preload = "sqlite3", sandbox = true, threads = 1 }}
 "/copied" = {{ app = "hostile", copies = "fork", instances = 2, sandbox = true, threads = 1 }}
 "/neighbour" = {{ app = "hostile", isolation = "process", threads = 1 }}
+
+[mounts."/its-own"]
+app = "starts:app"
+python = "{site}/venv/bin/python"
+pythonpath = "{site}"
+threads = 1
+preload = "sqlite3"
+limits = {{ files = 128 }}
+sandbox = {{ connect = [] }}
 
 [mounts."/walled"]
 app = "hostile"
@@ -55,6 +67,27 @@ threads = 1
 user = "20001:20001"
 limits = { memory = "192M", files = 128, file_size = "1M" }
 sandbox = { connect = [] }
+"""
+
+# A file of a venv of the app's, which its Python runs before anything else. What it finds out is what the app answers.
+PTH = """import starts; starts.look()
+"""
+STARTS = """
+import json, os, resource, sys
+
+found = []
+
+def look():
+    try:
+        open("{site}/from-pth", "w")
+    except OSError as exc:
+        found.append(type(exc).__name__)
+    found.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    found.append(sorted(os.readlink(f"/proc/self/fd/{{fd}}").partition("[")[0] for fd in os.listdir("/proc/self/fd") if int(fd) > 2)[:-1])
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [json.dumps([sys.prefix, found, open("/proc/self/cmdline").read().split("\\0")[-2]]).encode()]
 """
 
 WHAT = {
@@ -101,9 +134,13 @@ OF_ROOT = {"read_shadow", "use_roots_rights"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = CONFIG.format() + (OWNED if IS_POSSIBLE else "")
-    with running_server(tmp_path_factory.mktemp("server"), config, "--graceful-timeout", "3", wait_for=6 + IS_POSSIBLE) as server:
+def server(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Server]:
+    venv.create(site / "venv")
+    [packages] = site.glob("venv/lib/python*/site-packages")
+    (packages / "hostile.pth").write_text(f"import sys; sys.path.append({str(site)!r}); {PTH}")
+    (site / "starts.py").write_text(STARTS.format(site=site))
+    config = CONFIG.format(apps=APPS, site=site) + (OWNED if IS_POSSIBLE else "")
+    with running_server(tmp_path_factory.mktemp("server"), config, "--graceful-timeout", "3", wait_for=7 + IS_POSSIBLE) as server:
         yield server
 
 
@@ -192,6 +229,16 @@ def test_a_process_from_a_fork_server_is_in_its_sandbox_too(server: Server, plac
     assert outcome(server, "/forked", "read_env", place).startswith("PermissionError")
     assert outcome(server, "/forked", "connect_to_port", place) == "succeeds"  # as it names none
     assert said(server, "/forked", {})["tmp"] != said(server, "/walled", {})["tmp"]
+
+
+def test_a_python_of_the_apps_own_starts_in_the_sandbox(server: Server, site: Path) -> None:
+    """Its .pth files, which may be the app's, ran before the walls were up, and for a fork server without any."""
+    prefix, found, tag = requests.get(server.url + "/its-own", timeout=30).json()
+
+    assert (prefix, tag) == (str(site / "venv"), "/its-own #1")
+    assert not (site / "from-pth").exists()
+    assert found[:2] == ["PermissionError", 128]
+    assert not any("cgroup" in name for name in found[2])
 
 
 def test_copies_are_in_the_sandbox_of_their_original_with_its_folder(server: Server, place: dict[str, Any]) -> None:

@@ -263,6 +263,34 @@ def _serves(server: Server) -> bool:
     return False
 
 
+IMPORTED = """
+import os, socket, tempfile
+from pathlib import Path
+Path("{folder}", f"loaded-by-{{os.getresuid()}}-{{os.getresgid()}}-{{os.getgroups()}}").touch()
+Path(tempfile.gettempdir(), "mine").touch()
+assert "SECRET" not in os.environ, "the caller's"
+
+def application(environ, start_response): ...
+"""
+
+
+def test_root_checks_an_app_as_its_user(folder: Path) -> None:
+    """The app was loaded by root, and so were its extension modules."""
+    place = folder / "checked"
+    place.mkdir()
+    place.chmod(0o777)
+    (place / "imported.py").write_text(IMPORTED.format(folder=place))
+    config = f'[mounts]\n"/" = {{ app = "imported", pythonpath = ".", user = "{SHOP}:{GROUP}", sandbox = {{ write = "." }} }}\n'
+    (place / "isowsgi.toml").write_text(config)
+
+    done = call(place, "check", "--json", SECRET="root's")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    [mount] = json.loads(done.stdout)["mounts"]
+    assert (mount["isolation"], mount["warnings"]) == ("process", [])
+    assert [path.name for path in place.glob("loaded-by*")] == [f"loaded-by-{(SHOP,) * 3}-{(GROUP,) * 3}-{[GROUP]}"]
+
+
 def test_only_root_can_be_asked_for_users(folder: Path, tmp_path: Path) -> None:
     """All that is missing is said at the start, with what to do."""
     place = folder / "faulty"
@@ -270,6 +298,7 @@ def test_only_root_can_be_asked_for_users(folder: Path, tmp_path: Path) -> None:
     os.chown(place, SHOP, SHOP)
     for user, launcher, said in (
         ("20001:20001", ["setpriv", "--reuid=20001", "--regid=20001", "--clear-groups"], "only root can start a process as another user"),
+        ("20001:20001", ["setpriv", "--bounding-set=-setuid"], "may not become another user: it lacks CAP_SETUID; in a systemd unit add"),
         ("20001:20001", [], "it says which user runs what, so nobody but root may be able to change it"),
         ("nobody-of-that-name", [], "no such user: 'nobody-of-that-name'; create it, or write another one"),
     ):

@@ -11,11 +11,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    pass
+    from typing import Any
 
 # What a module may declare, the least first.
 SINGLE_PHASE = "single-phase"  # nothing; CPython takes it for one that no own GIL suits
@@ -40,12 +40,15 @@ _TYPE_AT, _SLOTS_AT = 8, 72
 _SLOT_BYTES = 16
 
 
-def declared_by(paths: Iterable[str], executable: str = sys.executable) -> dict[str, dict[str, str]]:
+def declared_by(
+    paths: Iterable[str], executable: str = sys.executable, as_whom: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, str]]:
     """Ask extension files what they declare.
 
     Args:
         paths: extension module files.
         executable: a Python of the version that they were built for.
+        as_whom: more for `subprocess`, see `isolation.whose`.
 
     Returns:
         by path: "interpreters", one of this module's words, and "gil", "needed" or "not needed" on a free-threaded build.
@@ -55,7 +58,13 @@ def declared_by(paths: Iterable[str], executable: str = sys.executable) -> dict[
     while left:
         try:
             done = subprocess.run(
-                [executable, __file__, *left], stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT_S, check=False, cwd="/"
+                [executable, __file__, *left],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_LIMIT_S,
+                check=False,
+                cwd="/",
+                **(as_whom or {}),
             )
             output = done.stdout
         except subprocess.TimeoutExpired as exc:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from gunicorn.config import Config as GunicornConfig
 import isowsgi
 from isowsgi.configuration import Config, Mount, crossing, pythons, tenants
 from isowsgi.instances.bootorder import BootOrders
-from isowsgi.isolation import decision, trial
+from isowsgi.isolation import decision, trial, whose
 from isowsgi.isolation.check import alternatives, declares, lazily
 from isowsgi.isolation.decision import COPIES, NAMES, Verdict
 from isowsgi.isolation.trial import Outcome
@@ -226,9 +227,11 @@ class _MountCheck:
         for outcome in self._outcomes.values():
             for name, path, *_ in (*outcome.extensions, *outcome.refused):
                 paths.setdefault(path, name)
-        if paths:
+        answers: dict[str, dict[str, str]] = {}
+        if paths:  # and whatever code is in there, as it runs
             self._progress(self._mount.pattern, f"{len(paths)} extension modules")
-        answers = declares.declared_by(paths, *([self._order.host.python] if self._order.host.python else []))
+            as_whom = whose.process_of(whose.account_of(self._order), os.environ)
+            answers = declares.declared_by(paths, self._order.host.python or sys.executable, as_whom)
         return tuple(
             Extension(name=paths[path], path=path, refused=refused.get(paths[path], ""), **answers[path]) for path in sorted(paths)
         )
