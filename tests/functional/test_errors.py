@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from isowsgi.shared.interpreters import best_isolation
 from tests.conftest import ROOT, Server, eventually, shared_server
 from tests.functional.test_operate import isowsgi
 
@@ -83,13 +84,14 @@ def app(environ, start_response):
     return []
 """
 
-CONFIG = """
+# Flask's is given: on a busy machine to find out which it supports took a minute.
+CONFIG = f"""
     [mounts]
-    "/flask" = "flask_site:app"
-    "/django" = { app = "django_site:app", isolation = "process" }
-    "/plain" = { app = "plain_site:app", isolation = "shared-gil" }
+    "/flask" = {{ app = "flask_site:app", isolation = "{best_isolation()}" }}
+    "/django" = {{ app = "django_site:app", isolation = "process" }}
+    "/plain" = {{ app = "plain_site:app", isolation = "shared-gil" }}
     "/raises" = "operated"
-    "/bad" = { app = "crashes_on_import", lazy = true }
+    "/bad" = {{ app = "crashes_on_import", lazy = true }}
     [control]
     folder = "control"
 """
