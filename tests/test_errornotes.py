@@ -127,6 +127,22 @@ def test_the_exception_that_a_framework_publishes_is_what_the_request_failed_of(
     assert desk.counts() == {("exception", "KeyError"): 1}
 
 
+def test_a_request_keeps_few_notes_and_has_failed_of_the_last_of_those_with_the_highest_rank(desk: Desk) -> None:
+    """All that were published were kept: without end, each with a traceback."""
+    for number in range(100):
+        note(type(f"E{number}", (Exception,), {})("x"), errornotes.PUBLISHED)
+    note(OSError("the log of it failed"))
+    assert len(desk.book._threads[0].notes) <= 16
+    desk.end()
+    assert desk.counts() == {("exception", f"{__name__}.E99"): 1}
+
+    for _ in range(100):
+        note(type("Logged", (Exception,), {})("x"))
+    note(ValueError("late"), errornotes.RAISED)
+    desk.end()
+    assert desk.counts()["exception", "ValueError"] == 1
+
+
 def test_what_was_logged_in_a_request_that_did_not_fail_is_apart(desk: Desk) -> None:
     note(ValueError("an attempt"))
     note(OSError("handled"), errornotes.HANDLED)

@@ -33,7 +33,7 @@ RAISED = 5  # out of the app
 # How long after a group's last traceback the next one is made in the same thread: that of a deep stack takes longer than a hello.
 _PAUSE_S = 1.0
 
-# Notes of one request that are kept; a request may log as many exceptions as it likes.
+# Notes of one request that are kept; a request may log, and publish, as many exceptions as it likes.
 _MOST_NOTES = 16
 
 _TRACEBACK = "Traceback (most recent call last)"
@@ -124,8 +124,10 @@ class ThreadNotes:
                 del self.notes[place]
                 self.notes.append(Note(rank, note.at, note.type, note.place, error, details))
                 return
-        if len(self.notes) < _MOST_NOTES or note.rank >= PUBLISHED:
+        if len(self.notes) < _MOST_NOTES:
             self.notes.append(note)
+        elif note.rank >= max(PUBLISHED, self.notes[-1].rank):  # the request failed of the last of these
+            self.notes[-1] = note
 
 
 # By thread: those that serve, and the control thread. One interpreter may have several instances: the main one.
