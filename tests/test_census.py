@@ -28,6 +28,13 @@ class Kept:
     def __init__(self, text):
         self.text = text
 
+class Text(str):
+    def __getitem__(self, key):
+        raise SystemExit
+
+Odd = type("Odd", (), {"__qualname__": Text("Odd"), "__module__": "builtins"})
+odd = Odd()
+
 def counted():
     counting = Counting()
     while not counting.look():
@@ -37,6 +44,7 @@ def counted():
 texts = counted()["str"]
 kept = [Kept(f"{number:0500}") for number in range(1000)]
 types = counted()
+assert types["Odd"][0] == 1, "a name is no code of the app's"
 print(types["__main__.Kept"][0], types["str"][0] - texts[0], types["str"][1] - texts[1])
 """
 

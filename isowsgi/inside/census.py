@@ -21,6 +21,7 @@ from typing import Any
 from isowsgi.inside import heap
 from isowsgi.inside.heap import GC_BYTES, Heap, is_collected, size_of
 from isowsgi.inside.private import theirs
+from isowsgi.shared.places import exact
 
 _app_sys = theirs("sys")
 
@@ -202,7 +203,7 @@ class Tracing:
 
 
 def _name_of(kind: type) -> str:
-    module, name = _module_of(kind), _qualname(kind)
+    module, name = _module_of(kind), exact(_qualname(kind))
     return (name if module in ("builtins", "") else f"{module}.{name}")[:_MOST_NAME_CHARS]
 
 
