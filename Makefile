@@ -19,7 +19,8 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 # All else can differ between releases, and did: interpreters and their end, what an app finds inside, trials, deadlines, signals, the life of
 # a worker. New tests belong there too. That mounts are replaced and end is shown on each release by test_reload, test_replace and
 # test_teardown, so the tests of `isowsgi apply` are not needed there; nor is what our own code does with hostile clients (test_hostile) and with
-# faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones.
+# faults (test_faults, test_contained). All of them run on the oldest and on the newest release, with a shared GIL and with own ones, but for
+# what `test-oldest` leaves out.
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
 	test_bench test_calls test_cgroups test_controlgroups test_cli_page test_client test_commands test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
@@ -30,6 +31,16 @@ same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test
 
 test-release: ## run the tests of what differs between releases of CPython (PYTHON=python3.12, ARGS and JOBS as for test)
 	@$(call venv,py$$version,test) && exec $$bin/python -m pytest -n $(or $(JOBS),auto) $(addprefix --ignore=,$(same_on_each_release)) $(ARGS)
+
+# What is about other programs (balancers, other servers' files, Kubernetes) and about our own tools and pages. Nor do changes by chance and
+# kills amid a change say more with a shared GIL than test_apply does.
+of_other_programs = $(addprefix tests/,$(addsuffix .py,test_bench test_docs test_exporting test_fuzz test_importing test_migrate_page \
+	test_scheduling test_soak test_tools $(addprefix functional/,test_ansible test_applies test_apply_kills test_apply_random test_balancer \
+	test_image test_imports test_kubernetes test_machines test_zero_to_served)))
+
+.PHONY: test-oldest
+test-oldest: ## as test, where another release had what is about other programs and our own tools (PYTHON=python3.11)
+	@$(MAKE) --no-print-directory test ARGS='$(addprefix --ignore=,$(of_other_programs)) $(ARGS)'
 
 # Between releases of one minor version the library is the same, and what differs is how sound interpreters are: these need one of them.
 same_in_a_minor_version = $(addprefix tests/,$(addsuffix .py,test_http test_plain test_response test_tls $(addprefix functional/,test_hooks \
@@ -45,7 +56,7 @@ lowest_tests = $(addprefix tests/,$(addsuffix .py,test_gunicorn_parts test_confi
 test-lowest: ## run a part of the tests with the lowest version of each dependency that is allowed; under a minute
 	@$(pick) && lowest=$$("$$python" tools/lowest_versions.py) && \
 	"$$python" tools/make_venv.py "$$python" .venv/lowest$$version $$lowest "pytest>=8" pytest-xdist requests hypothesis && \
-	exec .venv/lowest$$version/bin/python -m pytest -q -n 2 -m "not slow and not alone" $(lowest_tests) $(ARGS)
+	exec .venv/lowest$$version/bin/python -m pytest -q -n auto -m "not slow and not alone" $(lowest_tests) $(ARGS)
 
 # Branch coverage, of child processes and the apps' interpreters too: what counts where is in pyproject.toml. Only 3.14 and newer count branches in
 # subinterpreters. Processes that tests kill leave files that are not whole: they are left out, and removed, as `coverage html` and
@@ -56,7 +67,7 @@ unit_tests = --ignore=tests/functional $(addprefix --ignore=tests/,$(addsuffix .
 
 coverage: ## branch coverage of the unit tests, with all their processes and interpreters; fails below the floor (ARGS=tests: of the whole suite, no floor)
 	@$(call venv,coverage$$version,coverage) && rm -rf .coverage && mkdir .coverage && \
-	{ $$bin/coverage run -m pytest -q -n 2 $(or $(ARGS),$(unit_tests)); status=$$?; } && \
+	{ $$bin/coverage run -m pytest -q -n auto $(or $(ARGS),$(unit_tests)); status=$$?; } && \
 	{ $$bin/coverage combine -q 2>.coverage/combine.log || { cat .coverage/combine.log; exit 1; }; } && \
 	echo "left out: data of $$(find .coverage -name 'data.*' -print -delete | wc -l) processes that were killed while they wrote it" && \
 	$$bin/coverage html -q --fail-under=0 -d .coverage/html && $$bin/coverage report $(if $(ARGS),--fail-under=0) && \
