@@ -233,7 +233,8 @@ def test_settings_that_need_no_new_app_keep_generation_connections_and_counters(
         assert (shown.returncode, shown.stderr) == (0, "")
         assert shown.stdout.startswith("~ /stays  in place\n    max_age  (default) -> 3600.0\n")
         assert [server.get(path).status_code for path in ("/changes/hangs", "/child/hangs")] == [504, 504], "the new limit counts"
-        assert (server.get("/changes").text, server.get("/child").text) == before
+        # On a busy machine any request may take longer than that.
+        eventually(lambda: (server.get("/changes").text, server.get("/child").text) == before, "the same generations")
         assert kept.get(f"{server.url}/stays").ok
     server.wait_for_log("table applied, 4 mounts: in place: /stays, /changes, /child")
     assert server.log().count(": serving") == log.count(": serving")
