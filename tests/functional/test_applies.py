@@ -8,6 +8,7 @@ import pytest
 
 from soak.applies import Rounds, Same, Watched, grown
 from soak.farm import Farm
+from tests.conftest import whole_only
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def test_a_change_costs_nobody_a_request_and_no_other_mount_its_interpreter_gene
     assert {what: len(took) for what, took in rounds.took.items()} == {"add": 1, "change env": 1, "rename": 1, "remove": 1}
 
 
+@whole_only("takes 5 s of CPU time for what `make applies` shows with more changes")
 def test_a_mount_that_is_changed_over_and_over_leaves_nothing_behind(farm: Farm, watched: Watched) -> None:
     """Whether memory is flat needs a hundred changes and more: `make applies ARGS="--flat 1000"`."""
     same = Same(farm, watched)
