@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from isowsgi import configuration
-from isowsgi.configuration import Mount, stored
+from isowsgi.configuration import Mount, included, partial, stored
 from isowsgi.configuration.values import Certificate
 from isowsgi.master import tlscontext
 from isowsgi.master.tlscontext import Reading, Ready
@@ -437,6 +437,8 @@ def test_what_a_worker_serves_already_is_not_made_again_of_a_config() -> None:
     restored = stored.restore(json.loads(json.dumps(stored.plain(after))), stored.known(before))
 
     assert restored == stored.restore(stored.plain(after)) == after
-    assert [each.number for each in restored.mounts] == [0, 1, 2, 3]
-    same = stored.restore(stored.plain(before), stored.known(before))
-    assert all(one is other for one, other in zip(same.mounts, before.mounts, strict=True) if one.number == other.number)
+    kept = {each.pattern: each for each in before.mounts}
+    assert restored.mounts[0] is kept["/b"]
+    assert restored.mounts[2] is kept["/d"]
+    assert included.keep_faulty(restored, before) is restored
+    assert partial.leave_out(restored, before, partial.staying(restored, before, [])) is restored

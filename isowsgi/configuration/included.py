@@ -41,6 +41,8 @@ def keep_faulty(new: Config, old: Config) -> Config:
         new: as it was read.
         old: what is served.
     """
+    if not new.faulty and not any(mount.fault for mount in new.mounts):
+        return new
     before = {mount.pattern: mount for mount in old.mounts}
     mounts = [before.get(mount.pattern, mount) if mount.fault else mount for mount in new.mounts]
     there = {mount.pattern for mount in mounts}

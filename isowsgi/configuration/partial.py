@@ -20,10 +20,13 @@ def staying(new: Config, old: Config, names: Iterable[str]) -> frozenset[str]:
     Args:
         names: patterns, `CONTROL`, `LOG` and `TLS`; those that are in neither config are ignored.
     """
+    wanted = set(names)
+    if not wanted:
+        return frozenset()
     groups: dict[tuple[str, str], set[str]] = {}
     for mount in (*new.mounts, *old.mounts):
         groups.setdefault(mount.sharing, set()).add(mount.pattern)
-    stay = set(names) & {CONTROL, LOG, TLS, *(pattern for patterns in groups.values() for pattern in patterns)}
+    stay = wanted & {CONTROL, LOG, TLS, *(pattern for patterns in groups.values() for pattern in patterns)}
     before = -1
     while before < len(stay):  # a mount may have moved from one group to another
         before = len(stay)
@@ -39,6 +42,8 @@ def leave_out(new: Config, old: Config, stay: frozenset[str]) -> Config:
     Args:
         stay: see `staying`.
     """
+    if not stay:
+        return new
     before = {mount.pattern: mount for mount in old.mounts}
     mounts = [before.get(mount.pattern) if mount.pattern in stay else mount for mount in new.mounts]
     there = {mount.pattern for mount in new.mounts}
