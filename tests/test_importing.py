@@ -237,6 +237,21 @@ def test_certificates_are_taken_over_where_every_app_has_one(tmp_path: Path) -> 
     assert "certfile" not in made(f"[uwsgi]\nmodule = a:app\nhttp = :80\nhttps = :443,{certificate},{key}\n", "x.ini").files.popitem()[1]
 
 
+def test_of_a_folder_with_conf_files_apache_reads_no_others_and_that_is_told(tmp_path: Path) -> None:
+    """A README in conf.d, or a site that was switched off by another name, was taken for configuration."""
+    (tmp_path / "app.wsgi").write_text("")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "README").write_text("This folder\n\nholds sites.\n")
+    (tmp_path / "conf.d" / "b.conf.off").write_text(f"WSGIScriptAlias /off {tmp_path}/app.wsgi\n")
+    (tmp_path / "conf.d" / "a.conf").write_text(f"WSGIScriptAlias /a {tmp_path}/app.wsgi\n")
+    made = making.make(str(tmp_path / "conf.d"), str(tmp_path / "isowsgi.toml"), "apache", {})
+
+    assert re.findall(r'\[mounts."(.*)"\]', made.files[str(tmp_path / "isowsgi.toml")]) == ["/a"]
+    told = {(Path(entry.at.file).name, entry.at.lines): entry.notes[0] for entry in made.entries if entry.outcome is account.Outcome.LEFT}
+    assert told.keys() == {("README", (1, 3)), ("b.conf.off", (1,))}
+    assert all("Apache reads the *.conf of such a folder only" in note for note in told.values())
+
+
 APACHE_PROGRAMS = """
 WSGIDaemonProcess api threads=2
 Alias /api {srv}/api-server

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isowsgi.importing import apachehandlers, daemonoptions
-from isowsgi.importing.account import Account, At, BadSource
+from isowsgi.importing import apachehandlers, daemonoptions, sources
+from isowsgi.importing.account import Account, At, BadSource, lines_of
 from isowsgi.importing.apacheconfig import Host, Reading, Told
 from isowsgi.importing.apachehandlers import reach
 from isowsgi.importing.daemonoptions import Daemon
@@ -39,7 +39,7 @@ class _Site:
 
 
 def import_from(path: str, account: Account, environ: Mapping[str, str]) -> Draft:
-    """Read a file, or all files of a folder in the order of their names, as Apache includes them.
+    """Read a file, or the files of a folder in the order of their names, as Apache includes them: of one with *.conf only these.
 
     Raises:
         BadSource: a file cannot be read.
@@ -51,8 +51,12 @@ def import_from(path: str, account: Account, environ: Mapping[str, str]) -> Draf
         )
         if not names:
             raise BadSource(path, "expected files with virtual hosts, got none")
-        for name in names:
+        conf = [name for name in names if name.endswith(".conf")]
+        for name in conf or names:
             reading.file(os.path.join(path, name), os.path.join(path, name))
+        for name in names if conf else ():
+            if name not in conf:
+                _leave(os.path.join(path, name), account)
     else:
         reading.file(path, path)
     return _Import(reading, account, path).run()
@@ -317,6 +321,15 @@ class _Import:
         if names[1:]:
             settings["hosts"] = names[1:]
         self.draft.mount(MountDraft(pattern=names[0] + where.rstrip("/"), app=None, at=told.at, settings=settings), self.account)
+
+
+def _leave(path: str, account: Account) -> None:
+    """Say of a file that it is not read."""
+    text = sources.read(path)
+    lines = tuple(number for number, line in enumerate(lines_of(text), 1) if line.strip())
+    if lines and account.open(path, os.path.abspath(path), text, lines):
+        account.join(At(path, lines))
+        account.left(At(path, lines), "Apache reads the *.conf of such a folder only; if it reads this one too, import it by its name")
 
 
 _NO_TLS = (
