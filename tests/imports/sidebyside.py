@@ -118,7 +118,7 @@ def uwsgi(source: Path, scratch: Path) -> Iterator[int]:
 
 _MODULES = (
     *("mpm_event", "authz_core", "authz_host", "authn_core", "authn_file", "auth_basic", "authz_user", "alias", "env", "setenvif"),
-    *("dir", "access_compat", "rewrite", "headers", "macro", "wsgi"),
+    *("dir", "mime", "access_compat", "rewrite", "headers", "macro", "wsgi"),
 )
 
 _APACHE = """\
@@ -132,6 +132,7 @@ ServerName localhost
 User nobody
 Group nogroup
 WSGISocketPrefix {scratch}/wsgi
+TypesConfig /dev/null
 {modules}
 LogFormat "%h" combined
 <Directory />
