@@ -123,7 +123,7 @@ race: ## requests that end just when they time out, for MINUTES (1) in each isol
 patch-fuzz: ## patch all of the standard library that serving touches, inside an app, and see whether it is served (ARGS="--isolation process")
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.patch_fuzz $(ARGS)
 
-faults: ## make each function of a worker fail in turn, on a real server; some minutes (ARGS="--only acceptor")
+faults: ## make each function of a worker fail in turn, on a real server; an hour (ARGS="--only acceptor", ARGS="--minutes 5": a sample)
 	@$(call venv,py$$version,test) && exec $$bin/python -m tests.faults $(ARGS)
 
 conformance: ## compare with gunicorn's own worker, requests cut at every byte; two minutes (ARGS=whole: without that; ARGS=everywhere: at each place)

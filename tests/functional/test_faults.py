@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import WHOLE
 from tests.faults.harness import Place, pairs
 
-# Faults in the suite; all of them take a quarter of an hour: `make faults`.
+# Faults in the suite; all of them take an hour: `make faults`.
 SAMPLE = 12 if WHOLE else 5
 
 
