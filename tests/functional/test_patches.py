@@ -229,7 +229,7 @@ def test_a_request_that_is_interrupted_while_it_logs_stops_nobody(unruly: Server
         answers = list(pool.map(lambda _: unruly.get("/prints/loop").status_code, range(6)))
 
     assert set(answers) <= {503, 504}
-    assert unruly.get("/prints").text == "ok"
+    eventually(lambda: unruly.get("/prints").text == "ok", "an answer within the 0.3 s that it may take, which a busy machine may not give")
 
 
 _POOL = """

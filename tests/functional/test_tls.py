@@ -598,6 +598,7 @@ def test_a_stopping_worker_sends_what_it_owes(serve: StartServer, options: list[
     assert len(whole.partition(b"\r\n\r\n")[2]) == 10 * 1024 * 1024
 
 
+@again_if_disturbed
 def test_a_request_that_takes_too_long_is_answered_504(serve: StartServer, options: list[str], context: ssl.SSLContext) -> None:
     server = serve('[mounts]\n"/" = { app = "slow", request_timeout = 1 }', *options)
     with connect(server, context) as sock:
