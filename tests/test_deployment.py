@@ -980,6 +980,20 @@ def test_an_instance_that_cannot_be_believed_is_replaced_and_its_mount_serves_on
     assert site.made[0].stopped
 
 
+def test_a_generation_that_does_not_serve_is_not_said_to(caplog: pytest.LogCaptureFixture) -> None:
+    """The line before said that its mount answers 503."""
+    site = up()
+    site.made[0].said.append(b"no JSON")
+    site.deployment.reports.read(site.made[0], site.now)
+    site.failed(site.made[1])
+    caplog.set_level("INFO")
+    caplog.clear()
+
+    site.deployment.replace("requested by the operator", site.now)
+
+    assert caplog.messages == ["/: loading generation 3 (requested by the operator); requests wait for it"]
+
+
 def test_an_instance_that_cannot_be_believed_while_it_boots_is_tried_again() -> None:
     site = Site()
     site.deployment.start(site.now)

@@ -274,9 +274,8 @@ class Deployment:
             return
         self.generation += 1
         self.slots.renew()
-        self.log.info(
-            "%s: loading generation %d (%s); generation %d keeps serving", self.name, self.generation, reason, self.slots.oldest()
-        )
+        meanwhile = f"generation {self.slots.oldest()} keeps serving" if self.is_serving() else "requests wait for it"
+        self.log.info("%s: loading generation %d (%s); %s", self.name, self.generation, reason, meanwhile)
         for slot in range(len(self.slots.coming)):
             if not self._boot(self.slots.coming, slot, now):
                 self.wanted = reason  # again when it is retried
