@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from isowsgi.configuration import App, Mount
+from isowsgi.shared.errorgroups import EXCEPTION
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stuck
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS
 from isowsgi.worker.acceptor import Acceptor
@@ -136,6 +137,16 @@ def test_a_report_that_was_too_long_is_not_encoded_in_vain_for_a_while(monkeypat
     desk.close()
 
     assert tried == [True, False, False, False, True]
+
+
+def test_a_mount_of_which_something_has_changed_is_told_as_it_is_now(desk: Desk) -> None:
+    """What has not changed is not encoded again; what is told must not change along with what is compared with it."""
+    desk.reports(desk.start(), Ready(boot_s=0.5, objects=9, extensions=[], refused=[]))
+    before = desk.said()
+    desk.deployment.reports.incidents.count("/a", 1, (EXCEPTION, "KeyError", "shop.py:7"), "GET /", "KeyError: 1")
+    after, desk.deployment.trend.mib = desk.said(), [1.5]
+
+    assert (before["error_types"], after["error_types"], desk.said()["memory_trend"]["mib"]) == ({}, {"KeyError": 1}, [1.5])
 
 
 def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk) -> None:

@@ -186,9 +186,10 @@ class Supervisor:
             return
         now = time.monotonic()
         call = self._containment.call
-        for deployment in self.live.all():
+        deployments = self.live.all()
+        for deployment in deployments:
             call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
-        call("counters of walled processes", self._workshop.copy_rows, self.live.all())
+        call("counters of walled processes", self._workshop.copy_rows, deployments)
         call("the table", self.live.tick)
         call("tenants", self.live.look_at_tenants, now, True)
         call("queue of boots", self._workshop.boots.tick, now)
@@ -196,7 +197,7 @@ class Supervisor:
             return  # what was accepted may still wait for a mount; nothing else is begun
         call("queue of replacements", self._workshop.turns.pass_on, now)
         call("ends of interpreters", self._workshop.departures.tick, now)
-        call("fork servers", self._workshop.keep_fork_servers, self.live.all())
+        call("fork servers", self._workshop.keep_fork_servers, deployments)
         call("measuring memory", self._meter.tick, now)
         call("memory check", self._memory.tick, now)
         if self._reporter is not None:

@@ -69,7 +69,7 @@ class Upkeep:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        deployment = self._deployment
+        deployment, mount = self._deployment, self._deployment.mount
         retry_at = deployment.backoff.retry_at
         # A worker that stops begins nothing, but what was accepted may still wait for what could not be loaded for lack of descriptors.
         may_retry = not deployment.is_ending or deployment.backoff.lacks_since is not None
@@ -83,8 +83,10 @@ class Upkeep:
         if self.owes_release or is_overdue != self._was_overdue:
             self.owes_release, self._was_overdue = False, is_overdue
             deployment.surroundings.release(deployment)
-        self._look_at_files(now)
-        self._look_for_quiet(now)
+        if mount.touch is not None or self._touched is not None:
+            self._look_at_files(now)
+        if mount.idle_timeout or deployment.is_prepared:
+            self._look_for_quiet(now)
 
     def drop_boot(self, instance: Instance, now: float) -> None:
         """Stop waiting for an instance to come up."""

@@ -93,6 +93,7 @@ class Reporter:
         self._next_idle = 0.0
         self._short_until = 0.0
         self._is_stopping = self._is_planned = False
+        self._texts: dict[int, tuple[dict[str, Any], str]] = {}  # what was last told of each mount, by its number, and as JSON
         self._pieces: Iterator[None] | None = None  # of a text that is being made
 
     def stop(self, now: float) -> None:
@@ -153,12 +154,15 @@ class Reporter:
                 took_s += time.monotonic() - began
                 yield
                 began = time.monotonic()
-            mounts.append(self._mount(mount, deployment, parked[mount.number]))
-            texts.append(text_of(mounts[-1]))
+            facts, recent = self._mount(mount, deployment, parked[mount.number]), self._recent.of(mount.number)
+            mounts.append({**facts, "recent": recent})
+            texts.append(self._text_of(mount.number, facts, recent))
         try:
             self._publish({**self._worker(), **({} if texts else {"mounts": []})}, mounts, texts, now)
         except ValueError:
             self._board.publish({**self._worker(), "mounts": [], "error": _TOO_LONG})
+        if len(self._texts) > len(served):  # mounts have gone
+            self._texts = {mount.number: self._texts[mount.number] for mount, _ in served}
         took_s += time.monotonic() - began
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
@@ -210,6 +214,17 @@ class Reporter:
             **({"certificates": [each._asdict() for each in certificates]} if (certificates := self._certificates()) else {}),
         }
 
+    def _text_of(self, number: int, facts: dict[str, Any], recent: dict[str, Any]) -> str:
+        """Return what is told of a mount as JSON, most of it as it was the last time: of a thousand mounts few have changed.
+
+        Args:
+            facts: without what changes all the time; nothing of it changes later.
+        """
+        known = self._texts.get(number)
+        if known is None or known[0] != facts:
+            known = self._texts[number] = facts, text_of(facts)[:-1]
+        return f'{known[1]}, "recent": {text_of(recent)}}}'
+
     def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:
         slots, incidents = deployment.slots, deployment.reports.incidents
         boot = incidents.last_boot
@@ -221,11 +236,10 @@ class Reporter:
             "parked": parked,
             **({"tenants": deployment.facts()} if isinstance(deployment, Template) else {}),
             "memory_bytes": memory_of(deployment),
-            "memory_trend": {"step_s": deployment.trend.step_s, "mib": deployment.trend.mib},
+            "memory_trend": {"step_s": deployment.trend.step_s, "mib": list(deployment.trend.mib)},
             "boot_error": None if boot is None else {"at": round(boot.at, 3), "text": f"{boot.tag}: {boot.error}"[:_MAX_ERROR_CHARS]},
-            "recent": self._recent.of(mount.number),
             "errors": [_group(group) for group in incidents.groups_of(mount.pattern, _MOST_GROUPS, with_details=False)],
-            "error_types": incidents.of(mount.pattern).by_type,
+            "error_types": dict(incidents.of(mount.pattern).by_type),
             "instances": [self._instance(instance, deployment) for instance in instances],
         }
 
