@@ -167,9 +167,12 @@ class RegionReading(NamedTuple):
     is_stopping: bool  # whether the next response on each of its connections is the last
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make one for each part
+
+
 def text_of(facts: Mapping[str, Any]) -> str:
     """Return a part of a report as the board has it."""
-    return json.dumps(facts, ensure_ascii=False)
+    return _encode(facts)
 
 
 class Scoreboard(Region):

@@ -106,7 +106,7 @@ class Slots:
 
     def all(self) -> list[Instance]:
         """Return all that have not ended, newest first; and what failed in a slot that nothing else has taken."""
-        return [instance for instance in self.coming + self.live + self.retired if instance is not None]  # asked ten times a second
+        return [*filter(None, (*self.coming, *self.live, *self.retired))]  # asked ten times a second, of up to a thousand mounts
 
     def current(self) -> list[Instance]:
         """Return all but the retired ones."""

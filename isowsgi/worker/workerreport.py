@@ -41,7 +41,7 @@ _MAX_REQUEST_CHARS = 200
 _MOST_OF_TIME = 0.05
 
 # The same of those published at ticks, when nothing has happened; with a thousand mounts a text takes long. And how old one may get.
-_MOST_OF_IDLE_TIME = 0.01
+_MOST_OF_IDLE_TIME = 0.004
 _OLDEST_S = 3.0
 
 # Groups of errors of each mount that are published, failures first, the most frequent; `isowsgi errors` has them all.
@@ -94,6 +94,7 @@ class Reporter:
         self._short_until = 0.0
         self._is_stopping = self._is_planned = False
         self._texts: dict[int, tuple[dict[str, Any], str]] = {}  # what was last told of each mount, by its number, and as JSON
+        self._recent_texts: dict[tuple[Any, ...], str] = {}  # what its text says of recent responses, which is the same for most mounts
         self._pieces: Iterator[None] | None = None  # of a text that is being made
 
     def stop(self, now: float) -> None:
@@ -145,6 +146,7 @@ class Reporter:
         took_s = 0.0
         self._count()
         self._recent.look(now)
+        self._recent_texts = {}
         parked = self._acceptor.parked()
         mounts: list[dict[str, Any]] = []
         texts: list[str] = []
@@ -223,7 +225,11 @@ class Reporter:
         known = self._texts.get(number)
         if known is None or known[0] != facts:
             known = self._texts[number] = facts, text_of(facts)[:-1]
-        return f'{known[1]}, "recent": {text_of(recent)}}}'
+        figures = tuple(recent.values())
+        text = self._recent_texts.get(figures)
+        if text is None:
+            text = self._recent_texts[figures] = text_of(recent)
+        return f'{known[1]}, "recent": {text}}}'
 
     def _mount(self, mount: Mount, deployment: Deployment, parked: int) -> dict[str, Any]:
         slots, incidents = deployment.slots, deployment.reports.incidents
