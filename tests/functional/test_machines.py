@@ -48,10 +48,12 @@ MOUNTS = ("/a", "/b", "/c", "/d")
 INTERVAL_S = 0.3
 LAME_DUCK = "lame_duck = 3"
 
+# No time limit of isowsgi's own decides here: on a machine that others used too, an apply failed as an app took more than a minute to load.
 CONFIG = """
     [defaults]
     isolation = "shared-gil"
     threads = 4
+    boot_timeout = 600
 
     [mounts]
 {mounts}
