@@ -10,9 +10,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from isowsgi.instances.allowance import Allowance
 from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.preloads import MOST_MODULES
@@ -154,6 +157,25 @@ def test_a_child_that_closes_its_mail_and_lives_is_ended(instance: ProcessInstan
         for timer in owner.timers:
             timer()
         assert child.wait(30) == -9
+
+
+def test_a_walled_child_whose_mail_is_nonsense_is_ended_before_it_costs_the_worker_much(
+    instance: ProcessInstance, owner: FakeOwner
+) -> None:
+    """Reports were bounded and mail was not: the worker read whatever came, as fast as it came."""
+    instance._allowance = Allowance()
+    killed: list[bool] = []
+    instance._child = cast(Any, SimpleNamespace(kill=lambda: killed.append(True)))
+    mail = instance._mail.fileno()
+    packets = 0
+    while mail in owner.watched and packets < 100_000:
+        for _ in range(50):
+            instance._inner_mail.send(os.urandom(9), socket.MSG_DONTWAIT)
+        packets += 50
+        owner.watched[mail]()
+
+    assert (packets < 100_000, killed) == (True, [True])
+    instance._child = None
 
 
 def test_a_connection_that_can_never_be_sent_is_given_back_and_nothing_else_is_kept_waiting(

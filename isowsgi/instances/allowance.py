@@ -17,17 +17,17 @@ class Allowance:
         self._since = 0.0
         self._said = 0
 
-    def take(self, size: int, now: float) -> None:
-        """Count a report.
+    def take(self, size: int, now: float, count: int = 1) -> None:
+        """Count a report, or so many packets.
 
         Args:
-            size: its bytes.
+            size: their bytes.
 
         Raises:
             MessageError: that is too much.
         """
         if now - self._since >= 1.0:
             self._since, self._said = now, 0
-        self._said += size + _EACH_BYTES
+        self._said += size + count * _EACH_BYTES
         if self._said > _MOST_BYTES:
-            raise MessageError("its process floods the worker with reports")
+            raise MessageError("its process floods the worker with messages")

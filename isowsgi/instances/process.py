@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -132,7 +133,7 @@ class ProcessInstance(HostedInstance):
         self._child: subprocess.Popen[bytes] | ForkedProcess | SpawnedProcess | None = None
         self._is_killed = False
         self._has_exited = False  # as its keeper knows
-        self._killed_by = ""  # the same: the kernel, if it was for memory
+        self._killed_by = ""  # the same: by whom, or for what, the rest of a sentence
         self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
@@ -242,7 +243,15 @@ class ProcessInstance(HostedInstance):
         return dup_of(key) if self._loans.has_lent(number_of(key)) else None
 
     def _on_mail(self) -> None:
+        before = self._loans.passed_over
         self._read_mail()
+        if self._allowance is not None and (count := self._loans.passed_over - before):
+            try:
+                self._allowance.take(0, time.monotonic(), count)
+            except MessageError:
+                self._killed_by = "for flooding the worker with messages"
+                self._owner.unwatch(self._mail.fileno())
+                self._end_cut_off()
         if self._loans.is_cut_off:  # else its event would come again and again
             self._owner.unwatch(self._mail.fileno())
             # It is about to exit and its keeper tells how; or it lives on, and nothing would come of what it is given.
@@ -284,7 +293,8 @@ class ProcessInstance(HostedInstance):
                 if self._is_killed:
                     self._child.kill()
                 status = self._child.wait()
-                self._killed_by = group.why_killed(status) if group is not None else ""
+                if group is not None:
+                    self._killed_by = group.why_killed(status) or self._killed_by
         except SpawnFailed as exc:
             self._report_from_keeper(messages.Failed(error=str(exc), traceback=""))
         except Exception as exc:  # no memory, no descriptor, no such file
