@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import requests
 
 from isowsgi.shared import landlock
+from tests import otherusers
 from tests.conftest import APPS, DEADLINE_S, ROOT, WHOLE, Server, running_server
 from tests.functional.test_auto import venv_with
 
@@ -64,15 +66,27 @@ def test_it_reaches_nothing_beside_what_its_config_names(server: Server) -> None
     assert told == {"read": "Permission denied", "write": "Permission denied"}
 
 
-def test_the_check_says_what_the_sandbox_would_refuse_a_site_and_what_to_add(server: Server, tmp_path: Path) -> None:
-    site = server.folder / "shop"
-    text = (server.folder / "isowsgi.toml").read_text().replace('write = ["shop/db", "shop/media"]', 'write = ["shop/media"]')
+@pytest.fixture
+def sites() -> Iterator[Path]:
+    """A folder for sites that other users may enter, as they may not enter pytest's."""
+    with tempfile.TemporaryDirectory(prefix="isowsgi-sites-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_the_check_says_what_the_sandbox_would_refuse_a_site_and_what_to_add(sites: Path, tmp_path: Path) -> None:
+    site = sites / "shop"
+    for path in ("shop/db", "shop/media"):
+        (sites / path).mkdir(parents=True)
+        (sites / path).chmod(0o777)  # the sandbox alone is in its way
+    shutil.copy(APPS / "walled_shop.py", site)
+    text = config(sites).replace('write = ["shop/db", "shop/media"]', 'write = ["shop/media"]')
     assert "shop/db" not in text
-    text += 'user = "nobody"\n' if os.geteuid() == 0 else ""  # the last mount's; it has its own folder for temporary files, too
-    (server.folder / "fewer.toml").write_text(text)
+    text += 'user = "nobody"\n' if otherusers.IS_POSSIBLE else ""  # the last mount's; it has its own folder for temporary files, too
+    (sites / "fewer.toml").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "isowsgi", "check", "fewer.toml", "--mount", "/shop", "--json"],
-        cwd=server.folder, env={**os.environ, "PYTHONPATH": str(ROOT), "ISOWSGI_CACHE_DIR": str(tmp_path)},
+        cwd=sites, env={**os.environ, "PYTHONPATH": str(ROOT), "ISOWSGI_CACHE_DIR": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
