@@ -29,10 +29,10 @@ CARRIED = Path(__file__).parent.parent
 GROUPS = Path("/sys/fs/cgroup/system.slice/isowsgi.service")
 CONFIG = Path("/etc/isowsgi/isowsgi.toml")
 
-DEADLINE_S = 60.0
+DEADLINE_S = 200.0
 
 # How often a limit of memory is reached in a row. Each time takes seconds here, since its process must start again.
-HITS = 20 if os.environ.get("ISOWSGI_WHOLE") else 3
+HITS = 20 if os.environ.get("ISOWSGI_WHOLE") else 2
 
 MOUNTS = """
 [mounts]
