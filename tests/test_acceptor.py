@@ -613,6 +613,18 @@ def test_a_request_that_waits_for_an_app_which_becomes_a_redirect_is_redirected(
     assert b"\r\nLocation: /new\r\n" in answer
 
 
+def test_who_waits_for_a_mount_that_is_https_only_keeps_its_place_when_the_table_changes(place: Place) -> None:
+    place.instance = NotServing.BOOTING
+    with place.connect(A):
+        place.turn_until(lambda: place.seen.parked == 1)
+        place.instance = NotServing.FAILED
+        mount = Mount(pattern="/a", prefix="/a", app=App(kind="module", target="-", call="-"), https_only=True)
+
+        place.acceptor.set_table(Router([Route(0, "", "/a")]), 20, 60, {0: mount})
+
+        assert place.seen.parked == 1, "it would have been answered"
+
+
 def test_a_client_that_goes_while_it_waits_for_its_mount_is_forgotten(place: Place) -> None:
     place.instance = NotServing.BOOTING
     client = place.connect(A)

@@ -102,13 +102,14 @@ class Dispatcher:
         self._is_turn = False  # whether the oldest one that is held for its mount is being looked at
 
     def set_table(self, router: Router, head_timeout_s: float, special: Mapping[int, Mount]) -> None:
-        """Route by another table of mounts from now on, also what waits for a mount that is in it no more, or has no instance any more.
+        """Route by another table of mounts from now on, also what waits for a mount that is in it no more, or never has an instance.
 
         Args:
             special: see `Table.special`.
         """
         self._peeker, self.head_timeout_s, self.special = self._peeker.with_router(router), head_timeout_s, special
-        mounts = {route.mount for route in router.routes} - {*special}
+        without = {number for number, mount in special.items() if mount.redirect or mount.max_live}
+        mounts = {route.mount for route in router.routes} - without
         for mount in {client.mount for client in self._clients.in_phase(Phase.PARKED)} - mounts:
             self.release(mount)
 
