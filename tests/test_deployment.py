@@ -173,6 +173,17 @@ def test_over_max_rss_a_mount_that_cannot_be_measured_is_replaced_all_the_same(c
     assert "of the mounts whose memory could not be measured within 15 s this one has served most" in caplog.text
 
 
+def test_over_max_rss_a_neighbour_that_has_hardly_grown_is_not_replaced_for_one_that_cannot_be_measured() -> None:
+    leaks, neighbour = up(), up()
+    deployments = [leaks.deployment, neighbour.deployment]
+    watch = MemoryWatch(lambda: deployments, lambda: 1, Meter(lambda: deployments))
+    neighbour.made[0].memory_at_boot, neighbour.made[0].memory = 2**20, 2**20 + 4096
+    watch.tick(leaks.now)
+    watch.tick(leaks.now + 16)
+
+    assert (len(leaks.made), len(neighbour.made)) == (2, 1)
+
+
 def test_an_instance_over_its_max_memory_is_replaced_once() -> None:
     site = up(max_memory=2**20)
     site.made[0].memory_at_boot, site.made[0].memory = 2**19, 2**21

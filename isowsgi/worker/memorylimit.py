@@ -19,6 +19,9 @@ _MIB = 1024 * 1024
 # to be measured before one is chosen by what is known.
 _PAUSE_S, _MEASURING_S = 30.0, 15.0
 
+# The part of what is too much that a mount must have grown by to be the cause, where others could not be measured.
+_EXPLAINS = 0.5
+
 
 class MemoryWatch:
     """Watches one worker.
@@ -54,21 +57,27 @@ class MemoryWatch:
 
     def _replace_one(self, now: float) -> None:
         serving = [
-            (instance.memory - instance.memory_at_boot, deployment)
+            (instance, deployment)
             for deployment in self._deployments()
             for instance in deployment.slots.all()
-            if instance.state is State.SERVING and instance.memory_at_boot >= 0
+            if instance.state is State.SERVING
         ]
-        text = f"the worker and its processes use {self.used_mib()} MiB, max_rss is {self._max_rss()}, and "
-        grown, deployment = max(serving, key=lambda pair: pair[0], default=(0, None))
-        unknown = [] if grown > 0 else [each for each in self._meter.unmeasured() if each[0].state is State.SERVING]
-        if unknown:
-            # A heap that grows faster than it can be looked at is among them, and requests make it grow.
+        measured = [
+            (instance.memory - instance.memory_at_boot, deployment)
+            for instance, deployment in serving
+            if instance.memory >= 0 and instance.memory_at_boot >= 0
+        ]
+        used, limit = self.used_mib(), self._max_rss()
+        text = f"the worker and its processes use {used} MiB, max_rss is {limit}, and "
+        grown, deployment = max(measured, key=lambda pair: pair[0], default=(-1, None))
+        # A heap that grows faster than it can be looked at is among those that are not known, and requests make it grow.
+        unknown = [each for each in serving if self._meter.is_unknown(each[0])]
+        if unknown and grown < _EXPLAINS * (used - limit) * _MIB:
             _, deployment = max(unknown, key=lambda pair: pair[0].requests())
             text += f"of the mounts whose memory could not be measured within {_MEASURING_S:.0f} s this one has served most"
         else:
             text += f"this mount grew most, by {grown // _MIB} MiB"
-        if deployment is not None:
+        if deployment is not None and (unknown or grown >= 0):
             deployment.replace(text, now)
 
     def used_mib(self) -> int:

@@ -189,14 +189,10 @@ class Meter:
         """Whether any of those is left that `sweep` has asked for."""
         return bool(self._wanted)
 
-    def unmeasured(self) -> list[tuple[Instance, Deployment]]:
-        """Return the interpreters whose memory was never measured, or that `sweep` still waits for; and whose they are."""
-        return [
-            (instance, deployment)
-            for deployment in self._deployments()
-            for instance in deployment.slots.all()
-            if instance.memory_at_boot < 0 or instance in self._wanted
-        ]
+    def is_unknown(self, instance: Instance) -> bool:
+        """Whether an interpreter may have more than is known: it was never measured, does not answer, or `sweep` still waits for it."""
+        is_known = instance.memory >= 0 and instance.memory_at_boot >= 0 and instance not in self._wanted and instance not in self._silent
+        return instance.isolation != PROCESS and not is_known
 
     def sweep(self, now: float) -> None:
         """Measure all interpreters, from now on."""
