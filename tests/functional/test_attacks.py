@@ -83,7 +83,13 @@ def look():
     except OSError as exc:
         found.append(type(exc).__name__)
     found.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    found.append(sorted(os.readlink(f"/proc/self/fd/{{fd}}").partition("[")[0] for fd in os.listdir("/proc/self/fd") if int(fd) > 2)[:-1])
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            names.append(os.readlink("/proc/self/fd/" + fd))
+        except FileNotFoundError:  # that by which they were listed
+            pass
+    found.append(names)
 
 def app(environ, start_response):
     start_response("200 OK", [])
@@ -238,6 +244,7 @@ def test_a_python_of_the_apps_own_starts_in_the_sandbox(server: Server, site: Pa
     assert (prefix, tag) == (str(site / "venv"), "/its-own #1")
     assert not (site / "from-pth").exists()
     assert found[:2] == ["PermissionError", 128]
+    assert len(found[2]) > 3
     assert not any("cgroup" in name for name in found[2])
 
 
