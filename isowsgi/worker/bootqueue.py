@@ -2,7 +2,7 @@
 
 Loading an app is mostly work for a processor. Twenty apps at once on two cores took each twenty times as long; all timed out together,
 and tried again together, for ever. So they wait in a line, in the order of the config file, and the time of a boot begins with its turn.
-The second of a mount's `instances` waits behind the other mounts. A mount for which a request waits is next. An app that waits for
+The second of a mount's `instances` waits behind the other mounts. Mounts for which requests wait are first. An app that waits for
 something while it is loaded, as a database, keeps no core busy: while half of the machine is idle, one more is let in each second. A mount
 on trial has no place: trials have a limit of their own, and apps without one would wait for them.
 

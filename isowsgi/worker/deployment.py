@@ -70,7 +70,7 @@ class Surroundings(Protocol):
         """Return whether it may load its app now; if not, `start` is called later."""
 
     def hurry(self, deployment: Deployment) -> None:
-        """Let it be the next that may load its app."""
+        """Let it be among the first that may load their apps."""
 
     def leave_line(self, deployment: Deployment) -> None:
         """Give up its place in the line: it no longer needs to be loaded."""
@@ -227,7 +227,7 @@ class Deployment:
         self.upkeep.quiet_since = now
 
     def hurry(self) -> None:
-        """Be the next of those that wait for their turn: a request waits for it."""
+        """Be among the first of those that wait for their turn: a request waits for it."""
         if self.is_in_line:
             self.surroundings.hurry(self)
 

@@ -78,7 +78,7 @@ class Recovery:
         if not serving and not deployment.is_prepared and deployment.backoff.is_worth_waiting(now):
             text = "%s: its worker lacks descriptors or threads; requests wait; retrying within a second"
             deployment.log.warning(text, deployment.name)
-        elif not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry, not even by the next request
+        elif not (deployment.is_ending or deployment.is_prepared):  # otherwise there is no retry but while requests wait
             what = "answers 503" if not serving else "some instances are missing"
             if serving == len(deployment.slots.live):  # it was to be replaced
                 what = f"generation {deployment.slots.oldest()} keeps serving"
