@@ -34,7 +34,7 @@ test-release: ## run the tests of what differs between releases of CPython (PYTH
 
 # What is about other programs (balancers, other servers' files, Kubernetes) and about our own tools and pages. Nor do changes by chance and
 # kills amid a change say more with a shared GIL than test_apply does.
-of_other_programs = $(addprefix tests/,$(addsuffix .py,test_bench test_docs test_exporting test_fuzz test_importing test_migrate_page \
+of_other_programs = $(addprefix tests/,$(addsuffix .py,test_bench test_docs test_fuzz test_migrate_page \
 	test_scheduling test_soak test_tools $(addprefix functional/,test_ansible test_applies test_apply_kills test_apply_random test_balancer \
 	test_image test_imports test_kubernetes test_machines test_zero_to_served)))
 
@@ -105,7 +105,7 @@ ansible: ## bring two servers of this machine up to date with deploy/ansible; tw
 
 # One file with the whole program, as on Debian there is no package of it.
 .PHONY: traefik
-traefik: ## route through a real Traefik as `isowsgi export traefik` says; under a minute, and 50 MB to fetch
+traefik: ## route through a real Traefik as `isowsgi export traefik` says; a minute, and 50 MB to fetch
 	@$(call venv,py$$version,test) && python3 tools/make_venv.py "$$(command -v python3)" .venv/traefik --group pyproject.toml:traefik && \
 	PATH="$(CURDIR)/.venv/traefik/bin:$$PATH" ISOWSGI_WHOLE=1 exec $$bin/python -m pytest -q tests/functional/test_balancer.py -k traefik $(ARGS)
 

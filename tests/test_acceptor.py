@@ -848,10 +848,10 @@ def test_a_request_that_begins_on_an_idle_connection_has_the_time_of_a_head(make
 
 @pytest.mark.parametrize("begun", [0, 5])
 def test_a_request_that_came_in_time_is_served_however_late_it_is_looked_at(
-    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, begun: int
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: int
 ) -> None:
     """A worker that stopped on a busy machine answered 408 to whole requests: they came while it was at others, and were seen expired."""
-    place = make_place(keepalive_s=20, head_timeout_s=20)
+    place = make_place(keepalive_s=20, head_timeout_s=20, unix_path=tmp_path / "socket")  # what is sent there is there at once
     busy = os.eventfd(1, os.EFD_CLOEXEC)
     now = time.monotonic
     with place.connect(A) as client:
@@ -944,9 +944,9 @@ def test_a_place_that_falls_free_in_the_acceptor_is_taken_at_once(make_place: Ma
 
 
 def test_an_idle_connection_whose_request_has_just_come_does_not_yield_to_a_new_one(
-    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    place = make_place(max_connections=1)
+    place = make_place(max_connections=1, unix_path=tmp_path / "socket")
     busy = os.eventfd(1, os.EFD_CLOEXEC)
     now = time.monotonic
     with place.connect(A) as client:

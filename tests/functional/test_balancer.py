@@ -121,8 +121,8 @@ class Balancer:
 
     def is_up(self) -> bool:
         assert self.process.poll() is None, "the balancer ended"
-        self._place = self._place or balancers.port_of(self.process)
         try:
+            self._place = self._place or balancers.port_of(self.process)
             return self._place is not None and self.get("/a").status == 200
         except OSError:
             return False
@@ -169,7 +169,8 @@ def before(kind: str, servers: list[Server], *ports: int) -> Iterator[Balancer]:
     Args:
         ports: of more servers.
     """
-    with balancing(kind, servers[0].folder, *(server.port for server in servers), *ports) as balancer:
+    interval_s = 1.0 if kind == "traefik" else INTERVAL_S  # Traefik takes a server out for one check that takes as long
+    with balancing(kind, servers[0].folder, *(server.port for server in servers), *ports, interval_s=interval_s) as balancer:
         yield balancer
 
 
@@ -286,6 +287,7 @@ class Crowd(http.server.ThreadingHTTPServer):
     """Servers that see checks come and go."""
 
     daemon_threads = True
+    request_queue_size = 1000  # all checks come at once
 
     def handle_error(self, *_: object) -> None:
         pass

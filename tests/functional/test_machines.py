@@ -325,18 +325,22 @@ def test_what_a_run_that_was_killed_left_behind_is_removed_by_the_next() -> None
     if reason := machines.why_not():
         pytest.skip(reason)
     ends_early = (
-        "import os, sys; from tests.machines import Network; n = Network().__enter__(); print(n.machine('left', 1).namespace); os._exit(1)"
+        "import os; from tests.machines import Network; network = Network().__enter__(); "
+        "print(network.machine('left', 1).namespace, flush=True); os._exit(1)"
     )
     namespace = subprocess.run([sys.executable, "-c", ends_early], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     # `ip` would end with it if the namespace were gone by then.
     with subprocess.Popen(["ip", "netns", "exec", namespace, "sleep", "1000"]) as left:
-        eventually(lambda: left.pid in machines.pids_inside(namespace), "it runs there")
+        try:
+            eventually(lambda: left.pid in machines.pids_inside(namespace), "it runs there")
 
-        with Network() as network:
-            own = network.machine("own", 1).namespace
-            assert Path("/run/netns", own).exists()
+            with Network() as network:
+                own = network.machine("own", 1).namespace
+                assert Path("/run/netns", own).exists()
 
-        assert left.wait(DEADLINE_S) == -signal.SIGKILL
+            assert left.wait(DEADLINE_S) == -signal.SIGKILL
+        finally:
+            left.kill()
     assert [path.name for path in Path("/run/netns").glob(f"{namespace.partition('-')[0]}-*")] == []
 
 
