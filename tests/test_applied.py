@@ -17,9 +17,10 @@ import attrs
 import pytest
 
 from isowsgi import configuration
-from isowsgi.configuration import Mount, included, partial, stored
+from isowsgi.cli.comparison import other_releases
+from isowsgi.configuration import Mount, included, partial, stored, values
 from isowsgi.configuration.values import Certificate
-from isowsgi.master import tlscontext
+from isowsgi.master import tlscontext, workerplan
 from isowsgi.master.tlscontext import Reading, Ready
 from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
 from isowsgi.shared.certificates import Files, Pair
@@ -360,7 +361,6 @@ def test_a_config_comes_back_as_it_was(tmp_path: Any) -> None:
     restored = stored.restore(stored.plain(config))
 
     assert restored == config
-    assert [mount.number for mount in restored.mounts] == [0, 1]
     assert isinstance(restored.mounts[0].pythonpath, tuple)
 
 
@@ -374,6 +374,8 @@ def test_what_is_as_it_is_by_default_is_not_told() -> None:
 
 @pytest.mark.parametrize("facts", [None, [], "x", {}, {"path": "/x"}, {"path": "/x", "mounts": [{}]}, {"path": "", "mounts": [], "odd": 1}])
 def test_what_is_no_config_is_refused(facts: Any) -> None:
+    if isinstance(facts, dict):
+        facts = {**facts, "form": stored.plain(config())["form"]}
     with pytest.raises(stored.NotAConfig):
         stored.restore(facts)
 
@@ -390,18 +392,63 @@ def test_configs_differ_by_mounts_and_their_order_is_nothing() -> None:
         assert stored.differing(one, nothing) is None
 
 
-def test_numbers_are_not_taken_over_and_a_pattern_is_there_once(tmp_path: Any) -> None:
-    """A table whose mounts all have the same number would send all requests to one app."""
-    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n"/b" = "b"\n')
-    facts = stored.plain(configuration.load(tmp_path / "isowsgi.toml"))
-    for each in facts["mounts"]:
-        each["number"] = 7
-
-    assert [mount.number for mount in stored.restore(facts).mounts] == [0, 1]
-
-    facts["mounts"][1]["pattern"] = "/"
+def test_a_pattern_is_there_once() -> None:
     with pytest.raises(stored.NotAConfig, match="the same pattern"):
-        stored.restore(facts)
+        stored.restore(stored.plain(config(mount("/a"), mount("/a"))))
+
+
+def test_each_mount_of_a_new_worker_has_a_number_of_its_own(tmp_path: Any) -> None:
+    """A table whose mounts all have the same number would send all requests to one app; plain values have none."""
+    (tmp_path / "isowsgi.toml").write_text('[mounts]\n"/" = "a"\n')
+    decided = configuration.load(tmp_path / "isowsgi.toml")
+    plan = workerplan.Plan()
+    plan._base, plan._last_applied = 1, LastApplied()
+    plan._last_applied.decide(Applied(1, "s", stored.plain(attrs.evolve(decided, mounts=(mount("/b"), mount("/a")))), None), before="")
+
+    plan._take_applied(logging.getLogger(__name__))
+
+    assert plan._config is not None
+    assert [(each.pattern, each.number) for each in plan._config.mounts] == [("/b", 0), ("/a", 1)]
+
+
+def test_mounts_have_the_same_numbers_whether_they_were_known_or_not() -> None:
+    """They were numbered only where nothing was known."""
+    facts = stored.plain(config(mount("/new"), mount("/a")))
+
+    fresh, again = stored.restore(facts), stored.restore(facts, {"/other": ({}, mount("/other"))})
+
+    assert [each.number for each in fresh.mounts] == [each.number for each in again.mounts]
+
+
+def test_a_config_of_a_release_with_other_defaults_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is as it is by default is not told, so a worker of the release before would have served it with its own defaults."""
+    told = stored.plain(config(mount("/a")))
+    assert stored.restore(told).mounts == (mount("/a"),)
+    stored.form.cache_clear()
+
+    @attrs.frozen(kw_only=True)
+    class Mount(values.Mount):
+        queue: int = values.QUEUE + 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "Mount", Mount)
+        with pytest.raises(stored.NotAConfig, match="if isowsgi was upgraded, restart gunicorn"):
+            stored.restore(told)
+    stored.form.cache_clear()
+
+    with pytest.raises(stored.NotAConfig, match="restart gunicorn"):
+        stored.restore({name: value for name, value in told.items() if name != "form"})
+
+
+def test_a_plan_says_that_defaults_may_differ() -> None:
+    """What is as it is by default is not told of a mount, so no difference shows a default that has changed."""
+
+    def answer(form: str) -> Any:
+        return SimpleNamespace(answer=SimpleNamespace(form=form))
+
+    said = ["gunicorn runs another release of isowsgi, whose defaults may differ: restart gunicorn; apply is refused until then"]
+    assert other_releases([answer(stored.form()), answer("")]) == said
+    assert other_releases([answer(stored.form())]) == []
 
 
 def test_a_decision_of_an_earlier_reading_does_not_replace_a_later_one() -> None:

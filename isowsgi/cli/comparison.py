@@ -10,7 +10,7 @@ import attrs
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import Told, plain
-from isowsgi.configuration import partial
+from isowsgi.configuration import partial, stored
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import OTHER_HOSTS, Difference, Summary, differences, summary, text_of
 from isowsgi.configuration.walls import OF_GROUPS, need_groups
@@ -102,6 +102,13 @@ def late_limits(answers: Sequence[Told[ServedTable]], wanted: configuration.Conf
         if told.place.owner != 0 and _is_roots(told.place.master):
             return ["limits get control groups at SIGHUP, not by apply: these workers gave root's rights up when no mount had limits"]
     return []
+
+
+def other_releases(answers: Sequence[Told[ServedTable]]) -> list[str]:
+    """Say that workers have other settings or defaults than this command, which no difference shows: empty if none has."""
+    if all(isinstance(told.answer, Error) or told.answer.form == stored.form() for told in answers):
+        return []
+    return ["gunicorn runs another release of isowsgi, whose defaults may differ: restart gunicorn; apply is refused until then"]
 
 
 def _is_roots(pid: int) -> bool:

@@ -16,7 +16,7 @@ import click
 from isowsgi import configuration
 from isowsgi.cli import asking, client
 from isowsgi.cli.answers import plain
-from isowsgi.cli.comparison import compare, late_limits, read, read_as_served, with_conf_file
+from isowsgi.cli.comparison import compare, late_limits, other_releases, read, read_as_served, with_conf_file
 from isowsgi.cli.renewals import faults_of, renewals, warnings_of, with_certificates
 from isowsgi.configuration import costs
 from isowsgi.configuration.costs import Cost
@@ -63,7 +63,7 @@ def plan(config: str | None, pidfile: str | None, instead: str | None, as_json: 
         click.echo(fault, err=True)
     renewed = renewals(answers, wanted)
     unusable = faults_of(renewed)
-    for text in [*unusable, *warnings_of(renewed), *late_limits(answers, wanted)]:
+    for text in [*unusable, *warnings_of(renewed), *late_limits(answers, wanted), *other_releases(answers)]:
         click.echo(text, err=True)
     by_worker = with_certificates(renewed, with_conf_file(answers, compare(answers, wanted)))
     if as_json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +13,7 @@ from cattrs import Converter
 from cattrs.errors import BaseValidationError
 from cattrs.gen import make_dict_unstructure_fn, override
 
-from isowsgi.configuration.values import Config, Mount, numbered
+from isowsgi.configuration.values import App, Certificate, Config, Files, Mount
 from isowsgi.shared import scoreboard
 
 # Lists, not tuples, so that what is told equals what is read of it.
@@ -22,10 +24,16 @@ _converter.register_unstructure_hook(
     Mount, make_dict_unstructure_fn(Mount, _converter, _cattrs_omit_if_default=True, number=override(omit=True))
 )
 
+# Of the digest: 64 bits, against an accident; whoever may apply a table may also write this.
+_FORM_CHARS = 16
+
 # What says nothing of what is served.
 _ASIDE: dict[type[Config | Mount], set[str]] = {
     cls: {field.name for field in attrs.fields(cls) if field.eq is False} for cls in (Config, Mount)
 }
+
+
+_NOT_OURS = "it is none of this release; if isowsgi was upgraded, restart gunicorn"
 
 
 class NotAConfig(ValueError):
@@ -43,8 +51,22 @@ def plain(config: Config, before: Known = MappingProxyType({})) -> dict[str, Any
         before: mounts whose plain values are there.
     """
     facts: dict[str, Any] = _converter.unstructure(attrs.evolve(config, mounts=()))
+    facts["form"] = form()
     facts["mounts"] = [_plain(mount, before.get(mount.pattern)) for mount in config.mounts]
     return facts
+
+
+@cache
+def form() -> str:
+    """Return a digest of all fields and their defaults: what is left out of plain values means the same only where that is the same."""
+    classes = (Config, Mount, App, Files, Certificate)
+    fields = [(cls.__name__, field.name, _default(field)) for cls in classes for field in attrs.fields(cls)]
+    return hashlib.sha256(repr(fields).encode()).hexdigest()[:_FORM_CHARS]
+
+
+def _default(field: Any) -> Any:
+    default = field.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]  # attrs' stubs say: a function
 
 
 def _plain(mount: Mount, before: tuple[dict[str, Any], Mount] | None) -> dict[str, Any]:
@@ -89,12 +111,18 @@ def restore(facts: Any, before: Known = MappingProxyType({})) -> Config:
 
     Args:
         before: what it may have parts of: to make 200 mounts takes 4 ms, to compare them a tenth of that. Its mounts keep the numbers that
-            they have, whatever their places are now: whoever changes a table gives each mount its number.
+            they have.
+
+    Returns:
+        the config. Its mounts' numbers are not their places: whoever serves it gives each one its own.
 
     Raises:
-        NotAConfig: they are none.
+        NotAConfig: they are none, or of a release in which what they leave out means something else.
     """
     try:
+        facts = {**facts}
+        if facts.pop("form") != form():
+            raise NotAConfig(f"{_NOT_OURS} (other settings or defaults)")
         mounts = []
         for said in facts["mounts"]:
             was, mount = before.get(said["pattern"], (None, None))
@@ -103,9 +131,8 @@ def restore(facts: Any, before: Known = MappingProxyType({})) -> Config:
         patterns = [mount.pattern for mount in config.mounts]
         if len(set(patterns)) < len(patterns) or scoreboard.faults(patterns):
             raise NotAConfig("its mounts are too many, or two have the same pattern")
-        return config if before else attrs.evolve(config, mounts=numbered(config.mounts))
+        return config
     except NotAConfig:
         raise
     except (BaseValidationError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:
-        text = "it is none of this release; if isowsgi was upgraded, restart gunicorn"
-        raise NotAConfig(f"{text} ({type(exc).__name__}: {exc})"[:500]) from exc
+        raise NotAConfig(f"{_NOT_OURS} ({type(exc).__name__}: {exc})"[:500]) from exc

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
+
 from isowsgi import configuration
 from isowsgi.configuration import crossing, gunicorn_settings, pythons, remembered, stored
 from isowsgi.configuration.included import keep_faulty
+from isowsgi.configuration.values import numbered
 from isowsgi.master import users
 from isowsgi.master.appmodule import config_path
 from isowsgi.master.crashes import SUSPECT, CrashReport, Ledger
@@ -206,6 +209,7 @@ class Plan:
         self._serial = applied.serial  # also if it is none, so that this is said once
         try:
             config = stored.restore(applied.config)
+            config = evolve(config, mounts=numbered(config.mounts))
         except stored.NotAConfig as exc:
             log.error("the table that was applied is unreadable; new workers serve the one before it: %s", exc)
             return

@@ -240,6 +240,7 @@ class ServedTable(OpenValue):
     gunicorn: GunicornFile | None = None
     certificate: CertificateFiles | None = None  # by gunicorn's settings
     certificates: list[CertificateFiles] = []  # by `[[tls]]`
+    form: str = ""  # see `configuration.stored.form`
     tls: str = ""  # "gunicorn" if its settings have TLS on, "config" if only `[[tls]]` does, "" if it is off
 
 

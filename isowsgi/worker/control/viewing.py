@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from isowsgi.configuration import Mount, differences
+from isowsgi.configuration import Mount, differences, stored
 from isowsgi.configuration.values import spellings_of
 from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.certificates import Told
@@ -118,7 +118,8 @@ class Views:
             if number % _MOUNTS_AT_A_TIME == 0:
                 yield AT_ONCE
         tables, facts = differences.tables_of(config, salt), self._applying.tls_facts()
-        return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=_gunicorn_file(self._conf_file), **facts)
+        file = _gunicorn_file(self._conf_file)
+        return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=file, form=stored.form(), **facts)
 
     def _status_of(self, deployment: Deployment, mount: Mount, now: float, counts: MountCounts | None) -> MountStatus:
         incident = deployment.reports.incidents.latest(mount.pattern)
