@@ -6,8 +6,7 @@ import gc
 
 from isowsgi.shared import slices
 
-# New objects until the garbage collector looks at them. At CPython's 2,000 it looks 22 times until a command is imported, which is an
-# eighth of what that costs, and finds nothing: what is imported stays.
+# New objects until the garbage collector looks at them: more than a command makes while it is imported, and what is imported stays.
 _GARBAGE_OBJECTS = 100_000
 
 
