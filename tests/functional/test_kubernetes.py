@@ -80,12 +80,16 @@ def test_a_mount_that_cannot_be_loaded_has_no_pod_restarted() -> None:
 @needs_kubectl
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_pods_are_scaled_by_the_busiest_mount_of_each(tmp_path: Path) -> None:
-    """The adapter fills in what a HorizontalPodAutoscaler asks for."""
+    """The adapter fills in what a HorizontalPodAutoscaler asks for.
+
+    The scrape itself is a request that is being served: with one thread for each mount, the status page was the busiest one for ever.
+    """
     [rule] = yaml.safe_load((MANIFESTS / "threads" / "adapter.yaml").read_text())["rules"]["custom"]
     [scaler] = of_kind(rendered("threads"), "HorizontalPodAutoscaler")
     assert rule["name"]["as"] in [metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"] if "pods" in metric]
     query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="apps",pod=~"a|b"')
     busy = {("a", "/x"): (1, 4), ("a", "/y"): (3, 4), ("a", "/asleep"): (0, 0), ("b", "/x"): (2, 8), ("c", "/x"): (4, 4)}
+    busy |= {("a", "/-/isowsgi"): (1, 1), ("b", "host.example/-/isowsgi"): (1, 1)}
     names = ("isowsgi_requests_in_flight", "isowsgi_threads")
     series = [
         {"series": f'{name}{{namespace="apps",pod="{pod}",mount="{mount}"}}', "values": str(value)}
