@@ -29,7 +29,7 @@ class Mischief:
     """Plays on threads of its own until `stop`.
 
     Args:
-        scarce: takes since and until when an app was asked to take all descriptors.
+        scarce: takes since and until when an app was asked to take all descriptors, and the process that answered; 0: not known.
         on_mistake: takes the text of an exception of ours.
     """
 
@@ -72,12 +72,14 @@ class Mischief:
     def _play(self, mount: str) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._site.port, timeout=_ANSWER_S)
         self.plays[mount] += 1
-        span = [time.monotonic(), math.inf]
+        span = [time.monotonic(), math.inf, 0]
         if mount.endswith("/descriptors"):
             self._scarce.append(span)
         try:
             connection.request("GET", f"{mount}/play")
-            self.outcomes[str(connection.getresponse().status)] += 1
+            answer = connection.getresponse()
+            span[2] = int(answer.getheader("Soak-Worker", "0"))
+            self.outcomes[str(answer.status)] += 1
         except (OSError, http.client.HTTPException) as exc:
             self.outcomes[type(exc).__name__] += 1
         finally:

@@ -212,9 +212,12 @@ def _faults(found: Mapping[str, Any]) -> list[str]:
         if after > before + _REST_SLACK:
             faults.append(f"{what} at rest: {before} before the load, {after} after it")
     if found["is growth judged"]:
-        for what, grown in found["growth"].items():
-            if grown > verdict.MOST_GROWTH_MIB[what]:
-                faults.append(f"resident memory ({what}) grew by {grown} MiB, more than {verdict.MOST_GROWTH_MIB[what]:g}")
+        for what, most in verdict.MOST_GROWTH_MIB.items():
+            grown = found["growth"].get(what)
+            if grown is None:
+                faults.append(f"resident memory ({what}) cannot be judged: no worker had all its mounts and threads for long enough")
+            elif grown > most:
+                faults.append(f"resident memory ({what}) grew by {grown} MiB, more than {most:g}")
     return faults
 
 

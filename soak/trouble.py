@@ -79,7 +79,7 @@ class Journal:
     hups: list[float] = field(default_factory=list)
     main_reloads: list[float] = field(default_factory=list)
     reloads: list[dict[str, Any]] = field(default_factory=list)  # at, mount, took_s and the answers of the workers
-    scarce: list[list[float]] = field(default_factory=list)  # since and until when a hostile app was asked to take all descriptors
+    scarce: list[list[float]] = field(default_factory=list)  # as `verdict.explain` takes it
     late_reloads: int = 0  # that were due while the one before went on
 
     def as_dict(self) -> dict[str, Any]:

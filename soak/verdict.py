@@ -40,6 +40,9 @@ IDLE_SCARCE = "idle while a hostile app had all descriptors of its worker, which
 # `boot_timeout` of 5 s at most, it gives them back after a moment, and the worker looks again once a second.
 _SCARCE_S = 8.0
 
+# How long that answer counts as waited for: the longest for which an app that is loaded has not taken its first descriptor, `boot_timeout`.
+_PLAY_S = 5.0
+
 # How long an idle connection stays open at least: a worker that ends waits 2 s for one to say something (acceptor.STOP_IDLE_S).
 _IDLE_LEAST_S = 1.5
 
@@ -52,7 +55,8 @@ def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[Se
 
     Args:
         event: "failed", "retried" or "closed-idle", as `clients` tell it.
-        scarce: when a hostile app was asked to take all descriptors, and until when its answer was waited for.
+        scarce: when a hostile app was asked to take all descriptors, until when its answer was waited for, and the process that answered;
+            0 if that is not known.
     """
     by = that_hit(event, kills)
     workers = [kill for kill in by if kill.what == "worker"]
@@ -74,9 +78,14 @@ def explain(event: Mapping[str, Any], kills: Sequence[Kill], scarce: Sequence[Se
     # The mount is that of the next request; the one before may have been the child's.
     if any(kill.what == "child" for kill in by):
         return IDLE_CUT
-    if any(since <= event["at"] <= until + _SCARCE_S for since, until in scarce):
+    if any(_is_scarce(event, *play) for play in scarce):
         return IDLE_SCARCE
     return UNEXPLAINED
+
+
+def _is_scarce(event: Mapping[str, Any], since: float, until: float, worker: float) -> bool:
+    is_there = not worker or event.get("worker", 0) in (0, worker)
+    return is_there and since <= event["at"] <= min(until, since + _PLAY_S) + _SCARCE_S
 
 
 def that_hit(event: Mapping[str, Any], kills: Sequence[Kill]) -> list[Kill]:

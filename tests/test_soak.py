@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from soak import site, verdict
+from soak import report, site, verdict
 from soak.apps import content, hostile
 from soak.clients import Arrivals, Body
 from soak.logwatch import LogWatch
@@ -71,9 +72,20 @@ def test_an_idle_connection_may_be_closed_only_after_a_while() -> None:
 
 
 def test_an_idle_connection_may_be_closed_while_an_app_has_all_descriptors() -> None:
-    assert explain(event("closed-idle", idle_s=0.3, at=101.0), [], [[99.0, 100.0]]) == verdict.IDLE_SCARCE
-    assert explain(event("closed-idle", idle_s=0.3, at=110.0), [], [[99.0, 100.0]]) == UNEXPLAINED
-    assert explain(event(at=101.0), [], [[99.0, 100.0]]) == UNEXPLAINED
+    assert explain(event("closed-idle", idle_s=0.3, at=101.0), [], [[99.0, 100.0, 0]]) == verdict.IDLE_SCARCE
+    assert explain(event("closed-idle", idle_s=0.3, at=110.0), [], [[99.0, 100.0, 0]]) == UNEXPLAINED
+    assert explain(event(at=101.0), [], [[99.0, 100.0, 0]]) == UNEXPLAINED
+
+
+def test_an_app_that_has_all_descriptors_of_a_worker_explains_nothing_of_another_one() -> None:
+    assert explain(event("closed-idle", idle_s=0.3, at=101.0, worker=7), [], [[99.0, 100.0, 7]]) == verdict.IDLE_SCARCE
+    assert explain(event("closed-idle", idle_s=0.3, at=101.0, worker=8), [], [[99.0, 100.0, 7]]) == UNEXPLAINED
+
+
+def test_an_app_that_never_answers_explains_closed_connections_no_longer_than_one_that_does() -> None:
+    """A play that was under way when the run ended excused all that followed."""
+    assert explain(event("closed-idle", idle_s=0.3, at=104.0), [], [[99.0, math.inf, 0]]) == verdict.IDLE_SCARCE
+    assert explain(event("closed-idle", idle_s=0.3, at=130.0), [], [[99.0, math.inf, 0]]) == UNEXPLAINED
 
 
 def test_a_hostile_apps_lines_are_its_own_but_for_mistakes_of_isowsgis(tmp_path: Path) -> None:
@@ -156,6 +168,18 @@ def test_what_a_worker_has_before_its_mounts_are_loaded_is_no_beginning_of_a_gro
 
     assert verdict.growth(samples, 4)["life"] == 0.0
     assert verdict.growth(samples)["life"] > 5.0
+
+
+def test_a_worker_that_never_has_all_its_threads_is_a_fault() -> None:
+    """Its growth was judged only if it had them, and nothing was said if none ever had."""
+    nothing = {"mistakes": [], "requests": {}, "unexplained": [], "kills": [], "reloads": {"unexplained": []}, "log": {"unexpected": []}}
+    found = {**nothing, "orphans": 0, "instances left behind": 0, "rest": {}, "is growth judged": True}
+
+    [fault] = report._faults({**found, "growth": {"master": 0.0, "workers": 0.0}})
+
+    assert fault.startswith("resident memory (life) cannot be judged")
+    assert report._faults({**found, "growth": {"master": 0.0, "workers": 0.0, "life": 0.0}}) == []
+    assert report._faults({**found, "growth": {}, "is growth judged": False}) == []
 
 
 def test_a_short_run_has_restarts_and_kills_too() -> None:

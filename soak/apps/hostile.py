@@ -34,6 +34,7 @@ ONLY_IN_A_PROCESS = ("crashes",)
 
 def create(trick: str) -> Callable[..., Iterable[bytes]]:
     """Return the app of a trick; one that is about the start plays it here."""
+    worker = os.getpid()  # a child's own where the app is in one: what it takes there, no worker lacks
     if trick == "boots":
         _boot()
 
@@ -41,7 +42,7 @@ def create(trick: str) -> Callable[..., Iterable[bytes]]:
         played = TRICKS[trick](environ, start_response) if environ["PATH_INFO"] == "/play" else None
         if played is not None:
             return played
-        start_response("200 OK", [("Content-Length", "8")])
+        start_response("200 OK", [("Content-Length", "8"), ("Soak-Worker", str(worker))])
         return [b"hostile\n"]
 
     return application
