@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from bench.tls import wrk
@@ -51,8 +51,10 @@ def profiled(server: Server, seconds: float) -> Iterator[None]:
     told: list[Told[controlmessages.MountProfile]] = []
     thread = threading.Thread(target=lambda: told.extend(client.ask(places, request, seconds + 30)))
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()
     assert not any(isinstance(each.answer, controlmessages.Error) for each in told), told
 
 
@@ -70,9 +72,11 @@ def asked(server: Server) -> Iterator[None]:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    yield
-    ends.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
 
 
 # How their name begins for the kernel, which keeps 15 characters.
@@ -84,9 +88,10 @@ def control_ns(server: Server) -> int:
     pids, total = [server.process.pid], 0
     for pid in pids:
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            pids += map(int, (thread / "children").read_text().split())
-            if (thread / "comm").read_text().strip() == _CONTROL:
-                total += int((thread / "schedstat").read_text().split()[0])
+            with suppress(FileNotFoundError, ProcessLookupError):  # one that ends meanwhile
+                pids += map(int, (thread / "children").read_text().split())
+                if (thread / "comm").read_text().strip() == _CONTROL:
+                    total += int((thread / "schedstat").read_text().split()[0])
     return total
 
 

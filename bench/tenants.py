@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--live", type=int, default=50)
     parser.add_argument("--turns", type=int, default=200)
     options = parser.parse_args()
+    if min(options.known) <= options.live:
+        parser.error(f"--known {min(options.known)}: needs more than --live {options.live}, as the others must not be loaded")
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     for known in options.known:
         with tempfile.TemporaryDirectory(prefix="isowsgi-bench-") as name:

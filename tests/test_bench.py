@@ -1,12 +1,15 @@
 """bench/: what its figures, its page and its options are; no server is started here."""
 
 import copy
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench import scoreboard
+from bench import profiles, scoreboard, tenants
 from bench.__main__ import DOCS, options_of
 from bench.peers import PEERS, Mount, Site
 from bench.report import page
@@ -233,3 +236,29 @@ def test_the_counters_that_the_scoreboards_benchmark_cuts_out_are_there(tmp_path
 def test_recording_a_request_takes_no_longer_than_promised() -> None:
     """With room for a busy machine; the limit is for a calm one."""
     assert scoreboard.recording_ns()[0] < 5 * scoreboard.LIMIT_NS
+
+
+def test_tenants_that_are_all_loaded_leave_no_others_to_ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["tenants", "--known", "40", "--live", "50"])
+
+    with pytest.raises(SystemExit):
+        tenants.main()
+
+    assert "--known 40: needs more than --live 50" in capsys.readouterr().err
+
+
+def test_a_load_that_fails_leaves_no_thread_behind() -> None:
+    """The thread that asked went on until the server was gone, and its traceback hid why."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        before = threading.active_count()
+        site: Any = SimpleNamespace(host="127.0.0.1", port=server.server_port)
+
+        with pytest.raises(ValueError, match="wrk failed"), profiles.asked(site):
+            raise ValueError("wrk failed")
+
+        left = threading.active_count() - before
+        server.shutdown()
+        serving.join()
+    assert left == 0
