@@ -1110,6 +1110,18 @@ def test_another_python_needs_a_process(read: Write, folder: Path) -> None:
     ]
 
 
+def test_a_script_is_no_python_for_a_sandbox(read: Write, folder: Path) -> None:
+    """pyenv's shims answer as a Python, and were refused all that they start: the process ended with status 1."""
+    python = fake_python(folder, "3.42")
+    table = f'app = "a"\npython = "{python}"\n'
+
+    assert mount(read, table + "sandbox = false").python == python
+    assert faults(read, f'[mounts."/"]\n{table}sandbox = true\n') == [
+        f"mounts.\"/\".python: expected a Python's executable, got the script '{python}': in a sandbox it cannot reach the Python that it "
+        "starts; write what its sys.executable says"
+    ]
+
+
 def test_a_venv_of_another_version_names_its_own_python_if_that_could_run_the_app(read: Write, folder: Path) -> None:
     make_venv(folder / "env", "version = 3.42.0\n")
     (folder / "env/bin").mkdir()

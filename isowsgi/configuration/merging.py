@@ -133,6 +133,9 @@ def joint_faults(values: dict[str, Any]) -> Iterator[tuple[str, Fault]]:
     if python is not None and isolation not in ("auto", "process"):
         wanted = 'isolation = "process" (or "auto")'
         yield "python", Fault(f"another Python runs in its own process: expected {wanted}, got {isolation!r}")
+    elif python is not None and isinstance(values.get("sandbox"), dict) and pythons.is_script(python):
+        reason = "in a sandbox it cannot reach the Python that it starts"
+        yield "python", Fault(f"expected a Python's executable, got the script {python!r}: {reason}; write what its sys.executable says")
     elif venv is not None:
         fault = places.venv_fault(venv, pythons.ask(python).version[:2] if python else pythons.HOST, python)
         if fault is not None:

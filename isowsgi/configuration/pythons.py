@@ -74,6 +74,16 @@ def _ask(path: str, changed_at: int) -> Python:
     return Python(path, (major, minor, micro))
 
 
+def is_script(path: str) -> bool:
+    """Whether an executable is a script, such as pyenv's shims, which starts a Python that lies elsewhere."""
+    try:
+        # Without blocking: it may be another user's, who can put a FIFO there.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb", buffering=0) as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
+
+
 def _answer(path: str) -> bytes:
     """Return what an executable says to the question; whatever it is, in bounded time and memory.
 

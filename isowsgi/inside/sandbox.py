@@ -6,11 +6,11 @@ open already stay as they are: the log files', and the socket to the worker.
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Iterator
 
+from isowsgi.inside import pythonfolders
 from isowsgi.inside.walls import CannotConfine
 from isowsgi.shared import landlock, privileges
 from isowsgi.shared.landlock import IOCTL_DEV, READ, READ_DIR, READ_FILE, RESOLVE_UNIX, WRITE, WRITE_FILE
@@ -37,9 +37,6 @@ _KERNEL = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/loadavg", "/pr
            "/proc/filesystems", "/proc/sys/kernel/random", "/proc/sys/net/core/somaxconn", "/sys/devices/system/cpu",
            "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")  # fmt: skip
 
-# What a venv's folder has: where its Python comes from (PEP 405).
-_VENV = "pyvenv.cfg"
-
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -59,9 +56,11 @@ def put_up(order: BootOrder, sandbox: Sandbox) -> None:
 def rules(order: BootOrder, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
     """Yield what is allowed: paths, some of which may not be there, and the access to all beneath each."""
     around = order.environment
-    python = _own_python() if order.host.python is None else _folders_of(order.host.python)
-    own = [*order.host.packages.values(), *order.host.site, *python - {"/usr"}, *([around.venv] if around.venv else [])]
-    for path in (*_SYSTEM, *own, *sandbox.code, *sandbox.read):
+    python = order.host.python
+    if python is not None:
+        yield from pythonfolders.of(python, sandbox.write, _own_python()).items()
+    own = [*order.host.packages.values(), *order.host.site, *([around.venv] if around.venv else [])]
+    for path in (*_SYSTEM, *own, *(_own_python() - {"/usr"} if python is None else ()), *sandbox.code, *sandbox.read):
         yield path, READ
     for path in (*_SETTINGS, *_KERNEL):
         yield path, READ_FILE | READ_DIR
@@ -76,30 +75,3 @@ def rules(order: BootOrder, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
 def _own_python() -> set[str]:
     """Return the folders of the Python that runs here."""
     return {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.realpath(sys.executable))}
-
-
-def _folders_of(python: str) -> set[str]:
-    """Return the folders of a Python that is not running yet: those of its executable, of what this is a link to, and of a venv's base."""
-    found: set[str] = set()
-    folder = os.path.dirname(python)
-    for bin_folder in (folder, os.path.dirname(os.path.realpath(python)), *_base_of(folder)):
-        found.add(bin_folder)
-        prefix = os.path.dirname(bin_folder)
-        # Not of a link in somebody's ~/bin.
-        if os.path.exists(os.path.join(prefix, _VENV)) or glob.glob(os.path.join(glob.escape(prefix), "lib*", "python3*", "os.py")):
-            found.add(prefix)
-    return found
-
-
-def _base_of(folder: str) -> Iterator[str]:
-    """Yield where the Python of a venv comes from, as its file says."""
-    for place in (folder, os.path.dirname(folder)):
-        try:
-            with open(os.path.join(place, _VENV), encoding="utf-8") as file:
-                said = dict(line.partition("=")[::2] for line in file)
-        except (OSError, ValueError):
-            continue
-        home = next((value.strip() for name, value in said.items() if name.strip() == "home"), "")
-        if os.path.isabs(home):
-            yield home
-            yield os.path.realpath(home)
