@@ -27,7 +27,7 @@ from isowsgi.inside import warmth
 from isowsgi.inside.warmth import shadows
 from isowsgi.instances import forkserver, forkservers
 from isowsgi.instances.forkedprocess import ForkedProcess
-from isowsgi.instances.forkserver import ForkServer, Replaceable
+from isowsgi.instances.forkserver import START, ForkServer, Replaceable
 from isowsgi.instances.forkservers import ForkServers
 from isowsgi.shared import births
 from isowsgi.shared.births import Forked, ForkOrder, NotForked, Settled, Unfit, Warm
@@ -598,3 +598,13 @@ def test_an_order_of_another_release_is_refused() -> None:
     with pytest.raises(MessageError, match="restart gunicorn"):
         births.read_order(facts)
     assert isinstance(births.read_order({**facts, "release": isowsgi.__version__}), ForkOrder)
+
+
+def test_what_a_process_runs_first_takes_nothing_from_the_folder_that_it_is_started_in(tmp_path: Path) -> None:
+    """It may be the app's, and its walls are not up yet."""
+    (tmp_path / "json.py").write_text("raise SystemExit('code of the app runs')")
+    source = "import json, sys; print(json.dumps('' in sys.path))"
+
+    done = subprocess.run([sys.executable, "-c", START], input=source, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+    assert (done.stdout, done.stderr) == ("false\n", "")

@@ -38,8 +38,9 @@ from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.wire import MessageError
 
-# What a Python executes; the first code comes by its standard input, as a boot order may be longer than an argument.
-START = "import sys; exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
+# What a Python executes; the first code comes by its standard input, as a boot order may be longer than an argument. Not from the folder
+# that it is started in, which may be the app's: a json.py there ran before the walls were up. Nor with -P, which is new in 3.11.
+START = "import sys; sys.path[:] = filter(None, sys.path); exec(compile(sys.stdin.buffer.read(), '<isowsgi>', 'exec'))"
 
 # How long a server may take to get warm before it counts as hanging, and how long one step of a fork may take, a matter of milliseconds.
 _LONGEST_WARM_UP_S = 60.0
