@@ -161,7 +161,7 @@ class FakeInstance:
         self.grouped: frozenset[str] = frozenset()
         self.group: Group | None = None
         self.group_use: Use | None = None
-        self.has_gone = self.is_overdue = self.is_in_line = False
+        self.has_gone = self.is_overdue = self.is_in_line = self.is_walled = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off

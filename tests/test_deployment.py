@@ -991,6 +991,19 @@ def test_an_instance_that_cannot_be_believed_is_replaced_and_its_mount_serves_on
     assert site.made[0].stopped
 
 
+def test_a_walled_instance_that_cannot_be_believed_is_no_mistake_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """What it says is a stranger's word, so it could raise our count of internal errors, with a traceback each time."""
+    site = up()
+    site.made[0].is_walled = True
+    site.made[0].said.append(b"no JSON")
+
+    site.deployment.reports.read(site.made[0], site.now)
+
+    assert site.made[0].state is State.STUCK
+    assert f"{site.made[0].tag}: expected JSON" in caplog.messages
+    assert "Traceback" not in caplog.text
+
+
 def test_a_generation_that_does_not_serve_is_not_said_to(caplog: pytest.LogCaptureFixture) -> None:
     """The line before said that its mount answers 503."""
     site = up()

@@ -39,6 +39,7 @@ class HostedInstance(CountedInstance, abc.ABC):
     grouped: frozenset[str] = frozenset()  # limits that its control group has, by name, if it is in one
     can_be_killed = False  # whether a thread that does not end can be ended with its process
     has_gone = False  # whether nothing is left of it but what cannot be freed: its process has ended, its interpreter is destroyed
+    is_walled = False  # whether it writes no worker's memory, and what it says is a stranger's word
     is_in_line = False  # whether it has not begun to go, as others go before it
     is_overdue = False  # whether it should have gone by now, and is waited for no longer
 
@@ -68,6 +69,7 @@ class HostedInstance(CountedInstance, abc.ABC):
             messages.Extensions: lambda report: _note(self.extensions, report.extensions),
             messages.Closed: lambda report: self._on_ended(report.threads),
         }
+        self.is_walled = rows is not None
         self._allowance = Allowance() if rows is not None else None  # of reports; None: as many as it likes
         self._owned = contextlib.ExitStack()  # closed by `discard`; after a start, by the side that outlives the other
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

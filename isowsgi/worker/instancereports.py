@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
-from isowsgi.instances.lifecycle import ENDS, State
+from isowsgi.instances.lifecycle import ENDS, LifecycleError, State
 from isowsgi.shared import loadfailures, messages
 from isowsgi.shared.containment import traceback_of
 from isowsgi.shared.errorgroups import REFUSED, STUCK, TIMEOUT
@@ -17,6 +17,7 @@ from isowsgi.shared.interpreters import best_isolation
 from isowsgi.shared.messages import Report
 from isowsgi.shared.places import place_in
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS, CRASHES
+from isowsgi.shared.wire import MessageError
 from isowsgi.worker import wallhints
 from isowsgi.worker.incidents import Heard, Incidents, incident
 from isowsgi.worker.slots import Instance
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Reports of one instance that are handled in a row, before other instances and connections get their turn. The rest raises another event.
 _MOST_AT_ONCE = 32
+
+# Of the error of a report that is no mistake of ours; the text may have a part of the report in it.
+_MOST_ERROR_CHARS = 200
 
 # Of one instance the walls that it meets are told so often: an app may fail at each of its files.
 _MOST_WALLS_TOLD = 20
@@ -79,8 +83,13 @@ class Reports:
                 self.handle(instance, report, now)
                 if _is_last(instance, report):
                     return
-            except Exception:
-                self._deployment.surroundings.containment.failed(f"{instance.tag}: a report")
+            except Exception as exc:
+                if instance.is_walled and isinstance(
+                    exc, (MessageError, LifecycleError)
+                ):  # no mistake of ours, so it is not counted as one
+                    self._log.error("%s: %s", instance.tag, str(exc)[:_MOST_ERROR_CHARS])
+                else:
+                    self._deployment.surroundings.containment.failed(f"{instance.tag}: a report")
                 self.distrust(instance, now)
                 return
 

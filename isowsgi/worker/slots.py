@@ -26,6 +26,7 @@ class Instance(Protocol):
     how_it_ended: str
     can_be_killed: bool
     has_gone: bool
+    is_walled: bool
     is_in_line: bool
     is_overdue: bool
     threads_left: int
