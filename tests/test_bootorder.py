@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
 
 from isowsgi.configuration import App, Mount, crossing
-from isowsgi.instances.bootorder import BootOrders
+from isowsgi.instances.bootorder import BootOrders, first_python
 from tests.orders import any_orders
 
 V4, V6, UNIX = ("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/isowsgi.sock"
@@ -50,3 +51,15 @@ def test_an_order_for_a_sandbox_names_what_is_the_apps_and_not_gunicorns_folder(
     assert (sandbox.code, sandbox.write) == (["/srv/lib", "/srv/shop"], ["/srv/media"])
     assert (sandbox.connect, sandbox.sockets, sandbox.listen) == ([5432], ["/run/postgresql"], [])
     assert not order.environment.learns
+
+
+@pytest.mark.parametrize(
+    ("said", "starts"), [({"nice": 5, "umask": "027"}, True), ({"sandbox": {}}, False), ({"limits": {"files": 100.0}}, False), ({}, True)]
+)
+def test_only_what_keeps_an_app_from_something_keeps_its_python_from_a_fork_server(said: dict[str, Any], starts: bool) -> None:
+    """`nice` alone cost a mount its copies."""
+    mount = Mount(pattern="/a", prefix="/a", app=App(kind="module", target="a", call="a"), python=sys.executable, **said)
+
+    order = any_orders([mount]).write([mount], "process", 0, 1, 1)
+
+    assert (first_python(order) is not None) == starts

@@ -26,7 +26,7 @@ from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import BootOrder, Exited, Imported, Ready, Report
 from isowsgi.shared.rows import BUSY
 from isowsgi.shared.scoreboard import Scoreboard
-from tests.orders import any_order
+from tests.orders import any_order, with_values
 
 
 class FakeOwner:
@@ -176,6 +176,28 @@ def test_a_walled_child_whose_mail_is_nonsense_is_ended_before_it_costs_the_work
 
     assert (packets < 100_000, killed) == (True, [True])
     instance._child = None
+
+    # What it reports in the same second is no flood beside: whoever floods both sides would end without that being told.
+    instance._inner.send(messages.encode(Imported(modules=["m"])))
+    instance._has_exited = True
+    instance._report_from_keeper(Exited(status=-9))
+    while instance.read() is not None:
+        pass
+    assert instance.error == "its process was killed for flooding the worker with messages before the app was loaded"
+
+
+@pytest.mark.parametrize(("status", "has_hint"), [(1, True), (-9, False), (0, False)])
+def test_a_python_that_cannot_start_in_its_sandbox_ends_with_what_to_do(instance: ProcessInstance, status: int, has_hint: bool) -> None:
+    """It ended with "exited with status 1", and its last words were on standard error."""
+    sandbox = messages.Sandbox(code=[], read=[], write=[], connect=None, sockets=[], listen=[], tmp="")
+    walls = messages.Walls(umask=-1, nice=0, memory=0, files=0, file_size=0, cpu=0.0, processes=0, sandbox=sandbox, grouped=[])
+    instance._order = with_values(instance._order, python="/srv/shop/bin/python", walls=walls)
+    instance._has_exited = True
+
+    instance._on_exited(Exited(status=status))
+
+    hint = "; if '/srv/shop/bin/python' cannot start in its sandbox, add the folders of that Python to sandbox.read"
+    assert instance.error.endswith("before the app was loaded" + (hint if has_hint else ""))
 
 
 def test_a_connection_that_can_never_be_sent_is_given_back_and_nothing_else_is_kept_waiting(

@@ -70,10 +70,9 @@ def _confined(order: BootOrder) -> BootOrder:
             return walls.enter_group(order)
         if order.walls is None or order.walls.are_up:
             return order
-        order = confine(order)
-        if order.host.python is not None:
-            _become_its_own_python(order, order.host.python)
-        return order
+        if order.host.python is None or not order.walls.confine:
+            return confine(order)
+        _become_its_own_python(order, order.host.python)
     except CannotConfine as exc:
         assert order.fds is not None, "the worker passes some on"
         with socket.socket(fileno=order.fds.channel) as channel:
@@ -104,21 +103,34 @@ def _become_its_own_python(order: BootOrder, python: str) -> NoReturn:
     """Go on in the mount's own Python, behind its walls: it runs .pth files of its folders first, and these may be the app's.
 
     Raises:
-        CannotConfine: it cannot be executed.
+        CannotConfine: it cannot be executed, or the walls cannot be had.
     """
-    assert order.walls is not None, "they are up"
+    try:
+        os.dup2(_program_of(order), _STDIN)  # before the limits are there: one of files' size counts for what is in memory too
+        confine(order)
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}  # where the host's has its standard library
+        os.execve(python, [python, *sys.orig_argv[1:]], environ)
+    except (OSError, MemoryError, ValueError) as exc:
+        raise CannotConfine(f"cannot start {python!r}, so it is not loaded: {exc or type(exc).__name__}") from exc
+
+
+def _program_of(order: BootOrder) -> int:
+    """Return a descriptor of what the mount's own Python runs, with the order as it is once the walls are up.
+
+    Raises:
+        OSError: no descriptor, or no memory, is left.
+    """
+    assert order.walls is not None, "they are what this is for"
     told = os.pread(_STDIN, os.fstat(_STDIN).st_size, 0).decode()  # a line with the order, and then `bootstrap`
     order = order.replace(walls=order.walls.replace(are_up=True))
+    if order.fds is not None:
+        order = order.replace(fds=order.fds.replace(door=-1))
     source = f"BOOT = {messages.encode(order).decode('utf-8', 'surrogatepass')!a}\n{told.partition(chr(10))[2]}"
-    with open(os.memfd_create("isowsgi-boot"), "wb", buffering=0) as file:
+    program = os.memfd_create("isowsgi-boot")
+    with open(program, "wb", closefd=False) as file:
         file.write(source.encode())
-        file.seek(0)
-        os.dup2(file.fileno(), _STDIN)
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}  # where the host's has its standard library
-    try:
-        os.execve(python, [python, *sys.orig_argv[1:]], environ)
-    except OSError as exc:
-        raise CannotConfine(f"cannot start {python!r}, so it is not loaded: {exc}") from exc
+    os.lseek(program, 0, os.SEEK_SET)
+    return program
 
 
 def _make_folder(path: str) -> None:

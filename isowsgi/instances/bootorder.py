@@ -232,7 +232,7 @@ def first_python(order: BootOrder) -> str | None:
 
     Behind walls it is gunicorn's, which becomes the mount's own when they are up (`inside.child`): the folders of that may be the app's.
     """
-    return order.host.python if order.walls is None else None
+    return order.host.python if order.walls is None or not order.walls.confine else None
 
 
 def has_own_rows(members: Sequence[Mount]) -> bool:

@@ -206,7 +206,8 @@ class ProcessInstance(HostedInstance):
             for row in self._thread_rows:
                 row.clear()
             if self.state is State.BOOTING:
-                self.error = self.traceback = f"its {self.how_it_ended or 'process was killed'} before the app was loaded"
+                how = self.how_it_ended or "process was killed"
+                self.error = self.traceback = f"its {how} before the app was loaded{_hint(self._order, report.status)}"
             self._on_ended(threads_left=0)
 
     def _settle(self) -> None:
@@ -250,6 +251,7 @@ class ProcessInstance(HostedInstance):
                 self._allowance.take(0, time.monotonic(), count)
             except MessageError:
                 self._killed_by = "for flooding the worker with messages"
+                self._allowance = None  # that is told once, and its reports are no flood beside
                 self._owner.unwatch(self._mail.fileno())
                 self._end_cut_off()
         if self._loans.is_cut_off:  # else its event would come again and again
@@ -326,6 +328,13 @@ class ProcessInstance(HostedInstance):
 def is_of_another_user(order: BootOrder) -> bool:
     """Whether only a spawner can start its process."""
     return order.walls is not None and bool(order.walls.user)
+
+
+def _hint(order: BootOrder, status: int) -> str:
+    """Return what may be why a process has ended without a word: a Python that is refused its standard library exits with status 1."""
+    if status != 1 or order.host.python is None or order.walls is None or order.walls.sandbox is None:
+        return ""
+    return f"; if {order.host.python!r} cannot start in its sandbox, add the folders of that Python to sandbox.read"
 
 
 def _ended_by(status: int) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from isowsgi.configuration import Config
+from isowsgi.configuration import Config, Mount
 from isowsgi.configuration.faults import place_text
 from isowsgi.configuration.walls import with_user
 from isowsgi.shared import privileges, rootsown
@@ -51,3 +51,15 @@ def warnings(config: Config, cfg: Any) -> Iterator[str]:
     preloaded = [mount.pattern for mount in owned if mount.preload]
     if preloaded:
         yield f"{', '.join(preloaded)}: preload has no effect with `user`: no fork server's process may become another user"
+    behind = [mount for mount in config.mounts if mount.python and not (mount.user or mount.fault) and _is_walled(mount)]
+    copied = [mount.pattern for mount in behind if mount.copies == "fork" and mount.instances > 1]
+    reason = "its Python starts behind them, so no fork server has it"
+    if copied:
+        yield f"{', '.join(copied)}: copies = 'fork' has no effect with `python` and a sandbox or limits: {reason}"
+    preloaded = [mount.pattern for mount in behind if mount.preload]
+    if preloaded:
+        yield f"{', '.join(preloaded)}: preload has no effect with `python` and a sandbox or limits: {reason}"
+
+
+def _is_walled(mount: Mount) -> bool:
+    return mount.sandbox is not None or any(mount.limits.values())

@@ -141,6 +141,12 @@ class Walls(Value):
     has_own_rows: bool = False  # whether what stands for the scoreboard is memory of its own, see `instances.ownrows`
     are_up: bool = False  # put up by the host's Python, which has become the mount's own
 
+    @property
+    def confine(self) -> bool:
+        """Whether they keep the app from anything: a umask and a priority do not."""
+        limits = (self.memory, self.files, self.file_size, self.cpu, self.processes)
+        return bool(self.user or any(limits)) or self.sandbox is not None
+
 
 class Place(Value):
     """Where on the scoreboard the instance writes."""

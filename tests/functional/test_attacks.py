@@ -21,9 +21,9 @@ import requests
 
 from isowsgi.cli import client
 from isowsgi.shared import landlock
-from isowsgi.shared.controlmessages import Status, WorkerStatus
+from isowsgi.shared.controlmessages import Outcome, Reload, Status, WorkerStatus
 from tests.apps import hostile
-from tests.conftest import APPS, ROOT, Server, eventually, running_server
+from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, running_server
 from tests.load import Load
 from tests.otherusers import IS_POSSIBLE
 
@@ -49,7 +49,7 @@ python = "{site}/venv/bin/python"
 pythonpath = "{site}"
 threads = 1
 preload = "sqlite3"
-limits = {{ files = 128 }}
+limits = {{ files = 128, file_size = "4K" }}
 sandbox = {{ connect = [] }}
 
 [mounts."/walled"]
@@ -246,6 +246,16 @@ def test_a_python_of_the_apps_own_starts_in_the_sandbox(server: Server, site: Pa
     assert found[:2] == ["PermissionError", 128]
     assert len(found[2]) > 3
     assert not any("cgroup" in name for name in found[2])
+    assert "/its-own: preload has no effect with `python` and a sandbox or limits" in server.log()
+
+    # Nor is the folder that gunicorn was started in, which may be the app's, looked at for modules before the walls are up.
+    (server.folder / "json.py").write_text(f"open({str(site / 'from-cwd')!r}, 'w').close()\n")
+    for mount in ("/its-own", "/walled"):
+        [answer] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Reload(mount=mount), DEADLINE_S)
+        assert isinstance(answer.answer, Outcome)
+        assert answer.answer.outcome == "serving", answer
+    (server.folder / "json.py").unlink()
+    assert not (site / "from-cwd").exists()
 
 
 def test_copies_are_in_the_sandbox_of_their_original_with_its_folder(server: Server, place: dict[str, Any]) -> None:
