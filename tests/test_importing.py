@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from isowsgi.cli.importing import import_
 from isowsgi.configuration import load
-from isowsgi.importing import account, kinds, making, uwsgiforms
+from isowsgi.importing import account, foldertree, kinds, making, uwsgiforms
 from isowsgi.importing.account import Account, BadSource
 from tests.certificates import Authority
 from tests.conftest import examples
@@ -303,6 +303,201 @@ def test_what_apache_ran_is_an_app_or_left_and_never_files_whose_source_anybody_
     left = [entry.text.split()[1] for entry in made.entries if any("everybody could read them" in note for note in entry.notes)]
     assert left == ["/admin", "/cgi"]
     assert made.proxy == [f"location /static/ {{ alias {tmp_path}/static/; }}"]
+
+
+class Imported:
+    """What a configuration of Apache's becomes, before the loader judges it.
+
+    Attributes:
+        mounts: app or folder by pattern.
+        notes: of each line, by its text.
+        proxy: lines for nginx.
+    """
+
+    def __init__(self, folder: Path, text: str) -> None:
+        (folder / "x.conf").write_text(text.replace("/srv", f"{folder}/srv"))
+        told = Account()
+        draft = kinds.READERS["apache"](str(folder / "x.conf"), told, {})
+        self.mounts = {mount.pattern: (mount.app or mount.settings["static"]).removeprefix(str(folder)) for mount in draft.mounts}
+        self.notes = {entry.text.replace(str(folder), ""): (entry.outcome, entry.notes[0]) for entry in told.entries()}
+        self.proxy = draft.proxy
+
+
+def made_files(folder: Path, names: str) -> None:
+    for name in names.split():
+        path = folder / "srv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
+def section(opening: str, handler: str = "cgi-script") -> str:
+    return f"<{opening}>\nSetHandler {handler}\n</{opening.split()[0]}>\n"
+
+
+# Of each: what is in the folder, what Apache's configuration says, and what ran.
+PROGRAMS = {
+    "a suffix, below": ("n/admin/index.inc", "AddHandler application/x-php .inc", "application/x-php"),
+    "PHP, below": ("n/admin/index.php", "", "PHP"),
+    "a suffix before another": ("n/x.cgi.en", "AddHandler cgi-script .cgi", "cgi-script"),
+    "a type that stands for a handler": ("n/x.inc", "AddType application/x-httpd-php .inc", "application/x-httpd-php"),
+    "a filter that runs what is in a page": ("n/x.shtml", "AddOutputFilter INCLUDES .shtml", "includes"),
+    "a rule that says what runs": ("n/x.inc", "RewriteRule \\.inc$ - [NC,H=x-php]", "x-php"),
+    "a folder": ("n/run.sh", section("Directory /srv/n"), "cgi-script"),
+    "a folder below": ("n/x.css", section("Directory /srv/n/bin"), "cgi-script"),
+    "a path below": ("n/x.css", section("Location /n/bin"), "cgi-script"),
+    "an expression for the folder": ("n/run.sh", section('DirectoryMatch "^/srv/n"'), "cgi-script"),
+    "one for a folder below": (
+        "n/a/bin/x",
+        section('DirectoryMatch "^/srv/n/[^/]+/bin$"'),
+        "cgi-script",
+    ),
+    "one for a path below": ("n/bin/x", section('LocationMatch "^/n/bin"'), "cgi-script"),
+    "one of a section with a tilde": ("n/bin/x", section('Location ~ "/bin/"'), "cgi-script"),
+    "one that Python does not know": ("n/x", section('LocationMatch "^/\\Qy\\E"'), "cgi-script"),
+    "one with a set that Python reads otherwise": (
+        "n/x",
+        section('FilesMatch "^[[:alpha:]]$"'),
+        "cgi-script",
+    ),
+    "wildcards": ("n/cgi/x", section("Directory /srv/*/cgi"), "cgi-script"),
+    "wildcards above": ("n/x/y", section("Directory /srv/?"), "cgi-script"),
+    "a variable that is not known": ("n/x", section("Directory ${BASE}/n"), "cgi-script"),
+    "what is not decided here": ("n/x", section("If true"), "cgi-script"),
+    "a module that is not here": ("n/x.inc", "<IfModule mod_php.c>\nAddHandler x-php .inc\n</IfModule>", "x-php"),
+    ".htaccess": ("n/a/.htaccess", "", "/srv/n/a/.htaccess"),
+    "a None for some files only": ("n/x", "SetHandler cgi-script\n<Files *.css>\nSetHandler None\n</Files>", "cgi-script"),
+    "a None that is further away": (
+        "n/x",
+        section("Location /n") + section("Directory /srv/n", "None"),
+        "cgi-script",
+    ),
+    "a None, which does not undo AddHandler": (
+        "n/x.py",
+        "AddHandler cgi-script .py\n<Location /n>\nSetHandler None\n</Location>",
+        "cgi-script",
+    ),
+    "an app's file and a program": ("n/a.wsgi n/b.cgi", "AddHandler wsgi-script .wsgi\nAddHandler cgi-script .cgi", "cgi-script"),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_folder_is_no_files_if_apache_may_run_something_in_it_or_below(case: str, tmp_path: Path) -> None:
+    """Only the folder's own names and nearest sections were looked at: the source of what is below was for everybody."""
+    names, text, ran = PROGRAMS[case]
+    made_files(tmp_path, names)
+    if names.endswith(".htaccess"):
+        (tmp_path / "srv" / names).write_text("Options +ExecCGI\n  sethandler cgi-script\n")
+    made = Imported(tmp_path, f"Alias //n /srv//n/\n{text}\n")
+
+    assert made.mounts == {}
+    assert made.proxy == []
+    outcome, note = made.notes["Alias //n /srv//n/"]
+    assert outcome is account.Outcome.LEFT
+    assert f"({ran})" in note.replace(str(tmp_path), "")
+
+
+FILES = {
+    "a program's suffix within a name": ("n/jquery.plugin.js n/a.python", "AddHandler cgi-script .cgi .pl .py"),
+    "programs elsewhere": ("n/x.css", section("Directory /srv/m") + section("Location /nn")),
+    "expressions for others": ("n/x.css", section('DirectoryMatch "^/srv/.*/cgi-bin/"')),
+    "names that are not there": ("n/x.css", section('FilesMatch "\\.ph(ar|p|tml)$"', "application/x-httpd-php")),
+    "a None that is nearer": (
+        "n/x.css",
+        section("Location /", "python-program") + section("Location /n", "None"),
+    ),
+    "a None of a folder": ("n/x.css", "SetHandler python-program\n<Directory /srv/n>\nSetHandler default-handler\n</Directory>"),
+    "a .htaccess that runs nothing": ("n/.htaccess n/x.css", ""),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_folder_in_which_apache_ran_nothing_is_files(case: str, tmp_path: Path) -> None:
+    """A `SetHandler None` was not seen below another one, and `.pl` was found in jquery.plugin.js."""
+    names, text = FILES[case]
+    made_files(tmp_path, names)
+    made = Imported(tmp_path, f"{text}\nAlias /n /srv/n\n")
+
+    assert made.mounts == {"/n": "/srv/n"}
+    assert made.proxy == [f"location /n/ {{ alias {tmp_path}/srv/n/; }}"]
+
+
+def test_a_folder_that_cannot_be_looked_at_is_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_files(tmp_path, "deep/a/x.css deep/b/y.css many/a many/b many/c many/d few/a")
+    monkeypatch.setattr(foldertree, "_MOST_NAMES", 4)
+    (tmp_path / "srv/few/above").symlink_to(tmp_path / "srv/few")
+    text = "Alias /gone /srv/gone\nAlias /deep /srv/deep\nAlias /many /srv/many\nAlias /few /srv/few\nAlias /unknown ${WHERE}/few\n"
+    real = os.scandir
+
+    def scandir(path: str) -> Any:  # the tests may run as root, who may look everywhere
+        if path.endswith("deep/b"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    made = Imported(tmp_path, text)
+
+    assert made.mounts == {"/few": "/srv/few"}
+    assert len(made.proxy) == 1
+    left = [note.replace(str(tmp_path), "") for outcome, note in made.notes.values() if outcome is account.Outcome.LEFT]
+    assert [re.findall(r"\((.*?)\)", note)[0] for note in left] == [
+        "/srv/gone: no such file or folder here",
+        "/srv/deep/b: Permission denied",
+        "it has more than 4 files",
+        "${WHERE}/few: no such file or folder here",
+    ]
+
+
+def test_of_a_folder_with_scripts_only_these_are_apps_and_that_is_told(tmp_path: Path) -> None:
+    """All of its .py files were, so that modules ran as apps; and the rest was dropped without a word."""
+    made_files(tmp_path, "mixed/app.wsgi mixed/config.py mixed/logo.png mixed/more/app.wsgi all/a.py all/b.txt none/x.css")
+    made = Imported(
+        tmp_path,
+        "Alias /mixed /srv/mixed\nAlias /all /srv/all\nAlias /none /srv/none\n<Directory /srv/mixed>\n<Files app.wsgi>\n"
+        "SetHandler WSGI-Script\n</Files>\n</Directory>\n<Location /all>\nSetHandler wsgi-script\n</Location>\n"
+        "<Location /none>\nSetHandler wsgi-script\n</Location>\n",
+    )
+
+    assert set(made.mounts) == {"/mixed/app.wsgi", "/mixed/more/app.wsgi", "/all/a.py"}
+    assert made.notes["Alias /mixed /srv/mixed"][1].endswith(
+        "app.wsgi, more/app.wsgi; its other files, such as config.py, are not served: move them to a folder of files"
+    )
+    assert made.notes["Alias /none /srv/none"][0] is account.Outcome.LEFT
+
+
+def test_a_handler_is_taken_over_only_if_it_made_an_app_of_an_alias(tmp_path: Path) -> None:
+    """Any mount below it was enough: scripts below DocumentRoot had no mount, and the line that ran them was "taken over"."""
+    made_files(tmp_path, "www/hello.wsgi one.wsgi apps/a.wsgi")
+    made = Imported(
+        tmp_path,
+        "WSGIScriptAlias /one /srv/one.wsgi\nDocumentRoot /srv/www\nAddHandler wsgi-script .wsgi\n"
+        "Alias /apps /srv/apps\n<Directory /srv/apps>\nAddHandler WSGI-script wsgi\n</Directory>\n",
+    )
+
+    assert set(made.mounts) == {"/one", "/apps/a.wsgi"}
+    assert made.notes["AddHandler WSGI-script wsgi"][0] is account.Outcome.TAKEN
+    outcome, note = made.notes["AddHandler wsgi-script .wsgi"]
+    assert outcome is account.Outcome.LEFT
+    assert "write a mount for each one" in note
+
+
+def test_a_host_whose_app_is_an_alias_takes_all_paths_as_one_with_a_scriptalias(tmp_path: Path) -> None:
+    """Requests for unknown hosts were 404, only for how another host is written."""
+    made_files(tmp_path, "a.wsgi b.wsgi")
+    made = Imported(
+        tmp_path,
+        "<VirtualHost *:80>\nServerName a.example\nWSGIScriptAlias / /srv/a.wsgi\n</VirtualHost>\n<VirtualHost *:80>\n"
+        "ServerName b.example\nAlias / /srv/b.wsgi\n<Location />\nSetHandler wsgi-script\n</Location>\n</VirtualHost>\n",
+    )
+
+    assert made.mounts == {"/": "/srv/a.wsgi", "b.example/": "/srv/b.wsgi"}
+
+
+def test_an_alias_for_all_hosts_is_no_files_if_one_host_runs_something_in_it(tmp_path: Path) -> None:
+    made_files(tmp_path, "n/x.css")
+    host = "<VirtualHost *:80>\nServerName a.example\n<Location /n>\nSetHandler cgi-script\n</Location>\n</VirtualHost>\n"
+    made = Imported(tmp_path, f"Alias /n /srv/n\n{host}<VirtualHost *:80>\nServerName b.example\nAlias /m /srv/n\n</VirtualHost>\n")
+
+    assert made.mounts == {"b.example/m": "/srv/n"}
 
 
 def test_variables_of_a_host_without_an_address_are_its_apps(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from isowsgi.importing import apachehandlers, daemonoptions, sources
 from isowsgi.importing.account import Account, At, BadSource, lines_of
 from isowsgi.importing.apacheconfig import Host, Reading, Told
-from isowsgi.importing.apachehandlers import reach
+from isowsgi.importing.apachehandlers import Handlers
+from isowsgi.importing.apachesections import reach
 from isowsgi.importing.daemonoptions import Daemon
 from isowsgi.importing.draft import Draft, MountDraft, TlsDraft
 from isowsgi.importing.nginx import files_at
@@ -67,6 +68,7 @@ class _Import:
 
     def __init__(self, reading: Reading, account: Account, source: str) -> None:
         self.reading, self.account = reading, account
+        self.handlers = Handlers(reading.main, reading.hosts)
         self.draft = Draft(source=source)
         self.daemons: dict[str, Daemon] = {}
         self.named: set[str] = set()
@@ -82,7 +84,7 @@ class _Import:
         for site in self.sites:
             taken: list[tuple[str, At]] = []
             for told in site.aliases:
-                for where, script in self._places(told):
+                for where, script in self._scripts(told, site.host) if told.name == "alias" else self._places(told):
                     self._mount(site, told, where, script, taken)
         for host in everywhere:
             for told in host.told:
@@ -128,15 +130,20 @@ class _Import:
 
     def _aliases(self, host: Host) -> list[Told]:
         """Return what leads to apps; an Alias counts before a WSGIScriptAlias, as in mod_wsgi."""
-        scripts = [told for told in host.told if told.name == "alias" and self._handler_of(told, host) == apachehandlers.WSGI]
+        scripts = [told for told in host.told if told.name == "alias" and self.handlers.target(told, host).is_app]
         return scripts + [told for told in host.told if told.name.startswith("wsgiscriptalias")]
 
-    def _handler_of(self, told: Told, host: Host) -> str:
-        """Return what runs what an Alias leads to, or ""."""
-        if len(told.words) != 2:
-            return ""
+    def _scripts(self, told: Told, host: Host) -> list[tuple[str, str]]:
+        """Return path and script of each app that an Alias leads to."""
         where, path = told.words
-        return apachehandlers.handler_of(where, path, (self.reading.main, host))
+        target = self.handlers.target(told, host)
+        if not target.is_folder:
+            return [(where.rstrip("/"), path)]
+        text = f"a mount for each script that is in {path} now: {', '.join(target.scripts)}"
+        if target.others:
+            text += f"; its other files, such as {target.others[0]}, are not served: move them to a folder of files"
+        self.account.changed(told.at, text)
+        return [(f"{where.rstrip('/')}/{name}", os.path.join(path, name)) for name in target.scripts]
 
     def _takes_strangers(self, first: _Site, sites: list[_Site]) -> None:
         """Have a host take every host, if no other one loses anything by that."""
@@ -255,7 +262,7 @@ class _Import:
         elif told.name == "alias" and len(words) == 2:
             self._files(told, host, *words)
         elif told.name in ("sethandler", "addhandler"):
-            account.say(told.at, *apachehandlers.verdict(told, bool(used)))
+            account.say(told.at, *self.handlers.verdict(told))
         elif told.name == "redirect":
             self._redirect(told, host)
         elif told.name == "keepalivetimeout" and words and words[0].isdigit():
@@ -290,12 +297,11 @@ class _Import:
 
     def _files(self, told: Told, host: Host, where: str, path: str) -> None:
         names = next(site.names for site in self.sites if site.host is host)
-        handler = self._handler_of(told, host)
-        if handler == apachehandlers.WSGI:
-            return  # an app
-        if handler:
-            text = f"Apache ran programs in it ({handler}): they need a server of their own, and as files everybody could read them"
-            self.account.left(told.at, text)
+        target = self.handlers.target(told, host)
+        if target.is_app:
+            return
+        if target.fault or target.handler:
+            self.account.left(told.at, apachehandlers.reason(target))
             return
         if not where.strip("/") or (host is self.reading.main and any(site.names for site in self.sites)):
             # What is said outside of all hosts holds for each of them; here a pattern with a host wins over one without.
@@ -350,7 +356,9 @@ _PARTS = {
 
 def _takes_all(site: _Site) -> bool:
     """Whether a host's apps leave no path to others; a host without an app takes nothing from one that has."""
-    return any(told.name == "wsgiscriptalias" and told.words[:1] == ["/"] for told in site.aliases)
+    return any(
+        told.name in ("alias", "wsgiscriptalias") and told.words[:1] == ["/"] and not os.path.isdir(told.words[1]) for told in site.aliases
+    )
 
 
 def _group(application: str, process: str, site: _Site) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from isowsgi.importing import apacheoptions, apachetext, sources
-from isowsgi.importing.account import Account, At, BadSource
+from isowsgi.importing.account import Account, At, BadSource, Outcome
 from isowsgi.importing.apachetext import Directive, words
 
 # Files within files: Apache's own limit (AP_MAX_INCLUDE_DEPTH).
@@ -46,12 +46,15 @@ class Host:
         address: as <VirtualHost> has it; "" for the main server.
         names: of ServerName and ServerAlias, in lower case, without port.
         told: in the order of the files.
+        unsure: what may have something run, and is not told: SetHandler and AddHandler in sections that cannot be decided here, and
+            what amounts to them.
     """
 
     address: str
     at: At | None = None
     names: list[str] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    unsure: list[Told] = field(default_factory=list)
 
     def words(self, name: str) -> list[str]:
         """Return the first word of each directive of a name that is in no section."""
@@ -118,38 +121,29 @@ class Reading:
             self.account.taken(section.at, "a host: its names are in the patterns of its mounts")
             self._all(children, inner, None)
         elif name in _HERE:
-            where = [word for word in words(text) if word != "~"]
             self.account.taken(section.at, "what it says is told line by line")
-            kind = (
-                name.removesuffix("match")
-                if "~" not in words(text) and not name.endswith("match")
-                else name.removesuffix("match") + "match"
-            )
-            place = where[0] if where else ""
-            if name.startswith("files"):
-                self._files = place if kind == "filesmatch" else fnmatch.translate(place)
-                self._all(children, host, here)
-                self._files = ""
-            else:
-                self._all(children, host, (kind, place))
+            outer = self._files
+            here, self._files = _narrowed(name, words(text), here, outer)
+            self._all(children, host, here)
+            self._files = outer
         elif name.startswith("if") and name not in _UNKNOWN_WHEN:
             self._condition(section, children, text, host, here)
         elif name == "macro":
-            self._leave(section, "mod_macro is not taken: write what each Use line stands for in its place, and import that")
+            self._leave(section, "mod_macro is not taken: write what each Use line stands for in its place, and import that", host, here)
         else:
-            self._leave(section, f"what <{section.shown}> decides is the proxy's or the app's; write it there")
+            self._leave(section, f"what <{section.shown}> decides is the proxy's or the app's; write it there", host, here)
 
     def _condition(self, section: Directive, children: list[Directive], text: str, host: Host, here: tuple[str, str] | None) -> None:
         wants = not text.startswith("!")
         wanted = words(text.removeprefix("!").strip())
         holds = self._holds(section, wanted)
         if holds is None:
-            self._leave(section, f"<{section.shown}> cannot be decided here; write what counts without it, and import that")
+            self._leave(section, f"<{section.shown}> cannot be decided here; write what counts without it, and import that", host, here)
         elif holds == wants:
             self.account.changed(section.at, "decided once, now: it holds")
             self._all(children, host, here)
         else:
-            self._leave(section, f"does not count: <{section.shown} {text}> does not hold while importing")
+            self._leave(section, f"does not count: <{section.shown} {text}> does not hold while importing", host, here)
             self.account.changed(section.at, "decided once, now: it does not hold")
 
     def _holds(self, section: Directive, wanted: list[str]) -> bool | None:
@@ -164,12 +158,22 @@ class Reading:
             return _version_holds(wanted)
         return None
 
-    def _leave(self, section: Directive, note: str) -> None:
-        """Leave a section with all that is in it."""
-        self.account.left(section.at, note)
-        for child in section.children or ():
+    def _leave(self, left: Directive, note: str, host: Host, here: tuple[str, str] | None) -> None:
+        """Leave a section with all that is in it, but for the handlers: Apache may decide otherwise, and have something run."""
+        self.account.left(left.at, note)
+        self._note_handler(left, host, here)
+        outer = self._files
+        if left.name in _HERE:
+            here, self._files = _narrowed(left.name, words(self._filled(left.text)), here, outer)
+        for child in left.children or ():
             self.account.join(child.at)
-            self._leave(child, note)
+            self._leave(child, note, host, here)
+        self._files = outer
+
+    def _note_handler(self, directive: Directive, host: Host, here: tuple[str, str] | None) -> None:
+        if (found := _as_handler(directive.name, self._filled(directive.text))) is not None:
+            name, said = found
+            host.unsure.append(Told(name=name, words=said, at=directive.at, here=here, files=self._files))
 
     def _line(self, directive: Directive, host: Host, here: tuple[str, str] | None) -> None:
         name, at = directive.name, directive.at
@@ -192,10 +196,10 @@ class Reading:
             self.account.left(at, "mod_macro is not taken: write what the macro's lines say in its place, and import that")
         elif name in _WANTED:
             host.told.append(Told(name=name, words=told, at=at, here=here, files=self._files))
-        elif (verdict := apacheoptions.verdict(name, text)) is not None:
-            self.account.say(at, *verdict)
         else:
-            self.account.left(at, f"isowsgi import does not know the directive {directive.shown}; most such are the proxy's")
+            self._note_handler(directive, host, here)
+            unknown = Outcome.LEFT, f"isowsgi import does not know the directive {directive.shown}; most such are the proxy's"
+            self.account.say(at, *(apacheoptions.verdict(name, text) or unknown))
 
     def _names(self, names: list[str], host: Host, at: At) -> None:
         self.account.taken(at, "a host of the mounts" if host.address else "the name of the server itself; nothing to write")
@@ -226,6 +230,27 @@ class Reading:
             return self._defined[name] if name in self._defined else self._environ.get(name, found[0])
 
         return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _as_handler(name: str, text: str) -> tuple[str, list[str]] | None:
+    """Return the SetHandler or AddHandler that a directive amounts to, or None."""
+    said, is_added = text.lower(), name.startswith("add")
+    is_type = name in ("addtype", "forcetype") and "x-httpd-" in said
+    is_filter = name in ("addoutputfilter", "setoutputfilter") and "includes" in said
+    if name in ("sethandler", "addhandler") or is_type or is_filter:
+        return "addhandler" if is_added else "sethandler", words(text)
+    if name == "rewriterule" and (found := re.search(r"[\[,]\s*(?:h|handler)=([^,\]]+)", said)) is not None:
+        return "sethandler", [found[1]]
+    return None
+
+
+def _narrowed(name: str, told: list[str], here: tuple[str, str] | None, files: str) -> tuple[tuple[str, str] | None, str]:
+    """Return where what is in a section of files, a folder or a location holds, and for which names."""
+    place = next((word for word in told if word != "~"), "")
+    kind = name.removesuffix("match") + ("match" if "~" in told or name.endswith("match") else "")
+    if not name.startswith("files"):
+        return (kind, place), files
+    return here, place if kind == "filesmatch" else fnmatch.translate(place)
 
 
 def _below(folder: str) -> list[str]:

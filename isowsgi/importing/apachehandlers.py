@@ -1,96 +1,246 @@
-"""What Apache runs instead of sending it: an Alias may lead to programs, and as files their source would be there for everybody."""
+"""What Apache runs instead of sending it: an Alias may lead to programs, and as files their source would be there for everybody.
+
+So an Alias leads to files only if nothing that may hold for it, or for anything below it, has something run, and if all of it could be
+looked at.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+from isowsgi.importing import foldertree
 from isowsgi.importing.account import Outcome
 from isowsgi.importing.apacheconfig import Host, Told
+from isowsgi.importing.apachesections import Spot, is_sure, may_hold, normal, rank, spot_below
 
 WSGI = "wsgi-script"
 
-# What Apache itself does with a file.
-_FILES = frozenset(("none", "default-handler"))
+# What Apache itself does with a file. The first only undoes what another SetHandler says, and not what AddHandler does.
+_NONE = "none"
+_FILES = frozenset((_NONE, "default-handler"))
 
 # Debian and Fedora have these run everywhere, by a file that a site does not include.
 _PHP = re.compile(r"\.(php\d?|phtml|phar)$", re.IGNORECASE)
 
+# A line of .htaccess that has something run.
+_RUNS = re.compile(
+    r"(?im)^\s*(?:SetHandler\s+(?![\"']?(?:none|default-handler)\b)|AddHandler\s|Action\s|"
+    r"(?:AddType|ForceType)\s.*x-httpd|(?:Add|Set)OutputFilter\s.*includes|RewriteRule\s.*[\[,]\s*H(?:andler)?=)"
+)
 
-def handler_of(where: str, path: str, hosts: Iterable[Host]) -> str:
-    """Return what runs a file that an Alias leads to, or some file of the folder; "": all are sent as files.
+# Apache reads more of a .htaccess; one that is longer counts as one that could not be looked at.
+_MOST_HTACCESS_CHARS = 65536
+
+
+@dataclass(kw_only=True)
+class Target:
+    """What an Alias leads to.
+
+    Attributes:
+        handler: what runs it, or some of it; "": all are files.
+        scripts: the apps, if that is `WSGI`; relative to the folder, or the file's name.
+        others: files that are none.
+        is_folder: whether it is a folder.
+        fault: why it could not be looked at; "" if it could.
+    """
+
+    handler: str = ""
+    scripts: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    is_folder: bool = False
+    fault: str = ""
+
+    @property
+    def is_app(self) -> bool:
+        """Whether it is an app, or a folder with some."""
+        return self.handler == WSGI and bool(self.scripts)
+
+
+def reason(target: Target) -> str:
+    """Return why an Alias is not taken over as files."""
+    if target.fault:
+        return (
+            f"not all of it could be looked at ({target.fault}), and of programs that Apache ran everybody could read the source: "
+            "run the import where its files are, as a user who may read them, or write the mount"
+        )
+    if target.handler == WSGI:
+        return "Apache ran whatever is in it as an app, and no script is there now: write a mount for each one that is to come"
+    return f"Apache ran programs in it ({target.handler}): they need a server of their own, and as files everybody could read them"
+
+
+class Handlers:
+    """All SetHandler and AddHandler of a configuration.
 
     Args:
-        where: the Alias' path.
-        path: where it leads.
-        hosts: whose directives hold for it.
+        main: what is said outside of all hosts.
     """
-    names = _names_in(path) if os.path.isdir(path) else [os.path.basename(path)]
-    found = ""
-    for told in (told for host in hosts for told in host.told if told.name in ("sethandler", "addhandler") and told.words):
-        if _holds_for_some(told, where, path) and told.words[0].lower() not in _FILES and any(_runs(told, name) for name in names):
-            found = told.words[0]
-            if found != WSGI:  # one that is no app is enough
-                return found
-    return found or ("PHP" if any(_PHP.search(name) for name in names) else "")
+
+    def __init__(self, main: Host, hosts: list[Host]) -> None:
+        self._main, self._hosts = main, hosts
+        self._known: dict[int, Target] = {}
+        self._used: set[int] = set()
+
+    def target(self, alias: Told, host: Host) -> Target:
+        """Return what an Alias of a host leads to."""
+        if len(alias.words) != 2:
+            return Target(fault="expected a path and a folder or file")
+        if id(alias) not in self._known:
+            where, path = alias.words
+            self._known[id(alias)] = self._look(normal("/" + where), normal(path), host)
+        return self._known[id(alias)]
+
+    def verdict(self, told: Told) -> tuple[Outcome, str]:
+        """Return what becomes of a SetHandler or AddHandler, once all that an Alias leads to is known."""
+        handler = _handler(told)
+        if handler == WSGI:
+            if id(told) in self._used:
+                return Outcome.TAKEN, "the script is a mount"
+            return Outcome.LEFT, "no Alias leads to a script that it ran; write a mount for each one that no WSGIScriptAlias names"
+        if handler in _FILES:
+            return Outcome.TAKEN, "files are sent as they are"
+        if handler.startswith("server-"):
+            return Outcome.LEFT, "a status page: see isowsgi status and its metrics"
+        return Outcome.LEFT, "not Python: it needs a server of its own"
+
+    def _look(self, url: str, path: str, host: Host) -> Target:
+        is_folder = os.path.isdir(path)
+        if not os.path.isabs(path) or not (is_folder or os.path.isfile(path)):
+            return Target(fault=f"{path}: no such file or folder here")
+        folder, name = (path, "") if is_folder else os.path.split(path)
+        tree = foldertree.look(path) if is_folder else foldertree.Tree([], [name])
+        if tree.fault:
+            return Target(is_folder=is_folder, fault=tree.fault)
+        files = {each: _file(folder, each, _below(url, each) if is_folder else url) for each in tree.files}
+        folders = [Spot(os.path.join(folder, each), _below(url, each)) for each in tree.folders]
+        handlers = {"PHP"} if any(map(_PHP.search, tree.files)) else set()
+        handlers |= _of_htaccess(folder, tree.files)
+        scripts: dict[str, Told] = {}
+        for rules in self._contexts(host):
+            handlers.add(rules.of_all(files, [*folders, *(rules.spots_below(Spot(folder, url)) if is_folder else ())], scripts))
+        if is_folder:
+            scripts = {each: told for each, told in scripts.items() if _names_it(told) or each.endswith((".wsgi", ".py"))}
+        others = [each for each in tree.files if each not in scripts]
+        return Target(handler=self._judge(handlers, scripts), scripts=list(scripts), others=others, is_folder=is_folder)
+
+    def _contexts(self, host: Host) -> list[_Rules]:
+        """Return what holds for a host's Alias; one outside of all hosts is there in each of them."""
+        if host is not self._main:
+            return [_Rules(self._main, host)]
+        return [_Rules(self._main), *(_Rules(self._main, each) for each in self._hosts)]
+
+    def _judge(self, handlers: set[str], scripts: dict[str, Told]) -> str:
+        """Return the one handler that decides; note what made apps, if these are all that is run."""
+        others = sorted(handlers - {"", WSGI})
+        if others or WSGI not in handlers:
+            return others[0] if others else ""
+        if handlers != {WSGI}:
+            return f"{WSGI}, in some hosts only"
+        self._used |= {id(told) for told in scripts.values()}
+        return WSGI
 
 
-def verdict(told: Told, is_used: bool) -> tuple[Outcome, str]:
-    """Return what becomes of a SetHandler or AddHandler.
+class _Rules:
+    """What decides, in one host, which handler a file has."""
 
-    Args:
-        is_used: whether it made an app of an Alias.
-    """
-    handler = told.words[0].lower() if told.words else ""
-    if handler == WSGI:
-        return (Outcome.TAKEN, "the script is a mount") if is_used else (Outcome.LEFT, "no Alias leads to such a script; write its mount")
-    if handler in _FILES:
-        return Outcome.TAKEN, "files are sent as they are"
-    if handler.startswith("server-"):
-        return Outcome.LEFT, "a status page: see isowsgi status and its metrics"
-    return Outcome.LEFT, "not Python: it needs a server of its own"
+    def __init__(self, main: Host, host: Host | None = None) -> None:
+        both = [(told, each is host) for each in (main, host) if each is not None for told in each.told]
+        both.sort(key=lambda pair: rank(*pair))
+        self._set = [told for told, _ in both if told.name == "sethandler" and told.words]
+        self._add = [told for told, _ in both if told.name == "addhandler" and told.words]
+        self._unsure = [told for each in (main, host) if each is not None for told in each.unsure if _handler(told) not in _FILES]
+
+    def of_all(self, files: dict[str, Spot], folders: Iterable[Spot], scripts: dict[str, Told]) -> str:
+        """Return what runs some of the files, or what may come to be in a folder; the gravest, and "" if there is nothing.
+
+        Args:
+            files: by name.
+            scripts: takes up the names of apps, with the directive that says so.
+        """
+        worst = ""
+        for name, spot in [*files.items(), *(("", spot) for spot in folders)]:
+            handler, told = self.of(spot)
+            if handler and handler != WSGI:
+                return handler
+            if handler:
+                worst = WSGI
+            if told is not None and name:
+                scripts[name] = told
+        return worst
+
+    def spots_below(self, top: Spot) -> list[Spot]:
+        """Return the places below a folder that a section names."""
+        return [spot for told in (*self._set, *self._unsure) if (spot := spot_below(told, top)) is not None]
+
+    def of(self, spot: Spot) -> tuple[str, Told | None]:
+        """Return what runs a file, "" if it is sent, with the directive that says so."""
+        for told in self._unsure:
+            if may_hold(told, spot) and (told.name == "sethandler" or _has_suffix(told, spot.name)):
+                return _handler(told), None
+        last: Told | None = None
+        for told in self._set:
+            if may_hold(told, spot) and (_handler(told) not in _FILES or is_sure(told)):
+                last = told
+        if last is not None and _handler(last) != _NONE:
+            return ("", None) if _handler(last) in _FILES else (_handler(last), last)
+        added: dict[str, Told] = {}
+        for told in self._add:
+            if may_hold(told, spot) and (_handler(told) not in _FILES or is_sure(told)):
+                added |= dict.fromkeys(_suffixes(told) & _parts_of(spot.name), told)
+        ran = [told for told in added.values() if _handler(told) not in _FILES]
+        return min(((_handler(told), told) for told in ran), key=lambda pair: pair[0] == WSGI, default=("", None))
 
 
-def reach(told: Told, where: str, script: str) -> int | None:
-    """Return how near a directive is to an app, or None if it does not hold for it."""
-    if told.here is None:
-        return 0
-    kind, place = told.here
-    place = place.rstrip("/")
-    if kind == "directory" and (script + "/").startswith(place + "/"):
-        return 10 + 2 * len(place)
-    if kind == "location" and (f"/{where.strip('/')}/").startswith((place or "") + "/"):
-        return 100_000 + 2 * len(place)
-    if kind in ("directorymatch", "locationmatch"):
-        try:
-            found = re.search(place, os.path.dirname(script) + "/" if kind.startswith("d") else f"/{where.strip('/')}")
-        except re.error:
-            return None
-        return None if found is None else 50_000
-    return None
+def _handler(told: Told) -> str:
+    """Return what a directive names, in lower case, as Apache compares it."""
+    return told.words[0].lower() if told.words else ""
 
 
-def _holds_for_some(told: Told, where: str, path: str) -> bool:
-    """Whether a directive holds for what an Alias leads to, or for a part of it."""
-    if told.here is None or reach(told, where, path.rstrip("/")) is not None:
-        return True
-    kind, place = told.here
-    return place.startswith({"directory": path, "location": where}.get(kind, "\0").rstrip("/") + "/")
+def _names_it(told: Told) -> bool:
+    """Whether a directive is about some names, and not about whatever is in a folder."""
+    return told.name == "addhandler" or told.files != ""
 
 
-def _names_in(folder: str) -> list[str]:
+def _suffixes(told: Told) -> set[str]:
+    return {suffix.lstrip(".").lower() for suffix in told.words[1:]}
+
+
+def _parts_of(name: str) -> set[str]:
+    """Return what is between dots and after them: each may be a suffix to Apache's mod_mime."""
+    return set(name.lower().split(".")[1:])
+
+
+def _has_suffix(told: Told, name: str) -> bool:
+    return bool(_suffixes(told) & _parts_of(name))
+
+
+def _file(folder: str, name: str, url: str) -> Spot:
+    below, name = os.path.split(name)
+    return Spot(os.path.join(folder, below), url, name)
+
+
+def _below(url: str, name: str) -> str:
+    return f"{url.rstrip('/')}/{name}" if name else url
+
+
+def _of_htaccess(folder: str, names: Iterable[str]) -> set[str]:
+    """Return which files .htaccess, in a folder, above it and below it, have something run."""
+    above = [folder]
+    while (parent := os.path.dirname(above[-1])) != above[-1]:
+        above.append(parent)
+    inside = (os.path.join(folder, name) for name in names if os.path.basename(name) == ".htaccess")
+    return {path for path in {*inside, *(os.path.join(each, ".htaccess") for each in above)} if _runs_something(path)}
+
+
+def _runs_something(path: str) -> bool:
+    """Whether a .htaccess has something run; also if that cannot be told."""
+    if not os.path.isfile(path):  # a pipe would keep us waiting
+        return os.path.lexists(path)
     try:
-        return os.listdir(folder) or [""]
-    except OSError:  # its user may look into it, and we may not
-        return [""]
-
-
-def _runs(told: Told, name: str) -> bool:
-    """Whether a directive is about a file of a name."""
-    if told.name == "addhandler" and not any(f".{suffix.lstrip('.').lower()}" in name.lower() for suffix in told.words[1:]):
-        return False
-    try:
-        return re.search(told.files, name) is not None
-    except re.error:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_MOST_HTACCESS_CHARS + 1)
+    except OSError:
         return True
+    return len(text) > _MOST_HTACCESS_CHARS or _RUNS.search(text) is not None
