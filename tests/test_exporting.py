@@ -146,6 +146,17 @@ def test_a_route_of_kubernetes_has_the_hosts_path_and_service_of_its_mount(tmp_p
         kubernetes.routes(config, "httproute", "site", 80, {}, None)
 
 
+def test_routes_of_kubernetes_have_labels_by_which_those_that_are_no_more_are_deleted(tmp_path: Path) -> None:
+    """A mount with more hosts than a route may have is several, and what was applied without a label stays when they become fewer."""
+    config = loaded(tmp_path, f'"/" = "{APP}"\n"/b" = "{APP}"')
+
+    routes = kubernetes.routes(config, "httproute", "site", 80, {"/b": "other"}, "gate")["items"]
+    ingresses = kubernetes.routes(config, "ingress", "site", 80, {"/b": "other"}, None)["items"]
+
+    wanted = {"app.kubernetes.io/component": "routes", "app.kubernetes.io/instance": "site"}.items()
+    assert [wanted <= item["metadata"]["labels"].items() for item in (*routes, *ingresses)] == [True] * 4
+
+
 def test_a_route_of_kubernetes_is_also_made_for_hosts_that_others_have_paths_of(tmp_path: Path) -> None:
     """A proxy that looks up the host first finds no other path there than that host's own, and would answer 404."""
     hosts = [f"h{number}.example.org" for number in range(20)]

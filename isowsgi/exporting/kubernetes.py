@@ -19,7 +19,6 @@ _SAFE = "/-._~!$&'()*+,;=:@"
 # Hosts of one HTTPRoute, at most.
 _MOST_HOSTS = 16
 
-
 # What both kinds take for a host, which also must not be an address (the Gateway API's Hostname; RFC 1123).
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?!(?:[0-9]+\.){{3}}[0-9]+$)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
@@ -31,6 +30,7 @@ class _Target(NamedTuple):
     service: str
     port: int
     gateway: str | None
+    default: str  # the Service of mounts that have no other
 
 
 def routes(config: Config, kind: str, service: str, port: int, services: Mapping[str, str], gateway: str | None) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def routes(config: Config, kind: str, service: str, port: int, services: Mapping
     make = _httproutes if kind == "httproute" else _ingresses
     items: list[dict[str, Any]] = []
     for backend in found:
-        items += make(backend, narrower[backend.name], _Target(services.get(backend.pattern, service), port, gateway))
+        items += make(backend, narrower[backend.name], _Target(services.get(backend.pattern, service), port, gateway, service))
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
@@ -88,7 +88,7 @@ def _httproutes(backend: Backend, narrower: Sequence[str], target: _Target) -> S
         spec: dict[str, Any] = {"parentRefs": [{"name": target.gateway}], "rules": [rule]}
         if part:
             spec["hostnames"] = part
-        metadata = _metadata(backend, number)
+        metadata = _metadata(backend, target, number)
         items.append({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": metadata, "spec": spec})
     return items
 
@@ -102,16 +102,19 @@ def _ingresses(backend: Backend, narrower: Sequence[str], target: _Target) -> Se
     if not backend.hosts:
         rules.append({"http": paths})
     spec = {"rules": rules} if target.gateway is None else {"ingressClassName": target.gateway, "rules": rules}
-    return [{"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": _metadata(backend), "spec": spec}]
+    return [{"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": _metadata(backend, target), "spec": spec}]
 
 
 def _path(backend: Backend) -> str:
     return quote(backend.prefix.encode("utf-8", "surrogateescape"), safe=_SAFE) or "/"
 
 
-def _metadata(backend: Backend, number: int = 1) -> dict[str, Any]:
+def _metadata(backend: Backend, target: _Target, number: int = 1) -> dict[str, Any]:
+    # By these `kubectl apply --prune` finds the routes that are exported no more. The Deployment is a part too, and another config file's
+    # routes may be in the same namespace.
+    labels = {"part-of": "isowsgi", "component": "routes", "instance": target.default}
     return {
         "name": f"isowsgi-{backend.name}" if number == 1 else f"isowsgi-{backend.name}.{number}",
-        "labels": {"app.kubernetes.io/part-of": "isowsgi"},
+        "labels": {f"app.kubernetes.io/{name}": value for name, value in labels.items()},
         "annotations": {"isowsgi/mount": backend.pattern},
     }
