@@ -10,6 +10,7 @@ import pwd
 import random
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from isowsgi.shared.wire import MessageError
 from isowsgi.spawner import process
 from isowsgi.spawner.vouched import NotVouchedFor, Vouched
 from isowsgi.worker import ownspawner
-from tests.conftest import DEADLINE_S, eventually
+from tests.conftest import DEADLINE_S, ROOT, eventually
 from tests.orders import any_orders
 from tests.otherusers import needs_users
 
@@ -135,6 +136,21 @@ def test_a_process_of_another_user_gets_what_programs_need_and_no_secret() -> No
         "HOME": "/home/shop", "USER": "shop", "LOGNAME": "shop",
     }  # fmt: skip
     assert accounts.environ_of(accounts.Account(uid=1, gid=1, groups=(1,)), ours)["HOME"] == "/"
+
+
+def test_what_root_may_do_is_known_whatever_the_process_is_called() -> None:
+    """It was read from /proc/self/status, which begins with the name: bytes that are no ASCII ended the start with a traceback."""
+    script = """
+import re
+from isowsgi.shared import privileges
+with open("/proc/self/status") as file:
+    said = int(re.search(r"^CapPrm:\\s*(\\w+)$", file.read(), re.M)[1], 16)
+privileges.prctl(privileges.PR_SET_NAME, b"\\xff")
+assert privileges.capabilities() == said
+privileges.keep_capabilities(said & 1)
+assert privileges.capabilities() == said & 1
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 
 # Accounts.

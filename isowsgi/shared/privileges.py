@@ -1,4 +1,4 @@
-"""What a process may do beyond its user, and how it gives that up for good: prctl(2) and capset(2), for which Python has no function."""
+"""What a process may do beyond its user, and how it gives that up for good: prctl(2), capget(2) and capset(2), which Python has not."""
 
 from __future__ import annotations
 
@@ -37,9 +37,15 @@ def prctl(option: int, value: object) -> None:
 
 
 def capabilities() -> int:
-    """Return what root may do beyond others, as far as this process may: a bit for each capability."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith("CapPrm:"))
+    """Return what root may do beyond others, as far as this process may: a bit for each capability.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    if libc().capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    return data[1] | data[4] << 32  # permitted, of each half
 
 
 def keep_capabilities(kept: int) -> None:
