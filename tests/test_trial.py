@@ -278,6 +278,16 @@ def test_an_app_sees_that_it_is_only_tried_and_its_daemons_end_with_the_trial(tm
     eventually(lambda: not is_running(int(pid.read_text())), "the daemon is gone")
 
 
+def test_another_python_is_not_told_where_the_askers_has_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked there for its own, so `isowsgi check` said that a Python does not run isowsgi which a worker runs well."""
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    other = tmp_path / "python"
+    other.symlink_to(os.path.realpath(sys.executable))
+    order = order_for(tmp_path, "import os\nassert 'PYTHONHOME' not in os.environ", python=str(other))
+
+    assert trial.run(with_values(order, site=[str(ROOT)]), PROCESS, timeout_s=DEADLINE_S).error == ""
+
+
 def test_a_venv_leaves_an_app_its_main_module(tmp_path: Path) -> None:
     """What reads it, as pickle and inspect.stack do, failed in a trial only, so a sound app had no isolation."""
     folder = tmp_path / "venv"

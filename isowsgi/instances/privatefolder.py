@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from isowsgi.shared.messages import BootOrder
 
 
 @contextlib.contextmanager
-def with_folder(order: BootOrder) -> Iterator[BootOrder]:
+def with_folder(order: BootOrder, remove: Callable[[str], object] = shutil.rmtree) -> Iterator[BootOrder]:
     """Yield the order with the folder in it, where it has a sandbox, and TMPDIR set to it unless the mount sets that itself.
+
+    Args:
+        remove: called with its path in the end.
 
     Raises:
         OSError: it cannot be made.
@@ -27,4 +30,4 @@ def with_folder(order: BootOrder) -> Iterator[BootOrder]:
         yield order.replace(walls=walls, environment=around)
     finally:
         with contextlib.suppress(OSError, RecursionError):  # what an app has put there may be deep; RecursionError: up to 3.12
-            shutil.rmtree(folder)
+            remove(folder)

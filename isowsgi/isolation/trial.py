@@ -7,10 +7,12 @@ a finding. The child is a new process, never a fork, runs the same code as an in
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,7 +145,8 @@ def _run(order: BootOrder, isolation: str, copies: int, timeout_s: float, enviro
         return Outcome(isolation=isolation, loaded=False, error=str(exc), failed_copy=1)
     if order.walls is not None:
         order = order.replace(walls=order.walls.replace(user=""))  # its folder for temporary files is made here
-    with with_folder(order) as housed:  # as in a worker: what is put there is allowed
+    remove = shutil.rmtree if account is None else functools.partial(whose.remove, account=account, environ=environ)
+    with with_folder(order, remove) as housed:  # as in a worker: what is put there is allowed
         if account is not None and housed.walls is not None and housed.walls.sandbox is not None:
             os.chown(housed.walls.sandbox.tmp, account.uid, account.gid)
         return _run_in(housed, isolation, copies, timeout_s, environ, account)
@@ -164,7 +167,7 @@ def _run_in(
         stdin.write(task)
         stdin.seek(0)
         flags = [*subprocess._args_from_interpreter_flags(), "-P"] if executable == sys.executable else []  # type: ignore[attr-defined]
-        as_whom = whose.process_of(account, environ)
+        as_whom = whose.process_of(account, environ, has_own_python=executable == order.host.python)
         as_whom["env"][VARIABLE] = token
         try:
             child = subprocess.Popen(

@@ -267,7 +267,12 @@ IMPORTED = """
 import os, socket, tempfile
 from pathlib import Path
 Path("{folder}", f"loaded-by-{{os.getresuid()}}-{{os.getresgid()}}-{{os.getgroups()}}").touch()
-Path(tempfile.gettempdir(), "mine").touch()
+tmp = Path(tempfile.gettempdir())
+(tmp / "mine").touch()
+(tmp / "closed").mkdir()
+(tmp / "closed" / "a").touch()
+(tmp / "closed").chmod(0)
+Path("{folder}", "tmp").write_text(str(tmp))
 assert "SECRET" not in os.environ, "the caller's"
 
 def application(environ, start_response): ...
@@ -289,6 +294,11 @@ def test_root_checks_an_app_as_its_user(folder: Path) -> None:
     [mount] = json.loads(done.stdout)["mounts"]
     assert (mount["isolation"], mount["warnings"]) == ("process", [])
     assert [path.name for path in place.glob("loaded-by*")] == [f"loaded-by-{(SHOP,) * 3}-{(GROUP,) * 3}-{[GROUP]}"]
+    # Its folder was removed by the same user: root does nothing where another user may be at work.
+    tmp = Path((place / "tmp").read_text())
+    left = [path.name for path in tmp.iterdir()]
+    shutil.rmtree(tmp)
+    assert left == ["closed"]
 
 
 def test_only_root_can_be_asked_for_users(folder: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ class _MountCheck:
         answers: dict[str, dict[str, str]] = {}
         if paths:  # and whatever code is in there, as it runs
             self._progress(self._mount.pattern, f"{len(paths)} extension modules")
-            as_whom = whose.process_of(whose.account_of(self._order), os.environ)
+            as_whom = whose.process_of(whose.account_of(self._order), os.environ, self._order.host.python is not None)
             answers = declares.declared_by(paths, self._order.host.python or sys.executable, as_whom)
         return tuple(
             Extension(name=paths[path], path=path, refused=refused.get(paths[path], ""), **answers[path]) for path in sorted(paths)
