@@ -587,16 +587,27 @@ UNIT_APP = (
     ("name", "text", "shown"),
     [
         ("a.ini", None, "a.ini:3: env = PASSWORD=..."),
-        ("a.xml", "<uwsgi><module>a:app</module><env>PASSWORD=hush</env></uwsgi>", "<env>PASSWORD=..."),
+        ("a.xml", "<uwsgi><module>a:app</module><env>PASSWORD=hush</env></uwsgi>", "a.xml:1: <uwsgi>..."),
         ("a.yaml", "uwsgi:\n  module: a:app\n  env:\n    - A=b\n    - PASSWORD=hush\n", "a.yaml:5: - PASSWORD=..."),
-        ("a.json", '{"uwsgi": {"module": "a:app", "env": ["A=b", "PASSWORD=hush"]}}', '"env": ["A=...'),
-        ("a.json", "{" + UNIT_APP % '"A": "b", "PASSWORD": "hush"' + "}", '"environment": {"A...'),
+        ("a.json", '{"uwsgi": {"module": "a:app", "my": "hush", "env": ["A=b", "PASSWORD=%(my)"]}}', "a.json:1: ..."),
+        ("a.json", '{"uwsgi": {"module": "a:app",\n"env": ["A=b", "PASSWORD=hush"]}}', 'a.json:2: "env": ["A=...'),
+        ("a.json", "{" + UNIT_APP % '"A": "b", "PASSWORD": "hush"' + "}", "a.json:1: ..."),
+        ("a.json", "{" + UNIT_APP.replace('"env', '\n"env') % '"A": "b", "PASSWORD": "hush"' + "}", 'a.json:2: "environment": {"A...'),
         ("a.json", "{" + UNIT_APP % '\n"PASSWORD":\n"hush"\n' + "}", 'a.json:2: "PASSWORD":...'),
         ("a.conf", "SetEnv PASSWORD hush\nWSGIScriptAlias / /a.wsgi\n", "a.conf:1: SetEnv PASSWORD ..."),
+        ("a.conf", "Define P hush\nSetEnv PASSWORD ${P}\nWSGIScriptAlias / /a.wsgi\n", "a.conf:1: Define P ..."),
+        ("a.conf", "SetEnv PASSWORD hush\nSetEnvIf Host . KEY=hush\nWSGIScriptAlias / /a.wsgi\n", "a.conf:2: SetEnvIf Host ..."),
+        ("a.ini", "[uwsgi]\nmodule = a:app\nmy = hush\nenv = PASSWORD=%(my)\n", "a.ini:3: my = ..."),
+        ("a.ini", "[uwsgi]\nmodule = a:app\nset-placeholder = my=hush\nenv = PASSWORD=%(my)\n", "a.ini:3: set-placeholder = my=..."),
+        ("a.ini", "[uwsgi]\nmodule = a:app\nenv = PASSWORD=hush\nenv = SECRET hush\n", "a.ini:4: env = ..."),
+        ("a.ini", "[uwsgi]\nmodule = a:app\nenv = PASSWORD=hush\n[no]\nenv = hush\n", "a.ini:5: env = ..."),
+        ("a.xml", "<uwsgi><module>a:app</module>\n<my>hush</my>\n<env>PASSWORD=%(my)</env></uwsgi>", "a.xml:2: <my>..."),
+        ("a.yaml", "uwsgi:\n  module: a:app\n  my: hush\n  env: PASSWORD=%(my)\n", "a.yaml:3: my: ..."),
+        ("a.yaml", "uwsgi:\n  module: a:app\n  env:\n    - PASSWORD=hush\n    - hush it\n", "a.yaml:5: - ..."),
     ],
 )
 def test_values_of_variables_are_in_the_file_and_not_in_the_report(ini: str, name: str, text: str | None, shown: str) -> None:
-    """Of JSON and of lists in YAML they were in the report, too."""
+    """Of JSON and of lists in YAML they were in the report, too; so were those of placeholders, Define, and of what sets no variable."""
     if text is not None:
         Path(name).write_text(text)
         if name == "a.conf":

@@ -20,11 +20,18 @@ _TITLES = {
     "not taken": "Not taken, and what to do",
 }
 
-# Lines that set variables: their values may be secrets, and the report may go to a colleague or a log.
-_SECRET = re.compile(r"(?i)^(.*?\benv\s*[=:>]\s*\"?\w+=|\s*SetEnv\s+\S+\s+).*$")
+# Lines that set variables, or what stands for a text: their values may be secrets, and the report may go to a colleague or a log.
+_SECRET = re.compile(
+    r"(?i)^(.*?\benv\s*[=:>]\s*\"?(?:\w+=)?|[\"'-]?\s*set(?:-placeholder|-ph)?[\"']?\s*[=:]\s*\"?(?:[\w.-]+=)?|"
+    r"\s*(?:SetEnv|SetEnvIf|SetEnvIfNoCase|Define)\s+\S+\s+|\s*SetEnvIfExpr\s+).*$"
+)
 
-# The same in other forms: an item of a list, a key of JSON's, or a whole object on one line, which is cut where its variables begin.
-_VALUE = re.compile(r"(?i)^(.*?\benv(?:ironment)?[\"']?\s*[=:>]\s*[\"'\[{\s]*[\w-]*=?|\s*SetEnv\s+\S+\s+|[^=:]*[=:]\s*).*$")
+# The same where the reader of the source knows that a value is in the line: what shows no name that is known by its form shows nothing.
+_VALUE = re.compile(
+    r"(?i)^((?:SetEnv|Define)\s+\S+\s*|"
+    r"<?(?:-\s)?[\"']?(?:env(?:ironment)?|set|set-ph|set-placeholder)[\"']?\s*[=:>]\s*[\"'\[{\s]*(?:[\w.-]+(?:=|(?=[\"']\s*:)))?|"
+    r"(?:-\s)?[\"']?[\w.-]+=|[\w.-]+\s*[=:]\s*|[\"'][\w.-]+[\"']\s*:\s*|<[\w.-]+>|-\s|).*$"
+)
 
 
 @click.command("import", short_help="Turn another server's configuration into a config file.")

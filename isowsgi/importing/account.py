@@ -107,7 +107,7 @@ class Account:
             said.append((outcome, note))
 
     def hide(self, at: At) -> None:
-        """Note that a statement has the value of a variable, which may be a secret."""
+        """Note that a statement has the value of a variable, or of what stands for one, which may be a secret."""
         self._secret.add(self._leader(at))
 
     def _leader(self, at: At) -> tuple[str, int]:

@@ -182,6 +182,7 @@ class Reading:
         if name in ("define", "undefine") and told:
             self.account.taken(at, f"${{{told[0]}}}, filled in where it is used")
             if name == "define":
+                self.account.hide(at)
                 self._defined[told[0]] = " ".join(told[1:])
             else:
                 self._defined.pop(told[0], None)

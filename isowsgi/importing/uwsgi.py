@@ -82,11 +82,14 @@ def _judge(server: Server, option: Option) -> None:
     account = server.account
     if option.key in ("subscribe-to", "subscribe", "subscribe2") and (host := server.subscribed_host()):
         account.taken(option.at, f"the mount's host, {host}")
-    elif (verdict := uwsgioptions.verdict(option.key)) is not None:
+        return
+    if (verdict := uwsgioptions.verdict(option.key)) is not None:
         account.say(option.at, *verdict)
         if option.value.lower() in _YES:
             server.flags.add(option.key)
-    elif option.key in server.references:
+        return
+    account.hide(option.at)  # a name of the user's own, which may be one of a password
+    if option.key in server.references:
         account.taken(option.at, f"%({option.key}), filled in where it is used")
     else:
         account.left(option.at, f"uWSGI has no option {option.key!r}, and no line uses it as %({option.key})")

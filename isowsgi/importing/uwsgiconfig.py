@@ -176,6 +176,7 @@ class Reading:
         elif key in _PLACEHOLDERS or (key == "set" and "=" in value):
             name, _, text = value.partition("=")
             self.account.taken(at, f"%({name}), filled in where it is used")
+            self.account.hide(at)
             self.used.add(name)
             self.options.append(Option(name, text, at))
         else:

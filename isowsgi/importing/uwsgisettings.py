@@ -99,11 +99,11 @@ def _add_folder(server: Server, option: Option) -> None:
 
 
 def _add_env(server: Server, option: Option) -> None:
+    server.account.hide(option.at)
     name, equals, value = option.value.partition("=")
     if not name or not equals:
         server.account.left(option.at, "it is no NAME=value, so it set nothing")
         return
-    server.account.hide(option.at)
     env = server.settings.setdefault("env", {})
     assert isinstance(env, dict), "made above"
     env[name] = value
