@@ -362,6 +362,9 @@ PROGRAMS = {
     "wildcards": ("n/cgi/x", section("Directory /srv/*/cgi"), "cgi-script"),
     "wildcards above": ("n/x/y", section("Directory /srv/?"), "cgi-script"),
     "a variable that is not known": ("n/x", section("Directory ${BASE}/n"), "cgi-script"),
+    "a macro's place": ("n/x", f"<Macro m $place>\n{section('Directory $place')}</Macro>", "cgi-script"),
+    "a macro's suffix": ("n/x.inc", "<Macro m $ext>\nAddHandler x-php .$ext\n</Macro>", "x-php"),
+    "a macro's names": ("n/x.inc", f"<Macro m $ext>\n{section('Files *.$ext')}</Macro>", "cgi-script"),
     "what is not decided here": ("n/x", section("If true"), "cgi-script"),
     "a module that is not here": ("n/x.inc", "<IfModule mod_php.c>\nAddHandler x-php .inc\n</IfModule>", "x-php"),
     ".htaccess": ("n/a/.htaccess", "", "/srv/n/a/.htaccess"),
@@ -406,7 +409,6 @@ FILES = {
         section("Location /", "python-program") + section("Location /n", "None"),
     ),
     "a None of a folder": ("n/x.css", "SetHandler python-program\n<Directory /srv/n>\nSetHandler default-handler\n</Directory>"),
-    "a .htaccess that runs nothing": ("n/.htaccess n/x.css", ""),
 }
 
 
@@ -419,6 +421,18 @@ def test_a_folder_in_which_apache_ran_nothing_is_files(case: str, tmp_path: Path
 
     assert made.mounts == {"/n": "/srv/n"}
     assert made.proxy == [f"location /n/ {{ alias {tmp_path}/srv/n/; }}"]
+
+
+def test_a_htaccess_is_not_sent_by_the_proxy_either(tmp_path: Path) -> None:
+    """Apache sends no .ht* by a line that is not a site's; nginx sends what is in the folder."""
+    made_files(tmp_path, "n/a/.htpasswd n/x.css m/x.css")
+    host = "<VirtualHost *:80>\nServerName a.example\nAlias /m /srv/m\nAlias /n /srv/n\n</VirtualHost>\n"
+    made = Imported(tmp_path, f"Alias /all /srv/n\n{host}")
+
+    assert made.mounts == {"a.example/m": "/srv/m", "a.example/n": "/srv/n"}
+    assert made.proxy == [f"location /m/ {{ alias {tmp_path}/srv/m/; }}"]
+    assert made.notes["Alias /n /srv/n"] == (account.Outcome.CHANGED, "a/.htpasswd is not sent, and not read: what it says is the proxy's")
+    assert made.notes["Alias /all /srv/n"][1].endswith("without a/.htpasswd, which it would send")
 
 
 def test_a_folder_that_cannot_be_looked_at_is_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +463,7 @@ def test_a_folder_that_cannot_be_looked_at_is_no_files(tmp_path: Path, monkeypat
 
 def test_of_a_folder_with_scripts_only_these_are_apps_and_that_is_told(tmp_path: Path) -> None:
     """All of its .py files were, so that modules ran as apps; and the rest was dropped without a word."""
-    made_files(tmp_path, "mixed/app.wsgi mixed/config.py mixed/logo.png mixed/more/app.wsgi all/a.py all/b.txt none/x.css")
+    made_files(tmp_path, "mixed/app.wsgi mixed/config.py mixed/logo.png mixed/more/app.wsgi all/a.py all/b.txt all/lib/c.py none/x.css")
     made = Imported(
         tmp_path,
         "Alias /mixed /srv/mixed\nAlias /all /srv/all\nAlias /none /srv/none\n<Directory /srv/mixed>\n<Files app.wsgi>\n"

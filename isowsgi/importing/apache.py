@@ -268,7 +268,9 @@ class _Import:
         elif told.name == "keepalivetimeout" and words and words[0].isdigit():
             self.draft.set_server("keepalive", int(words[0]), account, told.at)
         elif told.name == "documentroot":
-            account.left(told.at, "let the proxy serve what is in that folder, if anything was asked for there")
+            account.left(
+                told.at, "the proxy serves what Apache sent of that folder, and nothing that it ran, if anything is asked for there"
+            )
         elif told.name == "wsgiscriptreloading":
             account.changed(
                 told.at, "touch of each mount: a changed script replaces that app, without a gap" if words != ["Off"] else "no touch"
@@ -305,14 +307,20 @@ class _Import:
             return
         if not where.strip("/") or (host is self.reading.main and any(site.names for site in self.sites)):
             # What is said outside of all hosts holds for each of them; here a pattern with a host wins over one without.
-            self.draft.proxy += files_at(where, path)
-            self.account.left(told.at, f"let the proxy serve {path}: the location line is below")
+            self.draft.proxy += [] if target.hidden else files_at(where, path)
+            line = f"without {target.hidden}, which it would send" if target.hidden else "the location line is below"
+            self.account.left(told.at, f"let the proxy serve {path}: {line}")
             return
         settings: dict[str, Any] = {"static": path.rstrip("/") if where.endswith("/") else path, "index": ""}
         if names[1:]:
             settings["hosts"] = names[1:]
         pattern = (names[0] if names else "") + where.rstrip("/")
-        self.draft.files(MountDraft(pattern=pattern, app=None, at=told.at, settings=settings), where, path, self.account)
+        mount = MountDraft(pattern=pattern, app=None, at=told.at, settings=settings)
+        if target.hidden:
+            self.draft.mount(mount, self.account)
+            self.account.changed(told.at, f"{target.hidden} is not sent, and not read: what it says is the proxy's")
+        else:
+            self.draft.files(mount, where, path, self.account)
 
     def _redirect(self, told: Told, host: Host) -> None:
         *status, where, target = told.words if len(told.words) >= 2 else ("", "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from isowsgi.importing import foldertree
 from isowsgi.importing.account import Outcome
 from isowsgi.importing.apacheconfig import Host, Told
-from isowsgi.importing.apachesections import Spot, is_sure, may_hold, normal, rank, spot_below
+from isowsgi.importing.apachesections import Spot, has_variable, is_sure, may_hold, normal, rank, spot_below
 
 WSGI = "wsgi-script"
 
@@ -54,6 +54,11 @@ class Target:
     fault: str = ""
 
     @property
+    def hidden(self) -> str:
+        """Return a file that Apache reads or has others read, and does not send, such as .htaccess; "" if there is none."""
+        return next((name for name in self.others if os.path.basename(name).startswith(".ht")), "")
+
+    @property
     def is_app(self) -> bool:
         """Whether it is an app, or a folder with some."""
         return self.handler == WSGI and bool(self.scripts)
@@ -67,7 +72,7 @@ def reason(target: Target) -> str:
             "run the import where its files are, as a user who may read them, or write the mount"
         )
     if target.handler == WSGI:
-        return "Apache ran whatever is in it as an app, and no script is there now: write a mount for each one that is to come"
+        return "Apache ran apps in it, and none is a script directly in this folder or one that ends with .wsgi: write a mount for each"
     return f"Apache ran programs in it ({target.handler}): they need a server of their own, and as files everybody could read them"
 
 
@@ -121,7 +126,7 @@ class Handlers:
         for rules in self._contexts(host):
             handlers.add(rules.of_all(files, [*folders, *(rules.spots_below(Spot(folder, url)) if is_folder else ())], scripts))
         if is_folder:
-            scripts = {each: told for each, told in scripts.items() if _names_it(told) or each.endswith((".wsgi", ".py"))}
+            scripts = {each: told for each, told in scripts.items() if _is_script(each, told)}
         others = [each for each in tree.files if each not in scripts]
         return Target(handler=self._judge(handlers, scripts), scripts=list(scripts), others=others, is_folder=is_folder)
 
@@ -177,7 +182,7 @@ class _Rules:
     def of(self, spot: Spot) -> tuple[str, Told | None]:
         """Return what runs a file, "" if it is sent, with the directive that says so."""
         for told in self._unsure:
-            if may_hold(told, spot) and (told.name == "sethandler" or _has_suffix(told, spot.name)):
+            if may_hold(told, spot) and (told.name == "sethandler" or _may_have_suffix(told, spot.name)):
                 return _handler(told), None
         last: Told | None = None
         for told in self._set:
@@ -198,9 +203,15 @@ def _handler(told: Told) -> str:
     return told.words[0].lower() if told.words else ""
 
 
-def _names_it(told: Told) -> bool:
-    """Whether a directive is about some names, and not about whatever is in a folder."""
-    return told.name == "addhandler" or told.files != ""
+def _is_script(name: str, told: Told) -> bool:
+    """Whether a file of a folder is meant to be an app, and no module of one that lies in a folder below.
+
+    Args:
+        told: has it run as an app.
+    """
+    if name.endswith(".wsgi"):
+        return True
+    return "/" not in name and (told.name == "addhandler" or told.files != "" or name.endswith(".py"))
 
 
 def _suffixes(told: Told) -> set[str]:
@@ -212,8 +223,8 @@ def _parts_of(name: str) -> set[str]:
     return set(name.lower().split(".")[1:])
 
 
-def _has_suffix(told: Told, name: str) -> bool:
-    return bool(_suffixes(told) & _parts_of(name))
+def _may_have_suffix(told: Told, name: str) -> bool:
+    return bool(_suffixes(told) & _parts_of(name)) or any(map(has_variable, told.words[1:]))
 
 
 def _file(folder: str, name: str, url: str) -> Spot:

@@ -95,11 +95,19 @@ def spot_below(told: Told, top: Spot) -> Spot | None:
 
 _WILD = frozenset("*?[\\")
 
+# At the end of an expression, or before a bracket, a dollar is an anchor.
+_VARIABLE = re.compile(r"[$%@][{\w]")
+
 
 def _is_unknown(here: tuple[str, str]) -> bool:
     """Whether a section's place cannot be told: a variable is in it, or it is no path."""
     kind, place = here
-    return ("$" in place and not kind.endswith("match")) or "${" in place or (not kind.endswith("match") and not place.startswith("/"))
+    return has_variable(place) or (not kind.endswith("match") and not place.startswith("/"))
+
+
+def has_variable(text: str) -> bool:
+    """Whether a variable is in a text that is not known, or what may be a macro's parameter."""
+    return _VARIABLE.search(text) is not None
 
 
 def normal(path: str) -> str:
@@ -118,10 +126,10 @@ def _fits(wanted: str, given: str) -> bool:
 
 
 def _finds(expression: str, text: str) -> bool:
-    """Whether an expression is found; also if it is one of Perl's that Python does not know or reads otherwise."""
-    if "[[:" in expression:
+    """Whether an expression is found; also if that cannot be told: Python does not know it, or reads it otherwise than Perl."""
+    if "[[:" in expression or has_variable(expression):
         return True
     try:
         return re.search(expression, text) is not None
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return True
