@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,12 +22,13 @@ from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.preloads import MOST_MODULES
 from isowsgi.instances.process import ProcessInstance
-from isowsgi.shared import messages
+from isowsgi.shared import landlock, messages
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import key_of
 from isowsgi.shared.messages import BootOrder, Exited, Imported, Ready, Report
 from isowsgi.shared.rows import BUSY
 from isowsgi.shared.scoreboard import Scoreboard
+from tests.conftest import DEADLINE_S
 from tests.orders import any_order, with_values
 
 
@@ -198,6 +201,25 @@ def test_a_python_that_cannot_start_in_its_sandbox_ends_with_what_to_do(instance
 
     hint = "; if '/srv/shop/bin/python' cannot start in its sandbox, add the folders of that Python to sandbox.read"
     assert instance.error.endswith("before the app was loaded" + (hint if has_hint else ""))
+
+
+@pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
+def test_a_python_that_its_sandbox_refuses_is_told_with_its_folders(instance: ProcessInstance, tmp_path: Path) -> None:
+    """What is no installation is not opened by itself; it ended with a traceback of ours, or with no word."""
+    (tmp_path / "bin").mkdir()
+    python = Path(shutil.copy("/bin/true", tmp_path / "bin" / "python"))
+    sandbox = messages.Sandbox(code=[], read=[], write=[], connect=None, sockets=[], listen=[], tmp="")
+    walls = messages.Walls(umask=-1, nice=0, memory=0, files=0, file_size=0, cpu=0.0, processes=0, sandbox=sandbox, grouped=[])
+    instance._order = with_values(instance._order, python=str(python), walls=walls)
+    instance._python = sys.executable
+
+    instance.start()
+    instance._keeper.join(DEADLINE_S)
+    while instance.read() is not None:
+        pass
+
+    assert instance.error.startswith(f"cannot start {str(python)!r}, so it is not loaded: [Errno 13] Permission denied")
+    assert instance.error.endswith(f"; add the folders of {str(python)!r} to sandbox.read")
 
 
 def test_a_connection_that_can_never_be_sent_is_given_back_and_nothing_else_is_kept_waiting(

@@ -111,7 +111,9 @@ def _become_its_own_python(order: BootOrder, python: str) -> NoReturn:
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}  # where the host's has its standard library
         os.execve(python, [python, *sys.orig_argv[1:]], environ)
     except (OSError, MemoryError, ValueError) as exc:
-        raise CannotConfine(f"cannot start {python!r}, so it is not loaded: {exc or type(exc).__name__}") from exc
+        is_refused = isinstance(exc, PermissionError) and order.walls is not None and order.walls.sandbox is not None
+        hint = f"; add the folders of {os.path.realpath(python)!r} to sandbox.read" if is_refused else ""
+        raise CannotConfine(f"cannot start {python!r}, so it is not loaded: {str(exc) or type(exc).__name__}{hint}") from exc
 
 
 def _program_of(order: BootOrder) -> int:
