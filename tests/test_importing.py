@@ -171,6 +171,8 @@ APACHE_LINES = st.one_of(
                 "  \\",
                 "Require all granted",
                 "Options None",
+                *("SetHandler wsgi-script", "SetHandler None", "AddHandler cgi-script .cgi", "RewriteRule ^ - [H=x]", "AddType x-httpd- a"),
+                *("<Files *.py>", "</Files>", '<FilesMatch "[[">', "</FilesMatch>", "<Macro a $b>", "</Macro>", "SetHandler"),
                 'Nonsense ${A} "quoted',
                 "DocumentRoot /srv",
                 "LoadModule a b",
@@ -421,6 +423,20 @@ def test_a_folder_in_which_apache_ran_nothing_is_files(case: str, tmp_path: Path
 
     assert made.mounts == {"/n": "/srv/n"}
     assert made.proxy == [f"location /n/ {{ alias {tmp_path}/srv/n/; }}"]
+
+
+def test_an_alias_of_one_file_is_an_app_or_a_program_or_a_file(tmp_path: Path) -> None:
+    made_files(tmp_path, "app run robots.txt")
+    made = Imported(
+        tmp_path,
+        "Alias /app /srv/app\nAlias /run /srv/run\nAlias /robots.txt /srv/robots.txt\nSetHandler cgi-script\n"
+        + section("Location /app", "wsgi-script")
+        + section("Location /run/", "None")
+        + section("Location /robots.txt", "None"),
+    )
+
+    assert made.mounts == {"/app": "/srv/app", "/robots.txt": "/srv/robots.txt"}
+    assert made.notes["Alias /run /srv/run"][0] is account.Outcome.LEFT
 
 
 def test_a_htaccess_is_not_sent_by_the_proxy_either(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from isowsgi.importing import foldertree
 from isowsgi.importing.account import Outcome
 from isowsgi.importing.apacheconfig import Host, Told
-from isowsgi.importing.apachesections import Spot, has_variable, is_sure, may_hold, normal, rank, spot_below
+from isowsgi.importing.apachesections import Spot, has_variable, may_hold, normal, rank, spot_below, surely_holds
 
 WSGI = "wsgi-script"
 
@@ -186,13 +186,13 @@ class _Rules:
                 return _handler(told), None
         last: Told | None = None
         for told in self._set:
-            if may_hold(told, spot) and (_handler(told) not in _FILES or is_sure(told)):
+            if _counts(told, spot):
                 last = told
         if last is not None and _handler(last) != _NONE:
             return ("", None) if _handler(last) in _FILES else (_handler(last), last)
         added: dict[str, Told] = {}
         for told in self._add:
-            if may_hold(told, spot) and (_handler(told) not in _FILES or is_sure(told)):
+            if _counts(told, spot):
                 added |= dict.fromkeys(_suffixes(told) & _parts_of(spot.name), told)
         ran = [told for told in added.values() if _handler(told) not in _FILES]
         return min(((_handler(told), told) for told in ran), key=lambda pair: pair[0] == WSGI, default=("", None))
@@ -201,6 +201,11 @@ class _Rules:
 def _handler(told: Told) -> str:
     """Return what a directive names, in lower case, as Apache compares it."""
     return told.words[0].lower() if told.words else ""
+
+
+def _counts(told: Told, spot: Spot) -> bool:
+    """Whether a directive is to be reckoned with: what has a spot sent as a file must surely hold for it."""
+    return surely_holds(told, spot) if _handler(told) in _FILES else may_hold(told, spot)
 
 
 def _is_script(name: str, told: Told) -> bool:

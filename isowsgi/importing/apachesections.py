@@ -74,11 +74,15 @@ def may_hold(told: Told, spot: Spot) -> bool:
     return len(wanted) <= len(given) and all(map(_fits, wanted, given))
 
 
-def is_sure(told: Told) -> bool:
-    """Whether it is sure for which spots a directive holds: no expression and no wildcard is to be judged."""
-    return not told.files and (
-        told.here is None or (told.here[0] in ("directory", "location") and not _is_unknown(told.here) and not set(told.here[1]) & _WILD)
-    )
+def surely_holds(told: Told, spot: Spot) -> bool:
+    """Whether a directive holds for a spot, and no expression or wildcard had to be judged for that."""
+    if told.files or not may_hold(told, spot):
+        return False
+    if told.here is None:
+        return True
+    kind, place = told.here
+    is_plain = kind in ("directory", "location") and not _is_unknown(told.here) and not set(place) & _WILD
+    return is_plain and not (spot.name and kind == "location" and place == f"{spot.url}/")  # a file's path has no slash at its end
 
 
 def spot_below(told: Told, top: Spot) -> Spot | None:
