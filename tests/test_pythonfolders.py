@@ -27,15 +27,10 @@ def venv_of(folder: Path, home: str, python: str = sys.executable) -> str:
 
 
 def installation(folder: Path) -> str:
-    """Make what looks like one, and return its folder of executables."""
-    for path in (
-        "lib/python3.12/os.py",
-        "lib/python3.12/site-packages/shop.py",
-        "lib/libpython3.12.so.1.0",
-        "bin/python3.12",
-        "bin/deploy",
-        ".env",
-    ):
+    """Make what looks like one, with more in its folder than is read of it, and return its folder of executables."""
+    library = "lib/python3.12"
+    files = (f"{library}/os.py", f"{library}/site-packages/shop.py", "lib/libpython3.12.so.1.0", "lib/x86_64-linux-gnu/libc.so.6")
+    for path in (*files, "bin/python3.12", "bin/deploy", ".env"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).touch()
     return str(folder / "bin")
@@ -77,7 +72,10 @@ def test_an_installation_of_a_users_counts_without_its_packages(tmp_path: Path, 
 
     expected = {
         f"{base}/lib/python3.12": READ_DIR,
-        **dict.fromkeys((f"{base}/lib/python3.12/os.py", f"{base}/lib/libpython3.12.so.1.0", f"{base}/bin/python3.12"), READ),
+        **dict.fromkeys(
+            (f"{base}/lib/python3.12/os.py", f"{base}/lib/libpython3.12.so.1.0", f"{base}/bin/python3.12", f"{base}/lib/x86_64-linux-gnu"),
+            READ,
+        ),
     }
     assert {path: access for path, access in pythonfolders.of(python, ()).items() if path.startswith(str(base))} == expected
     assert not any(path.startswith(str(base)) for path in pythonfolders.of(python, [str(tmp_path)]))

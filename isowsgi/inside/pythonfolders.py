@@ -23,6 +23,9 @@ _MOST_BYTES = 64 * 1024
 # Parts of an installation: `make install`, distributions, and conda, which has certificates in ssl.
 _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "share", "ssl")
 
+# Where Debian has shared libraries, as x86_64-linux-gnu: an unpacked Python may have its own C library there.
+_TRIPLET = "*-linux-*"
+
 # Packages of an installation that is some user's: these may be a neighbour's code.
 _PACKAGES = frozenset(("site-packages", "dist-packages"))
 
@@ -97,6 +100,7 @@ def _least(prefix: str) -> Iterator[tuple[str, int]]:
     libraries = _libraries(prefix)
     if libraries:
         yield from ((path, READ) for path in _files(os.path.join(prefix, "bin"), "python3"))
+        yield from ((path, READ) for path in _real(prefix, "lib*", _TRIPLET))
     for library in libraries:
         yield library, READ_DIR  # imports look for modules in there
         yield from ((path, READ) for path in _files(os.path.dirname(library), "lib", ".so"))
