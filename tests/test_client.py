@@ -118,6 +118,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "stacks": {"instances": [{**INSTANCE, **STACKS}]},
     "errors": {"mount": ESCAPES, "boot": None, "requests": [INCIDENT], "groups": [GROUP]},
     "table": {
+        "form": "5e884898",
         "salt": "",
         "tables": {ESCAPES: {}},
         "mounts": [{"mount": ESCAPES, "settings": {ESCAPES: ESCAPES}}],
