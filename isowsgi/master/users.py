@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from isowsgi.configuration import Config, Mount
@@ -28,7 +28,8 @@ def faults(config: Config, cfg: Any, shown: str) -> list[str]:
     if (uid := os.geteuid()) != 0:
         text = "only root can start a process as another user; start gunicorn as root, with its own settings user and group"
         return [f"{place}: {text} (it was started by user {uid})"]
-    lacking = [name for name, bit in _TAKES.items() if not privileges.capabilities() >> bit & 1]
+    held = privileges.capabilities()
+    lacking = [name for name, bit in _TAKES.items() if not held >> bit & 1]
     if lacking:
         text = f"gunicorn is root, but may not become another user: it lacks {' and '.join(lacking)}"
         hint = "in a systemd unit add it to CapabilityBoundingSet, and leave User= and Group= empty, as deploy/systemd/users.conf does"
@@ -45,20 +46,25 @@ def warnings(config: Config, cfg: Any) -> Iterator[str]:
     if owned and cfg.uid == 0:
         patterns = ", ".join(mount.pattern for mount in owned)
         yield f"{patterns}: the workers run as root, and read what strangers send; set gunicorn's `user` and `group`"
-    copied = [mount.pattern for mount in owned if mount.copies == "fork" and mount.instances > 1]
-    if copied:
-        yield f"{', '.join(copied)}: copies = 'fork' has no effect with `user`: each instance loads the app itself"
-    preloaded = [mount.pattern for mount in owned if mount.preload]
-    if preloaded:
-        yield f"{', '.join(preloaded)}: preload has no effect with `user`: no fork server's process may become another user"
+    yield from _in_vain(owned, "`user`", "each instance loads the app itself", "no fork server's process may become another user")
     behind = [mount for mount in config.mounts if mount.python and not (mount.user or mount.fault) and _is_walled(mount)]
-    copied = [mount.pattern for mount in behind if mount.copies == "fork" and mount.instances > 1]
     reason = "its Python starts behind them, so no fork server has it"
+    yield from _in_vain(behind, "`python` and a sandbox or limits", reason, reason)
+
+
+def _in_vain(mounts: Collection[Mount], cause: str, of_copies: str, of_preload: str) -> Iterator[str]:
+    """Yield which of some mounts ask for what only fork servers do, and have none.
+
+    Args:
+        of_copies: why their copies are not forked.
+        of_preload: why nothing is loaded before.
+    """
+    copied = ", ".join(mount.pattern for mount in mounts if mount.copies == "fork" and mount.instances > 1)
     if copied:
-        yield f"{', '.join(copied)}: copies = 'fork' has no effect with `python` and a sandbox or limits: {reason}"
-    preloaded = [mount.pattern for mount in behind if mount.preload]
+        yield f"{copied}: copies = 'fork' has no effect with {cause}: {of_copies}"
+    preloaded = ", ".join(mount.pattern for mount in mounts if mount.preload)
     if preloaded:
-        yield f"{', '.join(preloaded)}: preload has no effect with `python` and a sandbox or limits: {reason}"
+        yield f"{preloaded}: preload has no effect with {cause}: {of_preload}"
 
 
 def _is_walled(mount: Mount) -> bool:
