@@ -65,7 +65,7 @@ class Boots:
         self._call = call
         self._times = times
         self._waiting: list[Bootable] = []
-        self._hurried: list[Bootable] = []  # the first of them: requests wait for these
+        self._hurried: set[Bootable] = set()  # those of them that are first: requests wait for these
         self._loading: dict[Bootable, float] = {}  # since when
         self._called: Bootable | None = None  # while it is told to start
         self._let_in = 0  # how many more than `most`, as the cores are idle
@@ -94,13 +94,13 @@ class Boots:
         if deployment in self._waiting and deployment not in self._hurried:
             self._waiting.remove(deployment)
             self._waiting.insert(len(self._hurried), deployment)
-            self._hurried.append(deployment)
+            self._hurried.add(deployment)
 
     def leave(self, deployment: Bootable) -> None:
         """Take a deployment out of the line; it no longer needs its turn."""
-        for line in (self._waiting, self._hurried):
-            if deployment in line:
-                line.remove(deployment)
+        if deployment in self._waiting:
+            self._waiting.remove(deployment)
+        self._hurried.discard(deployment)
 
     def pass_on(self, now: float) -> None:
         """Tell who is next to start; called when a boot may have ended, and about once a second."""
