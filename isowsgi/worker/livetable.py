@@ -57,9 +57,13 @@ class LiveTable:
 
     def all(self) -> list[Deployment]:
         """Return the deployments of the table, those that are being prepared for the next one, and those that leave."""
-        found = [*self.table.deployments, *(self._change.fresh if self._change is not None else ()), *self._leaving]
+        fresh = self._change.fresh if self._change is not None else ()
+        return [*self._of_table(), *with_tenants([*fresh, *self._leaving])]
+
+    def _of_table(self) -> Sequence[Deployment]:
+        """Return the deployments of the table, each template with its tenants behind it."""
         # Asked some ten times a second, of up to a thousand mounts: who has no templates need not look for their tenants.
-        return with_tenants(found) if self.table.templates or self._change is not None or self._leaving else found
+        return with_tenants(self.table.deployments) if self.table.templates else self.table.deployments
 
     def tenants(self) -> list[Deployment]:
         """Return the tenants that live, of all templates of the table."""
@@ -143,11 +147,10 @@ class LiveTable:
 
     def tick(self) -> None:
         """Do what is owed; about once a second."""
-        for deployment in with_tenants(self.table.deployments) if self.table.templates else self.table.deployments:
+        for deployment in self._of_table():
             if deployment.owes_routes:
                 _reroute(deployment, deployment.routes)
-            if deployment.owes_limits:
-                adjusting.pay(deployment)
+            adjusting.pay(deployment)
         self._forget_gone()
 
     def _forget_gone(self) -> None:

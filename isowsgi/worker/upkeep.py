@@ -210,7 +210,7 @@ class Upkeep:
         if deployment.is_prepared:
             self.quiet_since = now  # nobody can ask for it yet
             return
-        if not limit_s or not deployment.is_serving() or deployment.is_replacing():
+        if not deployment.is_serving() or deployment.is_replacing():
             return
         live = [instance for instance in deployment.slots.live if instance is not None]
         requests = sum(instance.requests() for instance in live)
