@@ -20,8 +20,6 @@ from isowsgi.inside.walls import CannotConfine
 from isowsgi.shared import messages
 from isowsgi.shared.messages import BootOrder
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 _STDIN = 0  # where a process finds the first code that it runs, and so what it boots by
 
 # gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides when its instances end.
@@ -158,9 +156,9 @@ def _leave_to_worker(number: int, frame: Any) -> None:
 def _die_with(worker: int) -> None:
     """Have the kernel kill this process when the thread that started it ends, which is when the worker does, whatever killed it."""
     try:
-        import ctypes
+        from isowsgi.shared import privileges  # needs ctypes, which a Python may lack
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        privileges.prctl(privileges.PR_SET_PDEATHSIG, signal.SIGKILL)
     except (ImportError, OSError, AttributeError):  # then it ends when it reads its channel, unless C code holds the GIL
         pass
     if os.getppid() != worker:
