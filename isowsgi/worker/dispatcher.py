@@ -153,9 +153,12 @@ class Dispatcher:
             self._answer(client, data, answers.NOT_FOUND, "no app is mounted at this address")
         elif look.mount in self.special:
             mount = self.special[look.mount]
-            (self._redirect if mount.redirect else self._dispatch_tenant if mount.max_live else self._dispatch_secure)(
-                client, data, look, mount
-            )
+            if mount.redirect:
+                self._redirect(client, data, look, mount)
+            elif mount.max_live:
+                self._dispatch_tenant(client, data, look, mount)
+            else:
+                self._dispatch_secure(client, data, look, mount)
         else:
             self._dispatch(client, data, look.mount)
 

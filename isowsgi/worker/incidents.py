@@ -85,9 +85,10 @@ class Incidents:
 
     def groups_of(self, pattern: str, most: int | None = None, with_details: bool = True) -> list[ErrorGroup]:
         """Return the groups of a mount: failures before what was only logged, the most frequent first."""
-        if not self.of(pattern).table:
+        table = self.of(pattern).table
+        if not table:
             return []
-        groups = sorted(self.of(pattern).table.values(), key=lambda group: (group.key.kind == LOGGED, -group.count))
+        groups = sorted(table.values(), key=lambda group: (group.key.kind == LOGGED, -group.count))
         return [_told(group, with_details) for group in groups[:most]]
 
 

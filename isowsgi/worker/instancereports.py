@@ -84,9 +84,8 @@ class Reports:
                 if _is_last(instance, report):
                     return
             except Exception as exc:
-                if instance.is_walled and isinstance(
-                    exc, (MessageError, LifecycleError)
-                ):  # no mistake of ours, so it is not counted as one
+                is_its_own = instance.is_walled and isinstance(exc, (MessageError, LifecycleError))
+                if is_its_own:  # no mistake of ours, so it is not counted as one
                     self._log.error("%s: %s", instance.tag, str(exc)[:_MOST_ERROR_CHARS])
                 else:
                     self._deployment.surroundings.containment.failed(f"{instance.tag}: a report")

@@ -26,6 +26,9 @@ _MOST_TRIALS = 3
 # Extension modules' files in one packet: some 40 KiB.
 _FILES_PER_PACKET = 200
 
+# Extension modules that are remembered because requests have imported them.
+_MOST_LATE_IMPORTS = 100
+
 
 class Permits:
     """Tells boots that wait which files they may load, in parts.
@@ -53,10 +56,6 @@ class Permits:
                 parts.popleft()
             if not parts:
                 del self._owed[instance]
-
-
-# Extension modules that are remembered because requests have imported them.
-_MOST_LATE_IMPORTS = 100
 
 
 class Siting:
