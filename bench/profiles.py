@@ -10,7 +10,6 @@ than the rates on a machine that has other things to do; it needs CPython 3.14, 
 from __future__ import annotations
 
 import argparse
-import http.client
 import shutil
 import statistics
 import sys
@@ -27,6 +26,7 @@ from isowsgi.cli.answers import Told
 from isowsgi.shared import controlmessages, interpreters
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL
 from tests.conftest import Server, running_server
+from tests.load import asked
 
 APPS = {"hello": "hello", "flask": "profiled_flask:app"}
 
@@ -56,27 +56,6 @@ def profiled(server: Server, seconds: float) -> Iterator[None]:
     finally:
         thread.join()
     assert not any(isinstance(each.answer, controlmessages.Error) for each in told), told
-
-
-@contextmanager
-def asked(server: Server) -> Iterator[None]:
-    """Ask the app that is profiled a hundred times a second."""
-    ends = threading.Event()
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection(server.host, server.port)
-        while not ends.wait(_PAUSE_S):
-            connection.request("GET", "/app/")
-            connection.getresponse().read()
-        connection.close()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
 
 
 # How their name begins for the kernel, which keeps 15 characters.
@@ -146,7 +125,7 @@ def main() -> int:
             running_server(Path(folder), config, files=FILES, wait_for=2) as server,
         ):
             print(f"{isolation:10}  {options.app}: {Ratios(server, '/app/', options.rounds, options.seconds)}", flush=True)
-            with asked(server):
+            with asked(server, "/app/", pause_s=_PAUSE_S):
                 print(f"{'':10}  its neighbour: {Ratios(server, '/other/', options.rounds, options.seconds)}", flush=True)
     return 0
 

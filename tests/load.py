@@ -17,11 +17,12 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from http.client import HTTPException, HTTPResponse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from types import TracebackType
 
-from tests.conftest import WHOLE
+from tests.conftest import DEADLINE_S, WHOLE, Server
 
 # Pause of a client whose connection was refused, so that it does not take the CPU from the server it waits for.
 _REFUSED_PAUSE_S = 0.02
@@ -30,6 +31,28 @@ _REFUSED_PAUSE_S = 0.02
 # waits for (a server that starts, a reload) gets what is left: with 4 ms they still send some 1,000 requests/s, and the tests that use them
 # take half the CPU time. Whole runs have none.
 _PAUSE_S = 0.0 if WHOLE else 0.004
+
+
+@contextmanager
+def asked(server: Server, *paths: str, pause_s: float = 0.0) -> Iterator[None]:
+    """Have each path asked for over and over, one after the other on one connection, with a pause before each round."""
+    ends = threading.Event()
+
+    def ask() -> None:
+        connection = HTTPConnection(server.host, server.port, timeout=DEADLINE_S)
+        while not ends.wait(pause_s):
+            for path in paths:
+                connection.request("GET", path)
+                assert connection.getresponse().read()
+        connection.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
 
 
 class Load:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import profiles, scoreboard, tenants
+from bench import scoreboard, tenants
 from bench.__main__ import DOCS, options_of
 from bench.peers import PEERS, Mount, Site
 from bench.report import page
@@ -17,6 +17,7 @@ from bench.results import TARGETS, Figure, Reading, errors, figure, verdicts
 from bench.scenarios import LOADS, MOUNTS, flask_apps
 from bench.venvs import HOME, Failed, reason_of
 from isowsgi import configuration
+from tests.load import asked
 
 
 def measurement(peer: str, scenario: str, number: int, **figures: Any) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def test_a_load_that_fails_leaves_no_thread_behind() -> None:
         before = threading.active_count()
         site: Any = SimpleNamespace(host="127.0.0.1", port=server.server_port)
 
-        with pytest.raises(ValueError, match="wrk failed"), profiles.asked(site):
+        with pytest.raises(ValueError, match="wrk failed"), asked(site, "/app/", pause_s=0.01):
             raise ValueError("wrk failed")
 
         left = threading.active_count() - before

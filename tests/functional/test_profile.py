@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +14,7 @@ from isowsgi.shared import interpreters
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS, SHARED_GIL
 from tests.command import call
 from tests.conftest import APPS, DEADLINE_S, ROOT, Server, eventually, shared_server
+from tests.load import asked
 
 ISOLATIONS = [isolation for isolation in (OWN_GIL, SHARED_GIL, PROCESS) if isolation != OWN_GIL or interpreters.own_gil_error() is None]
 CAN_PROFILE = [isolation for isolation in ISOLATIONS if interpreters.can_profile(isolation, OWN_GIL in ISOLATIONS)]
@@ -47,28 +44,6 @@ def begin(server: Server, *arguments: str) -> subprocess.Popen[str]:
 def ended(command: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = command.communicate(timeout=DEADLINE_S)
     return command.returncode, out, err
-
-
-@contextmanager
-def asked(server: Server, *paths: str) -> Iterator[None]:
-    """Have each path asked for over and over, one after the other."""
-    ends = threading.Event()
-
-    def ask() -> None:
-        connection = http.client.HTTPConnection(server.host, server.port, timeout=DEADLINE_S)
-        while not ends.is_set():
-            for path in paths:
-                connection.request("GET", path)
-                assert connection.getresponse().read()
-        connection.close()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("isolation", CAN_PROFILE)
