@@ -65,7 +65,7 @@ def test_where_the_link_of_a_venv_leads_opens_no_folder_of_others(tmp_path: Path
 
 
 def test_an_installation_of_a_users_counts_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyenv's in somebody's home goes on to work; the same words could name the installation of a neighbour."""
+    """pyenv's in somebody's home still works; the same words could name the installation of a neighbour."""
     base = tmp_path / "versions"
     python = venv_of(tmp_path / "venv", installation(base))
     monkeypatch.setattr(rootsown, "is_roots", lambda path: False)

@@ -204,7 +204,7 @@ def _handler(told: Told) -> str:
 
 
 def _counts(told: Told, spot: Spot) -> bool:
-    """Whether a directive is to be reckoned with: what has a spot sent as a file must surely hold for it."""
+    """Whether a directive counts for a spot: one that has it sent as a file only if it surely holds there."""
     return surely_holds(told, spot) if _handler(told) in _FILES else may_hold(told, spot)
 
 

@@ -126,7 +126,7 @@ class ProcessInstance(HostedInstance):
         self._effects[messages.Exited] = self._on_exited
         self._effects[messages.Imported] = self._on_imported
         self._groups = groups
-        self._servers = servers if first == order.host.python else None  # it would run what is to be behind the walls
+        self._servers = servers if first == order.host.python else None  # a fork server would run the app's Python outside the walls
         self._edition = edition
         self._spawner = spawner
         self._imported: list[str] = []  # as its process says, until it is ready
