@@ -107,7 +107,7 @@ def test_a_fork_server_that_dies_costs_its_processes_nothing_and_others_a_slower
     server.wait_for_log("fork server of .*; processes start without it, next attempt in 10 s")
     assert int(str(facts(server, "/b")["pid"])) == child
     assert fork_server_of(worker) is None
-    assert sorted(children_of(worker)) == sorted([child, other])
+    eventually(lambda: sorted(children_of(worker)) == sorted([child, other]), "the end of the generation before, and of nothing else")
     assert "Traceback" not in server.log() + server.output()
 
 
