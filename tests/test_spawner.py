@@ -18,14 +18,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
 from isowsgi import configuration
-from isowsgi.configuration import App, Config, Mount, accounts
+from isowsgi.configuration import App, Config, Mount, accounts, costs, tenants
+from isowsgi.configuration.costs import Cost
+from isowsgi.configuration.differences import Summary
 from isowsgi.configuration.faults import Fault
 from isowsgi.instances import spawnedprocess
 from isowsgi.instances.forkserver import memory_file
 from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, SpawnFailed
+from isowsgi.master import users
 from isowsgi.shared import births, rootsown, spawning, wire
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Descriptors
@@ -190,7 +194,7 @@ def test_a_user_that_cannot_be_is_a_fault_that_says_what_to_do(text: str, said: 
         accounts.find(text)
 
 
-def test_a_user_needs_a_process_and_is_no_template_or_status_page(tmp_path: Path) -> None:
+def test_a_user_needs_a_process_and_is_no_status_pages(tmp_path: Path) -> None:
     config = tmp_path / "isowsgi.toml"
     config.write_text("""
 [defaults]
@@ -199,21 +203,108 @@ user = "20001:20001"
 "/a" = { app = "a", isolation = "own-gil" }
 "/b" = "b"
 "/status" = "isowsgi.status"
-"*.example.com/" = { app = "c", max_live = 3 }
 """)
     with pytest.raises(configuration.ConfigError) as caught:
         configuration.load(config)
     texts = [fault.partition(": ")[2] for fault in caught.value.faults]
-    assert [text.partition(":")[0] for text in texts] == ["defaults.user"] * 3
+    assert [text.partition(":")[0] for text in texts] == ["defaults.user"] * 2
     assert 'only a process has its own: expected isolation = "process" (or "auto")' in texts[0]
     assert "the status page reads what gunicorn's user has counted" in texts[1]
-    assert "a template's tenants cannot have another user" in texts[2]
     own = config.read_text().replace('isowsgi.status"', 'isowsgi.status"\n"/x" = { app = "x", user = \'\' }')
     own = own.replace('"/a" = { app = "a", isolation = "own-gil" }', "").replace('"/status" = "isowsgi.status"', "")
-    config.write_text(own.replace('"*.example.com/" = { app = "c", max_live = 3 }', ""))
+    config.write_text(own)
     assert {mount.pattern: (mount.user, mount.needs_process) for mount in configuration.load(config).mounts} == {
         "/b": ("20001:20001", True), "/x": ("", False),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("max_live = 2, user = 'site-{1}'", "with '{1}' in it set exists too"),
+        ("user = 'site-{1}'", "'{1}' stands for a tenant's label; set max_live too"),
+        ("max_live = 2, exists = '/srv/{1}', user = '{1}'", "expected more than '{1}', which could be the name of any user"),
+        ("max_live = 2, exists = '/srv/{1}', user = 'site-{1}:{1}'", "expected more than '{1}', which could be the name of any user"),
+        ("max_live = 2, exists = '/srv/{1}', user = 'site-{1}:no-such'", "no such group: 'no-such'"),
+        ("max_live = 2, exists = '/srv/{1}', user = 'a:b:{1}'", "expected more than '{1}'"),
+    ],
+)
+def test_whoever_sends_a_request_chooses_none_of_the_machines_users(settings: str, said: str, tmp_path: Path) -> None:
+    config = tmp_path / "isowsgi.toml"
+    config.write_text(f"[mounts.'*.example.com/']\napp = 'a'\n{settings.replace(', ', chr(10))}\n")
+    with pytest.raises(configuration.ConfigError) as caught:
+        configuration.load(config)
+    assert [fault.partition("user: ")[2][: len(said)] for fault in caught.value.faults] == [said]
+
+
+def template(folder: Path, **changes: Any) -> Mount:
+    values: dict[str, Any] = {"user": "2000{1}:2000{1}", "exists": str(folder / "{1}"), "max_live": 1, **changes}
+    return attrs.evolve(SHOP, pattern="*.example.com/in", host="*.example.com", prefix="/in", **values)
+
+
+def tenant(label: str, folder: Path) -> Start:
+    mount = tenants.tenant_of(template(folder), label, 7)
+    return start(mount)
+
+
+def test_a_tenant_runs_as_its_own_user_and_as_no_other(tmp_path: Path) -> None:
+    for name in ("1", "2", "www"):
+        (tmp_path / name).mkdir()
+    own = attrs.evolve(OTHER, pattern="www.example.com/in", host="www.example.com", prefix="/in")
+    table = vouched(template(tmp_path), own)
+
+    for label in ("1", "2"):
+        charge = table.charge(f"{label}.example.com/in")
+        assert charge.account is not None
+        assert (charge.account.uid, charge.account.groups) == (20000 + int(label), (20000 + int(label),))
+        order = table.order(tenant(label, tmp_path))
+        assert order.walls is not None
+        assert (order.name, order.walls.user, order.members[0].mount) == (f"{label}.example.com/in", f"2000{label}:2000{label}", 7)
+        assert charge.most_of_template == 5 * charge.most
+    for name in (
+        "3.example.com/in", "..example.com/in", "1.2.example.com/in", "1.example.com/", "1.example.org/in", "1.example.com/in/..",
+        "*.example.com/in", ".example.com/in", "1\n.example.com/in", "www.example.com/in",
+    ):  # fmt: skip
+        with pytest.raises(NotVouchedFor):
+            table.charge(name)
+    (tmp_path / "1").rmdir()
+    with pytest.raises(NotVouchedFor):
+        table.order(tenant("1", tmp_path))
+
+
+def test_a_tenant_whose_user_is_not_there_yet_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    charge = vouched(template(tmp_path, user="site-{1}")).charge("acme.example.com/in")
+
+    assert (charge.account, charge.fault) == (None, "no such user: 'site-acme'; create it, or write another one")
+
+
+def test_who_is_a_tenant_with_a_user_is_changed_by_root_alone(tmp_path: Path) -> None:
+    before = template(tmp_path)
+    assert costs.is_in_place(before, attrs.evolve(before, max_live=3))
+    assert not costs.is_in_place(before, attrs.evolve(before, exists="/srv/{1}"))
+    for said, cost in (({"max_live": "3"}, Cost.IN_PLACE), ({"exists": "'/srv/{1}'"}, Cost.SIGHUP)):
+        old = {"app": "'a'", "user": "'site-{1}'", "max_live": "2", "exists": "'/a/{1}'"}
+        changed = costs.of_mounts(Summary(mounts={"*.a/": old}, tables={}), Summary(mounts={"*.a/": {**old, **said}}, tables={}))
+        assert changed == {"*.a/": cost}
+
+
+@needs_users
+def test_the_folder_that_says_who_is_a_tenant_is_roots(tmp_path: Path) -> None:
+    path = tmp_path / "isowsgi.toml"
+    path.touch()
+    folder = tmp_path / "tenants"
+    folder.mkdir()
+    config = Config(path=str(path), mounts=(template(folder),))
+    cfg = SimpleNamespace(check_config=False)
+    assert users.faults(config, cfg, "isowsgi.toml") == []
+
+    os.chown(folder, USER, USER)
+
+    text = "what is there says which user runs the app, so nobody but root may be able to change this folder; use chown and chmod"
+    assert users.faults(config, cfg, "isowsgi.toml") == [f'isowsgi.toml: mounts."*.example.com/in".exists: {folder}: {text}']
+    fixed = Config(path=str(path), mounts=(template(folder, user=f"{USER}:{USER}"),))
+    assert users.faults(fixed, cfg, "isowsgi.toml") == [], "there is nothing to choose"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has what others cannot change")

@@ -12,6 +12,7 @@ import attrs
 
 from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt
+from isowsgi.configuration.tenants import PLACE
 
 _MOST_ID = 2**32 - 2  # (uid_t) -1 is none (setresuid(2))
 
@@ -38,8 +39,18 @@ class Account:
 
 
 def user(value: Any) -> str:
-    """Check `user` of a mount, "shop" or "shop:www-data"; "" takes a default back. It is looked up again before anything becomes it."""
-    if typed(str, value):
+    """Check `user` of a mount, "shop" or "shop:www-data"; "" takes a default back. It is looked up again before anything becomes it.
+
+    With a place for a tenant's label, "site-{1}", it is looked up only then.
+    """
+    if PLACE in typed(str, value):
+        names = value.split(":")
+        if len(names) > 2 or any(name in ("", PLACE) for name in names):
+            text = f"expected more than {PLACE!r}, which could be the name of any user, as in 'site-{PLACE}' or 'site-{PLACE}:www-data'"
+            raise Fault(f"{text}, got {spelt(value)}")
+        if PLACE not in names[-1]:
+            _gid(names[-1])
+    elif value:
         find(value)
     return str(value)
 

@@ -42,6 +42,8 @@ def is_in_place(old: Mount, new: Mount) -> bool:
     """Whether a mount can go on with other settings."""
     if old == new:  # nearly all of a table, and a tenth of the time
         return True
+    if new.user and old.exists != new.exists:
+        return False  # who is a tenant is root's word then, as is what runs as whom
     if bool(old.max_live) != bool(new.max_live) or bool(old.redirect) != bool(new.redirect):
         return False  # one of them has no instance
     if (old.lazy and not new.lazy) or (not old.request_timeout and new.request_timeout):
@@ -106,6 +108,7 @@ def _goes_on(old: Settings, new: Settings) -> bool:
         ("lazy" in changed and "lazy" not in new)
         or any((name in old) != (name in new) for name in ("max_live", "redirect"))
         or ("request_timeout" in changed and old.get("request_timeout") == "0.0")
+        or ("exists" in changed and "user" in new)
     ):
         return False
     return changed <= IN_PLACE

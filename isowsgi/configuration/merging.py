@@ -172,6 +172,8 @@ def _tenant_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own: 
         for key, texts in paths.items():
             if any(PLACE in text for text in texts):
                 yield key, Fault(f"{PLACE!r} stands for a tenant's label; set max_live too, or write the path without it")
+        if PLACE in (values.get("user") or ""):
+            yield "user", Fault(f"{PLACE!r} stands for a tenant's label; set max_live too, or write a user's name")
         return
     yield from _template_faults(addresses, values, own)
 
@@ -185,8 +187,8 @@ def _template_faults(addresses: tuple[Pattern, ...], values: dict[str, Any], own
         )
     if len(addresses) > 1:
         yield "hosts", Fault("a tenant has one host; remove hosts, or write one more pattern")
-    if values.get("user"):
-        yield "user", Fault("a template's tenants cannot have another user than gunicorn's; write a mount for each of them, or remove user")
+    if PLACE in (values.get("user") or "") and "exists" not in values:
+        yield "user", Fault(f"with {PLACE!r} in it set exists too: else whoever sends a request chooses which user runs the app")
     if values.get("group") not in (None, MAIN_GROUP):
         yield "group", Fault("each tenant has its own instance; remove the group")
     if values.get("isolation") == "main":

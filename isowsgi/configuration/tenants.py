@@ -17,7 +17,7 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PLACE = "{1}"  # stands for the label in a template's values
 
 # Keys in whose values it may stand.
-PLACED = ("app", "env", "pythonpath", "touch", "working_directory", "sandbox", "exists")
+PLACED = ("app", "env", "pythonpath", "touch", "user", "working_directory", "sandbox", "exists")
 
 # How many that leave, beside those that live, may have instances that still answer requests, before newcomers wait for their end.
 # Of one template in one worker; their threads have rows on the scoreboard, so what a config file may ask for depends on it.
@@ -41,11 +41,18 @@ def tenant_of(template: Mount, label: str, number: int) -> Mount:
         pythonpath=tuple(folder.replace(PLACE, label) for folder in template.pythonpath),
         env={name: value.replace(PLACE, label) for name, value in template.env.items()},
         touch=template.touch and template.touch.replace(PLACE, label),
+        user=template.user.replace(PLACE, label),
         working_directory=template.working_directory and template.working_directory.replace(PLACE, label),
         sandbox=sandbox and {word: tuple(path.replace(PLACE, label) for path in paths) for word, paths in sandbox.items()},
         exists=None,
         max_live=0,
     )
+
+
+def label_of(template: Mount, pattern: str) -> str | None:
+    """Return the label of the tenant that would have a pattern; None: it would be none of this template's."""
+    label, _, rest = pattern.partition(".")
+    return label if rest == template.pattern.removeprefix(WILDCARD) and LABEL.fullmatch(label) else None
 
 
 def host_of(template: Mount, label: str) -> str:
@@ -86,6 +93,11 @@ def _labels(exists: str) -> Iterator[str]:
         label = name[len(start) : len(name) - len(end)]
         if LABEL.fullmatch(label) and name == start + label + end.replace(PLACE, label) and os.path.exists(exists.replace(PLACE, label)):
             yield label
+
+
+def folder_of(exists: str) -> str:
+    """Return the folder in which the tenants of a template have what `exists` names."""
+    return os.path.dirname(exists[: exists.index(PLACE)]) or os.sep
 
 
 def has_own_code(template: Mount) -> bool:

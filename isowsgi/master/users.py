@@ -8,6 +8,7 @@ from typing import Any
 
 from isowsgi.configuration import Config, Mount
 from isowsgi.configuration.faults import place_text
+from isowsgi.configuration.tenants import PLACE, folder_of
 from isowsgi.configuration.walls import with_user
 from isowsgi.shared import privileges, rootsown
 
@@ -37,7 +38,12 @@ def faults(config: Config, cfg: Any, shown: str) -> list[str]:
         return [f"{place}: {text}; {hint}: {why}"]
     files = dict.fromkeys([config.path, *(mount.file for mount in wanting if mount.file)])
     text = "it says which user runs what, so nobody but root may be able to change it, or a folder on the way to it; use chown and chmod"
-    return [f"{file}: {text}" for file in files if not rootsown.is_roots(file)]
+    found = [f"{file}: {text}" for file in files if not rootsown.is_roots(file)]
+    text = "what is there says which user runs the app, so nobody but root may be able to change this folder; use chown and chmod"
+    for mount in wanting:
+        if mount.exists and PLACE in mount.user and not rootsown.is_roots(folder := folder_of(mount.exists)):
+            found.append(f"{shown}: {place_text(('mounts', mount.pattern, 'exists'))}: {folder}: {text}")
+    return found
 
 
 def warnings(config: Config, cfg: Any) -> Iterator[str]:

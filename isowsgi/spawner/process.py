@@ -32,7 +32,7 @@ from isowsgi.shared.messages import BootOrder
 from isowsgi.shared.spawning import FIRST_PLACE, MOST_START_BYTES, Ended, Refused, Start, Started
 from isowsgi.shared.wire import MessageError
 from isowsgi.spawner import child, rights
-from isowsgi.spawner.vouched import NotVouchedFor, Vouched
+from isowsgi.spawner.vouched import Charge, NotVouchedFor, Vouched
 
 # gunicorn's signals come to all processes of a terminal or a systemd unit. The worker decides when its processes end.
 _WORKERS_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU", "SIGABRT")
@@ -51,12 +51,14 @@ class Process:
     Attributes:
         birth: None: the worker has closed it, and is told nothing any more.
         folder: for temporary files, that is its own; "" if it has none.
+        template: of which it is a tenant's; "" if of none.
     """
 
     name: str
     account: Account
     birth: socket.socket | None
     folder: str
+    template: str
 
 
 def fork(worker_socket: socket.socket, vouched: Callable[[], Vouched]) -> int:
@@ -199,8 +201,7 @@ class Spawner:
         charge = self._vouched.charge(start.name)
         if charge.account is None:
             raise NotVouchedFor(charge.fault)
-        if sum(process.name == start.name for process in self._processes.values()) >= charge.most:
-            raise OSError(f"{start.name!r} has {charge.most} processes, and no more are started for it")
+        self._check_room(start.name, charge)
         order = _with_numbers(self._vouched.order(start), start, fds).replace(worker_pid=os.getpid())
         folder = ""
         if order.walls is not None and order.walls.sandbox is not None:
@@ -215,10 +216,18 @@ class Spawner:
         except BaseException:
             held.close()
             raise
-        self._processes[pid] = Process(start.name, charge.account, held, folder)
+        self._processes[pid] = Process(start.name, charge.account, held, folder, charge.template)
         self._births[held.fileno()] = pid
         self._poll.register(held.fileno(), select.EPOLLIN)
         return pid, os.pidfd_open(pid)  # it is there until it is waited for, which is not before
+
+    def _check_room(self, name: str, charge: Charge) -> None:
+        """Raise OSError if a mount, or all tenants of its template, have as many processes as they may."""
+        if sum(process.name == name for process in self._processes.values()) >= charge.most:
+            raise OSError(f"{name!r} has {charge.most} processes, and no more are started for it")
+        if charge.template and sum(each.template == charge.template for each in self._processes.values()) >= charge.most_of_template:
+            text = f"the tenants of {charge.template!r} have {charge.most_of_template} processes, and no more are started for them"
+            raise OSError(text)
 
     def _hear(self, fd: int) -> None:
         """Take in what the worker says on a birth, which is always that the process is to end."""

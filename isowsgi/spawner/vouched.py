@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from isowsgi.configuration import Config, Mount, accounts
+from isowsgi.configuration import Config, Mount, accounts, tenants
 from isowsgi.configuration.accounts import Account
 from isowsgi.configuration.faults import Fault
 from isowsgi.configuration.walls import with_user
@@ -25,12 +25,16 @@ class Charge(NamedTuple):
     Attributes:
         account: that they run as; None: there is none any more, see `fault`.
         most: processes at a time.
+        template: of which these are one tenant; "": of none.
+        most_of_template: processes of all its tenants.
     """
 
     members: Mapping[str, Mount]  # by pattern
     account: Account | None
     fault: str
     most: int
+    template: str = ""
+    most_of_template: int = 0
 
 
 # How many processes a mount may have, by its instances: while they are replaced twice as many, more if some are slow to end. It keeps a
@@ -50,8 +54,12 @@ class Vouched:
     def __init__(self, config: Config, orders: BootOrders) -> None:
         self._orders = orders
         found: dict[str, dict[str, Mount]] = {}
-        for mount in with_user(config.mounts):
-            found.setdefault(name_of(mount), {})[mount.pattern] = mount
+        owned = with_user(config.mounts)
+        for mount in owned:
+            if not mount.max_live:
+                found.setdefault(name_of(mount), {})[mount.pattern] = mount
+        self._templates = [mount for mount in owned if mount.max_live]
+        self._patterns = frozenset(mount.pattern for mount in config.mounts)  # none of a tenant's: such a mount comes before its template
         self._charges = {name: _charge(members) for name, members in found.items()}
 
     def charge(self, name: str) -> Charge:
@@ -59,12 +67,23 @@ class Vouched:
 
         Raises:
             NotVouchedFor: nothing that has a user.
+            OSError: whether there is such a tenant cannot be found out just now.
         """
-        try:
-            return self._charges[name]
-        except KeyError:
+        charge = self._charges.get(name) or self._tenant(name)
+        if charge is None:
             text = "is not among the mounts with a user that gunicorn's master has read from the config file; send it SIGHUP"
-            raise NotVouchedFor(f"{name!r} {text}") from None
+            raise NotVouchedFor(f"{name!r} {text}")
+        return charge
+
+    def _tenant(self, name: str) -> Charge | None:
+        """Return what is started for a tenant, each time anew: tenants come and go, and so do their users. None: it is no tenant."""
+        for template in self._templates if name not in self._patterns else ():
+            label = tenants.label_of(template, name)
+            if label is not None and tenants.is_known(template, label):
+                charge = _charge({name: tenants.tenant_of(template, label, template.number)})
+                most = (template.max_live + tenants.MOST_LEAVING) * charge.most
+                return charge._replace(template=template.pattern, most_of_template=most)
+        return None
 
     def order(self, start: Start) -> BootOrder:
         """Return the boot order for a process; what it runs and where is the config file's word, its place is the worker's.

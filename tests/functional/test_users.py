@@ -38,6 +38,14 @@ threads = 2
 "/blog" = {{ app = "owned", user = "{blog}:{blog}", env = {{ SECRET = "the blog's" }}, umask = "077", sandbox = {{ write = "." }} }}
 "/sleepy" = {{ app = "owned", user = "{shop}:{group}", lazy = true, idle_timeout = 1 }}
 "/neighbour" = {{ app = "hello", isolation = "process" }}
+
+[mounts."*.example.com/site"]
+app = "owned"
+user = "2000{{1}}:2000{{1}}"
+max_live = 1
+exists = "tenants/{{1}}"
+env = {{ SECRET = "{{1}}'s" }}
+sandbox = {{ write = "tenants/{{1}}" }}
 """
 
 
@@ -46,6 +54,9 @@ def folder() -> Iterator[Path]:
     """Give a folder that other users may write to; pytest's own are root's alone."""
     path = Path(tempfile.mkdtemp(prefix="isowsgi-users-"))
     path.chmod(0o755)
+    for label in ("1", "2", "x"):
+        (path / "tenants" / label).mkdir(parents=True)
+        os.chown(path / "tenants" / label, *[SHOP if label == "1" else BLOG] * 2)
     yield path
     shutil.rmtree(path)
 
@@ -188,6 +199,35 @@ def test_a_process_sleeps_and_wakes(server: Server) -> None:
     assert ids_of(told(server, "/sleepy")["pid"])[0] == SHOP
 
 
+def test_each_tenant_has_its_own_user(server: Server, folder: Path) -> None:
+    """Its user is its name's, looked up when it comes; where there is none its requests are answered 503, and nobody else is concerned."""
+
+    def ask(label: str, path: str = "/site") -> Any:
+        return server.get(path, headers={"Host": f"{label}.example.com"})
+
+    pids = []
+    for label, uid in (("1", SHOP), ("2", BLOG)):
+        facts = ask(label).json()
+        pids.append(facts["pid"])
+        assert ids_of(facts["pid"]) == (uid, uid, [uid])
+        assert facts["secrets"] == [f"{label}'s", 0]
+        assert ask(label, f"/site/write?{folder}/tenants/{label}/own").status_code == 200
+        assert (folder / "tenants" / label / "own").stat().st_uid == uid
+        assert ask(label, f"/site/write?{folder}/tenants/{3 - int(label)}/others").status_code == 500
+    eventually(lambda: not is_there(pids[0]), "the end of the one that has gone for another")
+
+    assert ask("3").status_code == 404
+    assert ask("x").status_code == 503
+    server.wait_for_log("no such user: '2000x'; create it, or write another one")
+    assert is_there(pids[1]) or ask("2").status_code == 200
+    again = ask("1").json()["pid"]
+    assert ids_of(again)[0] == SHOP
+    [answer] = client.ask(client.find(str(server.folder / "isowsgi.toml"), None), Reload(mount="1.example.com/site"), DEADLINE_S)
+    assert isinstance(answer.answer, Outcome)
+    eventually(lambda: not is_there(again), "the end of what was replaced")
+    assert ids_of(ask("1").json()["pid"])[0] == SHOP
+
+
 def test_what_runs_as_another_user_is_changed_by_who_is_root_alone(server: Server) -> None:
     """A table that is applied is the workers' word; what runs by itself goes on with other settings."""
     path = server.folder / "isowsgi.toml"
@@ -197,7 +237,7 @@ def test_what_runs_as_another_user_is_changed_by_who_is_root_alone(server: Serve
     try:
         path.write_text(changed)
         assert call(server.folder, "apply").returncode == 0
-        path.write_text(path.read_text() + '"/new" = { app = "owned", user = "20001:20001" }\n')
+        path.write_text(path.read_text() + '[mounts."/new"]\napp = "owned"\nuser = "20001:20001"\n')
         refused = call(server.folder, "apply")
         planned = call(server.folder, "plan")
     finally:
@@ -214,7 +254,7 @@ def test_a_user_that_is_new_comes_with_sighup_and_no_other_way(server: Server) -
     path = server.folder / "isowsgi.toml"
     text = path.read_text()
     try:
-        path.write_text(text + f'"/new" = {{ app = "owned", user = "{NEW}:{NEW}" }}\n')
+        path.write_text(text + f'[mounts."/new"]\napp = "owned"\nuser = "{NEW}:{NEW}"\n')
         path.chmod(0o666)
         server.send_signal(signal.SIGHUP)
         server.wait_for_log("it says which user runs what, so nobody but root may be able to change it")
