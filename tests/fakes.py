@@ -235,6 +235,9 @@ class FakeInstance:
     def has_free_thread(self) -> bool:
         return not self.busy
 
+    def is_at_leisure(self) -> bool:
+        return not self.busy
+
     def requests_in_flight(self) -> list[str]:
         return ["GET / HTTP/1.1"] if self.busy else []
 

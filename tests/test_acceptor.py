@@ -56,7 +56,7 @@ class FakeInstance:
     def progress(self) -> int:
         return self.progressed
 
-    def has_free_thread(self) -> bool:
+    def is_at_leisure(self) -> bool:
         return True
 
     def has_ended(self) -> bool:

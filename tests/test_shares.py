@@ -14,7 +14,7 @@ class Instance:
     def progress(self) -> int:
         return self.done
 
-    def has_free_thread(self) -> bool:
+    def is_at_leisure(self) -> bool:
         return not self.is_busy
 
     def has_ended(self) -> bool:

@@ -17,9 +17,14 @@ from isowsgi.shared.cgroups import Group, Use
 from isowsgi.shared.handover import blocking
 from isowsgi.shared.messages import BootOrder, Order, Report
 from isowsgi.shared.scoreboard import Scoreboard
+from isowsgi.shared.wire import MessageError
 
 # Extension modules that are remembered of an instance; an app with SciPy and Torch loads some hundreds.
 _MOST_EXTENSIONS = 10_000
+
+
+class ShutDown(MessageError):
+    """Nothing more can come from the inside."""
 
 
 class HostedInstance(CountedInstance, abc.ABC):
@@ -122,12 +127,12 @@ class HostedInstance(CountedInstance, abc.ABC):
             packet = self._channel.recv(messages.MAX_PACKET_BYTES + 1)
         except BlockingIOError:
             return None
+        if not packet:
+            raise ShutDown("its process has shut down its socket to the worker")
         if self._allowance is not None:
             self._allowance.take(len(packet), time.monotonic())
         report = messages.decode_report(packet)
-        effect = self._effects.get(type(report))
-        if effect is not None:
-            effect(report)
+        self._effects.get(type(report), _nothing)(report)
         return report
 
     def drain(self) -> None:
@@ -234,6 +239,10 @@ class HostedInstance(CountedInstance, abc.ABC):
 
     def _report_from_keeper(self, report: Report) -> None:
         self._inner.send(messages.encode(report))
+
+
+def _nothing(report: Report) -> None:
+    return
 
 
 def _note(known: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:

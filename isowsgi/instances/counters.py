@@ -55,6 +55,10 @@ class CountedInstance:
     def has_free_thread(self) -> bool:
         return sum(row.words[BUSY] != 0 for row in self._thread_rows) < self.threads
 
+    def is_at_leisure(self) -> bool:
+        """Whether no connection that it has waits for a thread."""
+        return self.has_free_thread()
+
     def requests_in_flight(self) -> list[str]:
         """Return the request lines that its threads are serving."""
         return [row.line() for row in self._thread_rows if row.words[BUSY]]

@@ -11,20 +11,19 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
-from isowsgi.instances.base import BROKEN_OFF, HostedInstance
+from isowsgi.instances.base import ShutDown
 from isowsgi.instances.bootorder import first_python
 from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkedprocess import ForkedProcess
 from isowsgi.instances.forkserver import START, memory_file
 from isowsgi.instances.forkservers import ForkServers
+from isowsgi.instances.keepers import Words
+from isowsgi.instances.lending import LendingInstance, Owner
 from isowsgi.instances.lifecycle import State
 from isowsgi.instances.original import Edition
 from isowsgi.instances.ownrows import OwnRows
@@ -34,42 +33,12 @@ from isowsgi.instances.spawnedprocess import SpawnedProcess, SpawnerClient, Spaw
 from isowsgi.instances.subinterpreter import boot_source
 from isowsgi.shared import messages, workdir
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.handover import FATES_BATCH, LINGERING, RETURNED, Loans, blocking, dup_of, key_of, number_of
-from isowsgi.shared.judgement import has_status
-from isowsgi.shared.messages import BootOrder, Descriptors
-from isowsgi.shared.rows import BUSY, RESPONSES, Row
+from isowsgi.shared.messages import BootOrder, Descriptors, Report
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.shared.wire import MessageError
 
-# Packets read from a dead child: more than its mail can hold (net.core.wmem_default is 208 KiB, and each takes 768 bytes of it).
-_MAIL_HOLDS = 4096
 
-# How long a child that has closed its end of the mail may take to exit.
-_CUT_OFF_S = 2.0
-
-# How long to wait when the system is short of what sending a descriptor takes.
-_SCARCE_S = 0.1
-
-
-class Owner(Protocol):
-    """Who owns connections that no instance has: the acceptor."""
-
-    def take_back(self, fd: int) -> None:
-        """Own a connection whose next request must be routed."""
-
-    def take_lingering(self, fd: int) -> None:
-        """Own one that was answered and shut down for writing."""
-
-    def take_closed(self, fd: int) -> None:
-        """Close one."""
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> None: ...
-    def watch_room(self, fd: int, callback: Callable[[], object] | None) -> None: ...
-    def unwatch(self, fd: int) -> None: ...
-    def later(self, delay_s: float, callback: Callable[[], object]) -> None: ...
-
-
-class ProcessInstance(HostedInstance):
+class ProcessInstance(LendingInstance):
     """One live copy in its own process.
 
     Args:
@@ -82,6 +51,7 @@ class ProcessInstance(HostedInstance):
         edition: of what its process is a copy; None: it loads the app.
         spawner: starts it, if it is another user's.
         own_rows: what it writes in the place of the scoreboard; this object's from now on. None: it writes there.
+        wake: called on its keeper's thread when `read` has what that says.
     """
 
     can_be_killed = True
@@ -99,27 +69,12 @@ class ProcessInstance(HostedInstance):
         edition: Edition | None = None,
         spawner: SpawnerClient | None = None,
         own_rows: OwnRows | None = None,
+        wake: Callable[[ProcessInstance], object] = lambda instance: None,
     ) -> None:
-        super().__init__(order, board, own_rows.region if own_rows is not None else None)
-        self.own_rows = own_rows
-        if own_rows is not None:
-            self._owned.callback(own_rows.close)
-        self._owner = owner
+        super().__init__(order, board, owner, containment, own_rows)
         self._python: str = (first := first_python(order)) or sys.executable
         # Of the host's Python; another one would look for its standard library there.
         self._environ = {name: value for name, value in environ.items() if name != "PYTHONHOME" or not first}
-        try:
-            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._mail, self._inner_mail = (self._owned.enter_context(blocking(end)) for end in pair)
-            self._mail.setblocking(False)
-            owner.watch(self._mail.fileno(), self._on_mail)
-            self._owned.callback(owner.unwatch, self._mail.fileno())
-        except OSError:
-            self.discard()
-            raise
-        self._loans = Loans(self._mail, self._want_to_send, self._send_later, owner.take_back)
-        # A connection that cannot be sent is no reason to let the mail rest, as the loop does with what has failed.
-        self._on_room = functools.partial(containment.call, f"{self.tag}: mail", self._loans.send_waiting)
         fds = Descriptors(**(own_rows.fds if own_rows else shared_fds), channel=self._inner.fileno(), mail=self._inner_mail.fileno())
         self._order = order.replace(fds=fds, worker_pid=os.getpid())
         self._effects[messages.Closed] = lambda report: None  # the process ends next, and that brings the connections back
@@ -132,9 +87,9 @@ class ProcessInstance(HostedInstance):
         self._imported: list[str] = []  # as its process says, until it is ready
         self._child: subprocess.Popen[bytes] | ForkedProcess | SpawnedProcess | None = None
         self._is_killed = False
+        self._words = Words(functools.partial(wake, self))
+        self._is_shut_down = False  # whether the child says nothing more
         self._has_exited = False  # as its keeper knows
-        self._killed_by = ""  # the same: by whom, or for what, the rest of a sentence
-        self._unserved: list[int] = []  # connections of the dead child whose requests it had not begun
         self._keeper = threading.Thread(target=self._keep, name=f"isowsgi-keeper {self.tag}", daemon=True)
 
     @property
@@ -145,15 +100,19 @@ class ProcessInstance(HostedInstance):
     def start(self) -> None:
         self._keeper.start()
 
-    def give(self, fd: int) -> None:
-        if self.own_rows is not None:
-            self.own_rows.lend(fd)
-        self._loans.give(fd)
+    def read(self) -> Report | None:
+        try:
+            report = None if self._is_shut_down else super().read()
+        except ShutDown:
+            self._is_shut_down = True
+            self._owner.unwatch(self.fileno())  # else its event would come again and again
+            raise
+        if report is None and (report := self._words.next()) is not None:
+            self._effects[type(report)](report)
+        return report
 
-    def drain(self) -> None:
-        super().drain()
-        for fd in self._loans.take_back_waiting():
-            self._owner.take_back(fd)
+    def _report_from_keeper(self, report: Report) -> None:
+        self._words.say(report)
 
     def abandon(self) -> None:
         super().abandon()
@@ -210,73 +169,9 @@ class ProcessInstance(HostedInstance):
                 self.error = self.traceback = f"its {how} before the app was loaded{_hint(self._order, report.status)}"
             self._on_ended(threads_left=0)
 
-    def _settle(self) -> None:
-        """Take every connection of the dead child back; only those whose requests it was serving are lost."""
-        self._read_mail(_MAIL_HOLDS)
-        begun = {row.words[BUSY]: row for row in self._thread_rows if row.words[BUSY]}
-        for fd in self._loans.take_back_all():
-            try:
-                take = self._settle_one(fd, begun)
-            except Exception:  # an app in the main interpreter has closed it, or no memory is left
-                take = self._owner.take_closed
-            take(fd)
-
-    def _settle_one(self, fd: int, begun: Mapping[int, Row]) -> Callable[[int], None]:
-        """Answer a connection's request if the child had begun it; return who takes the connection. Takes no descriptor."""
-        sock = blocking(socket.socket(fileno=fd))
-        try:
-            row = begun.get(key_of(sock, fd))
-            if row is None:
-                return self._unserved.append
-            if has_status(row.words):
-                return self._owner.take_closed
-            self._board.mount_row(self._mount_of(row)).words[RESPONSES + 5] += 1
-            try:
-                sock.send(BROKEN_OFF, socket.MSG_DONTWAIT)
-            except OSError:
-                pass  # the client is gone
-            return self._owner.take_lingering
-        finally:
-            sock.detach()
-
-    def _connection_of(self, key: int) -> socket.socket | None:
-        # The child writes its rows itself, and may name any connection there.
-        return dup_of(key) if self._loans.has_lent(number_of(key)) else None
-
-    def _on_mail(self) -> None:
-        before = self._loans.passed_over
-        self._read_mail()
-        if self._allowance is not None and (count := self._loans.passed_over - before):
-            try:
-                self._allowance.take(0, time.monotonic(), count)
-            except MessageError:
-                self._killed_by = "for flooding the worker with messages"
-                self._allowance = None  # that is told once, and its reports are no flood beside
-                self._owner.unwatch(self._mail.fileno())
-                self._end_cut_off()
-        if self._loans.is_cut_off:  # else its event would come again and again
-            self._owner.unwatch(self._mail.fileno())
-            # It is about to exit and its keeper tells how; or it lives on, and nothing would come of what it is given.
-            self._owner.later(_CUT_OFF_S, self._end_cut_off)
-
     def _end_cut_off(self) -> None:
         if self._child is not None and not self._has_exited:
             self._child.kill()  # and so its end is reported as a crash
-
-    def _read_mail(self, most: int = FATES_BATCH) -> None:
-        for fate, fd in self._loans.read_fates(most):
-            if fate == RETURNED:
-                self._owner.take_back(fd)
-            elif fate == LINGERING:
-                self._owner.take_lingering(fd)
-            else:
-                self._owner.take_closed(fd)
-
-    def _want_to_send(self, wants: bool) -> None:
-        self._owner.watch_room(self._mail.fileno(), self._on_room if wants else None)
-
-    def _send_later(self) -> None:
-        self._owner.later(_SCARCE_S, self._on_room)
 
     def _keep(self) -> None:
         """The keeper's whole life: one child, from its start to its end. The kernel kills the child when this thread ends (prctl)."""

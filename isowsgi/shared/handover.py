@@ -283,6 +283,7 @@ class Loans:
     Attributes:
         is_cut_off: whether the child has closed its end; it has ended, or can neither get nor return a connection any more.
         passed_over: how many packets were of no loan.
+        over: how many loans are, by what the child said.
     """
 
     def __init__(
@@ -297,7 +298,7 @@ class Loans:
         self._send_later = send_later
         self._on_unsent = on_unsent
         self.is_cut_off = False
-        self.passed_over = 0
+        self.passed_over = self.over = 0
         self._lent: dict[int, int] = {}  # descriptors by the loans' serials
         self._next_serial = 1
         self._waiting: list[int] = []  # serials of those given for which there was no room in the socket yet
@@ -385,6 +386,7 @@ class Loans:
             fate, serial = _FATE.unpack(packet) if len(packet) == _FATE.size else (b"", -1)
             if (fd := self._lent.pop(serial, None)) is not None:
                 fates.append((fate, fd))
+                self.over += 1
             else:
                 self.passed_over += 1
         return fates

@@ -17,6 +17,7 @@ from isowsgi.instances.base import HostedInstance
 from isowsgi.instances.bootorder import BootOrders
 from isowsgi.instances.controlgroups import ControlGroups
 from isowsgi.instances.forkservers import ForkServers
+from isowsgi.instances.keepers import Keepers
 from isowsgi.instances.maininterpreter import MainInstance
 from isowsgi.instances.original import Edition
 from isowsgi.instances.ownrows import OwnRows
@@ -98,6 +99,7 @@ class Workshop:
         self.on_measured: Callable[[Instance, Measured, float], None] = lambda instance, report, now: None
         self._acceptor: Acceptor | None = None
         self._capacity = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._keepers = Keepers(containment)
         self._fds = {"board": board.fd} if origins_fd is None else {"board": board.fd, "origins": origins_fd}
         self.fork_servers = ForkServers(orders.packages, log, containment)
         self._environ = dict(os.environ)  # before an app in the main interpreter changes it
@@ -106,6 +108,7 @@ class Workshop:
         """Begin to work for an acceptor; instances can be made from now on."""
         self._acceptor = acceptor
         acceptor.watch(self._capacity, self._on_capacity)
+        acceptor.watch(self._keepers.fileno(), self._keepers.turn)
         acceptor.watch(self.placement.fileno(), self._on_verdicts)
         if self.spawner is not None:
             acceptor.watch(self.spawner.fileno(), self._on_spawners_end)
@@ -120,7 +123,10 @@ class Workshop:
             undo.callback(board.give_back, first_row)
             instance = self._make(self._order(deployment, slot, first_row), self._edition_of(deployment))
             undo.callback(instance.discard)
-            acceptor.watch(instance.fileno(), partial(self._on_reports, deployment, instance))
+            read = partial(self._on_reports, deployment, instance)
+            self._keepers.expect(instance, read)
+            undo.callback(self._keepers.forget, instance)
+            acceptor.watch(instance.fileno(), read)
             undo.callback(acceptor.unwatch, instance.fileno())
             instance.start()
             undo.pop_all()
@@ -129,6 +135,7 @@ class Workshop:
     def dispose(self, instance: Instance) -> None:
         assert isinstance(instance, HostedInstance), "made here"
         self._parts().unwatch(instance.fileno())
+        self._keepers.forget(instance)
         if instance.threads_left:
             text = "%s: ended, but %d of the app's threads are still running, so its interpreter cannot be freed"
             self.log.warning(text, instance.tag, instance.threads_left)
@@ -210,19 +217,19 @@ class Workshop:
             if is_of_another_user(order):
                 servers = edition = None
             known = (order, self._fds, board, acceptor, self._environ, self.containment, self.groups)
-            return self._with_own_rows(order, partial(ProcessInstance, *known, servers, edition, self.spawner))
+            return self._with_own_rows(order, partial(ProcessInstance, *known, servers, edition, self.spawner, wake=self._keepers.wake))
         fds = {**self._fds, "returns": acceptor.returns_fd, "lingering": acceptor.lingering_fd, "capacity": self._capacity}
         if order.isolation == MAIN:
             return MainInstance(order, fds, board, self.log)
         return InterpreterInstance(order, fds, board)
 
-    def _with_own_rows(self, order: BootOrder, make: Callable[[OwnRows | None], ProcessInstance]) -> ProcessInstance:
+    def _with_own_rows(self, order: BootOrder, make: Callable[..., ProcessInstance]) -> ProcessInstance:
         """Make a process with memory of its own for its rows, if its order says so."""
         if order.walls is None or not order.walls.has_own_rows:
-            return make(None)
+            return make(own_rows=None)
         own = OwnRows(self.board, order, self._fds.get("origins"), self._on_claimed)
         try:
-            return make(own)
+            return make(own_rows=own)
         except BaseException:
             own.close()
             raise

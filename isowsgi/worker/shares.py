@@ -1,7 +1,8 @@
 """How many connections a mount may have that it does not answer: so that neighbours always get some.
 
 A connection that was handed over is the instance's, and nobody else can tell whether it will ever be looked at. So hand-overs are counted
-against what the instance does: each request that it begins, turns away or whose connection it closes is one that no longer waits. An
+against what the instance does: each request that it begins, turns away or whose connection it closes is one that no longer waits. A walled
+process may say anything of that, so of it only connections count that have come back or were closed, as it has no other word in this. An
 instance gets no further ones once the requests that wait for it are half of all connections that those before it have left. More wait with
 the acceptor: as long as the instance does anything, to be handed over later; else to be answered 503.
 """
@@ -24,7 +25,9 @@ class Server(Protocol):
     def progress(self) -> int:
         """Return a number that grows by one or more for each connection that it deals with."""
 
-    def has_free_thread(self) -> bool: ...
+    def is_at_leisure(self) -> bool:
+        """Whether no connection that it has waits for a thread."""
+
     def has_ended(self) -> bool: ...
 
 
@@ -78,6 +81,6 @@ class Shares:
         if made < 0:  # the board may hold anything; counters only grow
             waiting.progress = progress
         elif made:
-            # With a thread free nothing waits, whatever has become of the connections that were counted.
-            waiting.count = 0 if server.has_free_thread() else max(waiting.count - made, 0)
+            # Then nothing waits, whatever has become of the connections that were counted.
+            waiting.count = 0 if server.is_at_leisure() else max(waiting.count - made, 0)
             waiting.progress, waiting.since = progress, now

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ATTACKS = {}
@@ -273,6 +274,26 @@ def make_noise():
                         sock.send(report)
 
 
+def boast():
+    """Say all the time to have served more, and more."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if "isowsgi-scoreboard" in os.readlink(f"/proc/self/fd/{name}"):
+                fd = int(name)
+    with _mapped(fd, os.lseek(fd, 0, os.SEEK_DATA)) as memory:
+        for number in range(1, 10**6):
+            memory[:] = number.to_bytes(8, sys.byteorder) * (2**16 // 8)
+            time.sleep(0.02)
+
+
+def cut_off():
+    """Shut down all sockets to the worker: the worker has the same ends, and they are shut down there too."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            if sock.family == socket.AF_UNIX:
+                sock.shutdown(socket.SHUT_RDWR)
+
+
 def _check(result):
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -284,6 +305,10 @@ def application(environ, start_response):
     told = {"pid": os.getpid(), "tmp": tempfile.gettempdir(), "attacks": list(ATTACKS)}
     if name == "noise":
         make_noise()
+    if name == "boast":
+        boast()
+    if name == "cut":
+        cut_off()
     if name in ATTACKS:
         try:
             ATTACKS[name](place)

@@ -283,6 +283,40 @@ def test_whatever_it_writes_to_the_worker_harms_its_own_connections_only(server:
     assert isinstance(status.answer, WorkerStatus)
 
 
+@pytest.mark.parametrize("mount", ["/walled", pytest.param("/owned", marks=pytest.mark.skipif(not IS_POSSIBLE, reason="no users"))])
+def test_shutting_down_its_sockets_to_the_worker_ends_that_process_only(server: Server, place: dict[str, Any], mount: str) -> None:
+    """The worker had the same end of one, by which it was to hear of the process' end: it never did, and looked for it without a pause."""
+    pid = said(server, mount, {})["pid"]
+    with Load(server.connect, ["/neighbour"], clients=2) as load:
+        with contextlib.suppress(requests.RequestException):
+            requests.post(f"{server.url}{mount}/cut", data="{}", timeout=30)
+        eventually(lambda: requests.post(server.url + mount, data="{}", timeout=30).status_code == 200, "the next process")
+
+    assert load.failures == []
+    assert said(server, mount, {})["pid"] != pid
+    server.wait_for_log(rf"{mount} #\d+: its process has shut down its socket to the worker")
+    assert server.log().count("shut down its socket") <= 2
+    assert server.workers() == [place["worker"]]
+
+
+def test_who_boasts_of_what_it_serves_gets_no_more_than_its_share_of_the_connections(tmp_path: Path) -> None:
+    """What waits for it was counted by its own word, so all connections of the worker could wait there, and none was left for others."""
+    config = """
+        [mounts]
+        "/boasts" = { app = "hostile", sandbox = true, threads = 1, request_timeout = 0, queue = 1000, queue_timeout = 600 }
+        "/neighbour" = { app = "hello", isolation = "process", threads = 1 }
+    """
+    with (
+        running_server(tmp_path, config, "--worker-connections", "20", "--graceful-timeout", "1", wait_for=2) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(30):
+            sock = stack.enter_context(server.connect())
+            sock.sendall(b"GET /boasts/boast HTTP/1.1\r\nHost: a\r\n\r\n")
+        for _ in range(5):
+            assert server.get("/neighbour").status_code == 200
+
+
 def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:
     assert server.workers() == [place["worker"]]
     assert said(server, "/neighbour", {})["pid"] == place["neighbour"]
