@@ -164,6 +164,7 @@ class FakeInstance:
         self.has_gone = self.is_overdue = self.is_in_line = self.is_walled = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
         self.served = self.measures = 0
+        self.was_freed: bool | None = None  # None: it was not disposed of
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off
         self.asked: list[TellStacks | Profile | Census] = []  # questions that are answered in parts
         self.known: list[Known] = []  # answers to what it has asked itself
@@ -172,6 +173,9 @@ class FakeInstance:
 
     def start(self) -> None:
         self.started = True
+
+    def dispose(self, destroy: bool) -> None:
+        self.was_freed = destroy
 
     def read(self) -> Report | None:
         if not self.said:
@@ -300,7 +304,7 @@ class FakeSurroundings:
         self.made.append(instance)
         return instance
 
-    def dispose(self, instance: Any) -> None:
+    def dispose(self, instance: Any, is_awaited: bool) -> None:
         self.disposed.append(instance)
 
     def release(self, deployment: Deployment) -> None:

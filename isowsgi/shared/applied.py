@@ -17,7 +17,8 @@ from isowsgi.shared.sharedmemory import Text, make_memory, text_bytes
 MAX_BYTES = 4 << 20
 
 
-# Bytes whose locks say who decides just now, who watches the config files, and from which on who loads something beside what serves.
+# Bytes whose locks say who decides just now, who watches the config files, and from which on who loads something beside
+# what serves, or frees it.
 _DECIDE_BYTE, _WATCH_BYTE, _FIRST_PLACE = 0, 1, 2
 
 

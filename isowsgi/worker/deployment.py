@@ -54,8 +54,8 @@ class Surroundings(Protocol):
             Exception: there is no thread, descriptor, memory or row of the scoreboard left.
         """
 
-    def dispose(self, instance: Instance) -> None:
-        """Free what an instance had that has ended."""
+    def dispose(self, instance: Instance, is_awaited: bool) -> None:
+        """Free what an instance had that has ended; at once if its end is awaited."""
 
     def release(self, deployment: Deployment) -> None:
         """Look again at requests that wait for the deployment."""

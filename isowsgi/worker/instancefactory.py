@@ -25,7 +25,7 @@ from isowsgi.instances.process import ProcessInstance, is_of_another_user
 from isowsgi.instances.spawnedprocess import SpawnerClient
 from isowsgi.instances.subinterpreter import InterpreterInstance
 from isowsgi.shared.containment import Containment
-from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, keeps_memory
+from isowsgi.shared.interpreters import MAIN, OWN_GIL, PROCESS, SHARED_GIL, keeps_memory
 from isowsgi.shared.messages import BootOrder, Measured, Part
 from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.acceptor import Acceptor
@@ -87,7 +87,7 @@ class Workshop:
         self.turns = Turns(places, self._look_again)
         self._will_look = False
         self.boots = Boots(boots_at_a_time(orders.workers), log, containment.call, machine_times)
-        self.departures = Departures(log)
+        self.departures = Departures(log, places.for_ends(), self._look_again)
         self.groups = groups
         self.spawner = spawner
         self.leaked = self.claimed = 0
@@ -132,7 +132,7 @@ class Workshop:
             undo.pop_all()
         return instance
 
-    def dispose(self, instance: Instance) -> None:
+    def dispose(self, instance: Instance, is_awaited: bool) -> None:
         assert isinstance(instance, HostedInstance), "made here"
         self._parts().unwatch(instance.fileno())
         self._keepers.forget(instance)
@@ -142,9 +142,12 @@ class Workshop:
         else:
             self.board.give_back(instance.first_row)
             if not self.is_stopping:
-                self.departures.add(instance, time.monotonic())
                 self.log.info("%s: ended", instance.tag)
                 self.leaked += keeps_memory(instance.isolation)
+                if instance.isolation in (OWN_GIL, SHARED_GIL) and not is_awaited:
+                    self.departures.put_off(instance, time.monotonic())
+                    return
+                self.departures.add(instance, time.monotonic())
         # At a worker's exit the process goes with all it holds; ending interpreters one by one would only add risks.
         instance.dispose(destroy=not self.is_stopping)
 
@@ -247,12 +250,14 @@ class Workshop:
     def _look_again(self) -> None:
         if not self._will_look:
             self._will_look = True
-            self._parts().later(LOOK_S, self._look_for_place, "queue of replacements")
+            self._parts().later(LOOK_S, self._look_for_place, "places of workers")
 
     def _look_for_place(self) -> None:
         self._will_look = False
         if not self.is_stopping:
-            self.turns.pass_on(time.monotonic())
+            now = time.monotonic()
+            self.containment.call("queue of replacements", self.turns.pass_on, now)
+            self.containment.call("ends of interpreters", self.departures.pass_on, now)
 
     def _on_reports(self, deployment: Deployment, instance: HostedInstance) -> None:
         deployment.reports.read(instance, time.monotonic())

@@ -239,7 +239,8 @@ class Reports:
         try:
             self._settle(instance, now)
         finally:
-            self._deployment.surroundings.dispose(instance)
+            # With "stop-first" requests wait for the end of it.
+            self._deployment.surroundings.dispose(instance, self._deployment.mount.replace == "stop-first")
 
     def _settle(self, instance: Instance, now: float) -> None:
         deployment = self._deployment

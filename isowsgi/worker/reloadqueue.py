@@ -22,8 +22,8 @@ TURN_S = 10.0
 # How long a worker waits for the others at most. The kernel frees the place of one that dies, and gunicorn kills one that hangs after 30 s.
 _MOST_WAIT_S = 30.0
 
-# How often it looks meanwhile whether there is a place.
-LOOK_S = 0.05
+# How often it looks whether there is a place, while it waits for one.
+LOOK_S = 0.02
 
 
 class Replaceable(Protocol):
@@ -44,11 +44,13 @@ class Places:
     Args:
         shared: what the workers share; None: there is nobody to wait for.
         count: of places.
+        first: number of the first one.
     """
 
-    def __init__(self, shared: LastApplied | None = None, count: int = 1) -> None:
+    def __init__(self, shared: LastApplied | None = None, count: int = 1, first: int = 0) -> None:
         self._shared = shared
         self._count = count
+        self._first = first
         self._held: int | None = None
 
     @property
@@ -59,13 +61,18 @@ class Places:
         """Return whether the worker has a place; it may have had it before."""
         if self._shared is None or self._held is not None:
             return True
-        self._held = next((number for number in range(self._count) if self._shared.take_place(number)), None)
+        numbers = range(self._first, self._first + self._count)
+        self._held = next((number for number in numbers if self._shared.take_place(number)), None)
         return self._held is not None
 
     def give_back(self) -> None:
         if self._shared is not None and self._held is not None:
             self._shared.give_place(self._held)
             self._held = None
+
+    def for_ends(self) -> Places:
+        """Return the place of the one worker that may free interpreters, see `departures`."""
+        return Places(self._shared, 1, self._first + self._count)
 
 
 class Turns:

@@ -57,6 +57,7 @@ class Supervisor:
     Attributes:
         live: the table that serves, and its changes.
         rss_at_start: MiB, before the first mount was loaded.
+        on_report: called when an instance has had something to say, and all others have dealt with it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Supervisor:
         self._is_over = False  # all that was accepted is answered
         self._reporter: Reporter | None = None
         self.certificates: Callable[[], list[Told]] = list  # that serve; set where there is TLS
+        self.on_report: Callable[[], object] = lambda: None
         self.rss_at_start = 0
         self._quarantined, self._moved, self._suspects = quarantined, moved, suspects
         self._tenants: dict[int, Deployment] = {}  # those that live, by their mounts' numbers
@@ -99,6 +101,7 @@ class Supervisor:
         self._meter = Meter(self.live.all, lambda each: bool(each.mount.max_memory or self.table.config.limits.max_rss))
         self._memory = MemoryWatch(lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss, self._meter)
         self._workshop.on_measured = self._meter.on_measured
+        self._meter.departing = self._workshop.departures.instances
         self._workshop.forks_processes = lambda: self.table.config.limits.fork_server
 
     @property
@@ -241,6 +244,7 @@ class Supervisor:
         """Tell every instance that its next response on each connection is the last."""
         self._is_stopping = self._workshop.is_stopping = True
         self._containment.call("queue of replacements", self._workshop.turns.end)
+        self._containment.call("ends of interpreters", self._workshop.departures.end)
         for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: closing its connections", deployment.finish)
         self._containment.call("report to the scoreboard", self.publish, True)
@@ -257,6 +261,7 @@ class Supervisor:
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""
         self._is_stopping = self._is_over = self._workshop.is_stopping = True
+        self._containment.call("ends of interpreters", self._workshop.departures.end)
         for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: stop", deployment.stop)
 
@@ -287,6 +292,7 @@ class Supervisor:
         self._containment.call("queue of boots", self._workshop.boots.pass_on, now)
         if self._reporter is not None:
             self._containment.call("report to the scoreboard", self._reporter.publish_soon, now)
+        self.on_report()
 
 
 def _is_any(members: Sequence[Mount], patterns: Collection[str]) -> bool:
