@@ -55,12 +55,13 @@ class Party:
         self.made = [FakeInstance(isolation=isolation) for isolation in isolations]
         for instance in self.made:
             instance.takes_in(Ready(boot_s=0.25, objects=9, extensions=[], refused=[]))
-        deployments: Any = [
-            SimpleNamespace(slots=SimpleNamespace(all=lambda one=instance: [one]), trend=Trend(), log=self.log) for instance in self.made
-        ]
-        self.meter = Meter(lambda: deployments, lambda deployment: is_limited)
+        self.meter = Meter(self._deployments, lambda deployment: is_limited)
         self._asked, self._seen = dict.fromkeys(self.made, 0), dict.fromkeys(self.made, 0)
         self.meter.start(lambda delay_s, callback, /: None)
+
+    def _deployments(self) -> list[Any]:
+        slots = [SimpleNamespace(all=lambda one=instance: [one]) for instance in self.made]
+        return [SimpleNamespace(slots=each, trend=Trend(), log=self.log) for each in slots]
 
     def answers(self, instance: FakeInstance, weight: int = 1000, **changes: Any) -> None:
         found = Measured(is_whole=True, took_s=0.003, objects=1, small=2**30, large=0, weight=weight)
@@ -169,6 +170,42 @@ def test_idle_apps_of_which_one_has_grown_cost_few_rounds(monkeypatch: pytest.Mo
     party.passes(30, serves=0, took_s=0.02, grows=2 * NEWS_BYTES)
 
     assert [each.measures for each in party.made if not 2 <= each.measures <= 5] == []
+
+
+def test_idle_apps_are_not_measured_for_others_that_come_and_go_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each change of a table all idle mounts were measured again, which took a fifth of a core for minutes."""
+    party = Party(monkeypatch, *["own-gil"] * 10)
+    party.passes(1)
+    party.passes(60, serves=0)
+    before = [each.measures for each in party.made]
+    added = FakeInstance(isolation="own-gil")
+    added.takes_in(Ready(boot_s=0.25, objects=40_000, extensions=[], refused=[]))
+    party.made.append(added)
+    party.rss += 20 * MIB
+    party._seen[added] = party._asked[added] = 0
+    party.passes(10, serves=0)
+
+    party.made.remove(added)
+    added.state = State.CLOSED
+    party.meter.departing = lambda: [added]
+    party.passes(2, serves=0)
+    party.rss -= 20 * MIB
+    added.has_gone = True
+    party.meter.departing = list
+    party.passes(30, serves=0)
+
+    assert [each.measures for each in party.made] == before
+
+
+def test_idle_apps_are_measured_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, *["own-gil"] * 10)
+    party.passes(1)
+    party.passes(60, serves=0)
+    before = [each.measures for each in party.made]
+    party.rss += 4 * NEWS_BYTES
+    for _ in range(3):
+        party.passes(1, serves=0, mute=party.made)
+        assert sum(each.measures for each in party.made) == sum(before) + 1
 
 
 def test_a_process_is_counted_page_by_page_only_if_it_has_changed_and_is_not_large(monkeypatch: pytest.MonkeyPatch) -> None:
