@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from isowsgi.shared import controlmessages, sockets
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.controlmessages import Request
 from isowsgi.shared.rows import INTERNAL_ERRORS
-from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker import loop as loop_module
 from isowsgi.worker.control import commands
+from isowsgi.worker.control import server as control_module
 from isowsgi.worker.control.server import AT_ONCE, ControlServer, Errand, drive
 from isowsgi.worker.loop import Loop
 from tests.conftest import DEADLINE_S
@@ -200,12 +200,19 @@ def test_who_cannot_be_woken_is_tried_again(loop: Loop, event: int, monkeypatch:
         loop.turn(0.01)
 
 
-def test_an_errand_that_waits_for_nothing_goes_on_in_the_next_turn_of_the_loop(tmp_path: Path) -> None:
+def serve_control(loop: Loop, folder: Path, begin: Callable[[Request[Any]], Errand]) -> tuple[ControlServer, str]:
+    """Return a control server that the loop drives, and its socket's path."""
+    server = ControlServer(begin, commands.this_worker("/isowsgi.toml", 1), logging.getLogger("test"), loop.containment)
+    folder.chmod(0o700)
+    path = server.open([str(folder)], sockets.socket_name("/isowsgi.toml", 1, 2))
+    assert path is not None
+    drive(loop, server)
+    return server, path
+
+
+def test_an_errand_that_waits_for_nothing_goes_on_in_the_next_turn_of_the_loop(loop: Loop, tmp_path: Path) -> None:
     """Each of its steps would cost a tenth of a second otherwise, or all of them together keep requests waiting."""
     steps = 50
-    log = logging.getLogger("test")
-    containment = Containment(log, Scoreboard().row(0).words)
-    loop = Loop(containment)
 
     def begin(request: Request[Any]) -> Errand:
         for _ in range(steps):
@@ -213,11 +220,7 @@ def test_an_errand_that_waits_for_nothing_goes_on_in_the_next_turn_of_the_loop(t
         yield None
         return controlmessages.TableOutcome(outcome="dropped", text="")
 
-    server = ControlServer(begin, commands.this_worker("/isowsgi.toml", 1), log, containment)
-    tmp_path.chmod(0o700)
-    path = server.open([str(tmp_path)], sockets.socket_name("/isowsgi.toml", 1, 2))
-    assert path is not None
-    drive(loop, server)
+    server, path = serve_control(loop, tmp_path, begin)
     waits: list[float] = []
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
@@ -228,3 +231,31 @@ def test_an_errand_that_waits_for_nothing_goes_on_in_the_next_turn_of_the_loop(t
 
     server.close()
     assert waits.count(0.0) == steps - 1  # the first one in the turn in which the request came
+
+
+def test_an_errand_whose_wait_may_be_over_goes_on_in_the_next_turn_of_the_loop(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a command waits for a look at what has long been loaded, once for each step."""
+    monkeypatch.setattr(control_module, "_LOOK_S", 1000.0)
+    is_loaded = False
+
+    def begin(request: Request[Any]) -> Errand:
+        while not is_loaded:
+            yield None
+        return controlmessages.TableOutcome(outcome="dropped", text="")
+
+    server, path = serve_control(loop, tmp_path, begin)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(controlmessages.encode_request(controlmessages.Drop(serial="s")))
+        while server.wait_s() != 1000.0:
+            loop.turn(DEADLINE_S)
+        for _ in range(3):  # accept, take the request
+            loop.turn(0)
+        is_loaded = True
+        server.look_soon()
+        loop.turn(DEADLINE_S)
+
+        assert select.select([client], [], [], 0)[0]
+    server.close()

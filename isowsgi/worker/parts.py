@@ -128,6 +128,7 @@ def assemble(given: Given) -> Parts:
     control = ControlServer(carrier.begin, commands.this_worker(config.path, given.age), given.log, given.containment)
     carrier.asker = lambda: control.asker
     carrier.shells.on_answer = control.tick  # else each line of a paste waits for its answer until the next look
+    supervisor.on_report = control.look_soon  # what a command waits for may have come
     drive(loop, control)
     own_files = given.tls.files or () if given.tls is not None else ()
     watcher = FileWatcher(lambda: supervisor.table.config, given.last_applied, given.log, own_files)

@@ -71,6 +71,7 @@ class ControlServer:
 
     Attributes:
         asker: whose request is being begun or was begun last, for the log.
+        on_soon: has `tick` called in the next turn of the loop.
     """
 
     def __init__(self, begin: Callable[[Request[Any]], Errand], worker: Worker, log: Any, containment: Containment) -> None:
@@ -84,6 +85,7 @@ class ControlServer:
         self._name = ""
         self._clients: dict[int, _Client] = {}
         self.asker = ""
+        self.on_soon: Callable[[], None] = lambda: None
 
     def open(self, folders: list[str], name: str) -> str | None:
         """Listen in the first folder that is safe; return the socket's path.
@@ -120,6 +122,11 @@ class ControlServer:
         if any(client.is_eager for client in self._clients.values()):
             return 0.0
         return _LOOK_S if self._clients else math.inf
+
+    def look_soon(self) -> None:
+        """Look at errands in the next turn of the loop: what they wait for may have come."""
+        if self._clients:
+            self.on_soon()
 
     def turn(self) -> None:
         """Handle what came on the connections."""
@@ -272,9 +279,9 @@ def drive(loop: Loop, server: ControlServer) -> None:
     """Have a loop call a server whenever it has something to do."""
     planned = math.inf  # monotonic seconds
 
-    def plan() -> None:
+    def plan(at_once: bool = False) -> None:
         nonlocal planned
-        at = time.monotonic() + server.wait_s()
+        at = time.monotonic() + (0.0 if at_once else server.wait_s())
         if at < planned:
             planned = at
             loop.later(at - time.monotonic(), tick, "control socket")
@@ -295,4 +302,5 @@ def drive(loop: Loop, server: ControlServer) -> None:
         finally:
             plan()
 
+    server.on_soon = lambda: plan(at_once=True)
     loop.watch(server.fileno(), turn, "control socket")
