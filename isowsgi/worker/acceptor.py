@@ -179,6 +179,7 @@ class Acceptor:
 
     def _own(self, fd: int, step: Callable[[Client], None]) -> None:
         if not self._clients.count_if_closed(fd) and (client := self._clients.take_back(fd, self._idle_s(), None)) is not None:
+            client.was_lent = True
             set_limits(client.sock, STANDARD)  # the child may have died with its own, or left any
             step(client)
 
@@ -223,6 +224,7 @@ class Acceptor:
     def _sweep(self) -> None:
         now = time.monotonic()
         self._shares.tick(now)
+        self._clients.closer.tick()
         for client in self._clients.expired(now):
             self._guarded(client.sock.fileno(), self._expire, client)
         self.on_capacity()

@@ -16,6 +16,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.handover import ARM_EDGE, blocking
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.peek import PEEK_MAX_BYTES
+from isowsgi.worker.closer import Closer
 
 # How long, and how many bytes, a refused client may keep sending before its connection is closed: gunicorn.util.close_graceful's. Of the
 # bytes twice as many: a head may be refused because it is too large to be peeked at, and then all of it is still to be read.
@@ -48,6 +49,7 @@ class Client:
         "peer",
         "phase",
         "sock",
+        "was_lent",
     )
 
     def __init__(self, sock: socket.socket, peer: Any, deadline: float, armed_in: select.epoll | None) -> None:
@@ -63,6 +65,7 @@ class Client:
         self.mount = -1  # while PARKED
         self.is_held = False  # whether it is PARKED because its mount has too many that it does not answer
         self.discarded = 0  # bytes, while LINGERING
+        self.was_lent = False  # whether a child process had it, which may have set anything on it
 
 
 class Clients:
@@ -73,10 +76,14 @@ class Clients:
         origins: where connections come from whose sockets do not say; None: all do.
         on_closed: called when one was closed.
         containment: where mistakes end.
+
+    Attributes:
+        closer: closes what child processes had.
     """
 
     def __init__(self, epoll: select.epoll, origins: Origins | None, on_closed: Callable[[], None], containment: Containment) -> None:
         self._epoll = epoll
+        self.closer = Closer()
         self._origins = origins
         self._on_closed = on_closed
         self._containment = containment
@@ -166,7 +173,7 @@ class Clients:
         """Close a connection; disarmed first, for a child process between fork and exec may still hold the descriptor."""
         self._disarm(client)
         del self.by_fd[client.sock.fileno()]
-        client.sock.close()
+        self._close(client)
         self.closed += 1
         self._on_closed()
 
@@ -182,19 +189,23 @@ class Clients:
             return
         client.armed_in = None
         try:
-            client.sock.close()
+            self._close(client)
         except OSError:  # an app has closed its descriptor
             pass
         self.closed += 1
         self._on_closed()
 
+    def _close(self, client: Client) -> None:
+        if client.was_lent:
+            self.closer.close(client.sock.detach())
+        else:
+            client.sock.close()
+
     def close_by_number(self, fd: int) -> None:
         """Close a connection that a child process had."""
-        try:
-            os.close(fd)
-        finally:  # if an app has closed it, it is closed too
-            self.closed += 1
-            self._on_closed()
+        self.closer.close(fd)
+        self.closed += 1
+        self._on_closed()
 
     def count_if_closed(self, fd: int) -> bool:
         """Return whether an app has closed a connection that is nobody's just now by its number, which another file may have since."""

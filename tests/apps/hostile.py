@@ -7,6 +7,7 @@ import mmap
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -286,6 +287,15 @@ def boast():
             time.sleep(0.02)
 
 
+def close_slowly():
+    """Have whoever closes this client's connection last wait until the client has read all, or for ten minutes."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            if sock.family == socket.AF_INET:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+
+
 def cut_off():
     """Shut down all sockets to the worker: the worker has the same ends, and they are shut down there too."""
     for name in os.listdir("/proc/self/fd"):
@@ -300,11 +310,14 @@ def _check(result):
 
 
 def application(environ, start_response):
-    place = json.loads(environ["wsgi.input"].read() or b"{}")
     name = environ["PATH_INFO"].removeprefix("/")
+    place = json.loads((name != "linger" and environ["wsgi.input"].read()) or b"{}")
     told = {"pid": os.getpid(), "tmp": tempfile.gettempdir(), "attacks": list(ATTACKS)}
     if name == "noise":
         make_noise()
+    if name == "linger":
+        close_slowly()
+        told["padding"] = "x" * 200_000
     if name == "boast":
         boast()
     if name == "cut":

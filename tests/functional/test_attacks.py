@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,6 +316,22 @@ def test_who_boasts_of_what_it_serves_gets_no_more_than_its_share_of_the_connect
             sock.sendall(b"GET /boasts/boast HTTP/1.1\r\nHost: a\r\n\r\n")
         for _ in range(5):
             assert server.get("/neighbour").status_code == 200
+
+
+@pytest.mark.parametrize("fate", ["closed", "lingering"])
+def test_a_connection_whose_close_would_wait_for_its_client_keeps_nobody_waiting(server: Server, place: dict[str, Any], fate: str) -> None:
+    """SO_LINGER makes close(2) wait, and what a process has set on a connection the worker has too: it stood still with all its mounts."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(DEADLINE_S)
+        sock.connect((server.host, server.port))
+        body = b"Content-Length: 2\r\n\r\n{}" if fate == "closed" else b"Content-Length: 1000000\r\n\r\n{}"
+        sock.sendall(b"POST /walled/linger HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + body)
+        assert sock.recv(9, socket.MSG_PEEK)
+        for _ in range(20):
+            assert requests.get(server.url + "/neighbour", timeout=DEADLINE_S).status_code == 200
+            time.sleep(0.15)  # longer than the worker reads away what such a client still sends
+    assert server.workers() == [place["worker"]]
 
 
 def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:
