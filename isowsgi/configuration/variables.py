@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from dotenv.parser import parse_stream
-
 from isowsgi.configuration.checks import typed
 from isowsgi.configuration.faults import Fault, spelt, wrong_type
 from isowsgi.configuration.places import path_of
@@ -47,6 +45,8 @@ def env_file(value: Any, *, folder: str) -> dict[str, str]:
         raise Fault(f"expected a readable file, got {exc}: {shown}") from exc
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise Fault(f"expected a readable file, got {shown}") from exc
+    from dotenv.parser import parse_stream  # late: few files name an env_file, and it is one of many that a command would import
+
     faults, env = [], {}
     for binding in parse_stream(io.StringIO(text, newline=None)):
         source = binding.original.string
