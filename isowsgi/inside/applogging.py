@@ -53,7 +53,7 @@ def connect(logger: Any, cfg: Any) -> None:
     Args:
         logger: gunicorn's, on our `logging`.
     """
-    if logging is theirs("logging"):  # there is only one: the main interpreter
+    if _app_sys.modules.get("logging") is logging:  # there is only one: the main interpreter
         return
     if cfg.logconfig or cfg.logconfig_json or cfg.logconfig_dict:
         try:

@@ -121,7 +121,7 @@ class Log:
         for each in (self.logger.error_log, self.logger.access_log):
             for handler in each.handlers:
                 handler.lock = PatientLock()
-        if logging is not theirs("logging"):  # else it is the worker's
+        if _app_sys.modules.get("logging") is not logging:  # else it is the worker's
             logging._lock = PatientLock()  # type: ignore[attr-defined]
 
     # gunicorn's code calls these names.

@@ -7,6 +7,7 @@ a table here, and what they import comes from it, late imports included.
 * `isowsgi`, `gunicorn` and the modules of `OWN` are executed a second time for us: what their functions look up is ours too.
 * Of every other module we have a snapshot, made before the app is loaded: a module with the same contents. Functions in it that are
   written in Python look things up in the app's module, so what serves may call only those in C; or it belongs into `OWN`.
+* What is imported and hardly ever used has a stand-in, as each mount pays for it in time and memory.
 
 `import os` in our modules is ours, `theirs("os")` is the app's: for what prepares the app's modules, as `environment` does.
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 # Modules of the standard library that are called while requests are served and are written in Python, packages with all that is in them.
 # `make patch-fuzz` says what is missing. Together they take 0.3 MiB beside an app that has them all itself.
 OWN = frozenset((
-    "_colorize", "_weakrefset", "ast", "genericpath", "ipaddress", "json", "linecache", "logging", "os", "posixpath", "stat", "textwrap",
+    "_weakrefset", "ast", "genericpath", "ipaddress", "json", "linecache", "logging", "os", "posixpath", "stat", "textwrap",
     "threading", "tokenize", "traceback", "urllib",
 ))  # fmt: skip
 
@@ -48,6 +49,10 @@ _OF_WORKERS = {
     "gunicorn.workers.workertmp": ("WorkerTmp",),
     "random": ("randint",),
 }
+
+# Functions of our `logging` that a few of gunicorn's settings of logs need, all before the app is loaded: `logging` is made whole then.
+# With `pickle` and `socketserver` the two modules took a tenth of the imports of an instance.
+_LATE_LOGGING = ("dictConfig", "fileConfig")
 
 
 class Table:
@@ -82,10 +87,31 @@ class Table:
 
     def _make(self, name: str, parent: str) -> ModuleType:
         top = name.partition(".")[0]
-        if name not in _OF_WORKERS and (top in self._folders or top in OWN):
+        if name == "logging.config":
+            module = self._late_logging()
+        elif name not in _OF_WORKERS and (top in self._folders or top in OWN):
             return self._execute(name, parent)
-        module = _on_demand(name) if name in _SELDOM_USED or name in _OF_WORKERS else _snapshot(importlib.import_module(name))
+        elif name == "_colorize":
+            module = _no_colours()
+        else:
+            module = _on_demand(name) if name in _SELDOM_USED or name in _OF_WORKERS else _snapshot(importlib.import_module(name))
         self.modules[name] = module
+        return module
+
+    def _late_logging(self) -> ModuleType:
+        """Return a stand-in for `logging.config`; the real one, and `logging.handlers`, are executed when they are used."""
+
+        def late(function: str) -> Callable[..., Any]:
+            return lambda *args, **options: getattr(self._execute("logging.config", "logging"), function)(*args, **options)
+
+        def submodule(name: str) -> ModuleType:
+            if name != "handlers":
+                raise AttributeError(f"module 'logging' has no attribute {name!r}")
+            return self.load("logging.handlers")
+
+        vars(self.modules["logging"])["__getattr__"] = submodule
+        module = ModuleType("logging.config")
+        vars(module).update({name: late(name) for name in _LATE_LOGGING})
         return module
 
     def _execute(self, name: str, parent: str) -> ModuleType:
@@ -213,9 +239,33 @@ def _on_demand(name: str) -> ModuleType:
     vars(module).update(dict.fromkeys(_OF_WORKERS.get(name, ())))
     if name == "ssl":
         vars(module)["SSLError"] = _SSLError
+    elif name == "inspect":
+        vars(module)["Parameter"] = _Parameter
     elif name == "html":
         vars(module)["escape"] = _escape  # the rest is a table of 2,231 names
     return module
+
+
+def _no_colours() -> ModuleType:
+    """Return what `traceback` imports from 3.13 on. With `dataclasses`, `inspect` and what these import it took a quarter of all imports."""
+    module, plain = ModuleType("_colorize"), _NoColour()
+    vars(module).update(can_colorize=lambda *, file=None: False, get_theme=lambda **options: plain, ANSIColors=plain)
+    return module
+
+
+class _NoColour(str):
+    """A theme without colours, and each colour in it: "" in a line."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> _NoColour:
+        return self
+
+
+class _Parameter:
+    """What `gunicorn.util` compares kinds of parameters with, which are numbers."""
+
+    POSITIONAL_ONLY, POSITIONAL_OR_KEYWORD = 0, 1
 
 
 class _OfSSL(type):

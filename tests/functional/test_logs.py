@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import json
 import os
@@ -31,6 +32,32 @@ from tests.otherusers import needs_users
 def lines_of(text: str, tag: str) -> list[str]:
     """Return what is behind a tag, in the order of the log."""
     return re.findall(rf"^\[.*?\] \[\d+\] \[\w+\] {re.escape(tag)}: (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("isolation", ["auto", "process"])
+def test_syslog_and_a_handler_of_logging_handlers_hear_what_an_instance_logs(serve: StartServer, tmp_path: Path, isolation: str) -> None:
+    """An instance loads `logging.config` and `logging.handlers` only for such settings."""
+    addresses = [tmp_path / "syslog", tmp_path / "other"]
+    with contextlib.ExitStack() as stack:
+        receivers = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in addresses]
+        for receiver, address in zip(receivers, addresses, strict=True):
+            receiver.bind(str(address))
+            receiver.settimeout(5)
+        handler = {"class": "logging.handlers.SysLogHandler", "address": str(addresses[1]), "socktype": int(socket.SOCK_DGRAM)}
+        conf = f"""logconfig_dict = {{
+            "handlers": {{"other": {handler!r}}}, "root": {{}},
+            "loggers": {{"gunicorn.error": {{"level": "INFO", "handlers": ["other"], "propagate": False, "qualname": "gunicorn.error"}}}},
+        }}"""
+        app = f"import hello\nprint('loaded')\napplication = hello.application\n"
+        config = f'[mounts]\n"/" = {{ app = "speaks", isolation = "{isolation}", pythonpath = [".", "{{apps}}"] }}'
+        for receiver, arguments, text in (
+            (receivers[0], ["--log-syslog", "--log-syslog-to", f"unix://{addresses[0]}#dgram"], ""),
+            (receivers[1], [], conf),
+        ):
+            server = serve(config, *arguments, wait_for=0, files={"gunicorn.conf.py": text, "speaks.py": app})
+            while b"/ #1: loaded" not in receiver.recv(4096):
+                pass
+            assert "cannot be set up" not in server.log() + server.output()
 
 
 def test_lines_of_eight_threads_in_two_mounts_stay_whole(serve: StartServer) -> None:
