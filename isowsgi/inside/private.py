@@ -247,7 +247,7 @@ def _on_demand(name: str) -> ModuleType:
 
 
 def _no_colours() -> ModuleType:
-    """Return what `traceback` imports from 3.13 on. With `dataclasses`, `inspect` and what these import it took a quarter of all imports."""
+    """Return what `traceback` imports from 3.13 on. With `dataclasses`, `inspect` and all that it was a quarter of all imports."""
     module, plain = ModuleType("_colorize"), _NoColour()
     vars(module).update(can_colorize=lambda *, file=None: False, get_theme=lambda **options: plain, ANSIColors=plain)
     return module

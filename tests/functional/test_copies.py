@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 
 from isowsgi.cli.main import main
 from tests.conftest import Server, eventually, running_server
-from tests.functional.test_kinds_of_isolation import children_of
+from tests.functional.test_kinds_of_isolation import children_of, title_of
 
 COPIES = """
 [defaults]
@@ -51,7 +50,7 @@ def copies(server: Server, mount: str, count: int = 2) -> list[dict[str, Any]]:
 def originals(server: Server) -> list[int]:
     """Return the process ids of the originals: `ps` shows what they are."""
     [worker] = server.workers()
-    return [child for child in children_of(worker) if b"original of " in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children_of(worker) if "original of " in title_of(child)]
 
 
 def test_an_app_is_loaded_once_and_its_factory_called_once_for_all_of_its_copies(server: Server) -> None:

@@ -17,7 +17,7 @@ from isowsgi.cli import client
 from isowsgi.cli.main import main
 from isowsgi.shared.controlmessages import Outcome, Reload
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server
-from tests.functional.test_kinds_of_isolation import children_of, facts
+from tests.functional.test_kinds_of_isolation import children_of, facts, title_of
 
 FORKED = "[worker]\nfork_server = true\n"
 MIRRORS = """
@@ -31,10 +31,7 @@ isolation = "process"
 
 def fork_server_of(worker: int) -> int | None:
     """Return the process id of a worker's fork server: `ps` shows what it is."""
-    for child in children_of(worker):
-        if Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b" \0").endswith(b"fork server"):
-            return child
-    return None
+    return next((child for child in children_of(worker) if title_of(child).endswith("fork server")), None)
 
 
 def reload(server: Server, mount: str) -> int:

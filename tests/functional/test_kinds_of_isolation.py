@@ -38,6 +38,14 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def title_of(pid: int) -> str:
+    """Return what `ps` shows of a process; "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b" \0").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

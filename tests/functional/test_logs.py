@@ -42,13 +42,13 @@ def test_syslog_and_a_handler_of_logging_handlers_hear_what_an_instance_logs(ser
         receivers = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in addresses]
         for receiver, address in zip(receivers, addresses, strict=True):
             receiver.bind(str(address))
-            receiver.settimeout(5)
+            receiver.settimeout(DEADLINE_S)
         handler = {"class": "logging.handlers.SysLogHandler", "address": str(addresses[1]), "socktype": int(socket.SOCK_DGRAM)}
         conf = f"""logconfig_dict = {{
             "handlers": {{"other": {handler!r}}}, "root": {{}},
             "loggers": {{"gunicorn.error": {{"level": "INFO", "handlers": ["other"], "propagate": False, "qualname": "gunicorn.error"}}}},
         }}"""
-        app = f"import hello\nprint('loaded')\napplication = hello.application\n"
+        app = "import hello\nprint('loaded')\napplication = hello.application\n"
         config = f'[mounts]\n"/" = {{ app = "speaks", isolation = "{isolation}", pythonpath = [".", "{{apps}}"] }}'
         for receiver, arguments, text in (
             (receivers[0], ["--log-syslog", "--log-syslog-to", f"unix://{addresses[0]}#dgram"], ""),
