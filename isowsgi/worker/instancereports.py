@@ -111,7 +111,7 @@ class Reports:
         instance.distrust()
         if comes:
             deployment.upkeep.drop_boot(instance, now)
-        else:
+        elif not (instance.can_be_killed and deployment.backoff.crashes):  # else its end comes at once, and after that a pause, if need be
             deployment.replace_slot(instance, now)  # and then it is told to end
 
     def _go_on_without(self, instance: Instance, now: float) -> None:

@@ -334,6 +334,18 @@ def test_a_connection_whose_close_would_wait_for_its_client_keeps_nobody_waiting
     assert server.workers() == [place["worker"]]
 
 
+def test_who_talks_nonsense_as_soon_as_it_serves_is_started_again_with_pauses(tmp_path: Path) -> None:
+    """It was started again at once each time, so the worker did little else than start it."""
+    config = """
+        [mounts]
+        "/talks" = { app = "hostile", sandbox = true, threads = 1, env = { NONSENSE = "1" } }
+        "/neighbour" = { app = "hello", isolation = "process", threads = 1 }
+    """
+    with running_server(tmp_path, config, "--graceful-timeout", "1", wait_for=2) as server:
+        server.wait_for_log(r"/talks: ended \d+ times soon after its start; restarting in 2 s")
+        assert server.get("/neighbour").status_code == 200
+
+
 def test_the_neighbour_and_the_worker_are_still_there(server: Server, place: dict[str, Any]) -> None:
     assert server.workers() == [place["worker"]]
     assert said(server, "/neighbour", {})["pid"] == place["neighbour"]
