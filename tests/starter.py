@@ -101,6 +101,7 @@ class Starter:
 def wait_for_orders(fd: int) -> None:
     """Be the process that forks; returns when the tests have ended, and in each gunicorn when that has."""
     import gunicorn.arbiter  # noqa: F401
+    from rich import console, table, text  # noqa: F401 # what draws the table that the log begins with
 
     import isowsgi.worker.gunicorn  # noqa: F401
     from isowsgi.inside.cloning import CannotClone, Cloner

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
+import io
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,8 @@ from isowsgi.worker.supervisor import Supervisor
 # From so many processes on a fork server saves memory: it takes some 20 MiB itself (docs/explanation/processes.md).
 _WORTH_A_SERVER = 3
 
-# Longest text of a cell. No line is folded: a log is read in a window that scrolls, or in a file.
-_MOST_CHARS = 300
-
-# What is between columns, and those whose texts end at the same place.
-_GAP = "  "
-_TO_THE_RIGHT = ("threads", "boot", "memory")
+# No line is folded: a log is read in a window that scrolls, or in a file.
+_WIDTH = 1000
 
 
 class Row(NamedTuple):
@@ -38,18 +35,12 @@ class Row(NamedTuple):
 
 
 def report(supervisor: Supervisor, orders: BootOrders, log: Any) -> None:
-    """Log the table. A thousand mounts take 20 ms."""
+    """Log the table, from a thread: drawing it takes a tenth of a second, mostly for the import of rich, and requests would wait."""
     grown_mib = max(rss_mib() - supervisor.rss_at_start, 0)
     table = rows(supervisor.deployments, orders, grown_mib)
     in_processes = [deployment.mount for deployment in supervisor.deployments if deployment.siting.isolation == PROCESS]
     hint = advice(in_processes, supervisor.table.config)
-    for line in draw(table):
-        log.info("%s", line)
-    log.info(
-        "the worker grew by %d MiB while the mounts were loaded; 'memory' is each mount's share of that, by its Python objects", grown_mib
-    )
-    if hint:
-        log.info("%s", hint)
+    threading.Thread(target=_write, args=(table, grown_mib, hint, log), name="isowsgi-startup", daemon=True).start()
 
 
 def advice(mounts: Sequence[Mount], config: Config) -> str:
@@ -99,26 +90,38 @@ def _row(deployment: Deployment, mount: Mount, orders: BootOrders, mib: float) -
     )
 
 
+def _write(table: list[Row], grown_mib: int, hint: str, log: Any) -> None:
+    try:
+        lines = draw(table)
+    except Exception as exc:  # rich cannot be imported just now: an app has all descriptors
+        log.warning("the table of mounts cannot be drawn: %s: %s; `isowsgi status` shows it", type(exc).__name__, exc)
+        return
+    for line in lines:
+        log.info("%s", line)
+    log.info(
+        "the worker grew by %d MiB while the mounts were loaded; 'memory' is each mount's share of that, by its Python objects", grown_mib
+    )
+    if hint:
+        log.info("%s", hint)
+
+
 def draw(table: list[Row]) -> list[str]:
-    """Return the table as lines of equal columns. Not by `rich`: for one table a worker would have it in memory for ever, 3 MiB."""
-    rows = [Row._fields, *([_cell(text) for text in row] for row in table)]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    return [_GAP.join(map(_padded, Row._fields, row, widths)).rstrip() for row in rows]
+    """Return the table as lines of equal columns."""
+    # Late: a worker needs it once.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in Row._fields:
+        drawn.add_column(name, no_wrap=True, justify="right" if name in ("threads", "boot", "memory") else "left")
+    for row in table:
+        drawn.add_row(*(Text(_printable(cell)) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=_WIDTH, color_system=None, legacy_windows=False).print(drawn)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
-def _padded(name: str, text: str, width: int) -> str:
-    blanks = " " * (width - _width(text))
-    return blanks + text if name in _TO_THE_RIGHT else text + blanks
-
-
-def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _cell(text: str) -> str:
+def _printable(text: str) -> str:
     """Return a text in one line: the name of a mount or an error may hold what moves a terminal's cursor."""
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return "".join(char if char.isprintable() else " " for char in text)
