@@ -132,7 +132,9 @@ class HostedInstance(CountedInstance, abc.ABC):
         if self._allowance is not None:
             self._allowance.take(len(packet), time.monotonic())
         report = messages.decode_report(packet)
-        self._effects.get(type(report), _nothing)(report)
+        effect = self._effects.get(type(report))
+        if effect is not None:
+            effect(report)
         return report
 
     def drain(self) -> None:
@@ -239,10 +241,6 @@ class HostedInstance(CountedInstance, abc.ABC):
 
     def _report_from_keeper(self, report: Report) -> None:
         self._inner.send(messages.encode(report))
-
-
-def _nothing(report: Report) -> None:
-    return
 
 
 def _note(known: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:

@@ -51,16 +51,17 @@ class Departures:
 
     def pass_on(self, now: float) -> None:
         """Free those whose turn it is."""
-        self._began = {instance: began for instance, began in self._began.items() if not instance.has_gone}
-        is_due = any(now - since >= _PAUSE_S for since in self._waiting.values())
-        if is_due and (self._places.take() or any(now - since >= _MOST_WAIT_S for since in self._waiting.values())):
+        self._forget()
+        waited_s = now - min(self._waiting.values(), default=now)
+        if waited_s >= _PAUSE_S and (self._places.take() or waited_s >= _MOST_WAIT_S):
             waiting, self._waiting = self._waiting, {}
             for instance in waiting:  # one after the other, see `interpreters`
                 self.add(instance, now)
                 instance.dispose(destroy=True)
-        if all(instance.is_overdue for instance in self._began):
+        is_freeing = not all(instance.is_overdue for instance in self._began)
+        if not is_freeing:
             self._places.give_back()
-        if self._waiting or not all(instance.is_overdue for instance in self._began):
+        if self._waiting or is_freeing:
             self._look_again()
 
     def end(self) -> None:
@@ -80,7 +81,7 @@ class Departures:
 
     def tick(self, now: float) -> None:
         """Say which are left behind; about once a second."""
-        self._began = {instance: began for instance, began in self._began.items() if not instance.has_gone}
+        self._forget()
         for instance, began in self._began.items():
             if instance.is_in_line:
                 self._began[instance] = now
@@ -88,3 +89,6 @@ class Departures:
                 instance.is_overdue = True
                 text = "%s: ended, but its interpreter was not freed within %d s: a __del__ of its app does not return; leaving it behind"
                 self._log.error(text, instance.tag, _LIMIT_S)
+
+    def _forget(self) -> None:
+        self._began = {instance: began for instance, began in self._began.items() if not instance.has_gone}
