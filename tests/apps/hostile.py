@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -290,32 +289,32 @@ def boast():
 
 def close_slowly():
     """Have whoever closes this client's connection last wait until the client has read all, or for ten minutes."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
-            if sock.family == socket.AF_INET:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+    for sock in _sockets(socket.AF_INET):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
 
 
 def cut_off():
     """Shut down all sockets to the worker: the worker has the same ends, and they are shut down there too."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
-            if sock.family == socket.AF_UNIX:
-                sock.shutdown(socket.SHUT_RDWR)
+    for sock in _sockets(socket.AF_UNIX):
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def talk_nonsense():
-    """Report what makes no sense, soon after this process serves."""
-    time.sleep(1.5)
+    """Report what makes no sense."""
+    for sock in _sockets(socket.AF_UNIX):
+        with contextlib.suppress(OSError):
+            sock.send(b"nonsense.")
+
+
+def _sockets(family):
+    """Yield this process' sockets of a family, by descriptors of their own."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
-            if sock.family == socket.AF_UNIX:
-                sock.send(b"nonsense.")
-
-
-if os.environ.get("NONSENSE"):
-    threading.Thread(target=talk_nonsense, daemon=True).start()
+            if sock.family == family:
+                yield sock
 
 
 def _check(result):
@@ -336,6 +335,8 @@ def application(environ, start_response):
         boast()
     if name == "cut":
         cut_off()
+    if name == "nonsense":
+        talk_nonsense()
     if name in ATTACKS:
         try:
             ATTACKS[name](place)
