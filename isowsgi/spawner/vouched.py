@@ -76,7 +76,7 @@ class Vouched:
         return charge
 
     def _tenant(self, name: str) -> Charge | None:
-        """Return what is started for a tenant, each time anew: tenants come and go, and so do their users. None: it is no tenant."""
+        """Return what is started for a tenant, by a fresh look, as tenants and their users come and go. None: it is no tenant."""
         for template in self._templates if name not in self._patterns else ():
             label = tenants.label_of(template, name)
             if label is not None and tenants.is_known(template, label):
