@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import attrs
@@ -122,19 +122,19 @@ def make_converter(
     """
     converter = Converter(detailed_validation=True)
 
-    def table_check(kind: type) -> Callable[[Any, Any], Any]:
+    @cache
+    def form(kind: type) -> Callable[[Any], Any]:
+        """Return the check of a kind of table. Made for the first such table: it takes milliseconds, and a file has few of the kinds."""
         build: Callable[[Any, Any], Any] = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
-        return lambda value, _: build(checks.typed(dict, value), kind)
+        return lambda value: build(checks.typed(dict, value), kind)
 
-    converter.register_structure_hook_factory(attrs.has, table_check)
+    converter.register_structure_hook_factory(attrs.has, lambda kind: lambda value, _: form(kind)(value))
     kinds = _checks_by_kind(converter, folder, own_gil_error) | _checks_of_files(converter, folder)
     some = checks.not_empty if needs_mounts else partial(checks.typed, dict)
     kinds[Mounts] = lambda value: _mounts(converter, some(value), seen, where)
     for kind, check in kinds.items():
         converter.register_structure_hook(kind, partial(lambda value, _, check: check(value), check=check))
-    # Only now: they look their fields' checks up at once.
-    long_form, redirect_form, files_form = (table_check(kind) for kind in (MountTable, RedirectTable, FilesTable))
-    converter.register_structure_hook(FolderTable, partial(_files_below, converter, table_check(FolderTable)))
+    converter.register_structure_hook(FolderTable, partial(_files_below, converter, form))
     given = _sound_defaults(converter, defaults)
 
     def mount_check(value: Any, kind: Any) -> Any:
@@ -145,10 +145,10 @@ def make_converter(
         if "redirect" in value and "app" not in value:
             if "static" in value:
                 raise at(("static",), Fault("a mount is a redirect or files, not both; remove one of them"))
-            return redirect_form(value, RedirectTable)
+            return form(RedirectTable)(value)
         if "static" in value and "app" not in value:
-            return files_form(value, FilesTable)
-        table = long_form(value, kind)
+            return form(FilesTable)(value)
+        table = form(kind)(value)
         # Those that its own keys are to blame for are told with the rest; what the defaults bring about is found when all is merged.
         said = settings_of(table)
         faults = [at((key,), fault) for key, fault in joint_faults({**given, **said}) if key in said]
@@ -318,11 +318,11 @@ def _sound_defaults(converter: Converter, defaults: Any) -> dict[str, Any]:
     return sound
 
 
-def _files_below(converter: Converter, form: Callable[[Any, Any], Any], value: Any, kind: Any) -> Any:
+def _files_below(converter: Converter, form: Callable[[type], Callable[[Any], Any]], value: Any, kind: type) -> Any:
     """Read what a path below a mount is: a folder or a file, or a table that says more of it."""
     if not isinstance(value, (str, dict)):
         raise wrong_type("a folder or file (a string), or a table", value)
-    return FolderTable(path=converter.structure(value, Served)) if isinstance(value, str) else form(value, kind)
+    return FolderTable(path=converter.structure(value, Served)) if isinstance(value, str) else form(kind)(value)
 
 
 def _static_folders(converter: Converter, value: Any) -> dict[str, FolderTable]:
