@@ -176,14 +176,22 @@ def drips(sock: socket.socket) -> None:
 
 
 def test_who_sends_a_byte_now_and_then_does_not_hold_the_command(stage: Stage) -> None:
-    """The time limit was one for each byte."""
-    stage.put(drips)
+    """The time limit was one for each byte. After it the worker was asked for what differs from the config file, for 10 s more."""
+    asked = []
+
+    def drips_each_time(sock: socket.socket) -> None:
+        sock.sendall(struct.pack("!I", 1000))  # fails for who only looks whether somebody listens
+        asked.append(sock)
+        drips(sock)
+
+    stage.put(drips_each_time)
 
     began = time.monotonic()
     code, output = stage.run("reload", "/", "--timeout", "0.3")
 
     assert (code, "no answer within 0.3 s" in output) == (1, True)
     assert time.monotonic() - began < DEADLINE_S
+    assert len(asked) == 1
 
 
 def test_the_time_limit_is_one_for_all_workers_together(stage: Stage) -> None:

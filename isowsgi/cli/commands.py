@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -51,7 +53,7 @@ def status(config: str | None, pidfile: str | None, as_json: bool, watch: bool, 
             time.sleep(_BETWEEN_S)
             answers = client.ask(workers, controlmessages.Status(), asking.TIMEOUT_S)
         asking.console().print(statusview.view(for_people(answers), before, sort))
-        _hint(config, workers)
+        _hint(config, answers)
     sys.exit(asking.exit_code(answers))
 
 
@@ -144,18 +146,22 @@ def _do(workers: list[Place], request: Request[Outcome], timeout_s: float) -> No
     answers = for_people(asking.ask_until_interrupted(workers, request, timeout_s))
     may_hint = not isinstance(request, controlmessages.Stop)
     if may_hint and asking.is_bad_input(answers):  # a mount that is only in the file, perhaps
-        _hint(click.get_current_context().params["config"], workers)
+        _hint(click.get_current_context().params["config"], answers)
     asking.fail_on_bad_input(answers)
     for told in answers:
         asking.print_outcome(told)
     if may_hint:
-        _hint(click.get_current_context().params["config"], workers)
+        _hint(click.get_current_context().params["config"], answers)
     sys.exit(asking.exit_code(answers))
 
 
-def _hint(config: str | None, workers: list[Place]) -> None:
-    """Say if the config file differs from what runs: whoever has just edited it may take that for what runs."""
-    for line in comparison.hints(config, workers):
+def _hint(config: str | None, answers: Sequence[Told[Any]]) -> None:
+    """Say if the config file differs from what runs: whoever has just edited it may take that for what runs.
+
+    Args:
+        answers: of the workers to ask; those that gave none are not waited for once more.
+    """
+    for line in comparison.hints(config, [told.place for told in answers if told.worker is not None]):
         click.echo(f"isowsgi: {line}", err=True)
 
 
