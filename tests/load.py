@@ -27,10 +27,10 @@ from tests.conftest import DEADLINE_S, WHOLE, Server
 # Pause of a client whose connection was refused, so that it does not take the CPU from the server it waits for.
 _REFUSED_PAUSE_S = 0.02
 
-# Pause of a client after each answer. Five clients without one take both cores for themselves, mostly in the clients, while what the test
-# waits for (a server that starts, a reload) gets what is left: with 4 ms they still send some 1,000 requests/s, and the tests that use them
-# take half the CPU time. Whole runs have none.
-_PAUSE_S = 0.0 if WHOLE else 0.004
+# Pause of a client after each answer, also of those that tests write themselves. Five clients without one take both cores for themselves,
+# mostly in the clients, while what the test waits for (a server that starts, a reload) gets what is left: with 4 ms they still send some
+# 1,000 requests/s, and the tests that use them take half the CPU time. Whole runs have none.
+PAUSE_S = 0.0 if WHOLE else 0.004
 
 
 @contextmanager
@@ -137,7 +137,7 @@ class Load:
             if is_first:
                 is_first = False
                 self._first_answers.wait()
-            self._stop.wait(_PAUSE_S)
+            self._stop.wait(PAUSE_S)
         if sock is not None:
             sock.close()
 

@@ -124,7 +124,11 @@ def _send_on_each(server: Server, count: int, text: str) -> list[socket.socket]:
 
 
 def wait_until_closed(socks: Sequence[socket.socket], deadline_s: float) -> Counter[str]:
-    """Read each connection to its end and count what came: a status, "nothing", "reset", or "open" after the deadline."""
+    """Read each connection to its end and count what came: a status, "nothing", "reset", or "open" at the deadline.
+
+    Args:
+        deadline_s: 0 reads what is there.
+    """
     poller = select.epoll()
     waiting = {sock.fileno(): sock for sock in socks}
     for fd in waiting:
@@ -132,8 +136,8 @@ def wait_until_closed(socks: Sequence[socket.socket], deadline_s: float) -> Coun
     got: dict[int, bytes] = dict.fromkeys(waiting, b"")
     outcomes: Counter[str] = Counter()
     end = time.monotonic() + deadline_s
-    while waiting and time.monotonic() < end:
-        for fd, _ in poller.poll(max(end - time.monotonic(), 0)):
+    while waiting and (events := poller.poll(max(end - time.monotonic(), 0))):
+        for fd, _ in events:
             try:
                 chunk = waiting[fd].recv(65536)
             except ConnectionResetError:

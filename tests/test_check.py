@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +109,27 @@ def mounts(*names: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def loading(tmp_path_factory: pytest.TempPathFactory) -> Checked:
-    """One run over apps that load somewhere, for machines."""
-    check = Command(tmp_path_factory.mktemp("loading"))
-    copy_extension(REFUSES_OWN_GIL, check.folder)
-    copy_extension("xxlimited_35", check.folder)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Checked]]]:
+    """Two runs at the same time, as the second one mostly waits."""
+    load, fail = (Command(tmp_path_factory.mktemp("check")) for _ in range(2))
+    copy_extension(REFUSES_OWN_GIL, load.folder)
+    copy_extension("xxlimited_35", load.folder)
     names = ["prints", *(FRAMEWORKS if WHOLE else []), "refused", "falls_back", "shares"]
-    return check(mounts(*names), "--json")
+    with ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(fail, mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "4")
+        yield [pool.submit(load, mounts(*names), "--json"), failing]
 
 
 @pytest.fixture(scope="module")
-def failing(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+def loading(runs: list[Future[Checked]]) -> Checked:
+    """One run over apps that load somewhere, for machines."""
+    return runs[0].result()
+
+
+@pytest.fixture(scope="module")
+def failing(runs: list[Future[Checked]]) -> Checked:
     """One run over a sound app and those that load nowhere, for people."""
-    return Command(tmp_path_factory.mktemp("failing"))(mounts("segfaults", "leaves", "hangs", "broken", "sound"), "--timeout", "4")
+    return runs[1].result()
 
 
 def test_a_sound_app_has_an_isolation(loading: Checked) -> None:

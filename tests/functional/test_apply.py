@@ -26,6 +26,7 @@ from isowsgi.shared.sockets import Place
 from tests.certificates import Authority
 from tests.command import call
 from tests.conftest import DEADLINE_S, Server, StartServer, eventually, running_server, whole_only
+from tests.load import PAUSE_S
 
 TELLS = """
 import os
@@ -124,7 +125,7 @@ class Users:
 
     def _ask(self, url: str) -> None:
         with requests.Session() as session:
-            while not self._ends.is_set():
+            while not self._ends.wait(PAUSE_S):
                 try:
                     answer = session.get(url, timeout=DEADLINE_S)
                     self.answered += 1

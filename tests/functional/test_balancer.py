@@ -30,6 +30,7 @@ from isowsgi.shared.routing import Route, Router
 from tests import balancers
 from tests.command import call
 from tests.conftest import DEADLINE_S, WHOLE, Server, eventually, running_server
+from tests.load import PAUSE_S
 
 CONFIG = """
     [mounts]
@@ -155,7 +156,7 @@ class Load:
             thread.join()
 
     def _ask(self, path: str) -> None:
-        while not self._is_over.is_set():
+        while not self._is_over.wait(PAUSE_S):
             try:
                 self.answers[path, self._balancer.get(path).status] += 1
             except (OSError, http.client.HTTPException):

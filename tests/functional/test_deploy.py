@@ -31,6 +31,7 @@ import pytest
 import requests
 
 from tests.conftest import APPS, DEADLINE_S, ROOT, eventually, receive_all
+from tests.load import PAUSE_S
 
 DEPLOY = ROOT / "deploy"
 
@@ -493,7 +494,7 @@ def test_no_request_fails_while_the_service_is_reloaded(site: tuple[Service, Ngi
 
     def load(path: str) -> None:
         with nginx.new_session() as session:
-            while not is_over.is_set():
+            while not is_over.wait(PAUSE_S):
                 try:
                     response = session.post(nginx.url(path), data=b"body", timeout=DEADLINE_S)
                 except requests.RequestException as exc:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from isowsgi.shared import interpreters
+from tests.command import call
 from tests.conftest import Server, StartServer, eventually
 from tests.load import Load
 
@@ -124,13 +125,12 @@ def test_where_ended_interpreters_keep_their_memory_the_worker_is_replaced_after
 )
 def test_replaced_generations_leave_no_memory_behind(serve: StartServer) -> None:
     """All that had served one hung on the import system, which CPython ends after its last garbage collection: 4.4 MiB each."""
-    server = serve('[mounts]\n"/" = { app = "hello", touch = "touched" }')
+    server = serve('[mounts]\n"/" = "hello"')
     (worker,) = server.workers()
 
     def replace(generations: range) -> None:
         for generation in generations:
-            (server.folder / "touched").write_text(str(generation))
-            server.wait_for_log(rf"/ #{generation}: serving")
+            assert call(server.folder, "reload", "/").returncode == 0
             server.wait_for_log(rf"/ #{generation - 1}: ended")
 
     replace(range(2, 4))

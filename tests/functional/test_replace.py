@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from isowsgi.cli.main import main
 from tests.conftest import DEADLINE_S, Server, eventually, running_server
+from tests.load import PAUSE_S
 
 # As Zope's FileStorage does it. The lock goes with the opened file, so with the interpreter or the process.
 LOCKS = """
@@ -55,7 +56,7 @@ def answers_until(server: Server, mount: str, change: Callable[[], object], gene
     is_over = threading.Event()
 
     def ask() -> None:
-        while not is_over.is_set():
+        while not is_over.wait(PAUSE_S):
             answers.append(server.get(mount))
 
     asking = [threading.Thread(target=ask) for _ in range(3)]

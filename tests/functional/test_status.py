@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from isowsgi.shared.interpreters import best_isolation
 from tests.bystander import again_if_disturbed
 from tests.conftest import APPS, DEADLINE_S, ROOT, WHOLE, Server, StartServer, eventually, shared_server
-from tests.load import Load
+from tests.load import PAUSE_S, Load
 from tests.raw import Client
 
 # Its isolation is told, as `auto` tries the page's extension module in each server's folder: 0.9 s of CPU time, three times a server.
@@ -95,7 +95,7 @@ class Scraper:
 
     def _run(self) -> None:
         before: Samples = {}
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             try:
                 now = scrape(self._server)
             except OSError:  # a connection of a worker that was killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -105,12 +106,16 @@ def test_a_thread_that_ends_later_lets_its_interpreter_be_forgotten(serve: Start
     server = serve(
         """
         [mounts]
-        "/t" = { app = "naps", request_timeout = 1, threads = 1 }
+        "/t" = { app = "holds_gil", request_timeout = 1, threads = 1, env = { GATE = "gate" } }
         """,
     )
+    gate = server.folder / "gate"
+    os.mkfifo(gate)
 
-    assert server.get("/t/?seconds=5").status_code == 504
+    assert server.get("/t").status_code == 504  # without the GIL, it waits for who opens the gate
     server.wait_for_log("/t #1: a thread is stuck in its request")
     server.wait_for_log("/t #2: serving")
+    with open(gate, "wb"):
+        pass
 
     eventually(lambda: "/t #1: ended" in server.log())

@@ -159,12 +159,11 @@ def test_0_switches_the_time_limit_off(shared: Server) -> None:
 
 
 def test_a_worker_with_too_many_stuck_instances_is_replaced(serve: StartServer) -> None:
-    server = start(serve, TROUBLED + "[worker]\nmax_stuck = 1\n")
+    server = serve(TROUBLED + '"/u" = "troubles"\n[worker]\nmax_stuck = 1\n', wait_for=3)
     (worker,) = server.workers()
 
-    for number in (1, 2):
-        eventually(lambda number=number: generation(server) == number)  # type: ignore[misc]
-        assert server.get("/t/sleep").status_code == 504
+    sleeping = [server.ask(f"{mount}/sleep") for mount in ("/t", "/u")]
+    assert [receive_all(sock)[9:12] for sock in sleeping] == [b"504"] * 2
     server.wait_for_log("replacing this worker: 2 instances are stuck")
 
     eventually(lambda: server.workers() and worker not in server.workers())
