@@ -13,6 +13,7 @@ import attrs
 
 from isowsgi.configuration import App, Mount
 from isowsgi.inside.runner import Runner
+from isowsgi.instances.counters import ServingThread
 from isowsgi.instances.lifecycle import ENDS, Event, State, step
 from isowsgi.shared.cgroups import Group, Use
 from isowsgi.shared.containment import Containment
@@ -157,13 +158,14 @@ class FakeInstance:
         self.boot_s = self.stuck_since = 0.0
         self.threads = self.threads_left = self.objects = self.objects_at_boot = self.first_row = self.rows = 0
         self.memory = self.memory_at_boot = -1
+        self.grown = 0
         self.pid: int | None = None
         self.grouped: frozenset[str] = frozenset()
         self.group: Group | None = None
         self.group_use: Use | None = None
         self.has_gone = self.is_overdue = self.is_in_line = self.is_walled = False
         self.started = self.drained = self.stopped = self.busy = self.holds_gil = self.can_be_killed = self.killed = False
-        self.served = self.measures = 0
+        self.served = self.measures = self.thread = 0
         self.was_freed: bool | None = None  # None: it was not disposed of
         self.mounts_cut: list[int] = []  # whose requests the judge has cut off
         self.asked: list[TellStacks | Profile | Census] = []  # questions that are answered in parts
@@ -226,6 +228,9 @@ class FakeInstance:
 
     def requests(self, mount: int | None = None) -> int:
         return self.served
+
+    def serving_threads(self) -> list[ServingThread]:
+        return [ServingThread(self.thread, self.served, self.busy)]
 
     def is_busy(self) -> bool:
         return self.busy

@@ -8,17 +8,19 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from isowsgi.inside import heap
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import pymalloc, residentmemory
 from isowsgi.shared.messages import Measured, Ready
 from isowsgi.worker import meter
-from isowsgi.worker.meter import NEWS_BYTES, Meter
+from isowsgi.worker.meter import NEWS_BYTES, Meter, Sharers, memory_of, size_of
 from isowsgi.worker.trend import Trend
 from tests.fakes import FakeInstance
 
@@ -224,6 +226,10 @@ def test_a_process_is_counted_page_by_page_only_if_it_has_changed_and_is_not_lar
     party.passes(5)
     assert (process.memory, counted) == (50 * MIB, [1])
 
+    rss += MIB
+    party.passes(1)
+    assert (process.memory, counted) == (51 * MIB, [1]), "its RSS says what has changed since it was counted"
+
     rss += 2 * NEWS_BYTES
     party.passes(5)
     assert counted == [2]
@@ -286,3 +292,94 @@ def test_a_policy_says_nothing_of_isowsgis_own_calls_and_hooks_of_an_app_end_no_
     done = subprocess.run([sys.executable, "-c", _REFUSES], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_an_app_grows_by_is_told_each_second_and_limits_wait_for_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(monkeypatch, "own-gil", "shared-gil", "shared-gil")
+    own, leaky, quiet = party.made
+    faults = {1: 1000, 2: 1000, 3: 1000}
+    for thread, instance in enumerate(party.made, 1):
+        instance.thread = thread
+    monkeypatch.setattr(residentmemory, "faults_of", lambda thread: residentmemory.Faults(faults[thread], start=1))
+    party.passes(30)
+    before = [size_of(each) for each in party.made]
+    assert [each.memory_at_boot >= 0 for each in party.made] == [True] * 3
+
+    for seconds in range(1, 5):
+        faults[2] += 6 * MIB // os.sysconf("SC_PAGE_SIZE")
+        party.passes(1, mute=party.made, grows=6 * MIB)
+        sizes = [size_of(each) for each in party.made]
+        assert [size - was for size, was in zip(sizes, before, strict=True) if size and was] == [0, seconds * 6 * MIB, 0]
+    assert [each.memory for each in (own, leaky, quiet)] == before, "max_memory and max_rss replace nobody for an estimate"
+
+
+def shared(weight: int, small: int, large: int = 0) -> Measured:
+    return Measured(is_whole=True, took_s=0.01, objects=1, small=small, large=large, weight=weight)
+
+
+def divided(*weights: int, small: int) -> tuple[Sharers, list[Any]]:
+    sharers, made = Sharers(), [FakeInstance(isolation="shared-gil") for _ in weights]
+    sharers.note(0)
+    for instance, weight in zip(made, weights, strict=True):
+        sharers.take(instance, shared(weight, small))
+    sharers.divide()
+    return sharers, made
+
+
+def test_what_a_neighbour_has_grown_by_is_not_given_to_the_one_that_was_looked_at() -> None:
+    """All that the shared allocator had grown by was, if only one of two was looked at."""
+    sharers, (leaky, quiet) = divided(10 * MIB, 10 * MIB, small=20 * MIB)
+    sharers.take(quiet, shared(10 * MIB + 1000, 50 * MIB))
+    assert sharers.divide()[quiet] < 11 * MIB
+
+    sharers.take(leaky, shared(40 * MIB, 50 * MIB))
+    sharers.take(quiet, shared(10 * MIB + 2000, 50 * MIB))
+    sizes = sharers.divide()
+    assert 39 * MIB < sizes[leaky] <= 40 * MIB
+    assert sizes[quiet] < 11 * MIB
+
+
+def test_who_is_looked_at_later_has_not_what_came_with_others_meanwhile() -> None:
+    sharers, leaky, quiet = Sharers(), *[FakeInstance(isolation="shared-gil") for _ in range(2)]
+    sharers.note(0)
+    sharers.take(leaky, shared(10 * MIB, 20 * MIB))
+    sharers.take(quiet, shared(10 * MIB, 50 * MIB))  # by then the first one had 30 MiB more
+    assert sharers.divide() == {leaky: 10 * MIB, quiet: 10 * MIB}
+
+
+def test_a_look_explains_no_more_of_the_workers_growth_than_its_thread_has_touched() -> None:
+    """A neighbour that grew while a look lasted was taken for part of the look, and was not measured for it."""
+    before, faults = residentmemory.bytes_of("self"), residentmemory.faults_of()
+    kept: list[bytes] = []
+    neighbour = threading.Thread(target=lambda: kept.append(b"x" * (64 * MIB)))
+    neighbour.start()
+    neighbour.join()
+    after = residentmemory.bytes_of("self")
+
+    assert before is not None
+    assert after is not None
+    assert after - before > 48 * MIB
+    assert abs(heap._grown(before, faults)) < 16 * MIB
+
+
+def test_a_process_has_a_figure_when_its_app_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had amid its boot was shown as its size, and was the begin of its course."""
+    party = Party(monkeypatch, "process")
+    [process] = party.made
+    [deployment] = party.meter._deployments()
+    monkeypatch.setattr(party.meter, "_deployments", lambda: [deployment])  # one that keeps its course
+    monkeypatch.setattr(residentmemory, "bytes_of", lambda pid: 7 * MIB)
+    monkeypatch.setattr(meter, "pss_bytes", lambda pid: 7 * MIB)
+    process.pid, process.is_loaded = os.getpid(), False
+    process.state = State.BOOTING
+    party.passes(1)
+    assert process.memory == 7 * MIB, "which counts for max_rss"
+    assert (memory_of(deployment), deployment.trend.mib) == (None, [])
+
+    monkeypatch.setattr(meter, "pss_bytes", lambda pid: 30 * MIB)
+    process.is_loaded, process.state = True, State.SERVING
+    assert memory_of(deployment) is None
+    party.passes(1)
+    assert memory_of(deployment) == 30 * MIB
+    party.passes(6)
+    assert deployment.trend.mib[0] == 30.0

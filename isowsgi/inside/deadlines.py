@@ -156,6 +156,8 @@ class Job:
         self.ending.enter_thread()
         # Taken by the thread itself: asked for a thread that has ended, pthread_getcpuclockid may crash. The clock then is an error only.
         self._clock = time.pthread_getcpuclockid(self.ident)
+        for row in self.rows.values():
+            row.say_thread(threading.get_native_id())
 
     def take_cpu(self) -> None:
         """Add what the thread has used of a processor since the last call to its row; by the control thread.

@@ -19,6 +19,7 @@ with pauses between them.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
@@ -39,6 +40,8 @@ from weakref import ReferenceType
 from isowsgi.shared import messages, pymalloc, residentmemory
 
 T = TypeVar("T")
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # pymalloc's limit; larger blocks are malloc's.
 _SMALL_BYTES = 512
@@ -202,14 +205,13 @@ class Heap:
 
     def measure(self) -> messages.Measured:
         """Have one look, and return what is known."""
-        started, before = time.thread_time(), residentmemory.bytes_of("self")
+        started, before, faults = time.thread_time(), residentmemory.bytes_of("self"), residentmemory.faults_of()
         is_whole = self.look()
         small = pymalloc.bytes_in_use()
-        after = residentmemory.bytes_of("self")
         return messages.Measured(
             is_whole=is_whole,
             took_s=round(time.thread_time() - started, 6),
-            grown=0 if before is None or after is None else after - before,
+            grown=_grown(before, faults),
             objects=self.objects,
             small=-1 if small is None else small,
             large=self.large,
@@ -273,6 +275,22 @@ class Heap:
             sample = _at_once(lambda: _sized(_known_by(long, first, count)))
             self._weight += sum(sample.values()) * _STEP
             self._scaled += sum(size + _MALLOC_BYTES for size in sample.values() if size > _SMALL_BYTES) * _STEP
+
+
+def _grown(before: int | None, faults: residentmemory.Faults | None) -> int:
+    """Return by how much the process's memory has changed in a look, as far as this thread can have done it: others' apps run meanwhile.
+
+    Args:
+        before: bytes (RSS) before the look; None: not known.
+        faults: of this thread by then; None: not known.
+    """
+    after, faults_after = residentmemory.bytes_of("self"), residentmemory.faults_of()
+    if before is None or after is None:
+        return 0
+    if faults is None or faults_after is None:
+        return after - before
+    most = (faults_after.pages - faults.pages) * _PAGE_BYTES
+    return min(max(after - before, -most), most)
 
 
 def size_of(each: Any) -> int:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import socket
+from typing import NamedTuple
 
 from isowsgi.instances.judge import Judge
 from isowsgi.shared.handover import dup_of
 from isowsgi.shared.messages import BootOrder
-from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, REQUESTS, SENDS, TURNED_AWAY, Row
+from isowsgi.shared.rows import BUSY, BUSY_SINCE, CLOSED, REQUESTS, SENDS, THREAD, TURNED_AWAY, Row
 from isowsgi.shared.scoreboard import Scoreboard
+
+
+class ServingThread(NamedTuple):
+    """What the rows of one thread say."""
+
+    native_id: int  # the kernel's number; 0: it has not begun to serve
+    requests: int  # that it has begun to serve
+    is_busy: bool
 
 
 class CountedInstance:
@@ -44,6 +53,15 @@ class CountedInstance:
         """
         wanted = self._mounts if mount is None else [mount]
         return sum(self._counted(each) - self._requests_before[each] for each in wanted)
+
+    def serving_threads(self) -> list[ServingThread]:
+        """Return what is known of its threads, by their numbers."""
+        width = len(self._mounts)
+        found = []
+        for start in range(0, len(self._thread_rows), width):
+            words = [row.words for row in self._thread_rows[start : start + width]]
+            found.append(ServingThread(words[0][THREAD], sum(each[REQUESTS] for each in words), any(each[BUSY] for each in words)))
+        return found
 
     def progress(self) -> int:
         """Return a number that grows by one or more for each connection that it deals with."""

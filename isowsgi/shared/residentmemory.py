@@ -1,11 +1,19 @@
-"""How much memory a process has by the kernel's figures (RSS), read without counting pages."""
+"""How much memory a process has by the kernel's figures (RSS), and which thread has touched how much, read without counting pages."""
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 # Most bytes of the kernel's texts about a process.
 MOST_BYTES = 4096
+
+
+class Faults(NamedTuple):
+    """Of one thread."""
+
+    pages: int  # that it was the first to touch, since it began (minor faults)
+    start: int  # when it began: the kernel gives a thread's number to another one after its end
 
 
 def bytes_of(process: int | str) -> int | None:
@@ -16,6 +24,19 @@ def bytes_of(process: int | str) -> int | None:
     """
     try:
         return int(read(f"/proc/{process}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def faults_of(thread: int | None = None) -> Faults | None:
+    """Return what the kernel counts for a thread of this process (proc_pid_stat(5)); None if that may not be read, or it has ended.
+
+    Args:
+        thread: the kernel's number of it; None: the calling one.
+    """
+    try:
+        fields = read("/proc/thread-self/stat" if thread is None else f"/proc/self/task/{thread}/stat").rpartition(b")")[2].split()
+        return Faults(int(fields[7]), int(fields[19]))
     except (OSError, ValueError, IndexError):
         return None
 

@@ -21,6 +21,7 @@ BUSY = 2  # key of the connection whose request is being served, see `handover.k
 ANSWERED = 3  # who gave the current request's client its status: 0 nobody so far, BY_APP, or BY_WATCHER
 BUSY_SINCE = 4  # monotonic milliseconds when the current request began
 MOUNT = 6  # the mount's number, plus 1; 0: none
+THREAD = 7  # of the thread that writes the row, the kernel's number; 0: none has begun to serve
 ISOLATION = 8  # place in ISOLATIONS, plus 1
 ERROR_AT = 10  # seconds since the epoch when the app last raised out of a request
 ERROR_LENGTH = 11
@@ -87,7 +88,7 @@ _WAIT_NS = _LIMITS_NS[2:]
 SHORT_WAIT_NS = _WAIT_NS[0]
 
 # Words that say what is so just now, and not how often it was.
-_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, QUEUED, LOADING, PROGRESS_AT, SENDS)
+_OF_THE_MOMENT = (BUSY, ANSWERED, BUSY_SINCE, BEAT, THREAD, QUEUED, LOADING, PROGRESS_AT, SENDS)
 
 # Names stand on the board as numbers; append only.
 ISOLATIONS = ("own-gil", "shared-gil", "main", "process")
@@ -215,6 +216,10 @@ class Row:
 
     def count_internal_errors(self, count: int) -> None:
         self.words[INTERNAL_ERRORS] += count
+
+    def say_thread(self, native_id: int) -> None:
+        """Say which thread writes this row, when it begins to serve."""
+        self.words[THREAD] = native_id
 
     # Of a control row, by its thread or the one that loads the app.
 

@@ -2,10 +2,12 @@
 
 Until it has been measured, an instance counts as much as its number of objects suggests.
 
-An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between.
+An interpreter measures itself, see `inside.heap`: it is asked for one look after the other, with pauses between. What it has grown by since
+is estimated, see `freshpages`.
 A process is what the kernel says of it: its own pages, and its share of those that others have too (PSS). Interpreters that share a GIL
 share the allocator of small blocks: what it has grown by since the last time is divided among those whose objects have grown. So they are
-measured in rounds, one after the other; who has grown again by the end of a round is for the next one.
+measured in rounds, one after the other; who has grown again by the end of a round is for the next one. What the objects of those that were
+looked at do not account for waits for the others.
 
 On the acceptor's thread; nothing here waits. Time is monotonic seconds and passed in.
 """
@@ -21,6 +23,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared import messages, pymalloc, residentmemory
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS
 from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.freshpages import FreshPages
 from isowsgi.worker.processmemory import pss_bytes, rss_bytes
 from isowsgi.worker.slots import Instance
 
@@ -69,6 +72,10 @@ _LOADING_S = 30.0
 # one ends.
 _READING_S, _MOST_COUNTED_BYTES, _OLDEST_READING_S = 0.002, 1 << 30, 60.0
 
+# How many times as much as its weight an interpreter may have grown in small blocks, if not all that share them were looked at: a number in
+# a list weighs 8 bytes, and takes 32 more.
+_MOST_OF_WEIGHT = 4
+
 # No process's PSS is read again within so many times as long as it took: 1 % of the acceptor's time.
 _READING_PAUSES = 100
 
@@ -84,11 +91,13 @@ class _Last(NamedTuple):
     level: int  # of the worker's memory, see `Level`
     not_before: float = 0.0  # the next time
     is_measured: bool = True  # False: it was only seen
+    small: int = -1  # bytes of its allocator by the round's first look; -1: not known
 
 
 class _Reading(NamedTuple):
     """Of a process's PSS."""
 
+    size: int
     rss: int  # of the process, then
     at: float
     not_before: float  # the next one
@@ -108,7 +117,7 @@ class Level:
     """
 
     def __init__(self) -> None:
-        self._explained = 0
+        self._explained = self._looks = 0
         self._seen: int | None = None  # the worker's memory at the last tick
         self._was_changing = False
         self._known: set[Instance] | None = None  # the interpreters at the last tick
@@ -133,11 +142,16 @@ class Level:
     def take(self, grown: int) -> None:
         """Take in what one look has changed it by."""
         self._explained += grown
+        self._looks += grown
         if self._seen is not None:
             self._seen += grown
 
     def bytes(self) -> int:
         return rss_bytes() - self._explained
+
+    def bytes_with_looks(self) -> int:
+        """Return the same, and what looks have changed: on a busy machine one lasts long, and what an app grows by then is among it."""
+        return self.bytes() + self._looks
 
     def take_loaded(self) -> int | None:
         """Return by how much it has changed with interpreters since this was last asked; None: some are still being loaded, or end."""
@@ -150,6 +164,50 @@ class Level:
         return any(
             each.state is State.BOOTING and each.isolation != OWN_GIL and now - since < _LOADING_S for each, since in self._changing.items()
         )
+
+
+class Processes:
+    """Reads what the kernel says of processes."""
+
+    def __init__(self) -> None:
+        self._readings: dict[Instance, _Reading] = {}
+        self._next = 0
+
+    def read(self, instances: Sequence[Instance]) -> None:
+        """Read of some what the kernel says."""
+        processes = [each for each in instances if each.isolation == PROCESS and not each.has_gone]
+        deadline = time.thread_time() + _READING_S
+        for _ in processes:
+            self._next = (self._next + 1) % len(processes)
+            instance = processes[self._next]
+            if instance.group is not None:
+                instance.group_use = instance.group.use()
+            if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
+                instance.memory = size
+                if instance.is_loaded and instance.memory_at_boot < 0:
+                    instance.memory_at_boot = size
+            if time.thread_time() > deadline:
+                return
+
+    def _size_of(self, instance: Instance, pid: int) -> int | None:
+        """Return how much memory a process has; None: it cannot be read. Between two counts its RSS says what has changed."""
+        rss = residentmemory.bytes_of(pid)
+        if rss is None or rss > _MOST_COUNTED_BYTES:
+            return rss
+        began, last = time.monotonic(), self._readings.get(instance)
+        if last is not None and (instance.memory_at_boot >= 0 or not instance.is_loaded):
+            has_changed = abs(rss - last.rss) > NEWS_BYTES or began - last.at > _OLDEST_READING_S
+            if began < last.not_before or not has_changed:
+                return max(last.size + rss - last.rss, 0)
+        started = time.thread_time()
+        if (size := pss_bytes(pid)) is not None:
+            not_before = time.monotonic() + _READING_PAUSES * (time.thread_time() - started)
+            self._readings[instance] = _Reading(size, rss, began, not_before)
+        return size
+
+    def forget(self, alive: set[Instance]) -> None:
+        for gone in self._readings.keys() - alive:
+            del self._readings[gone]
 
 
 class Meter:
@@ -184,8 +242,8 @@ class Meter:
         self._queue: list[Instance] = []  # of those with their own GIL, the next one last; made anew each second
         self._round: list[Instance] = []  # the same of those that share one; made anew when it is done
         self._sharers = Sharers()
-        self._readings: dict[Instance, _Reading] = {}
-        self._next_process = 0
+        self._processes = Processes()
+        self._fresh = FreshPages()
 
     def start(self, later: Later) -> None:
         """Begin; before the first mount is loaded."""
@@ -210,7 +268,7 @@ class Meter:
 
     def tick(self, now: float) -> None:
         """Look at some processes, and ask interpreters that may have changed; about once a second."""
-        self._read_processes()
+        self._processes.read(self._instances())
         self._forget()
         self._level.tick([*self._instances(), *self.departing()], now)
         for deployment in self._deployments():
@@ -238,7 +296,9 @@ class Meter:
             return
         if not report.is_whole:
             if instance.isolation == OWN_GIL and instance.memory_at_boot >= 0 and report.small >= 0:
-                instance.memory = report.small + report.large  # of the round before
+                self._fresh.see(instance, report.small + report.large)  # of the round before
+            if (began := self._began[instance]).small < 0:
+                self._began[instance] = began._replace(small=report.small)
             pause_s = min(max(_PAUSES * report.took_s, _LEAST_PAUSE_S), _LONGEST_PAUSE_S)
             self._asked[instance] = now + pause_s
             self._later(pause_s, lambda: self._look_again(instance))
@@ -247,11 +307,12 @@ class Meter:
         self._wanted.discard(instance)
         self._idle.discard(instance)
         self._silent.pop(instance, None)
-        self._last[instance] = self._began.pop(instance)._replace(not_before=now + _ROUND_PAUSES * self._costs[instance])
+        began = self._began.pop(instance)
+        self._last[instance] = began._replace(not_before=now + _ROUND_PAUSES * self._costs[instance])
         instance.objects = report.objects
         if instance.isolation == OWN_GIL:
             small = report.small if report.small >= 0 else report.weight
-            _settle(instance, small + report.large)
+            self._settle(instance, small + report.large, now, known=max(small - began.small, 0) if began.small >= 0 else 0)
         else:
             self._sharers.take(instance, report)
         self._ask_some(now)
@@ -270,11 +331,13 @@ class Meter:
     def _look_around(self, now: float) -> None:
         """See who may have grown, the likeliest first: those that have served most since; and ask them."""
         self._see(now)
-        served = {each: self._served(each) for each in self._interpreters()}
+        requests = {each: each.requests() for each in self._interpreters()}
+        self._fresh.tick(requests, self._level.bytes_with_looks(), now)
+        served = {each: count - self._last[each].requests for each, count in requests.items()}
         found = sorted(self._candidates(served, now), key=served.__getitem__)
         self._queue = [each for each in found if each.isolation == OWN_GIL]
         if not self._round and not self._is_any_sharer_asked():
-            self._divide()
+            self._divide(now)
             self._round = [each for each in found if each.isolation != OWN_GIL]
         self._ask_some(now)
 
@@ -285,11 +348,16 @@ class Meter:
         while self._queue and len(self._asked) < (1 if self._queue[-1] in self._idle else _AT_A_TIME):
             self._ask(self._queue.pop(), now)
         if not self._round and not self._is_any_sharer_asked():
-            self._divide()
+            self._divide(now)
 
-    def _divide(self) -> None:
+    def _divide(self, now: float) -> None:
         for instance, size in self._sharers.divide().items():
-            _settle(instance, size)
+            self._settle(instance, size, now)
+
+    def _settle(self, instance: Instance, size: int, now: float, known: int = 0) -> None:
+        self._fresh.settle(instance, size, known, self._level.bytes_with_looks(), now)
+        if instance.memory_at_boot < 0:
+            instance.memory_at_boot = size
 
     def _is_any_sharer_asked(self) -> bool:
         return any(each.isolation != OWN_GIL for each in self._asked)
@@ -351,6 +419,7 @@ class Meter:
             self._asked[instance] = now
             if instance not in self._began:
                 self._began[instance] = _Last(instance.requests(), now, self._level.bytes())
+                self._fresh.begin(instance, self._level.bytes_with_looks(), now)
                 self._costs[instance] = 0.0
 
     def _look_again(self, instance: Instance) -> None:
@@ -359,50 +428,15 @@ class Meter:
             if instance not in self._asked:  # it ends, and others wait for their turn
                 self._ask_some(time.monotonic())
 
-    def _read_processes(self) -> None:
-        processes = [each for each in self._instances() if each.isolation == PROCESS and not each.has_gone]
-        deadline = time.monotonic() + _READING_S
-        for _ in processes:
-            self._next_process = (self._next_process + 1) % len(processes)
-            instance = processes[self._next_process]
-            if instance.group is not None:
-                instance.group_use = instance.group.use()
-            if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
-                instance.memory = size
-                if instance.is_loaded and instance.memory_at_boot < 0:
-                    instance.memory_at_boot = size
-            if time.monotonic() > deadline:
-                return
-
-    def _size_of(self, instance: Instance, pid: int) -> int | None:
-        """Return how much memory a process has; None: what is known of it will do, or it cannot be read."""
-        rss = residentmemory.bytes_of(pid)
-        if rss is None or rss > _MOST_COUNTED_BYTES:
-            return rss
-        began, last = time.monotonic(), self._readings.get(instance)
-        if last is not None and (instance.memory_at_boot >= 0 or not instance.is_loaded):
-            has_changed = abs(rss - last.rss) > NEWS_BYTES or began - last.at > _OLDEST_READING_S
-            if began < last.not_before or not has_changed:
-                return None
-        size = pss_bytes(pid)
-        ended = time.monotonic()
-        self._readings[instance] = _Reading(rss, ended, ended + _READING_PAUSES * (ended - began))
-        return size
-
     def _instances(self) -> list[Instance]:
         return [each for deployment in self._deployments() for each in deployment.slots.all()]
 
     def _interpreters(self) -> list[Instance]:
         return [each for each in self._instances() if each.state is State.SERVING and each.isolation != PROCESS]
 
-    def _served(self, instance: Instance) -> int:
-        """Return how many requests it has had since it was measured."""
-        last = self._last.get(instance)
-        return instance.requests() - (0 if last is None else last.requests)
-
     def _forget(self) -> None:
         alive = set(self._instances())
-        tables: tuple[dict[Instance, Any], ...] = (self._last, self._began, self._silent, self._readings, self._costs)
+        tables: tuple[dict[Instance, Any], ...] = (self._last, self._began, self._silent, self._costs)
         for table in tables:
             for gone in table.keys() - alive:
                 del table[gone]
@@ -410,6 +444,8 @@ class Meter:
         self._doubted &= alive
         self._idle &= alive
         self._sharers.forget(alive)
+        self._processes.forget(alive)
+        self._fresh.forget(alive)
 
 
 class Sharers:
@@ -420,7 +456,6 @@ class Sharers:
 
     def __init__(self) -> None:
         self._total: int | None = None  # what the allocator had when it was last divided
-        self._now: int | None = None
         self._weights: dict[Instance, int] = {}  # then
         self._small: dict[Instance, float] = {}
         self._reports: dict[Instance, messages.Measured] = {}  # since
@@ -431,7 +466,6 @@ class Sharers:
     def take(self, instance: Instance, report: messages.Measured) -> None:
         """Take in what was found of one of them."""
         self._reports[instance] = report
-        self._now = report.small if report.small >= 0 else None
 
     def forget(self, alive: set[Instance]) -> None:
         """Take what belonged to instances that have ended for given back."""
@@ -447,29 +481,52 @@ class Sharers:
         reports, self._reports = self._reports, {}
         if not reports:
             return {}
+        # What came after the first of them was looked at is for the next time: else those that were looked at later had it with the others.
+        now = min(report.small for report in reports.values())
         changes = {each: report.weight - self._weights.get(each, 0) for each, report in reports.items()}
-        self._weights |= {each: report.weight for each, report in reports.items()}
-        if self._total is None or self._now is None:  # then the objects' own sizes must do
+        if self._total is None or now < 0:  # then the objects' own sizes must do
             self._small |= {each: float(report.weight) for each, report in reports.items()}
         else:
-            grown, self._total = self._now - self._total, self._now
-            parts = {each: change for each, change in changes.items() if change * grown > 0}
-            for each, change in parts.items():
-                self._small[each] = max(self._small.get(each, 0.0) + grown * change / sum(parts.values()), 0.0)
+            parts = self._parts(changes, now - self._total, is_of_all=self._weights.keys() <= reports.keys())
+            for each, part in parts.items():
+                self._small[each] = max(self._small.get(each, 0.0) + part, 0.0)
+        self._weights |= {each: report.weight for each, report in reports.items()}
         return {each: int(self._small.get(each, 0.0)) + report.large for each, report in reports.items()}
 
+    def _parts(self, changes: Mapping[Instance, int], grown: int, is_of_all: bool) -> dict[Instance, float]:
+        """Return by how much each has grown or shrunk, and have that divided.
 
-def _settle(instance: Instance, size: int) -> None:
-    instance.memory = size
-    if instance.memory_at_boot < 0:
-        instance.memory_at_boot = size
+        Args:
+            changes: of the weights of those that were looked at.
+            grown: by the allocator.
+            is_of_all: whether all that share it were looked at; else what the objects of these do not account for waits for the others.
+        """
+        assert self._total is not None, "else nothing is divided"
+        takers = {each: change for each, change in changes.items() if change * grown > 0}
+        parts = {each: grown * change / sum(takers.values()) for each, change in takers.items()}
+        if is_of_all:
+            self._total += grown
+            return parts
+        parts = {each: math.copysign(min(abs(part), _MOST_OF_WEIGHT * abs(takers[each])), part) for each, part in parts.items()}
+        self._total += int(sum(parts.values()))
+        return parts
 
 
 def _is_measured(deployment: Deployment) -> bool:
-    return all(each.memory_at_boot >= 0 for each in deployment.slots.all() if each.state is State.SERVING)
+    serving = [each for each in deployment.slots.all() if each.state is State.SERVING]
+    return bool(serving) and all(each.memory_at_boot >= 0 for each in serving)
+
+
+def size_of(instance: Instance) -> int | None:
+    """Return what an instance has, with what it is estimated to have grown by since it was measured; None: nothing is known.
+
+    A process counts from when its app is loaded: before, it has less with each look than with the next one.
+    """
+    is_known = instance.memory >= 0 and (instance.isolation != PROCESS or instance.memory_at_boot >= 0)
+    return instance.memory + instance.grown if is_known else None
 
 
 def memory_of(deployment: Deployment) -> int | None:
     """Return what its instances have together; None if nothing is known of those that serve."""
-    sizes = [each.memory for each in deployment.slots.all() if each.memory >= 0 and each.state not in ENDS]
+    sizes = [size for each in deployment.slots.all() if (size := size_of(each)) is not None and each.state not in ENDS]
     return sum(sizes) if sizes else None

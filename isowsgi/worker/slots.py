@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from isowsgi.instances.counters import ServingThread
 from isowsgi.instances.lifecycle import ENDS, SETTLED, State
 from isowsgi.instances.original import Edition
 from isowsgi.shared.cgroups import Group, Use
@@ -35,6 +37,7 @@ class Instance(Protocol):
     objects: int
     memory: int
     memory_at_boot: int
+    grown: int
     pid: int | None
     grouped: frozenset[str]
     group: Group | None
@@ -58,6 +61,7 @@ class Instance(Protocol):
     def distrust(self) -> None: ...
     def requests(self, mount: int | None = None) -> int: ...
     def is_busy(self) -> bool: ...
+    def serving_threads(self) -> Sequence[ServingThread]: ...
     def has_free_thread(self) -> bool: ...
     def is_at_leisure(self) -> bool: ...
     def progress(self) -> int: ...

@@ -24,7 +24,7 @@ from isowsgi.shared.rows import RELOADS, STUCK
 from isowsgi.shared.scoreboard import Scoreboard, text_of
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.meter import memory_of
+from isowsgi.worker.meter import memory_of, size_of
 from isowsgi.worker.processmemory import rss_bytes
 from isowsgi.worker.recent import Recent
 from isowsgi.worker.slots import Instance
@@ -142,7 +142,7 @@ class Reporter:
             self._acceptor.later(0.0, self._go_on, "report to the scoreboard")
 
     def _publishing(self, now: float) -> Iterator[None]:
-        began = now
+        began = time.thread_time()
         took_s = 0.0
         self._count()
         self._recent.look(now)
@@ -153,9 +153,9 @@ class Reporter:
         served = list(self.mounts)  # the table may become another one
         for number, (mount, deployment) in enumerate(served):
             if number and number % _MOUNTS_AT_A_TIME == 0:
-                took_s += time.monotonic() - began
+                took_s += time.thread_time() - began
                 yield
-                began = time.monotonic()
+                began = time.thread_time()
             facts, recent = self._mount(mount, deployment, parked[mount.number]), self._recent.of(mount.number)
             mounts.append({**facts, "recent": recent})
             texts.append(self._text_of(mount.number, facts, recent))
@@ -165,7 +165,7 @@ class Reporter:
             self._board.publish({**self._worker(), "mounts": [], "error": _TOO_LONG})
         if len(self._texts) > len(served):  # mounts have gone
             self._texts = {mount.number: self._texts[mount.number] for mount, _ in served}
-        took_s += time.monotonic() - began
+        took_s += time.thread_time() - began
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
 
@@ -260,7 +260,7 @@ class Reporter:
             "boot_s": instance.boot_s,
             "requests": instance.requests(),
             "objects": max(instance.objects, 0) or instance.objects_at_boot,
-            "memory_bytes": instance.memory if instance.memory >= 0 else None,
+            "memory_bytes": size_of(instance),
             "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
             "control_group": None if instance.group_use is None else instance.group_use._asdict(),
             "first_row": instance.first_row,

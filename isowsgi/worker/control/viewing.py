@@ -35,7 +35,7 @@ from isowsgi.worker.control.counts import counts_of
 from isowsgi.worker.control.finding import find_deployment
 from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.deployment import Deployment, facts_of
-from isowsgi.worker.meter import memory_of
+from isowsgi.worker.meter import memory_of, size_of
 from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
@@ -154,7 +154,7 @@ def instance_facts(instance: Instance, now: float, mount: int | None = None) -> 
         "requests": instance.requests(mount),
         "in_flight": [InFlight(request=line, for_s=seconds) for line, seconds in instance.in_flight(now)],
         "error": instance.error,
-        "memory_bytes": instance.memory if instance.memory >= 0 else None,
+        "memory_bytes": size_of(instance),
         "memory_at_boot_bytes": instance.memory_at_boot if instance.memory_at_boot >= 0 else None,
         "control_group": None if instance.group_use is None else GroupUse(**instance.group_use._asdict()),
     }
