@@ -27,6 +27,10 @@ _COMMAND_S = 150.0
 # How long what was replaced may take to end: a second until it is looked at, and some for a busy machine.
 _END_S = 30.0
 
+# A farm has settled when it has used no more of a core for so long: 20 s after their first request interpreters are measured, 600 of
+# them in half a minute.
+SETTLED_CORES, _SETTLED_S, _MOST_SETTLING_S = 0.25, 25.0, 300.0
+
 # Connections that are opened at most to have one to each worker; the kernel gives them out as it likes.
 _MOST_CONNECTIONS = 400
 
@@ -129,6 +133,20 @@ class Farm(Gunicorn):
                 return status
             time.sleep(0.1)
         raise Failed(f"what was replaced did not end within {_END_S:g} s")
+
+    def settle(self, *more: int) -> float:
+        """Wait until it does no more than to serve, or for five minutes, and return for how long that took.
+
+        Args:
+            more: other processes whose use of a core counts too.
+        """
+        began = quiet_since = time.monotonic()
+        while (now := time.monotonic()) - quiet_since < _SETTLED_S and now - began < _MOST_SETTLING_S:
+            used_s = self.used_s(*more)
+            time.sleep(1.0)
+            if self.used_s(*more) - used_s > SETTLED_CORES * (time.monotonic() - now):
+                quiet_since = time.monotonic()
+        return time.monotonic() - began
 
     def sizes(self) -> dict[str, float]:
         """Return what the fullest worker has of everything, and the master's memory."""
