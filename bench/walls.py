@@ -1,16 +1,15 @@
 """What walls cost: hello through a process behind each kind of wall, beside one through a plain process: `python -m bench.walls`.
 
 All mounts are of one worker; it, they and the client are pinned to one core, so a request takes what all of them together do for it.
-A round asks each mount on a connection of its own, the plain one just before or just after it. A ratio is the plain one's time by the
-other's, the median over the rounds, with a 95 % interval by bootstrap. `/null` is a second plain process: its ratio is the noise. As root,
-`/owned` has a user of its own too.
+A round asks each mount once, on a connection of its own, and another one is first each time. A ratio is the plain one's time in a round by
+the other's, the median over the rounds; what differs by chance between two starts of a process is seen by several servers, one after the
+other. `/null` is a second plain process: its ratio is the noise. As root, `/owned` has a user of its own too.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -27,51 +26,51 @@ isolation = "process"
 "/plain" = "hello"
 "/null" = "hello"
 "/sandbox" = { app = "hello", sandbox = true }
-"/walled" = { app = "hello", sandbox = { connect = [] }, umask = "027", limits = { memory = "256M", files = 256, file_size = "100M" } }
+"/walled" = { app = "hello", WALLS }
 """
-_OWNED = """
-"/owned" = { app = "hello", user = "20001:20001", sandbox = { connect = [] }, limits = { memory = "256M", files = 256, file_size = "1M" } }
-"""
-_RESAMPLES = 4000
+_OWNED = '"/owned" = { app = "hello", user = "20001:20001", WALLS }\n'
+_WALLS = 'sandbox = { connect = [] }, umask = "027", limits = { memory = "256M", files = 256, file_size = "100M" }'
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--servers", type=int, default=8, help="started one after the other")
+    parser.add_argument("--rounds", type=int, default=15, help="with each server")
     parser.add_argument("--requests", type=int, default=1500, help="to each mount in each round")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     is_root = os.geteuid() == 0
-    paths = ["/plain", "/null", "/sandbox", "/walled", *(["/owned"] if is_root else [])]
-    with tempfile.TemporaryDirectory(prefix="isowsgi-bench-") as name:
-        os.chmod(name, 0o755)  # for the users
-        arguments = ["--keep-alive", "600", *(["--user", "nobody"] if is_root else [])]
-        with running_server(Path(name), _CONFIG + (_OWNED if is_root else ""), *arguments, wait_for=len(paths)) as server:
-            ratios, plain = measure(server, paths, options.rounds, options.requests)
-    print(f"Python {sys.version.split()[0]}, load average {os.getloadavg()[0]:.1f}, /plain: {plain:,.0f} requests/s")
-    chance = random.Random(0)
-    for path in paths[1:]:
-        low, high = _interval(ratios[path], chance)
-        print(f"{path:10} {statistics.median(ratios[path]):.3f} times that, {low:.3f} to {high:.3f}")
+    arguments = ["--keep-alive", "600", *(["--user", "nobody"] if is_root else [])]
+    config = (_CONFIG + (_OWNED if is_root else "")).replace("WALLS", _WALLS)
+    others = ["/null", "/sandbox", "/walled", *(["/owned"] if is_root else [])]
+    print(f"Python {sys.version.split()[0]}, load average {os.getloadavg()[0]:.1f}; requests/s, times those of a plain process")
+    found: dict[str, list[float]] = {path: [] for path in others}
+    for _ in range(options.servers):
+        with tempfile.TemporaryDirectory(prefix="isowsgi-bench-") as name:
+            os.chmod(name, 0o755)  # for the users
+            with running_server(Path(name), config, *arguments, wait_for=1 + len(others)) as server:
+                for path, ratio in measure(server, ["/plain", *others], options.rounds, options.requests).items():
+                    found[path].append(ratio)
+        print("  ".join(f"{path} {ratios[-1]:.3f}" for path, ratios in found.items()), flush=True)
+    for path, ratios in found.items():
+        print(f"{path:10} {statistics.median(ratios):.3f}, of {min(ratios):.3f} to {max(ratios):.3f}")
     return 0
 
 
-def measure(server: Server, paths: list[str], rounds: int, requests: int) -> tuple[dict[str, list[float]], float]:
-    """Return the ratios of each wall, and the plain one's requests/s."""
+def measure(server: Server, paths: list[str], rounds: int, requests: int) -> dict[str, float]:
+    """Return the ratios to the first of some mounts, each the median of all rounds."""
     clients = {path: Client(server) for path in paths}
     for path in paths:
         _ask(clients[path], path, requests)
     ratios: dict[str, list[float]] = {path: [] for path in paths[1:]}
-    plain = []
     for number in range(rounds):
+        first = number % len(paths)
+        took = {path: _ask(clients[path], path, requests) for path in [*paths[first:], *paths[:first]]}
         for path in paths[1:]:
-            pair = [path, "/plain"] if number % 2 else ["/plain", path]
-            took = {each: _ask(clients[each], each, requests) for each in pair}
-            ratios[path].append(took["/plain"] / took[path])
-            plain.append(requests / took["/plain"])
+            ratios[path].append(took[paths[0]] / took[path])
     for client in clients.values():
         client.close()
-    return ratios, statistics.median(plain)
+    return {path: statistics.median(found) for path, found in ratios.items()}
 
 
 def _ask(client: Client, path: str, times: int) -> float:
@@ -89,11 +88,6 @@ def _ask(client: Client, path: str, times: int) -> float:
         if not answer.startswith(b"HTTP/1.1 200"):
             raise SystemExit(f"{path}: {answer!r}")
     return time.perf_counter() - began
-
-
-def _interval(values: list[float], chance: random.Random) -> tuple[float, float]:
-    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(_RESAMPLES))
-    return medians[int(_RESAMPLES * 0.025)], medians[int(_RESAMPLES * 0.975)]
 
 
 if __name__ == "__main__":
