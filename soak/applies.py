@@ -132,7 +132,8 @@ class Rounds:
     def run(self, rounds: int) -> None:
         before = self._farm.identities()
         if self._quiet_s:
-            _say(f"all is quiet after {self._farm.settle(self._watched.pid):.0f} s")
+            is_quiet = self._farm.settle(self._watched.pid)
+            _say("the farm is quiet" if is_quiet else "the farm is not quiet after some minutes; it is measured as it is")
         for number in range(1, rounds * _MOST_ROUNDS_FACTOR + 1):
             self._round(number)
             if number >= rounds and all(len(took) >= rounds for took in self.took.values()):

@@ -29,7 +29,7 @@ _END_S = 30.0
 
 # A farm has settled when it has used no more of a core for so long: 20 s after their first request interpreters are measured, 600 of
 # them in half a minute.
-SETTLED_CORES, _SETTLED_S, _MOST_SETTLING_S = 0.25, 25.0, 300.0
+_SETTLED_CORES, _SETTLED_S, _MOST_SETTLING_S = 0.25, 25.0, 300.0
 
 # Connections that are opened at most to have one to each worker; the kernel gives them out as it likes.
 _MOST_CONNECTIONS = 400
@@ -134,19 +134,23 @@ class Farm(Gunicorn):
             time.sleep(0.1)
         raise Failed(f"what was replaced did not end within {_END_S:g} s")
 
-    def settle(self, *more: int) -> float:
-        """Wait until it does no more than to serve, or for five minutes, and return for how long that took.
+    def settle(self, *more: int) -> bool:
+        """Wait until it has done no more than to serve for a while; False: it is busy after five minutes still.
 
         Args:
             more: other processes whose use of a core counts too.
         """
-        began = quiet_since = time.monotonic()
-        while (now := time.monotonic()) - quiet_since < _SETTLED_S and now - began < _MOST_SETTLING_S:
-            used_s = self.used_s(*more)
+        began = quiet_since = looked_at = time.monotonic()
+        used_s = self.used_s(*more)
+        while looked_at - began < _MOST_SETTLING_S:
             time.sleep(1.0)
-            if self.used_s(*more) - used_s > SETTLED_CORES * (time.monotonic() - now):
-                quiet_since = time.monotonic()
-        return time.monotonic() - began
+            last_looked_at, looked_at = looked_at, time.monotonic()
+            last_used_s, used_s = used_s, self.used_s(*more)
+            if used_s - last_used_s > _SETTLED_CORES * (looked_at - last_looked_at):
+                quiet_since = looked_at
+            elif looked_at - quiet_since >= _SETTLED_S:
+                return True
+        return False
 
     def sizes(self) -> dict[str, float]:
         """Return what the fullest worker has of everything, and the master's memory."""
