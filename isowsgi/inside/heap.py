@@ -19,7 +19,6 @@ with pauses between them.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
@@ -40,8 +39,6 @@ from weakref import ReferenceType
 from isowsgi.shared import messages, pymalloc, residentmemory
 
 T = TypeVar("T")
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # pymalloc's limit; larger blocks are malloc's.
 _SMALL_BYTES = 512
@@ -289,7 +286,7 @@ def _grown(before: int | None, faults: residentmemory.Faults | None) -> int:
         return 0
     if faults is None or faults_after is None:
         return after - before
-    most = (faults_after.pages - faults.pages) * _PAGE_BYTES
+    most = (faults_after.pages - faults.pages) * residentmemory.PAGE_BYTES
     return min(max(after - before, -most), most)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
 # Most bytes of the kernel's texts about a process.
 MOST_BYTES = 4096
 
@@ -23,7 +25,7 @@ def bytes_of(process: int | str) -> int | None:
         process: its number, or "self".
     """
     try:
-        return int(read(f"/proc/{process}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(read(f"/proc/{process}/statm").split()[1]) * PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return None
 

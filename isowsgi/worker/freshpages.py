@@ -12,18 +12,15 @@ On the acceptor's thread; nothing here waits. Time is monotonic seconds and pass
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from isowsgi.shared import residentmemory
 from isowsgi.worker.slots import Instance
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
 # Where the kernel makes large pages of its own accord, one that is touched may be 512 small ones. Then only the parts are known, and not
 # how much anybody has touched at most.
-_LARGE_PAGES, _LARGE_PAGE_BYTES = "/sys/kernel/mm/transparent_hugepage/enabled", 512 * _PAGE_BYTES
+_LARGE_PAGES, _LARGE_PAGE_BYTES = "/sys/kernel/mm/transparent_hugepage/enabled", 512 * residentmemory.PAGE_BYTES
 
 # Less growth of the worker is nobody's: its memory goes up and down by as much.
 _LEAST_GROWTH_BYTES = 1024 * 1024
@@ -208,6 +205,6 @@ class FreshPages:
 
 def _most_page_bytes() -> int:
     try:
-        return _LARGE_PAGE_BYTES if b"[always]" in residentmemory.read(_LARGE_PAGES) else _PAGE_BYTES
+        return _LARGE_PAGE_BYTES if b"[always]" in residentmemory.read(_LARGE_PAGES) else residentmemory.PAGE_BYTES
     except OSError:
-        return _PAGE_BYTES
+        return residentmemory.PAGE_BYTES
