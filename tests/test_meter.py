@@ -19,8 +19,9 @@ from isowsgi.inside import heap
 from isowsgi.instances.lifecycle import State
 from isowsgi.shared import pymalloc, residentmemory
 from isowsgi.shared.messages import Measured, Ready
-from isowsgi.worker import meter
-from isowsgi.worker.meter import NEWS_BYTES, Meter, Sharers, memory_of, size_of
+from isowsgi.worker import meter, processmemory
+from isowsgi.worker.meter import Meter, Sharers, memory_of, size_of
+from isowsgi.worker.processmemory import NEWS_BYTES
 from isowsgi.worker.trend import Trend
 from tests.fakes import FakeInstance
 
@@ -221,8 +222,8 @@ def test_a_process_is_counted_page_by_page_only_if_it_has_changed_and_is_not_lar
         return 50 * MIB
 
     monkeypatch.setattr(residentmemory, "bytes_of", lambda pid: rss)
-    monkeypatch.setattr(meter, "pss_bytes", count)
-    monkeypatch.setattr(meter, "_READING_PAUSES", 0)  # however long the machine takes
+    monkeypatch.setattr(processmemory, "pss_bytes", count)
+    monkeypatch.setattr(processmemory, "_READING_PAUSES", 0)  # however long the machine takes
     party.passes(5)
     assert (process.memory, counted) == (50 * MIB, [1])
 
@@ -234,7 +235,7 @@ def test_a_process_is_counted_page_by_page_only_if_it_has_changed_and_is_not_lar
     party.passes(5)
     assert counted == [2]
 
-    monkeypatch.setattr(meter, "_READING_PAUSES", 10**12)
+    monkeypatch.setattr(processmemory, "_READING_PAUSES", 10**12)
     rss += 2 * NEWS_BYTES
     party.passes(1)
     rss += 2 * NEWS_BYTES
@@ -369,14 +370,14 @@ def test_a_process_has_a_figure_when_its_app_is_loaded(monkeypatch: pytest.Monke
     [deployment] = party.meter._deployments()
     monkeypatch.setattr(party.meter, "_deployments", lambda: [deployment])  # one that keeps its course
     monkeypatch.setattr(residentmemory, "bytes_of", lambda pid: 7 * MIB)
-    monkeypatch.setattr(meter, "pss_bytes", lambda pid: 7 * MIB)
+    monkeypatch.setattr(processmemory, "pss_bytes", lambda pid: 7 * MIB)
     process.pid, process.is_loaded = os.getpid(), False
     process.state = State.BOOTING
     party.passes(1)
     assert process.memory == 7 * MIB, "which counts for max_rss"
     assert (memory_of(deployment), deployment.trend.mib) == (None, [])
 
-    monkeypatch.setattr(meter, "pss_bytes", lambda pid: 30 * MIB)
+    monkeypatch.setattr(processmemory, "pss_bytes", lambda pid: 30 * MIB)
     process.is_loaded, process.state = True, State.SERVING
     assert memory_of(deployment) is None
     party.passes(1)

@@ -20,15 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isowsgi.instances.lifecycle import ENDS, State
-from isowsgi.shared import messages, pymalloc, residentmemory
+from isowsgi.shared import messages, pymalloc
 from isowsgi.shared.interpreters import OWN_GIL, PROCESS
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.freshpages import FreshPages
-from isowsgi.worker.processmemory import pss_bytes, rss_bytes
+from isowsgi.worker.processmemory import NEWS_BYTES, Processes, rss_bytes
 from isowsgi.worker.slots import Instance
 
-# By how much the worker's memory must have changed since an interpreter was measured before it is again: so much, and a part of the whole.
-NEWS_BYTES = 2 * 1024 * 1024
+# By how much the worker's memory must have changed since an interpreter was measured before it is again: NEWS_BYTES, and a part of the
+# whole.
 _NEWS_SHARE = 64
 
 # How long after an interpreter began to serve it is measured for the first time, if nothing asks for it earlier. One that has had no
@@ -67,18 +67,9 @@ _SILENCE_S, _LONGEST_SILENCE_S = 30.0, 1800.0
 # is no news either, for as long.
 _LOADING_S = 30.0
 
-# How long all readings of processes' memory in one tick may take. The kernel counts a PSS page by page: 1 ms for 80 MiB, 22 ms for 1 GiB;
-# for a larger process its RSS must do. It is read again if the RSS has changed by NEWS_BYTES, or after so long: siblings share less when
-# one ends.
-_READING_S, _MOST_COUNTED_BYTES, _OLDEST_READING_S = 0.002, 1 << 30, 60.0
-
 # How many times as much as its weight an interpreter may have grown in small blocks, if not all that share them were looked at: a number in
 # a list weighs 8 bytes, and takes 32 more.
 _MOST_OF_WEIGHT = 4
-
-# No process's PSS is read again within so many times as long as it took: 1 % of the acceptor's time.
-_READING_PAUSES = 100
-
 
 Later = Callable[[float, Callable[[], object]], None]  # calls back after so many seconds
 
@@ -92,15 +83,6 @@ class _Last(NamedTuple):
     not_before: float = 0.0  # the next time
     is_measured: bool = True  # False: it was only seen
     small: int = -1  # bytes of its allocator by the round's first look; -1: not known
-
-
-class _Reading(NamedTuple):
-    """Of a process's PSS."""
-
-    size: int
-    rss: int  # of the process, then
-    at: float
-    not_before: float  # the next one
 
 
 class _Silence(NamedTuple):
@@ -164,50 +146,6 @@ class Level:
         return any(
             each.state is State.BOOTING and each.isolation != OWN_GIL and now - since < _LOADING_S for each, since in self._changing.items()
         )
-
-
-class Processes:
-    """Reads what the kernel says of processes."""
-
-    def __init__(self) -> None:
-        self._readings: dict[Instance, _Reading] = {}
-        self._next = 0
-
-    def read(self, instances: Sequence[Instance]) -> None:
-        """Read of some what the kernel says."""
-        processes = [each for each in instances if each.isolation == PROCESS and not each.has_gone]
-        deadline = time.thread_time() + _READING_S
-        for _ in processes:
-            self._next = (self._next + 1) % len(processes)
-            instance = processes[self._next]
-            if instance.group is not None:
-                instance.group_use = instance.group.use()
-            if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
-                instance.memory = size
-                if instance.is_loaded and instance.memory_at_boot < 0:
-                    instance.memory_at_boot = size
-            if time.thread_time() > deadline:
-                return
-
-    def _size_of(self, instance: Instance, pid: int) -> int | None:
-        """Return how much memory a process has; None: it cannot be read. Between two counts its RSS says what has changed."""
-        rss = residentmemory.bytes_of(pid)
-        if rss is None or rss > _MOST_COUNTED_BYTES:
-            return rss
-        began, last = time.monotonic(), self._readings.get(instance)
-        if last is not None and (instance.memory_at_boot >= 0 or not instance.is_loaded):
-            has_changed = abs(rss - last.rss) > NEWS_BYTES or began - last.at > _OLDEST_READING_S
-            if began < last.not_before or not has_changed:
-                return max(last.size + rss - last.rss, 0)
-        started = time.thread_time()
-        if (size := pss_bytes(pid)) is not None:
-            not_before = time.monotonic() + _READING_PAUSES * (time.thread_time() - started)
-            self._readings[instance] = _Reading(size, rss, began, not_before)
-        return size
-
-    def forget(self, alive: set[Instance]) -> None:
-        for gone in self._readings.keys() - alive:
-            del self._readings[gone]
 
 
 class Meter:
