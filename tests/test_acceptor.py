@@ -27,7 +27,7 @@ from isowsgi.shared.peek import PEEK_MAX_BYTES, Peeker
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.rows import AT_CAPACITY, CLOSED
 from isowsgi.shared.scoreboard import Scoreboard
-from isowsgi.shared.timelimits import STANDARD, has_limits, limits_of, set_limits
+from isowsgi.shared.sockettimeouts import STANDARD, has_limits, limits_of, set_limits
 from isowsgi.worker import acceptor as acceptor_module
 from isowsgi.worker import clients as clients_module
 from isowsgi.worker import listeners as listeners_module

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isowsgi.inside.requestqueue import Admission
+from isowsgi.inside.admission import Admission
 from isowsgi.shared.messages import Limits
 
 
@@ -21,14 +21,14 @@ class FakeService:
     def last_served(self, fd: int) -> tuple[int, object]:
         return fd, self.served.get(fd, 0)
 
-    def turn_away(self, fd: int) -> None:
+    def turn_away(self, fd: int, answer: bytes) -> None:
         self.turned_away.append(fd)
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("isowsgi.inside.requestqueue.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("isowsgi.inside.admission.time.monotonic", lambda: now[0])
     return now
 
 

@@ -143,6 +143,17 @@ def test_the_map_has_every_module_and_no_other() -> None:
     assert sorted(names) == sorted(str(file.relative_to(PACKAGE)) for file in modules)
 
 
+def test_what_differs_between_releases_is_told_in_one_place() -> None:
+    asking = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "isowsgi").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("version_info", "hexversion", "python_version_tuple")
+    }
+    # The last one says which release runs the host, beside what other Pythons answer.
+    assert asking == {"isowsgi/shared/interpreters.py", "isowsgi/shared/releases.py", "isowsgi/configuration/pythons.py"}
+
+
 def test_the_page_tells_the_rules_of_imports_that_are_tested() -> None:
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE, re.MULTILINE)
 

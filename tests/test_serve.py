@@ -30,7 +30,7 @@ from isowsgi.shared.progress import since_last_bytes_ns
 from isowsgi.shared.routing import Route, Router
 from isowsgi.shared.rows import BUCKET_LIMITS_S, BUSY, BUSY_NS, CLOSED, INTERNAL_ERRORS, REQUESTS, SENDING_NS, STOPPING
 from isowsgi.shared.scoreboard import END_COUNTERS, FIRST_COUNTER, Counters, Scoreboard
-from isowsgi.shared.timelimits import STANDARD, has_limits, limits_of
+from isowsgi.shared.sockettimeouts import STANDARD, has_limits, limits_of
 from tests.conftest import DEADLINE_S, eventually
 from tests.orders import any_order
 

@@ -3,6 +3,9 @@
 `run` is called once: in a subinterpreter on the keeper's thread, which was born in the main interpreter; in a child process on its main
 thread; for the main interpreter on a thread of it. App code never runs there: extensions that use PyGILState would find the main
 interpreter (3.11). Apps are loaded, called and ended in threads born here.
+
+A thread of ours that ends by a fault, one that serves for example, is reported by `telling`; the worker then replaces the instance (see
+`worker.instancereports`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from isowsgi.inside import closing, environment, extensions, forks, leftovers, locks, takeover
+from isowsgi.inside.admission import Admission
 from isowsgi.inside.console import Consoles
 from isowsgi.inside.controlthread import Control
 from isowsgi.inside.deadlines import Job, RequestTimeout, Watcher
@@ -32,7 +36,6 @@ from isowsgi.inside.log import Log
 from isowsgi.inside.permission import Permission
 from isowsgi.inside.private import share, theirs
 from isowsgi.inside.profiler import Profiler
-from isowsgi.inside.requestqueue import Admission
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.settings import Settings

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from isowsgi.inside import boot, forks, walls
 from isowsgi.inside.walls import CannotConfine
-from isowsgi.shared import messages
+from isowsgi.shared import messages, releases
 from isowsgi.shared.messages import BootOrder
 
 _STDIN = 0  # where a process finds the first code that it runs, and so what it boots by
@@ -57,8 +57,7 @@ def run(order: BootOrder) -> None:
 def watch() -> None:
     """Take note of forks by the app, and of crashes."""
     forks.watch()
-    # After a crash the log has the Python stacks. Those in C, new in 3.14, are addresses that say nothing to its reader.
-    faulthandler.enable(2, all_threads=True, **({"c_stack": False} if sys.version_info >= (3, 14) else {}))
+    faulthandler.enable(2, all_threads=True, **releases.PYTHON_STACKS_ONLY)  # after a crash they are in the log
 
 
 def _confined(order: BootOrder) -> BootOrder:

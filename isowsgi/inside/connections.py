@@ -20,7 +20,7 @@ from isowsgi.shared.handover import Closable, Exchange, key_of
 from isowsgi.shared.messages import BootOrder, Limits
 from isowsgi.shared.origins import Origins
 from isowsgi.shared.rows import ARRIVALS
-from isowsgi.shared.timelimits import INHERITING, STANDARD, limits_of, set_limits
+from isowsgi.shared.sockettimeouts import INHERITING, STANDARD, limits_of, set_limits
 
 # The event of bytes that have come, and nothing else.
 MORE = select.EPOLLIN

@@ -13,7 +13,7 @@ A request that ends or makes progress in that very moment is not disturbed, see 
 The time in which a thread waits for its client has its own limits, see `Patience`. A client that is too slow is answered, or cut off, in
 the same way; nothing needs to be raised, as the call that waits fails then.
 
-All on the control thread. C code that holds the interpreter's own GIL stops that thread too: then the supervisor does the first and the
+All on the control thread. C code that holds the interpreter's own GIL stops that thread too: then `instances.judge` does the first and the
 third from outside, by the scoreboard.
 """
 

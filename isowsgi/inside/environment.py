@@ -12,6 +12,7 @@ from typing import Any
 
 from isowsgi.inside import forks
 from isowsgi.inside.private import theirs
+from isowsgi.shared import releases
 
 # The app's modules, not ours: see `private`.
 _posixsubprocess = theirs("_posixsubprocess")
@@ -213,7 +214,7 @@ def set_signals(log: Callable[[str], None]) -> None:
 def be_main_thread_while_loading() -> Callable[[], None]:
     """Have the calling thread pass for the main thread, which loads apps everywhere else; call what is returned once that is done.
 
-    Before 3.14 `asyncio.get_event_loop()` makes a loop in the main thread, and raises in all others. Apps and libraries call it at import.
+    Apps and libraries call `asyncio.get_event_loop()` at import, see `releases.MAIN_THREAD_HAS_A_LOOP`.
     """
     loader, real = threading.current_thread(), threading.main_thread
     is_loading = True
@@ -227,7 +228,7 @@ def be_main_thread_while_loading() -> Callable[[], None]:
         if threading.main_thread is main_thread:  # else another instance's, or the app's, came since, and asks this one
             threading.main_thread = real
 
-    if sys.version_info < (3, 14):
+    if releases.MAIN_THREAD_HAS_A_LOOP:
         threading.main_thread = main_thread
     return end
 

@@ -19,7 +19,6 @@ with pauses between them.
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable, Iterator, Set
 from itertools import chain, compress, islice, starmap, tee
@@ -36,7 +35,7 @@ from types import (
 from typing import Any, TypeVar, cast
 from weakref import ReferenceType
 
-from isowsgi.shared import messages, pymalloc, residentmemory
+from isowsgi.shared import messages, pymalloc, releases, residentmemory
 
 T = TypeVar("T")
 
@@ -79,13 +78,12 @@ _size = methodcaller("__sizeof__")
 # What objects that the collector has no list of may refer to others.
 _nested = frozenset(map(id, (tuple, dict, frozenset)))
 
-# A third of all containers, which have no large block that nobody else has. From 3.14 on functions are among them: their namespaces are
-# dicts that the collector knows.
+# A third of all containers, which have no large block that nobody else has.
 _barren: tuple[type, ...] = (
     BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType, ClassMethodDescriptorType, GetSetDescriptorType,
     MemberDescriptorType, ReferenceType,
 )  # fmt: skip
-_BARREN = frozenset(map(id, _barren if sys.version_info < (3, 14) else (*_barren, FunctionType)))
+_BARREN = frozenset(map(id, (*_barren, FunctionType) if releases.KNOWS_NAMESPACES_OF_FUNCTIONS else _barren))
 
 
 def _containers() -> Iterator[Any]:

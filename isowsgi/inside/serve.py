@@ -24,7 +24,6 @@ from isowsgi.inside.connections import MORE, SWEEP_S, Holdings
 from isowsgi.inside.deadlines import Job, RequestTimeout
 from isowsgi.inside.runner import is_from_outside
 from isowsgi.inside.wsgi import Connection, Fate, Gateway
-from isowsgi.shared import answers
 from isowsgi.shared.containment import Containment
 from isowsgi.shared.errorgroups import QUEUE
 from isowsgi.shared.handover import ARM_EDGE, Exchange
@@ -46,9 +45,6 @@ _MAX_EVENTS = 16
 _ASK_NS, _WAITED_NS = 10_000_000, 1_000_000
 
 _epoll = select.epoll  # as in `handover`
-
-# Told to a client whose request has waited for a thread too long, or came behind too many others.
-_TURNED_AWAY = answers.plain(answers.UNAVAILABLE, "The app is busy with other requests. Try again soon.", answers.RETRY_SOON_S)
 
 
 class Service:
@@ -134,8 +130,8 @@ class Service:
         """Return a connection that waits for a thread to the acceptor; by the holder of the baton only."""
         self._holdings.give_back(self._connections[fd])
 
-    def turn_away(self, fd: int) -> None:
-        """Answer 503 to a request that waits; by the holder of the baton only."""
+    def turn_away(self, fd: int, answer: bytes) -> None:
+        """Answer a request that waits, by 503, and count it as turned away; by the holder of the baton only."""
         connection = self._connections[fd]
         try:
             data = peek(connection.sock)
@@ -144,7 +140,7 @@ class Service:
                 self._own.job.rows[mount].count_turned_away()
                 line = data.partition(b"\r\n")[0].decode("latin-1")
                 self._gateways[mount].errors.add(mount, QUEUE, "503 Service Unavailable", line, "its queue was full or too slow")
-                connection.sock.send(_TURNED_AWAY, socket.MSG_DONTWAIT)
+                connection.sock.send(answer, socket.MSG_DONTWAIT)
                 self._holdings.linger(connection)
             elif data:
                 self._holdings.give_back(connection)

@@ -19,6 +19,7 @@ from typing import Any
 
 from isowsgi.inside import tasks
 from isowsgi.inside.private import theirs
+from isowsgi.shared import releases
 from isowsgi.shared.places import exact
 
 # What lies under an app's frames on every stack: this package, and the thread's beginning.
@@ -65,7 +66,7 @@ class Stacks:
         for ident in sorted(idents, key=lambda ident: (ident not in busy, names.get(ident, ""))):
             if ident == threading.get_ident() or (frame := frame_of(ident)) is None:
                 continue
-            if tasks.IS_KNOWN:
+            if releases.TELLS_TASKS:
                 loops += tasks.loops_of(frame)
             name = names.get(ident, f"thread {ident}")
             if ident in busy:

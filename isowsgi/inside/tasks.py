@@ -1,22 +1,20 @@
 """asyncio's tasks of an app, for `isowsgi stacks`: a thread in a loop that waits says nothing of what it waits for.
 
-From 3.14 on: there C code has the tasks of all threads and who awaits whom, and can be asked by another thread. Loops are found where
-threads run them, so that uvloop's, which run in C, are not seen. What is told is asked of asyncio's own C functions, and attributes of
-the exact types are read; what an app derived from them is passed over. But asyncio's `all_tasks` itself calls `done` and `get_loop` of each
-task, also where a subclass has its own: one that waits there keeps the control thread from its work.
+Only where C code tells them (`releases.TELLS_TASKS`). Loops are found where threads run them, so that uvloop's, which run in C, are not
+seen. What is told is asked of asyncio's own C functions, and attributes of the exact types are read; what an app derived from them is
+passed over. But asyncio's `all_tasks` itself calls `done` and `get_loop` of each task, also where a subclass has its own: one that waits
+there keeps the control thread from its work.
 """
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, CoroutineType
 from typing import Any
 
 from isowsgi.inside.private import theirs
-
-IS_KNOWN = sys.version_info >= (3, 14)
+from isowsgi.shared import releases
 
 # Tasks that are told; a loop may have many thousands.
 MOST_TASKS = 200
@@ -44,7 +42,7 @@ def told(loops: Iterable[Any]) -> str:
     module = _app_sys.modules.get("_asyncio")
     names = getattr(module, "__dict__", None)
     all_tasks, kind = (names.get("all_tasks"), names.get("Task")) if type(names) is dict else (None, None)
-    if not IS_KNOWN or type(all_tasks) is not BuiltinFunctionType or type(kind) is not type:
+    if not releases.TELLS_TASKS or type(all_tasks) is not BuiltinFunctionType or type(kind) is not type:
         return ""
     texts: list[str] = []
     left = 0

@@ -110,7 +110,7 @@ class Connection:
         self.arrived_ns = 0  # monotonic nanoseconds when its current request came, or the last one
         self.waiting_ns = 0  # for how long that request waited for a thread
         self.fate = Fate.KEEP
-        self.has_own_limits = False  # whether its time limits are others than `timelimits.STANDARD`
+        self.has_own_limits = False  # whether its time limits are others than `sockettimeouts.STANDARD`
         self.has_pending_event = False  # whether more may have come since, or the client may have hung up
         self.response: Response | None = None  # to the current request, or the last one
         self.ending: Any = None  # of the current request, or the last one

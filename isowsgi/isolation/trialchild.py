@@ -93,10 +93,9 @@ def _say_where_it_crashes() -> None:
         import faulthandler
     except ImportError:  # left out of some builds
         return
-    if sys.version_info >= (3, 14):
-        faulthandler.enable(c_stack=False)
-    else:
-        faulthandler.enable()
+    from isowsgi.shared import releases
+
+    faulthandler.enable(**releases.PYTHON_STACKS_ONLY)
 
 
 class Unloadable(Exception):

@@ -1,9 +1,10 @@
 """Where connections come from, when their sockets do not say: shared memory that the worker writes and every instance reads.
 
 The socket that an instance gets of a TLS connection is one of a pair inside the worker, and behind a proxy that speaks the PROXY protocol
-the socket names the proxy. What is known of the real client has a place here, under the number by which the worker knows the connection's
-descriptor. That number is the connection's as long as it is open (see `handover`). So whoever owns the connection reads what belongs to
-it, in an interpreter and in a child process alike, and nothing has to travel with the descriptor.
+the socket names the proxy. What is known of the real client (see `worker.proxyheader` and `worker.tlsfacts`) has a place here, under the
+number by which the worker knows the connection's descriptor. That number is the connection's as long as it is open (see `handover`). So
+whoever owns the connection reads what belongs to it, in an interpreter and in a child process alike, and nothing has to travel with the
+descriptor.
 
 A memfd, read and written by pread and pwrite: a place that was never used costs no memory, and one that was used keeps its page. Instances
 get a descriptor that only reads, and nobody can cut the memory off. What is read is checked all the same, for a child process of the same

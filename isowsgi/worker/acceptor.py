@@ -25,7 +25,7 @@ from isowsgi.shared.peek import Peeker, peek
 from isowsgi.shared.routing import Router
 from isowsgi.shared.rows import CLOSED
 from isowsgi.shared.scoreboard import Scoreboard
-from isowsgi.shared.timelimits import STANDARD, set_limits
+from isowsgi.shared.sockettimeouts import STANDARD, set_limits
 from isowsgi.worker.clients import Client, Clients, Phase
 from isowsgi.worker.dispatcher import Dispatcher, Instance, NotServing
 from isowsgi.worker.listeners import Listeners

@@ -24,8 +24,8 @@ from isowsgi.shared.scoreboard import Scoreboard
 from isowsgi.worker.backoff import LONG_LIFE_S, Backoff
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.instancereports import Reports
-from isowsgi.worker.isolation import Siting
 from isowsgi.worker.recovery import Recovery
+from isowsgi.worker.siting import Siting
 from isowsgi.worker.slots import Instance, Slots
 from isowsgi.worker.succession import Succession
 from isowsgi.worker.trend import Trend

@@ -1,5 +1,5 @@
 """What happens to a connection's next request: it is peeked at, routed, handed over, answered, or left to wait for
-its mount; `inside.requestqueue` has the queue of a mount that is busy. On the acceptor's thread.
+its mount; `inside.admission` has the queue of a mount that is busy. On the acceptor's thread.
 
 No byte of a request is consumed that is handed over, so a slow or half-sent head costs a descriptor and no thread.
 """

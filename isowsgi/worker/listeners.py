@@ -18,7 +18,7 @@ from typing import Any
 
 from isowsgi.shared.clientsocket import ClientSocket
 from isowsgi.shared.rows import AcceptorRow
-from isowsgi.shared.timelimits import INHERITING, STANDARD, has_limits, set_limits
+from isowsgi.shared.sockettimeouts import INHERITING, STANDARD, has_limits, set_limits
 from isowsgi.worker.loop import Loop
 
 # Connections accepted in a row before others are looked at; when the worker stops: more than any queue holds at its default limit.

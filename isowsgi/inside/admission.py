@@ -13,7 +13,11 @@ from collections import deque
 from isowsgi.inside.runner import Runner
 from isowsgi.inside.serve import Service
 from isowsgi.inside.wsgi import Connection
+from isowsgi.shared import answers
 from isowsgi.shared.messages import Limits
+
+# Told to a client whose request has waited for a thread too long, or came behind too many others.
+_TURNED_AWAY = answers.plain(answers.UNAVAILABLE, "The app is busy with other requests. Try again soon.", answers.RETRY_SOON_S)
 
 
 class Admission:
@@ -62,7 +66,7 @@ class Admission:
             since[fd] = before if before is not None and before[0] == served else (served, now)
         self._since = since
         while len(ready) > self._limit:
-            self._service.turn_away(ready.pop())
+            self._service.turn_away(ready.pop(), _TURNED_AWAY)
         while ready and self._timeout_s and now - since[ready[0]][1] > self._timeout_s:
-            self._service.turn_away(ready.popleft())
+            self._service.turn_away(ready.popleft(), _TURNED_AWAY)
         self.waiting = len(ready)
