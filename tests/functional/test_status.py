@@ -82,16 +82,30 @@ class Scraper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.fallen: list[str] = []
-        self.scrapes = 0
+        self._scrapes = 0
 
     def __enter__(self) -> Scraper:
         self._thread.start()
+        try:
+            self._wait_for(1)
+        except BaseException:
+            self._end()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait_for(self._scrapes + 2)  # the second one begins after all that happened
+        finally:
+            self._end()
+
+    def _wait_for(self, scrapes: int) -> None:
+        eventually(lambda: self._scrapes >= scrapes, f"scrape {scrapes}")
+
+    def _end(self) -> None:
         self._stop.set()
         self._thread.join()
-        assert self.scrapes > 3
 
     def _run(self) -> None:
         before: Samples = {}
@@ -106,7 +120,7 @@ class Scraper:
                 if is_counter and now.get(key, 0) < last:
                     self.fallen.append(f"{name} {dict(labels)}: {last} -> {now.get(key)}")
             before = now
-            self.scrapes += 1
+            self._scrapes += 1
 
 
 def test_metrics_are_the_clients_own_count_over_all_workers_a_reload_and_a_restart(serve: StartServer) -> None:
