@@ -24,7 +24,7 @@ test: ## run the tests, two a core at a time, those that measure time last (ARGS
 same_on_each_release = $(addprefix tests/,$(addsuffix .py,test_alternatives test_answers test_applied test_architecture \
 	test_bench test_calls test_cgroups test_controlgroups test_cli_page test_client test_commands test_configuration test_control_frames test_controlmessages \
 	test_declares test_differences test_docs test_fuzz test_gunicorn_parts test_include test_livetable test_logformat test_messages \
-	test_metrics test_exporting test_importing test_landlock test_pythonfolders test_wallhints test_migrate_page test_origins test_peek test_permission test_placement test_projects test_redirects test_report test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
+	test_metrics test_exporting test_importing test_landlock test_pythonfolders test_wallhints test_migrate_page test_origins test_peek test_permission test_pieces test_placement test_projects test_redirects test_report test_rounds test_routing test_run test_scheduling test_scoreboard test_settings test_shares test_snapshot \
 	test_sender test_soak test_static test_status test_tenants test_statusview test_tools test_verdicts $(addprefix functional/,test_walled_sites test_alerts test_ansible test_applies test_apply test_apply_kills test_apply_random test_conformance test_contained \
 	test_deploy test_faults test_hostile test_hosts test_logs test_operate test_paths test_plan test_proxy_protocol test_routing_safety test_status test_attacks test_users \
 	test_balancer test_image test_imports test_kubernetes test_machines test_leaving test_static test_tls_hosts test_zero_to_served)))

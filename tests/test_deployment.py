@@ -435,7 +435,7 @@ def test_a_worker_that_stops_still_does_what_those_who_wait_need() -> None:
     site.deployment.start(-1000.0)  # longer ago than its boot may take, whatever the clock says
     supervisor.finish()
 
-    supervisor.tick()
+    supervisor.rounds.tick()
 
     assert site.chosen() is NotServing.FAILED
     assert site.around.releases == 1

@@ -87,7 +87,8 @@ class Party:
         for _ in range(seconds):
             self.now += 1
             self.rss += grows
-            self.meter.tick(self.now)
+            for _ in self.meter.look(self.now):
+                continue
             for instance in self.made:
                 instance.served += serves
                 if instance.measures > self._seen[instance] and instance not in mute:

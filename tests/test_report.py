@@ -14,8 +14,10 @@ from isowsgi.configuration import App, Mount
 from isowsgi.shared.errorgroups import EXCEPTION
 from isowsgi.shared.messages import Closed, Failed, Ready, Report, Stuck
 from isowsgi.shared.rows import BOOT_FAILURES, BOOT_NS, BOOTS
+from isowsgi.worker import pieces
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment
+from isowsgi.worker.pieces import PAUSE_S
 from isowsgi.worker.workerreport import Reporter
 from tests.fakes import FakeInstance, FakeSurroundings
 from tests.test_acceptor import Place as AcceptorPlace
@@ -35,9 +37,34 @@ class Desk:
         self.board.set_mounts(["/a"])
         self.place = AcceptorPlace()
         acceptor: Acceptor = self.place.acceptor
+        acceptor.later = self._later  # the test is the loop
+        self._planned: list[tuple[float, Callable[[], object]]] = []
         self.deployment = Deployment([mount], self.around, isolation="own-gil")
         orders: Any = SimpleNamespace(threads_of=lambda mount: 4)
         self.reporter = Reporter(self.board, [(mount, self.deployment)], lambda: [self.deployment], orders, acceptor, self._certificates)
+
+    def _later(self, delay_s: float, callback: Callable[[], object], what: str = "") -> None:
+        self._planned.append((delay_s, callback))
+
+    def turn(self) -> bool:
+        """Do the next step of what is under way; return whether there was one."""
+        step = next((each for each in self._planned if each[0] <= PAUSE_S), None)
+        if step is not None:
+            self._planned.remove(step)
+            step[1]()
+        return step is not None
+
+    def planned_come(self) -> None:
+        """Let the time come of all that is planned."""
+        planned, self._planned = self._planned, []
+        for _, callback in planned:
+            callback()
+
+    def goes_on(self) -> dict[str, Any] | None:
+        """Return what is published once all that is under way is done."""
+        while self.turn():
+            continue
+        return self.board.report()
 
     def _certificates(self) -> list[Any]:
         until = time.thread_time() + self.text_takes_s
@@ -163,9 +190,9 @@ def test_texts_that_follow_each_other_closely_wait_for_the_next_tick(desk: Desk)
     desk.deployment.generation = 7
 
     desk.reporter.publish_soon(now)
-    before = desk.board.report()
+    before = desk.goes_on()
     desk.reporter.publish_soon(now + 60)
-    after = desk.board.report()
+    after = desk.goes_on()
 
     assert before is not None
     assert after is not None
@@ -179,9 +206,9 @@ def test_a_text_that_took_long_is_not_made_anew_at_each_tick_but_never_gets_old(
     desk.deployment.generation = 7
 
     desk.reporter.tick(1.0)
-    before = desk.board.report()
+    before = desk.goes_on()
     desk.reporter.tick(5.0)
-    after = desk.board.report()
+    after = desk.goes_on()
 
     assert before is not None
     assert after is not None
@@ -216,16 +243,54 @@ def test_a_report_that_is_too_long_still_says_how_each_mount_is(desk: Desk) -> N
 
 def test_the_text_of_many_mounts_is_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of 200 mounts kept the acceptor for 6 ms, several times while a table was applied: its neighbours' p99."""
+    monkeypatch.setattr(pieces, "STEP_S", 0.0)
     desk = Desk()
-    later: list[Callable[[], object]] = []
-    monkeypatch.setattr(desk.place.acceptor, "later", lambda delay_s, callback, what: later.append(callback))
-    desk.reporter.mounts = [(MOUNT, desk.deployment)] * 120
+    desk.reporter.mounts = [(MOUNT, desk.deployment)] * 40
     desk.reporter.publish_soon(time.monotonic())
-    desk.reporter.publish_soon(time.monotonic())  # it is at it
     told = [desk.board.report()]
-    while later:
-        later.pop(0)()
+    while desk.turn():
         told.append(desk.board.report())
     desk.close()
 
-    assert [report and len(report["mounts"]) for report in told] == [None, None, 120]
+    assert [report and len(report["mounts"]) for report in told] == [None] * 5 + [40]
+
+
+def test_what_happens_while_a_text_is_made_is_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mount may be in the text already, as it was before."""
+    monkeypatch.setattr(pieces, "STEP_S", 0.0)
+    desk = Desk()
+    desk.reporter.mounts = [(MOUNT, desk.deployment)] * 40
+    now = time.monotonic() - 60
+    desk.reporter.publish_soon(now)
+    desk.turn()
+    desk.turn()
+    desk.deployment.generation = 7
+    desk.reporter.publish_soon(now)
+    first = desk.goes_on()
+    desk.planned_come()
+    second = desk.goes_on()
+    desk.close()
+
+    assert first is not None
+    assert second is not None
+    assert (first["mounts"][0]["generation"], second["mounts"][0]["generation"]) == (0, 7)
+
+
+def test_a_text_that_fails_in_the_midst_costs_no_other_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "STEP_S", 0.0)
+    desk = Desk()
+    desk.reporter.mounts = [(MOUNT, desk.deployment)] * 40
+    desk.reporter.tick(0.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(desk.deployment, "state", lambda: 1 / 0)
+        desk.turn()
+        with pytest.raises(ZeroDivisionError):
+            desk.turn()
+    assert not desk.turn()
+
+    desk.reporter.tick(1.0)
+    said = desk.goes_on()
+    desk.close()
+
+    assert said is not None
+    assert len(said["mounts"]) == 40

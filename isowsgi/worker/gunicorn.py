@@ -239,7 +239,7 @@ class Worker(base.Worker):  # type: ignore[misc] # gunicorn is not annotated
         return [
             ("heartbeat", self.notify),
             ("parent", self._look_at_parent),
-            ("supervisor", self._made().supervisor.tick),
+            ("supervisor", self._made().supervisor.rounds.tick),
             ("applied table", lambda: self._made().applying.tick() if self.alive else None),
             ("restart", self._look_for_restart),
         ]

@@ -240,12 +240,11 @@ class Workshop:
     def _on_claimed(self, requests: int) -> None:
         self.claimed += requests
 
-    def copy_rows(self, deployments: Iterable[Deployment]) -> None:
+    def copy_rows(self, deployment: Deployment) -> None:
         """Show on the scoreboard what processes say in memory of their own; about once a second."""
-        for deployment in deployments:
-            for instance in deployment.slots.all():
-                if isinstance(instance, ProcessInstance) and instance.own_rows is not None:
-                    self.containment.call(f"{instance.tag}: its counters", instance.own_rows.exchange)
+        for instance in deployment.slots.all():
+            if isinstance(instance, ProcessInstance) and instance.own_rows is not None:
+                self.containment.call(f"{instance.tag}: its counters", instance.own_rows.exchange)
 
     def _look_again(self) -> None:
         if not self._will_look:

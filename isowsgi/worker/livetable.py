@@ -157,6 +157,7 @@ class LiveTable:
         """Forget deployments that have ended; what threads of theirs have left behind is kept in sight."""
         for deployment in list(self._leaving):
             if has_left(deployment):
+                deployment.upkeep.is_over = True
                 self._leaving.remove(deployment)
                 for member in deployment.members:
                     self._board.free_mount(member.number)

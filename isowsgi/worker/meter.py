@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isowsgi.instances.lifecycle import ENDS, State
@@ -202,19 +202,23 @@ class Meter:
         """Measure all interpreters, from now on."""
         self._wanted = set(self._interpreters())
         self._round = [each for each in self._wanted if each.isolation != OWN_GIL and each not in self._asked]
-        self._look_around(now)
+        for _ in self._look_around(now):
+            continue
 
-    def tick(self, now: float) -> None:
-        """Look at some processes, and ask interpreters that may have changed; about once a second."""
-        self._processes.read(self._instances())
+    def look(self, now: float) -> Iterator[None]:
+        """Look at some processes, and ask interpreters that may have changed; about once a second, in pieces."""
+        yield from self._processes.read(self._instances())
         self._forget()
         self._level.tick([*self._instances(), *self.departing()], now)
+        yield
         for deployment in self._deployments():
-            deployment.trend.add(memory_of(deployment) if _is_measured(deployment) else None, now)
+            if deployment.trend.is_due(now):
+                deployment.trend.add(memory_of(deployment) if _is_measured(deployment) else None, now)
+                yield
         for instance in [each for each, at in self._asked.items() if now - at > _ANSWER_S or each.state in ENDS]:
             del self._asked[instance]
             self._give_up(instance, now)
-        self._look_around(now)
+        yield from self._look_around(now)
 
     def _give_up(self, instance: Instance, now: float) -> None:
         self._wanted.discard(instance)
@@ -266,12 +270,14 @@ class Meter:
             text = "%s: its memory cannot be measured, so no figure is shown for it and max_memory has no effect: %s"
             log.warning(text, instance.tag, problem)
 
-    def _look_around(self, now: float) -> None:
+    def _look_around(self, now: float) -> Iterator[None]:
         """See who may have grown, the likeliest first: those that have served most since; and ask them."""
         self._see(now)
         requests = {each: each.requests() for each in self._interpreters()}
         self._fresh.tick(requests, self._level.bytes_with_looks(), now)
-        served = {each: count - self._last[each].requests for each, count in requests.items()}
+        yield
+        # One may have been measured since its requests were counted.
+        served = {each: max(count - self._last[each].requests, 0) for each, count in requests.items() if each.state is State.SERVING}
         found = sorted(self._candidates(served, now), key=served.__getitem__)
         self._queue = [each for each in found if each.isolation == OWN_GIL]
         if not self._round and not self._is_any_sharer_asked():

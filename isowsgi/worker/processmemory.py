@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from isowsgi.shared import residentmemory
@@ -81,21 +81,27 @@ class Processes:
         self._readings: dict[Instance, _Reading] = {}
         self._next = 0
 
-    def read(self, instances: Sequence[Instance]) -> None:
-        """Read of some what the kernel says."""
+    def read(self, instances: Sequence[Instance]) -> Iterator[None]:
+        """Read of some what the kernel says, of one after the other."""
         processes = [each for each in instances if each.isolation == PROCESS and not each.has_gone]
-        deadline = time.thread_time() + _READING_S
+        took_s = 0.0
         for _ in processes:
             self._next = (self._next + 1) % len(processes)
-            instance = processes[self._next]
-            if instance.group is not None:
-                instance.group_use = instance.group.use()
-            if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
-                instance.memory = size
-                if instance.is_loaded and instance.memory_at_boot < 0:
-                    instance.memory_at_boot = size
-            if time.thread_time() > deadline:
+            began, instance = time.thread_time(), processes[self._next]
+            if not instance.has_gone:  # since the one before was read
+                self._read(instance)
+            took_s += time.thread_time() - began
+            if took_s > _READING_S:
                 return
+            yield
+
+    def _read(self, instance: Instance) -> None:
+        if instance.group is not None:
+            instance.group_use = instance.group.use()
+        if instance.pid is not None and (size := self._size_of(instance, instance.pid)) is not None:
+            instance.memory = size
+            if instance.is_loaded and instance.memory_at_boot < 0:
+                instance.memory_at_boot = size
 
     def _size_of(self, instance: Instance, pid: int) -> int | None:
         """Return how much memory a process has; None: it cannot be read. Between two counts its RSS says what has changed."""

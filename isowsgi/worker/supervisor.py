@@ -29,6 +29,7 @@ from isowsgi.worker.memorylimit import MemoryWatch
 from isowsgi.worker.meter import Meter
 from isowsgi.worker.processmemory import rss_mib
 from isowsgi.worker.reloadqueue import Places
+from isowsgi.worker.rounds import Rounds
 from isowsgi.worker.slots import Instance
 from isowsgi.worker.table import Table
 from isowsgi.worker.tenants import Template
@@ -56,6 +57,7 @@ class Supervisor:
 
     Attributes:
         live: the table that serves, and its changes.
+        rounds: looks at all of them once a second.
         rss_at_start: MiB, before the first mount was loaded.
         on_report: called when an instance has had something to say, and all others have dealt with it.
     """
@@ -81,8 +83,6 @@ class Supervisor:
         self._board = board
         self._log = log
         self._containment = containment
-        self._is_stopping = False
-        self._is_over = False  # all that was accepted is answered
         self._reporter: Reporter | None = None
         self.certificates: Callable[[], list[Told]] = list  # that serve; set where there is TLS
         self.on_report: Callable[[], object] = lambda: None
@@ -100,6 +100,7 @@ class Supervisor:
         self._acceptor: Acceptor | None = None
         self._meter = Meter(self.live.all, lambda each: bool(each.mount.max_memory or self.table.config.limits.max_rss))
         self._memory = MemoryWatch(lambda: [*self.deployments, *self.live.tenants()], lambda: self.table.config.limits.max_rss, self._meter)
+        self.rounds = Rounds(self.live, self._workshop, self._meter, self._memory, containment)
         self._workshop.on_measured = self._meter.on_measured
         self._meter.departing = self._workshop.departures.instances
         self._workshop.forks_processes = lambda: self.table.config.limits.fork_server
@@ -159,6 +160,8 @@ class Supervisor:
         interpreters.preload()
         self.rss_at_start = rss_mib()
         self._meter.start(acceptor.later)
+        self.rounds.start(acceptor.later)
+        self.rounds.reporter = self._reporter
         now, call = time.monotonic(), self._containment.call
         for deployment in self.deployments:
             # Of all of them first: what one may load, others may.
@@ -182,29 +185,6 @@ class Supervisor:
     def count_refused(self, mount: int, line: str, text: str) -> None:
         """Note a request of a mount that was answered without any instance; see `replies.Replies`."""
         self._of(mount).reports.refused(mount, line.removesuffix(" HTTP/1.1"), text)
-
-    def tick(self) -> None:
-        """Do what time has made due; to be called about once a second."""
-        if self._is_over:
-            return
-        now = time.monotonic()
-        call = self._containment.call
-        deployments = self.live.all()
-        for deployment in deployments:
-            call(f"{deployment.name}: periodic check", deployment.upkeep.tick, now)
-        call("counters of walled processes", self._workshop.copy_rows, deployments)
-        call("the table", self.live.tick)
-        call("tenants", self.live.look_at_tenants, now, True)
-        call("queue of boots", self._workshop.boots.tick, now)
-        if self._is_stopping:
-            return  # what was accepted may still wait for a mount; nothing else is begun
-        call("queue of replacements", self._workshop.turns.pass_on, now)
-        call("ends of interpreters", self._workshop.departures.tick, now)
-        call("fork servers", self._workshop.keep_fork_servers, deployments)
-        call("measuring memory", self._meter.tick, now)
-        call("memory check", self._memory.tick, now)
-        if self._reporter is not None:
-            call("report to the scoreboard", self._reporter.tick, now)
 
     def restart_reason(self) -> str | None:
         """Say why the worker should be replaced by a new one, gracefully, or None."""
@@ -242,7 +222,7 @@ class Supervisor:
 
     def finish(self) -> None:
         """Tell every instance that its next response on each connection is the last."""
-        self._is_stopping = self._workshop.is_stopping = True
+        self._workshop.is_stopping = True
         self._containment.call("queue of replacements", self._workshop.turns.end)
         self._containment.call("ends of interpreters", self._workshop.departures.end)
         for deployment in self.live.all():
@@ -260,7 +240,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let every instance end its threads and run its app's exit functions; who waits for a mount is answered 503."""
-        self._is_stopping = self._is_over = self._workshop.is_stopping = True
+        self._workshop.is_stopping = True
+        self.rounds.end()
         self._containment.call("ends of interpreters", self._workshop.departures.end)
         for deployment in self.live.all():
             self._containment.call(f"{deployment.name}: stop", deployment.stop)

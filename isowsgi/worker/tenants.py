@@ -353,6 +353,7 @@ class Template(Deployment):
         """Forget those that have left; return whether any has."""
         gone = [each for each in self._leaving if has_left(each)]
         for deployment in gone:
+            deployment.upkeep.is_over = True
             self._leaving.remove(deployment)
             self.surroundings.board.free_mount(deployment.mount.number)
         return bool(gone)

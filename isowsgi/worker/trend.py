@@ -25,13 +25,16 @@ class Trend:
         self.mib: list[float] = []
         self._next = 0.0
 
+    def is_due(self, now: float) -> bool:
+        return now >= self._next
+
     def add(self, size: int | None, now: float) -> None:
         """Take in a size in bytes, if a value is due; None: it is not known now.
 
         Args:
             now: monotonic seconds.
         """
-        if now < self._next:
+        if not self.is_due(now):
             return
         self._next = now + self.step_s
         if size is None:

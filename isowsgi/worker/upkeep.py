@@ -33,6 +33,7 @@ class Upkeep:
     Attributes:
         quiet_since: since when no request came, or when it was last looked at.
         owes_release: whether requests that wait must be looked at again.
+        is_over: whether nothing is left to be looked after.
     """
 
     def __init__(self, deployment: Deployment) -> None:
@@ -41,7 +42,7 @@ class Upkeep:
         self._touched = _changed_at(deployment.mount.touch)
         self._requests = 0
         self.quiet_since = 0.0
-        self.owes_release = False
+        self.owes_release = self.is_over = False
         self._was_overdue = False
         self._over = 0  # the latest generation when one was to be replaced for its memory
         self._memory_retry_s = _MEMORY_PAUSE_S  # how long what was to be replaced then is kept: its replacement may fail to load

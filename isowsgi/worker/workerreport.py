@@ -25,6 +25,7 @@ from isowsgi.shared.scoreboard import Scoreboard, text_of
 from isowsgi.worker.acceptor import Acceptor
 from isowsgi.worker.deployment import Deployment, facts_of
 from isowsgi.worker.meter import memory_of, size_of
+from isowsgi.worker.pieces import Pieces
 from isowsgi.worker.processmemory import rss_bytes
 from isowsgi.worker.recent import Recent
 from isowsgi.worker.slots import Instance
@@ -50,11 +51,8 @@ _MOST_GROUPS = 10
 # How long a report that was too long is shortened before it is written: else all of it is encoded for nothing each time.
 _SHORT_S = 30.0
 
-# Of how many mounts a text is made before connections are looked at: a millisecond.
-_MOUNTS_AT_A_TIME = 50
-
-# What a text that is made returns once it is published.
-_WHOLE = object()
+# Of how many mounts a text is made in one piece: a quarter of a millisecond.
+_MOUNTS_AT_A_TIME = 10
 
 # Shown if nothing else fits.
 _TOO_LONG = "the report is too long for the scoreboard"
@@ -92,10 +90,10 @@ class Reporter:
         self._next = 0.0
         self._next_idle = 0.0
         self._short_until = 0.0
-        self._is_stopping = self._is_planned = False
+        self._is_stopping = self._is_planned = self._is_outdated = False
+        self._pieces = Pieces("report to the scoreboard", acceptor.later)  # of a text that is being made
         self._texts: dict[int, tuple[dict[str, Any], str]] = {}  # what was last told of each mount, by its number, and as JSON
         self._recent_texts: dict[tuple[Any, ...], str] = {}  # what its text says of recent responses, which is the same for most mounts
-        self._pieces: Iterator[None] | None = None  # of a text that is being made
 
     def stop(self, now: float) -> None:
         """Say from now on that the worker stops."""
@@ -104,7 +102,9 @@ class Reporter:
 
     def publish_soon(self, now: float) -> None:
         """Publish, as soon as it may be again: something has happened, and readers ask whether a mount is ready."""
-        if now >= self._next:
+        if self._pieces.is_under_way:
+            self._is_outdated = True  # what it says of the first mounts may be
+        elif now >= self._next:
             self._begin(now)
         elif not self._is_planned:
             self._is_planned = True
@@ -125,21 +125,14 @@ class Reporter:
         Args:
             now: monotonic seconds.
         """
-        self._pieces = None
+        self._pieces.drop()
         for _ in self._publishing(now):
             continue
 
     def _begin(self, now: float) -> None:
-        """Publish, a piece at a time: requests are routed meanwhile."""
-        if self._pieces is None:
-            self._pieces = self._publishing(now)
-            self._go_on()
-
-    def _go_on(self) -> None:
-        pieces, self._pieces = self._pieces, None  # and if this piece fails, the next text begins at its start
-        if pieces is not None and next(pieces, _WHOLE) is not _WHOLE:
-            self._pieces = pieces
-            self._acceptor.later(0.0, self._go_on, "report to the scoreboard")
+        """Publish, a piece at a time: requests are routed meanwhile. If one fails, the next text begins at its start."""
+        if not self._pieces.is_under_way:
+            self._pieces.begin(self._publishing(now))
 
     def _publishing(self, now: float) -> Iterator[None]:
         began = time.thread_time()
@@ -152,7 +145,7 @@ class Reporter:
         texts: list[str] = []
         served = list(self.mounts)  # the table may become another one
         for number, (mount, deployment) in enumerate(served):
-            if number and number % _MOUNTS_AT_A_TIME == 0:
+            if number % _MOUNTS_AT_A_TIME == 0:
                 took_s += time.thread_time() - began
                 yield
                 began = time.thread_time()
@@ -168,6 +161,9 @@ class Reporter:
         took_s += time.thread_time() - began
         self._next = now + took_s / _MOST_OF_TIME
         self._next_idle = now + min(took_s / _MOST_OF_IDLE_TIME, _OLDEST_S)
+        if self._is_outdated:
+            self._is_outdated = False
+            self.publish_soon(now)
 
     def _count(self) -> None:
         """Count reloads and stuck instances where all workers are counted."""

@@ -2,7 +2,7 @@
 
 On the acceptor's loop and thread, because what a request asks for or changes (deployments, instances) is that thread's alone; a thread of
 its own could only queue for it. Nothing here waits: connections are non-blocking in an epoll set of their own, which the acceptor
-watches as one descriptor, and an errand that takes time (a reload) is a generator, looked at on each turn of the loop.
+watches as one descriptor, and an errand that takes time (a reload, an answer about all mounts) is a generator, looked at by and by.
 
 One request and one answer per connection. A client that misbehaves gets one error, and its connection is closed.
 """
@@ -22,6 +22,7 @@ from isowsgi.shared.containment import Containment
 from isowsgi.shared.controlmessages import Answer, Error, Refusal, Request, Worker
 from isowsgi.shared.frames import Decoder, FrameError
 from isowsgi.worker.loop import Loop
+from isowsgi.worker.pieces import PAUSE_S, STEP_S
 
 # Connections at a time; each may wait for a reload. They are few operators and scripts.
 MAX_CLIENTS = 16
@@ -39,7 +40,10 @@ _EARLY_S = 0.001
 _CHUNK_BYTES = 64 * 1024
 
 Errand = Generator[bool | None, float, Answer]
-"""What a request asks for, in steps. After each the loop looks at connections; it yields `AT_ONCE` if it waits for nothing else."""
+"""What a request asks for, in pieces. It yields `AT_ONCE` if it waits for nothing else; else the next one comes with the next look.
+
+However short pieces are, they cost little: as many are done in one step as there is time for, see `pieces`.
+"""
 
 AT_ONCE = True
 
@@ -68,17 +72,26 @@ class ControlServer:
         worker: who answers.
         log: gunicorn's logger.
         containment: where mistakes end.
+        clock: CPU seconds of this thread.
 
     Attributes:
         asker: whose request is being begun or was begun last, for the log.
         on_soon: has `tick` called in the next turn of the loop.
     """
 
-    def __init__(self, begin: Callable[[Request[Any]], Errand], worker: Worker, log: Any, containment: Containment) -> None:
+    def __init__(
+        self,
+        begin: Callable[[Request[Any]], Errand],
+        worker: Worker,
+        log: Any,
+        containment: Containment,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._begin = begin
         self._worker = worker
         self._log = log
         self._containment = containment
+        self._clock = clock
         self._epoll = select.epoll()
         self._listener: socket.socket | None = None
         self.folder_fd = -1  # of the folder with the socket, once it is open
@@ -120,7 +133,7 @@ class ControlServer:
     def wait_s(self) -> float:
         """Return after how many seconds `tick` must be called at the latest."""
         if any(client.is_eager for client in self._clients.values()):
-            return 0.0
+            return PAUSE_S
         return _LOOK_S if self._clients else math.inf
 
     def look_soon(self) -> None:
@@ -228,7 +241,10 @@ class ControlServer:
         self._step(client, lambda: self._send(client, errand, now), now)
 
     def _send(self, client: _Client, errand: Errand, now: float) -> None:
+        until = self._clock() + STEP_S
         client.is_eager = bool(errand.send(now))
+        while client.is_eager and self._clock() < until:
+            client.is_eager = bool(errand.send(now))
 
     def _step(self, client: _Client, step: Callable[[], None], now: float) -> None:
         """Take an errand's first or next step; the last one brings its answer."""

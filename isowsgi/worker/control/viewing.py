@@ -41,9 +41,6 @@ from isowsgi.worker.slots import Instance
 from isowsgi.worker.supervisor import Supervisor
 from isowsgi.worker.tenants import with_tenants
 
-# Of how many mounts the settings are told before connections are looked at: a millisecond.
-_MOUNTS_AT_A_TIME = 50
-
 
 class Views:
     """Tells what one worker knows of its mounts; changes nothing.
@@ -69,20 +66,20 @@ class Views:
         wanted = None if request.mount is None else spellings_of(request.mount)
         now = time.monotonic()
         counts = {} if self._board is None else counts_of(self._board)
+        mounts = []
+        for deployment in deployments:
+            for member in deployment.members:
+                if wanted is None or member.pattern in wanted or deployment is not deployments[0]:
+                    yield AT_ONCE
+                    mounts.append(self._status_of(deployment, member, now, counts.get(member.pattern)))
         return WorkerStatus(
             at=now,
             python=interpreters.version_text(),
             up_s=round(time.time() - self._began_at, 1),
             rss_mib=rss_mib(),
             certificates=[*map(_certificate_status, self._supervisor.certificates())],
-            mounts=[
-                self._status_of(deployment, member, now, counts.get(member.pattern))
-                for deployment in deployments
-                for member in deployment.members
-                if wanted is None or member.pattern in wanted or deployment is not deployments[0]
-            ],
+            mounts=mounts,
         )
-        yield None  # never reached: makes this function a generator, as the others are
 
     def errors(self, request: controlmessages.Errors) -> Errand:
         deployment = find_deployment(self._supervisor, request.mount)
@@ -95,28 +92,27 @@ class Views:
         return MountErrors(
             mount=pattern, boot=incidents.last_boot, requests=incidents.of_requests(pattern), groups=incidents.groups_of(pattern)
         )
-        yield None  # never reached, as above
+        yield None  # never reached: makes this function a generator, as the others are
 
     def all_errors(self, request: controlmessages.AllErrors) -> Errand:
         mounts = []
         tenants = [(each.mount, each) for each in self._supervisor.live.tenants()]  # whose requests' errors their template has
         for mount, deployment in [*self._supervisor.table.mounts, *tenants]:
+            yield AT_ONCE
             incidents = deployment.reports.incidents
             groups = [] if incidents.above is not None else incidents.summary_of(mount.pattern, request.changed_since)
             boot = incidents.last_boot and incidents.last_boot.replace(details="")
             if groups or boot:
                 mounts.append(MountErrors(mount=mount.pattern, boot=boot, requests=[], groups=groups))
         return WorkerErrors(mounts=mounts)
-        yield None  # never reached, as above
 
     def table(self, request: controlmessages.Table) -> Errand:
         salt = secrets.token_hex(16)
         config = self._supervisor.table.config
         mounts = []
-        for number, mount in enumerate(config.mounts, 1):
+        for mount in config.mounts:
             mounts.append(MountTable(mount=mount.pattern, settings=differences.settings_of(mount, salt)))
-            if number % _MOUNTS_AT_A_TIME == 0:
-                yield AT_ONCE
+            yield AT_ONCE
         tables, facts = differences.tables_of(config, salt), self._applying.tls_facts()
         file = _gunicorn_file(self._conf_file)
         return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=file, form=stored.form(), **facts)
