@@ -19,7 +19,7 @@ import pytest
 from isowsgi import configuration
 from isowsgi.cli.comparison import other_releases
 from isowsgi.configuration import Mount, included, partial, stored, values
-from isowsgi.configuration.values import Certificate
+from isowsgi.configuration.values import Certificate, Config
 from isowsgi.master import tlscontext, workerplan
 from isowsgi.master.tlscontext import Reading, Ready
 from isowsgi.shared.applied import MAX_BYTES, Applied, Deciding, LastApplied, Outvoted
@@ -29,7 +29,7 @@ from isowsgi.shared.controlmessages import Answer, Drop, Prepare, Refusal, Renew
 from isowsgi.worker.certificates import Certificates
 from isowsgi.worker.change import Problem
 from isowsgi.worker.control.applying import Applying
-from isowsgi.worker.control.server import Errand
+from isowsgi.worker.control.server import AT_ONCE, Errand
 from isowsgi.worker.tlshosts import Hosts
 from tests.test_livetable import Site, config, mount
 
@@ -139,7 +139,9 @@ def test_a_worker_that_is_told_to_switch_while_another_decides_switches_a_moment
     change = SimpleNamespace(
         is_ready=lambda: True, added=[], changed=[], removed=[], adjusted=[], new=SimpleNamespace(mounts=[], config=config)
     )
-    live: Any = SimpleNamespace(table=SimpleNamespace(config=config), prepare=lambda config, now: change, switch=switched.append)
+    live: Any = SimpleNamespace(
+        table=SimpleNamespace(config=config), plan=lambda config: change, begin=lambda now: None, switch=switched.append
+    )
     last = LastApplied()
     applying = Applying(live, last, base=1, serial="", log=logging.getLogger("test"))
     [*_, prepared] = steps(applying.prepare(Prepare(serial="a", config=stored.plain(config), hold_s=60.0)))
@@ -191,6 +193,68 @@ def test_who_sees_what_was_decided_keeps_what_it_has_loaded_and_does_without_the
         assert [(each.pattern, each.threads) for each, _ in worker.site.live.table.mounts] == [("/b", 2), ("/a", None)]
     assert follows.site.around.made == made
     assert [*steps(follows.applying.switch(Switch(serial="s", without=["/x"])))] == [answer]
+
+
+def planned(worker: Worker, wanted: Config) -> Errand:
+    """Begin to have a table prepared, up to where nothing of what is new is being loaded yet."""
+    errand = worker.applying.prepare(Prepare(serial="s", config=stored.plain(wanted), hold_s=60.0))
+    before = len(worker.site.live.all())
+    while len(worker.site.live.all()) == before:
+        next(errand)
+    assert len(worker.site.around.made) == before
+    return errand
+
+
+def test_a_command_that_goes_before_anything_is_loaded_leaves_nothing_behind() -> None:
+    """Its table would have been in the way of all others for an hour."""
+    worker = Worker(LastApplied())
+    planned(worker, config(mount("/a"), mount("/x"))).close()
+
+    assert [each.name for each in worker.site.live.all() if each.slots.all()] == ["/a", "/b"]
+    assert worker.prepare(mount("/a"), mount("/y")).outcome == "prepared"
+
+
+def test_what_another_worker_decides_before_anything_is_loaded_is_loaded_without_the_command() -> None:
+    last = LastApplied()
+    decides, follows = Worker(last), Worker(last)
+    decides.prepare(mount("/a"), mount("/x"))
+    errand = planned(follows, config(mount("/a"), mount("/x")))
+    [*_] = steps(decides.applying.switch(Switch(serial="s")))
+    follows.applying.tick()
+    errand.close()
+    follows.site.all_load()
+    follows.applying.tick()
+
+    assert [each.pattern for each, _ in follows.site.live.table.mounts] == ["/a", "/x"]
+    assert len(follows.site.of("/x").slots.serving()) == 1
+
+
+def test_a_command_that_goes_between_the_decision_and_the_switch_is_not_needed() -> None:
+    last = LastApplied()
+    worker = Worker(last)
+    worker.prepare(mount("/a"), mount("/x"))
+    switch = worker.applying.switch(Switch(serial="s"))
+    assert next(switch) is AT_ONCE
+    decided = last.read()
+    switch.close()
+    served = [each.pattern for each, _ in worker.site.live.table.mounts]
+    worker.applying.tick()
+
+    assert decided is not None
+    assert (decided.serial, served) == ("s", ["/a", "/b"])
+    assert [each.pattern for each, _ in worker.site.live.table.mounts] == ["/a", "/x"]
+
+
+def test_a_table_is_switched_to_once_if_a_tick_comes_between_the_decision_and_the_switch() -> None:
+    worker = Worker(LastApplied())
+    worker.prepare(mount("/a"), mount("/x"))
+    switch = worker.applying.switch(Switch(serial="s"))
+    next(switch)
+    worker.applying.tick()
+
+    [*_, answer] = steps(switch)
+    assert isinstance(answer, TableOutcome)
+    assert (answer.outcome, len(worker.site.switched)) == ("applied", 1)
 
 
 def test_a_problem_of_nothing_that_could_be_left_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from isowsgi.instances.lifecycle import ENDS, State
 from isowsgi.shared.messages import Closed, Failed, Ready, Reroute
 from isowsgi.shared.routing import Route
 from isowsgi.shared.rows import RELOADS
-from isowsgi.worker.change import Unchangeable
+from isowsgi.worker.change import Change, Unchangeable
 from isowsgi.worker.deployment import Deployment
 from isowsgi.worker.dispatcher import NotServing
 from isowsgi.worker.livetable import LiveTable
@@ -71,8 +71,13 @@ class Site:
                     says(deployment, instance, Closed(threads=0))
         self.live.tick()
 
+    def prepare(self, wanted: Config) -> Change:
+        change = self.live.plan(wanted)
+        self.live.begin(NOW)
+        return change
+
     def apply(self, *mounts: Mount, **tables: Any) -> None:
-        self.live.prepare(config(*mounts, **tables), NOW)
+        self.prepare(config(*mounts, **tables))
         self.all_load()
         self.live.switch(NOW)
         self.all_end()
@@ -97,7 +102,7 @@ def test_what_did_not_change_goes_on_as_it_is_and_the_rest_is_loaded_before_the_
     kept, before, gone = site.of("/a"), site.of("/b"), site.of("/c")
     old = [serves(each) for each in (kept, before, gone)]
 
-    change = site.live.prepare(config(mount("/d"), mount("/b", threads=2), mount("/a")), NOW)
+    change = site.prepare(config(mount("/d"), mount("/b", threads=2), mount("/a")))
 
     assert not change.is_ready()
     assert [each.name for each in change.fresh] == ["/d", "/b"]
@@ -124,7 +129,7 @@ def test_what_did_not_change_goes_on_as_it_is_and_the_rest_is_loaded_before_the_
 def test_one_app_that_cannot_be_loaded_leaves_all_as_it_was() -> None:
     site = Site(mount("/a"), mount("/b"))
     table, serving = site.live.table, serves(site.of("/b"))
-    change = site.live.prepare(config(mount("/a", threads=2), mount("/b", threads=2), mount("/new")), NOW)
+    change = site.prepare(config(mount("/a", threads=2), mount("/b", threads=2), mount("/new")))
     made = site.around.made[2:]
     says(change.fresh[0], made[0], Ready(boot_s=0.0, objects=0, extensions=[], refused=[]))
     says(change.fresh[2], made[2], Failed(error="E: x", traceback="Traceback"))
@@ -148,7 +153,7 @@ def test_what_cannot_be_loaded_stays_as_it_was_and_the_rest_is_changed() -> None
     site = Site(mount("/a"), mount("/b", group="g"), mount("/c", group="g"), mount("/gone"))
     group = site.of("/b")
     new = config(mount("/a", threads=2), mount("/b", threads=2, group="g"), mount("/new"), mount("/c", threads=2))
-    change = site.live.prepare(new, NOW)
+    change = site.prepare(new)
     dropped = site.around.made[3:][1]
     says(change.fresh[1], dropped, Failed(error="E: x", traceback="Traceback"))
     [problem] = change.problems()
@@ -175,14 +180,13 @@ def test_the_order_in_which_a_file_has_those_of_a_group_is_no_change() -> None:
     )
     before = site.live.table.deployments
 
-    change = site.live.prepare(
+    change = site.prepare(
         config(
             mount("/n", isolation="main", group="m"),
             mount("/b", group="g", queue=3),
             mount("/a", group="g"),
             mount("/m", isolation="main", group="m"),
-        ),
-        NOW,
+        )
     )
     assert (change.fresh, change.gone) == ([], [])
     site.live.switch(NOW)
@@ -200,7 +204,7 @@ def test_a_group_stays_as_it_was_whatever_order_the_new_file_has_it_in() -> None
     """It was found under no name: what had been loaded for it was never ended, again with each try."""
     site = Site(mount("/a", group="g"), mount("/b", group="g"), mount("/c"))
     group = site.of("/a")
-    change = site.live.prepare(config(mount("/b", group="g", threads=2), mount("/c", threads=2)), NOW)
+    change = site.prepare(config(mount("/b", group="g", threads=2), mount("/c", threads=2)))
     says(change.fresh[0], site.around.made[2], Failed(error="E: x", traceback="Traceback"))
 
     site.live.narrow(["/b"], NOW)
@@ -216,7 +220,7 @@ def test_a_group_stays_as_it_was_whatever_order_the_new_file_has_it_in() -> None
 
 def test_a_boot_that_takes_too_long_is_a_problem() -> None:
     site = Site(mount("/a"))
-    change = site.live.prepare(config(mount("/a"), mount("/b", boot_timeout=5.0)), NOW)
+    change = site.prepare(config(mount("/a"), mount("/b", boot_timeout=5.0)))
 
     change.fresh[0].upkeep.tick(NOW + 6)
 
@@ -226,7 +230,7 @@ def test_a_boot_that_takes_too_long_is_a_problem() -> None:
 def test_a_mount_that_is_lazy_or_stopped_needs_no_load() -> None:
     site = Site(mount("/a"), mount("/b"))
     site.of("/b").halt(NOW)
-    change = site.live.prepare(config(mount("/a", lazy=True, threads=3), mount("/b", threads=3)), NOW)
+    change = site.prepare(config(mount("/a", lazy=True, threads=3), mount("/b", threads=3)))
 
     assert change.is_ready()
     site.live.switch(NOW)
@@ -330,7 +334,7 @@ def test_what_only_a_new_worker_can_do_is_refused_before_anything_is_loaded(befo
     made = len(site.around.made)
 
     with pytest.raises(Unchangeable) as refused:
-        site.live.prepare(config(after, mount("/b", threads=2), **tables), NOW)
+        site.prepare(config(after, mount("/b", threads=2), **tables))
 
     assert text in str(refused.value)
     assert "SIGHUP" in str(refused.value)
@@ -359,7 +363,7 @@ def test_settings_that_need_no_new_app_are_taken_up_by_the_one_that_serves(monke
     touched.touch()
     told = told_by(monkeypatch, works := [True])
 
-    change = site.live.prepare(config(mount("/a", queue=7), mount("/b", max_requests=9, touch=str(touched), max_age=60.0)), NOW)
+    change = site.prepare(config(mount("/a", queue=7), mount("/b", max_requests=9, touch=str(touched), max_age=60.0)))
 
     assert (change.fresh, change.is_ready()) == ([], True)
     assert (a.mount.queue, b.mount.max_requests, told) == (100, 5, []), "not before the switch"
@@ -404,7 +408,7 @@ def test_one_that_is_being_replaced_for_its_requests_is_not_replaced_again_for_a
     deployment.upkeep.tick(NOW)
     assert deployment.generation == 2
 
-    site.live.prepare(config(mount("/a", max_requests=3)), NOW)
+    site.prepare(config(mount("/a", max_requests=3)))
     site.live.switch(NOW)
     deployment.upkeep.tick(NOW)
 
@@ -422,7 +426,7 @@ def test_one_that_is_being_replaced_for_its_requests_is_not_replaced_again_for_a
 def test_what_a_loaded_app_may_not_be_able_to_take_up_loads_a_new_generation(before: Mount, after: Mount) -> None:
     site = Site(before)
 
-    change = site.live.prepare(config(after), NOW)
+    change = site.prepare(config(after))
 
     assert [each.name for each in change.fresh] == ["/a"]
     assert change.adjusted == []
@@ -433,9 +437,9 @@ def test_a_full_scoreboard_refuses_the_change_and_gives_back_what_it_took(monkey
     monkeypatch.setattr("isowsgi.shared.scoreboard.ROWS", site.around.board._used + 1)
 
     with pytest.raises(MemoryError):
-        site.live.prepare(config(mount("/a"), mount("/b"), mount("/c")), NOW)
+        site.prepare(config(mount("/a"), mount("/b"), mount("/c")))
 
-    site.live.prepare(config(mount("/a"), mount("/b")), NOW)
+    site.prepare(config(mount("/a"), mount("/b")))
     assert [each.pattern for each, _ in site.live.table.mounts] == ["/a"]
 
 
@@ -458,7 +462,7 @@ def test_reloads_are_counted_once_whatever_row_they_stand_in() -> None:
 def test_what_the_operator_stops_or_starts_meanwhile_counts() -> None:
     site = Site(mount("/a"), mount("/b"))
     site.of("/b").halt(NOW)
-    site.live.prepare(config(mount("/a", threads=2), mount("/b", threads=2)), NOW)
+    site.prepare(config(mount("/a", threads=2), mount("/b", threads=2)))
     site.all_load()
     site.of("/a").halt(NOW)
     site.of("/b").resume(NOW)
@@ -484,14 +488,14 @@ def test_a_new_status_page_knows_at_its_boot_who_may_see_it() -> None:
     page = mount("/status", app=App(kind="module", target="isowsgi.status", call="application"))
     site = Site(page)
 
-    change = site.live.prepare(config(page, status=Status(allow=("10.0.0.0/8",))), NOW)
+    change = site.prepare(config(page, status=Status(allow=("10.0.0.0/8",))))
 
     assert change.fresh[0].status.allow == ("10.0.0.0/8",)
 
 
 def test_a_mount_that_is_prepared_does_not_fall_asleep() -> None:
     site = Site(mount("/a"))
-    change = site.live.prepare(config(mount("/a"), mount("/b", idle_timeout=5.0)), NOW)
+    change = site.prepare(config(mount("/a"), mount("/b", idle_timeout=5.0)))
     site.all_load()
 
     change.fresh[0].upkeep.tick(NOW + 60)
@@ -526,7 +530,7 @@ def test_a_change_that_cannot_begin_is_given_up(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as broken:
         broken.setattr("isowsgi.worker.change.Change.begin", lambda change, now: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            site.live.prepare(config(mount("/a"), mount("/b")), NOW)
+            site.prepare(config(mount("/a"), mount("/b")))
 
     site.apply(mount("/a"), mount("/b"))
 
@@ -536,7 +540,7 @@ def test_what_is_prepared_is_loaded_in_turn_and_takes_its_time(monkeypatch: pyte
     site = Site(mount("/old"))
     turns = Turns()
     monkeypatch.setattr(site.around, "may_boot", lambda deployment, now: not deployment.is_prepared or turns.take(deployment, now))
-    change = site.live.prepare(config(mount("/old"), mount("/a"), mount("/b", instances=2)), NOW)
+    change = site.prepare(config(mount("/old"), mount("/a"), mount("/b", instances=2)))
     a, b = change.fresh
     counts = [(len(a.slots.all()), len(b.slots.all()))]
 
@@ -554,7 +558,7 @@ def test_a_stop_first_mount_is_loaded_with_its_new_settings_when_the_one_before_
     """Its two generations must not be loaded side by side; it had to be stopped by hand before."""
     site = Site(mount("/a", replace=orders[0]), mount("/b"))
     old, [before] = site.of("/a"), site.of("/a").slots.serving()
-    change = site.live.prepare(config(mount("/a", replace=orders[1], threads=2), mount("/b")), NOW)
+    change = site.prepare(config(mount("/a", replace=orders[1], threads=2), mount("/b")))
     [new] = change.fresh
     assert (new.slots.all(), change.is_ready()) == ([], True)
 

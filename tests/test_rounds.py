@@ -153,7 +153,7 @@ def test_one_that_is_replaced_within_a_round_is_looked_at_until_it_has_ended(mon
     walk.rounds.tick()
     walk.turn()
     live = walk.site.live
-    live.prepare(config(mount("/a"), mount("/b", threads=2)), NOW)
+    walk.site.prepare(config(mount("/a"), mount("/b", threads=2)))
     walk.site.all_load()
     live.switch(NOW)  # what was replaced drains
     walk.watch(walk.site.of("/b"))

@@ -78,6 +78,10 @@ class House:
         assert isinstance(chosen, (FakeInstance, NotServing))
         return chosen
 
+    def prepare(self, wanted: Config) -> None:
+        self.live.plan(wanted)
+        self.live.begin(NOW)
+
     def all_end(self) -> None:
         for deployment in self.live.all():
             for instance in deployment.slots.all():
@@ -427,13 +431,13 @@ def test_other_settings_reach_the_tenants_that_live_and_a_template_that_goes_tak
     instance = house.ask("a.example")
     (tenant,) = house.template.live()
 
-    house.live.prepare(Config(path="/isowsgi.toml", mounts=(template(queue=7, max_live=5), mount("/"))), NOW)
+    house.prepare(Config(path="/isowsgi.toml", mounts=(template(queue=7, max_live=5), mount("/"))))
     house.live.switch(NOW)
 
     assert (tenant.mount.queue, tenant.mount.pattern, house.template.mount.max_live) == (7, "a.example/", 5)
     assert house.ask("a.example") is instance
 
-    house.live.prepare(Config(path="/isowsgi.toml", mounts=(mount("/"),)), NOW)
+    house.prepare(Config(path="/isowsgi.toml", mounts=(mount("/"),)))
     house.live.switch(NOW)
     assert tenant.is_ending
     house.all_end()
@@ -447,7 +451,7 @@ def test_with_stop_first_nothing_of_the_next_table_is_loaded_beside_a_tenant(aft
     house = House(template(replace="stop-first"))
     old = house.ask("a.example")
     assert isinstance(old, FakeInstance)
-    house.live.prepare(Config(path="/isowsgi.toml", mounts=(after,)), NOW)
+    house.prepare(Config(path="/isowsgi.toml", mounts=(after,)))
     house.live.switch(NOW)
     (deployment,) = house.live.table.deployments
 
@@ -503,7 +507,7 @@ def test_a_change_of_the_table_reaches_a_tenant() -> None:
     house.ask("a.example")
     (tenant,) = house.template.live()
 
-    house.live.prepare(Config(path="/isowsgi.toml", mounts=(template(), mount("a.example/x"))), NOW)
+    house.prepare(Config(path="/isowsgi.toml", mounts=(template(), mount("a.example/x"))))
     for deployment in house.live.all():
         for instance in deployment.slots.all():
             if instance.state is State.BOOTING:

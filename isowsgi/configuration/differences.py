@@ -134,6 +134,8 @@ def settings_of(table: Any, salt: str) -> Settings:
     said: Settings = {}
     for field in attrs.fields(type(table)):
         value = getattr(table, field.name)
+        if value is field.default:  # nearly all of a mount's, so it says nothing
+            continue
         if field.name == "files" and value is not None:
             said |= {"static": text_of(value.path)} | {name: each for name, each in settings_of(value, salt).items() if name != "path"}
         elif field.name == "app" and isinstance(table, Mount) and table.files is not None:

@@ -32,7 +32,6 @@ _ASIDE: dict[type[Config | Mount], set[str]] = {
     cls: {field.name for field in attrs.fields(cls) if field.eq is False} for cls in (Config, Mount)
 }
 
-
 _NOT_OURS = "it is none of this release; if isowsgi was upgraded, restart gunicorn"
 
 
@@ -52,7 +51,7 @@ def plain(config: Config, before: Known = MappingProxyType({})) -> dict[str, Any
     """
     facts: dict[str, Any] = _converter.unstructure(attrs.evolve(config, mounts=()))
     facts["form"] = form()
-    facts["mounts"] = [_plain(mount, before.get(mount.pattern)) for mount in config.mounts]
+    facts["mounts"] = [plain_mount(mount, before.get(mount.pattern)) for mount in config.mounts]
     return facts
 
 
@@ -64,12 +63,19 @@ def form() -> str:
     return hashlib.sha256(repr(fields).encode()).hexdigest()[:_FORM_CHARS]
 
 
+def warm_up() -> None:
+    """Have the code made that writes and reads a config: 10 ms of CPU time, which is too long between requests."""
+    app = App(kind="module", target="", call="")
+    restore(plain(Config(path="", mounts=(Mount(pattern="/", app=app),))))
+
+
 def _default(field: Any) -> Any:
     default = field.default
     return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]  # attrs' stubs say: a function
 
 
-def _plain(mount: Mount, before: tuple[dict[str, Any], Mount] | None) -> dict[str, Any]:
+def plain_mount(mount: Mount, before: tuple[dict[str, Any], Mount] | None = None) -> dict[str, Any]:
+    """Return one mount of a config as plain values."""
     if before is not None and before[1] is mount:
         return before[0]
     facts: dict[str, Any] = _converter.unstructure(mount)

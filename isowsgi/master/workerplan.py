@@ -203,6 +203,7 @@ class Plan:
         """Take over the table that an operator has applied since the config file was read: a new worker serves what the others do."""
         if self._last_applied is None:
             self._last_applied = LastApplied()  # before the first fork
+            stored.warm_up()
         applied = self._last_applied.read()
         if applied is None or applied.base != self._base or applied.serial == self._serial:
             return

@@ -69,17 +69,18 @@ class Change:
         self._numbers: list[int] = []  # of new mounts
         wanted = grouped(config.mounts)
         homes = {_key(deployment.members): deployment for deployment in old.deployments}
-        kept = {key: homes[key] for each in wanted if (key := _key(each)) in homes and _stays(homes[key], each, old.config, config)}
-        _check(old, config, wanted, kept)
-        before = {member.pattern: deployment for deployment in old.deployments for member in deployment.members}
+        has_same_status = old.config.status == config.status
+        kept = [_kept(homes.get(_key(members)), members, has_same_status) for members in wanted]
+        stay = {placed[1] for placed in kept if placed is not None}
+        gone = [deployment for deployment in old.deployments if deployment not in stay]
+        _check(old, config, gone, [members for members, placed in zip(wanted, kept, strict=True) if placed is None])
+        before = {member.pattern: deployment for deployment in gone for member in deployment.members}
         self._before: list[tuple[Deployment, list[Deployment]]] = []  # those that are fresh, and whose place they take
         self._placed: list[tuple[Sequence[Mount], Deployment]] = []
         try:
-            for members in wanted:
-                deployment = kept.get(_key(members))
-                if deployment is not None:
-                    pairs = _pairs(deployment, members)
-                    self._placed.append(([_as_numbered(before, after) for before, after in pairs], deployment))
+            for members, placed in zip(wanted, kept, strict=True):
+                if placed is not None:
+                    self._placed.append(placed)
                 else:
                     deployment = make([attrs.evolve(member, number=self._number(member)) for member in members])
                     self._before.append((deployment, [before[member.pattern] for member in members if member.pattern in before]))
@@ -98,11 +99,14 @@ class Change:
         self.new = Table(config, self._placed)
         for deployment in self.fresh:
             deployment.routes, deployment.status = self.new.routes_of(deployment), config.status
-        self.gone = [deployment for deployment in self._old.deployments if deployment not in self.new.deployments]
+        stay = set(self.new.deployments)
+        self.gone = [deployment for deployment in self._old.deployments if deployment not in stay]
         self.adjusted = [(members, deployment) for members, deployment in self._placed if tuple(members) != deployment.members]
 
     def begin(self, now: float) -> None:
-        """Load what is new and not lazy."""
+        """Load what is new and not lazy; without effect once it has begun."""
+        if self._has_begun:
+            return
         self._has_begun = True
         following = [deployment for deployment, _ in self.following()]
         for deployment in self.fresh:
@@ -188,11 +192,20 @@ class Change:
         return number
 
 
-def _stays(deployment: Deployment, members: Sequence[Mount], old: Config, new: Config) -> bool:
-    """Whether a deployment can be in both tables; the status page is told who may see it when it is loaded."""
-    if old.status != new.status and any(member.app.is_status for member in members):
-        return False
-    return all(before is after or costs.is_in_place(before, after) for before, after in _pairs(deployment, members))
+def _kept(deployment: Deployment | None, members: Sequence[Mount], has_same_status: bool) -> tuple[Sequence[Mount], Deployment] | None:
+    """Return what a deployment's mounts become if it can be in both tables, and the deployment; else None.
+
+    Args:
+        has_same_status: whether the same may see the status page, which is told that when it is loaded.
+    """
+    if deployment is None or (not has_same_status and any(member.app.is_status for member in members)):
+        return None
+    if len(members) == 1 and members[0] is deployment.mount:  # nearly all of a table
+        return deployment.members, deployment
+    pairs = _pairs(deployment, members)
+    if all(before is after or costs.is_in_place(before, after) for before, after in pairs):
+        return [_as_numbered(before, after) for before, after in pairs], deployment
+    return None
 
 
 def _pairs(deployment: Deployment, members: Sequence[Mount]) -> list[tuple[Mount, Mount]]:
@@ -240,8 +253,12 @@ def _carry_over(deployment: Deployment, before: list[Deployment]) -> None:
         deployment.is_quarantined = deployment.is_quarantined or any(each.is_quarantined for each in before)
 
 
-def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tuple[str, ...], Deployment]) -> None:
+def _check(old: Table, config: Config, gone: Sequence[Deployment], new: Sequence[Sequence[Mount]]) -> None:
     """Refuse what only a new worker can do.
+
+    Args:
+        gone: what is not in the next table.
+        new: the mounts of what is not in the old one.
 
     Raises:
         Unchangeable: that is among it.
@@ -252,15 +269,14 @@ def _check(old: Table, config: Config, wanted: list[list[Mount]], kept: dict[tup
     if old.config.log != config.log:
         text = "[log] differs: a running gunicorn keeps the form of its log; send SIGHUP to gunicorn to apply this file"
         raise Unchangeable([partial.LOG], text)
-    gone = [deployment for deployment in old.deployments if _key(deployment.members) not in kept]
     for deployment in gone:
         if deployment.siting.isolation == MAIN:
             text = "runs in the main interpreter, which only a new worker can reload; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_patterns([deployment]), f"{deployment.name}: {text}")
-    for each in wanted:
-        if each[0].isolation == MAIN and _key(each) not in kept:
+    for each in new:
+        if each[0].isolation == MAIN:
             text = "only a new worker can load an app in the main interpreter; send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")
-        if each[0].user and _key(each) not in kept:
+        if each[0].user:
             text = "what runs as another user must be read from the config file by root: send SIGHUP to gunicorn to apply this file"
             raise Unchangeable(_key(each), f"{each[0].pattern}: {text}")

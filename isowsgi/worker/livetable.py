@@ -89,8 +89,8 @@ class LiveTable:
         for template in [*self.table.templates, *leaving]:
             self._containment.call(f"{template.name}: its tenants", template.look, now, is_tick)
 
-    def prepare(self, config: Config, now: float) -> Change:
-        """Begin to load what is new in a config; to be ended by `switch` or `drop`.
+    def plan(self, config: Config) -> Change:
+        """Begin to change to a config; nothing is loaded before `begin`. To be ended by `switch` or `drop`.
 
         Raises:
             Unchangeable: only a new worker can serve it.
@@ -98,14 +98,18 @@ class LiveTable:
         """
         assert self._change is None, "one at a time"
         change = self._change = Change(self.table, config, self._board, self._make)
+        for deployment in change.fresh:
+            self._containment.call(f"{deployment.name}: result of an earlier trial", self._recall, deployment)
+        return change
+
+    def begin(self, now: float) -> None:
+        """Load what is new in the change that was planned, if that has not begun."""
+        assert self._change is not None, "it was planned"
         try:
-            for deployment in change.fresh:
-                self._containment.call(f"{deployment.name}: result of an earlier trial", self._recall, deployment)
-            change.begin(now)
+            self._change.begin(now)
         except BaseException:
             self.drop(now)
             raise
-        return change
 
     def narrow(self, names: Iterable[str], now: float) -> None:
         """Let mounts of the change that is being prepared stay as they are, see `Change.narrow`."""

@@ -79,8 +79,11 @@ class Applying:
             raise Refusal("busy", "another table is being applied; try again")
         yield AT_ONCE  # neighbours' requests are routed meanwhile, as between all steps
         if self._known is None:
-            self._known = stored.known(self._live.table.config)
-            yield AT_ONCE
+            known = {}
+            for mount in self._live.table.config.mounts:
+                known[mount.pattern] = stored.plain_mount(mount), mount
+                yield AT_ONCE
+            self._known = self._known or known
         config = _restored(request.config, self._known)
         yield AT_ONCE
         if self._pending is not None:
@@ -93,6 +96,9 @@ class Applying:
         pending.stays |= unusable
         is_ready = False
         try:
+            yield AT_ONCE
+            if self._pending is pending:
+                self._live.begin(time.monotonic())
             while not pending.change.is_ready():
                 problems = pending.change.problems()
                 if problems and not (request.keep_going and self._do_without(pending, problems)):
@@ -159,7 +165,10 @@ class Applying:
             if decided is not None and not self._agree(pending, decided):
                 self._follow(decided, time.monotonic())
                 continue
-            self._switch(pending, time.monotonic())
+            pending.is_decided, pending.deadline = True, time.monotonic() + _FOLLOW_S  # `tick` switches too, if who asked has gone
+            yield AT_ONCE
+            if self._pending is pending:
+                self._switch(pending, time.monotonic())
         return TableOutcome(outcome="applied", text="serves the new table")
 
     def drop(self, request: Drop) -> Errand:
@@ -203,6 +212,7 @@ class Applying:
             except Refusal as refusal:
                 self.restart_reason = f"it cannot take up the table that the other workers have applied: {refusal}"
                 return
+        self._live.begin(now)
         pending.is_decided, pending.deadline = True, now + _FOLLOW_S
 
     # Inner workings.
@@ -218,7 +228,7 @@ class Applying:
         return differing == set()
 
     def _begin(self, table: Applied, config: Config, now: float, keep_going: bool = False, without: Iterable[str] = ()) -> _Pending:
-        """Prepare a table.
+        """Plan the change to a table.
 
         Args:
             config: the table's.
@@ -238,7 +248,7 @@ class Applying:
             try:
                 wanted = partial.leave_out(config, before, stay)
                 self._refuse_tls_on_or_off(wanted)
-                change = self._live.prepare(wanted, now)
+                change = self._live.plan(wanted)
                 break
             except Unchangeable as exc:
                 more = partial.staying(config, before, {*stay, *exc.names})

@@ -115,6 +115,7 @@ class Views:
             yield AT_ONCE
         tables, facts = differences.tables_of(config, salt), self._applying.tls_facts()
         file = _gunicorn_file(self._conf_file)
+        yield AT_ONCE
         return ServedTable(salt=salt, tables=tables, mounts=mounts, gunicorn=file, form=stored.form(), **facts)
 
     def _status_of(self, deployment: Deployment, mount: Mount, now: float, counts: MountCounts | None) -> MountStatus:
