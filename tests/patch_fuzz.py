@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from isowsgi.shared import interpreters
 from tests.conftest import APPS, ROOT, Server, running_server
 
-ISOLATIONS = ("own-gil", "shared-gil", "process")
+ISOLATIONS = tuple(dict.fromkeys([interpreters.best_isolation(), interpreters.SHARED_GIL, interpreters.PROCESS]))
 KINDS = ("raises", "nonsense")
 
 # Not patched: CPython's own C code calls what is in these. No file could be read as text, and no app would run.

@@ -67,7 +67,7 @@ _OF_TABLES = (
 )
 
 # What the master needs to have a worker at all, whatever else it does without.
-_NEEDED_BY_EACH_WORKER = f"{MASTER}isowsgi.shared.scoreboard.Scoreboard."
+_NEEDED_BY_EACH_WORKER = tuple(f"{MASTER}isowsgi.shared.{name}." for name in ("scoreboard.Scoreboard", "rows.Region", "rows.Row"))
 
 # The last of what the worker's loop calls about once a second.
 _ONCE_A_SECOND = ("isowsgi.worker.gunicorn.Worker._look_for_restart", "isowsgi.worker.acceptor.Acceptor._sweep")
