@@ -206,6 +206,23 @@ def test_the_time_limit_is_one_for_all_workers_together(stage: Stage) -> None:
     assert time.monotonic() - began < DEADLINE_S
 
 
+def test_of_many_workers_some_are_asked_at_a_time_and_their_answers_are_in_order(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_MOST_AT_A_TIME", 2)
+    for number in range(5):
+        stage.put(lambda sock: None, master=number)
+    workers = client.find(stage.config, None)
+
+    assert [told.place for told in client.ask(workers, controlmessages.Status(), DEADLINE_S)] == workers
+
+
+def test_a_mistake_of_ours_is_told_and_not_taken_for_an_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.put(lambda sock: None)
+    monkeypatch.setattr(client, "_exchange", lambda *args: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        client.ask(client.find(stage.config, None), controlmessages.Status(), DEADLINE_S)
+
+
 def test_an_answer_that_is_too_long_is_not_read(stage: Stage) -> None:
     stage.put(lambda sock: sock.sendall(struct.pack("!I", frames.MAX_ANSWER_BYTES + 1)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -68,9 +68,7 @@ def apply(config: str | None, pidfile: str | None, master: int | None, keep_goin
         click.echo("gunicorn's own settings file has changed, which only SIGHUP applies: isowsgi apply --or-reload", err=True)
     if not any(found for _, found in by_worker):
         sys.exit(1 if faults or is_left else 0)
-    request = Prepare(
-        serial=secrets.token_hex(8), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going
-    )
+    request = Prepare(serial=os.urandom(8).hex(), config=stored.plain(wanted), hold_s=timeout + 2 * asking.TIMEOUT_S, keep_going=keep_going)
     _carry_out(answers, request, renewed, timeout, by_worker)
     if faults:
         asking.fail("what has faults stays as it was", 1)

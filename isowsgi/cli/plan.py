@@ -105,7 +105,6 @@ def _masked(setting: Setting) -> Setting:
 
 def show(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
     """Print each difference once, with the workers that have it where not all do."""
-    console = asking.console()
     groups: dict[tuple[Any, ...], tuple[list[Difference], list[Place]]] = {}
     for place, found in by_worker:
         # Digests are salted by each worker.
@@ -116,8 +115,11 @@ def show(by_worker: Sequence[tuple[Place, list[Difference]]]) -> None:
         if not found:
             click.echo(controlmessages.NO_DIFFERENCE)
             continue
-        for each in found:
-            for line in lines(each, console):
+        if asking.is_for_files():
+            click.echo("\n".join(line for each in found for line in plain_lines(each)))
+        else:
+            console = asking.console()
+            for line in (line for each in found for line in lines(each, console)):
                 console.print(line, soft_wrap=True)
         click.echo(_count(found))
 
@@ -128,18 +130,33 @@ def _count(found: list[Difference]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
+def plain_lines(difference: Difference) -> Iterator[str]:
+    """Yield what is printed of a difference to no terminal: one line for each setting, however long."""
+    yield f"{difference.sign} {plain(difference.name)}  {_cost_of(difference)}"
+    for name, values in _settings_of(difference):
+        yield f"{name}{' -> '.join(values)}".rstrip()
+
+
+def _cost_of(difference: Difference) -> str:
+    return plain(costs.text_of(difference.cost, difference.sign, difference.name, difference.group))
+
+
+def _settings_of(difference: Difference) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each setting, as wide as the others, and its values."""
+    width = max((len(setting.name) for setting in difference.settings), default=0)
+    for setting in map(_masked, difference.settings):
+        yield f"    {plain(setting.name).ljust(width)}  ", _change(difference.sign, setting)
+
+
 def lines(difference: Difference, console: Console) -> Iterator[Text]:
     """Yield what is printed of a difference; what is longer than a line is folded below its own beginning, so that signs stay in front."""
     from rich.cells import cell_len
     from rich.text import Text
 
-    cost = costs.text_of(difference.cost, difference.sign, difference.name, difference.group)
-    head = Text(plain(difference.name), style=_STYLES[difference.sign]).append(f"  {plain(cost)}", style="dim")
+    head = Text(plain(difference.name), style=_STYLES[difference.sign]).append(f"  {_cost_of(difference)}", style="dim")
     yield from _folded(Text(f"{difference.sign} ", style=_STYLES[difference.sign]), head, console)
-    width = max((len(setting.name) for setting in difference.settings), default=0)
-    for setting in map(_masked, difference.settings):
-        name = Text(f"    {plain(setting.name).ljust(width)}  ")
-        values = _change(difference.sign, setting)
+    for before, values in _settings_of(difference):
+        name = Text(before)
         is_short = cell_len(" -> ".join(values)) <= console.width - len(name)
         for number, value in enumerate([" -> ".join(values)] if is_short else values):
             yield from _folded(Text("-> ".rjust(len(name) + 3)) if number else name, Text(value), console)

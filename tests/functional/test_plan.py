@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from isowsgi.cli.plan import lines
+from isowsgi.cli.plan import lines, plain_lines
 from isowsgi.configuration.costs import Cost
 from isowsgi.configuration.differences import Difference, Setting
 from tests.command import call
@@ -156,6 +156,20 @@ def test_what_is_longer_than_a_line_is_folded_below_its_own_beginning() -> None:
         f"                   {path}]",
         "    threads     2 -> 4",
     ]
+
+
+def test_what_goes_to_no_terminal_says_the_same_and_is_not_folded() -> None:
+    path = f'"/srv/{"a" * 300}"'
+    settings = (Setting(name="pythonpath", old=None, new=f"[{path}]"), Setting(name="env.KEY", old="1", new="2"))
+    difference = Difference(sign="~", name="/shop", settings=settings, cost=Cost.LOAD)
+    short = Difference(sign="+", name="/b\x1b[2J", settings=settings[1:], cost=Cost.LOAD)
+
+    assert [*plain_lines(difference)] == [
+        "~ /shop  loads a new generation",
+        f"    pythonpath  (default) -> [{path}]",
+        "    env.KEY     changed",
+    ]
+    assert [*plain_lines(short)] == folded(short, 80)
 
 
 @pytest.mark.parametrize("width", [1, 10, 20, 80])
