@@ -66,6 +66,19 @@ def test_what_is_left_is_done_at_once_when_the_next_work_begins() -> None:
     assert thread.planned == []
 
 
+def test_a_short_work_that_begins_at_once_needs_no_other_turn() -> None:
+    thread = Thread()
+    thread.pieces.begin(thread.work("a"), at_once=True)
+    assert (thread.done, thread.planned) == (["a"], [])
+
+    thread.pieces.begin(thread.work(*"bcd"), at_once=True)
+    assert thread.done == [*"abc"]
+    thread.pieces.begin(thread.work(*"ABC"), at_once=True)
+    assert thread.done == [*"abcd"], "that is enough for one turn"
+    assert [thread.turn(), thread.turn()] == [["A", "B"], ["C"]]
+    assert thread.planned == []
+
+
 def test_a_piece_that_fails_costs_the_rest_of_its_work_only() -> None:
     thread = Thread()
     thread.pieces.begin(thread.work("a", "fails", "b"))

@@ -49,11 +49,19 @@ class Pieces:
     def is_under_way(self) -> bool:
         return self._work is not None
 
-    def begin(self, work: Iterator[object]) -> None:
-        """Do a work from the next turn of the loop on; what is left of the one before is done first, at once."""
+    def begin(self, work: Iterator[object], at_once: bool = False) -> None:
+        """Do a work after a pause; what is left of the one before is done first, at once.
+
+        Args:
+            at_once: whether the first step comes before the pause: a short work is over then, and the loop need not wake up again for it.
+        """
+        is_late = self.is_under_way
         self.finish()
         self._work = work
-        self._go_on()
+        if at_once and not is_late and self._later is not None:
+            self._step()
+        else:
+            self._go_on()
 
     def finish(self) -> None:
         """Do what is left, at once."""
@@ -73,10 +81,13 @@ class Pieces:
             self.finish()
         elif not self._is_planned:
             self._is_planned = True
-            self._later(PAUSE_S, self._step, self._what)
+            self._later(PAUSE_S, self._as_planned, self._what)
+
+    def _as_planned(self) -> None:
+        self._is_planned = False
+        self._step()
 
     def _step(self) -> None:
-        self._is_planned = False
         work, until = self._take(), self._clock() + STEP_S
         for _ in work:
             if self._clock() >= until:

@@ -58,7 +58,7 @@ class Rounds:
     def tick(self) -> None:
         """Begin a round; to be called about once a second."""
         if not self._is_over:
-            self._pieces.begin(self._round())
+            self._pieces.begin(self._round(), at_once=True)
 
     def end(self) -> None:
         """Look at nothing more."""
