@@ -67,7 +67,11 @@ _OF_TABLES = (
 )
 
 # What the master needs to have a worker at all, whatever else it does without.
-_NEEDED_BY_EACH_WORKER = tuple(f"{MASTER}isowsgi.shared.{name}." for name in ("scoreboard.Scoreboard", "rows.Region", "rows.Row"))
+NEEDED_BY_EACH_WORKER = (
+    *(f"{MASTER}isowsgi.shared.{name}." for name in ("scoreboard.Scoreboard", "rows.Region", "rows.Row")),
+    *(f"{MASTER}isowsgi.master.workerplan.{name}" for name in ("Share.__init__", "Plan.share", "Plan._new_region")),
+    f"{MASTER}isowsgi.master.crashes.WatchedTmp.__init__",
+)
 
 # The last of what the worker's loop calls about once a second.
 _ONCE_A_SECOND = ("isowsgi.worker.gunicorn.Worker._look_for_restart", "isowsgi.worker.acceptor.Acceptor._sweep")
@@ -296,7 +300,7 @@ class Place:
         While the master can have no memory for a worker at all, there is none. Each attempt is told, and the first one after that serves.
         """
         problems = []
-        may_have_none = point.startswith(_NEEDED_BY_EACH_WORKER) and self._words[MODE] == ALWAYS
+        may_have_none = point.startswith(NEEDED_BY_EACH_WORKER) and self._words[MODE] == ALWAYS
         for number in (signal.SIGHUP, signal.SIGKILL):
             old = self._workers()
             if not old:

@@ -65,7 +65,10 @@ MASTER_MODULES = (
 
 # The check at gunicorn's first start refuses what is wrong, and the master's own objects are there before anything is served. The others
 # are what contains the rest.
-_ITS_WALLS = ("plan.Plan.__init__", "plan.Plan.check", "plan.Plan.contained", "plan.Plan.on_reaped", "crashes.WatchedTmp.close")
+_ITS_WALLS = (
+    *(f"workerplan.Plan.{name}" for name in ("__init__", "check", "contained", "on_reaped")),
+    "crashes.WatchedTmp.close",
+)
 NOT_IN_MASTER = tuple(f"{MASTER}isowsgi.master.{name}" for name in _ITS_WALLS)
 
 # Modules of ours with epoll sets, and what their operations fail with.
@@ -168,8 +171,7 @@ def _strikes(words: memoryview, label: str) -> Callable[[], bool]:
 
 def find_master_points() -> Iterator[tuple[Any, str, str, Callable[[], Exception]]]:
     """Yield what fails in the master, as `find_points` does."""
-    names = [*MASTER_MODULES, *(found.name for found in _modules_of("isowsgi.master"))]
-    for module in map(importlib.import_module, names):
+    for module in map(importlib.import_module, names_in_master()):
         for owner, name in _functions(module):
             label = MASTER + _label(owner, name)
             if not label.startswith(NOT_IN_MASTER):
@@ -178,8 +180,7 @@ def find_master_points() -> Iterator[tuple[Any, str, str, Callable[[], Exception
 
 def find_points() -> Iterator[tuple[Any, str, str, Callable[[], Exception]]]:
     """Yield each: its owner, its name there, its label, and what makes the exception."""
-    names = [*MODULES, *(found.name for package in PACKAGES for found in _modules_of(package))]
-    for module in map(importlib.import_module, names):
+    for module in map(importlib.import_module, names_in_worker()):
         for owner, name in _functions(module):
             label = _label(owner, name)
             if not label.startswith(NOT):
@@ -188,6 +189,21 @@ def find_points() -> Iterator[tuple[Any, str, str, Callable[[], Exception]]]:
         label = f"{getattr(owner, '__qualname__', owner.__name__)}.{name}"
         yield owner, name, label, lambda number=number: OSError(number, os.strerror(number))  # type: ignore[misc] # as above
     yield threading.Thread, "start", "Thread.start", lambda: RuntimeError("can't start new thread")
+
+
+def names_in_master() -> list[str]:
+    """Return the names of the modules whose functions may fail in the master."""
+    return [*MASTER_MODULES, *(found.name for found in _modules_of("isowsgi.master"))]
+
+
+def names_in_worker() -> list[str]:
+    """Return the names of the modules whose functions may fail in a worker."""
+    return [*MODULES, *(found.name for package in PACKAGES for found in _modules_of(package))]
+
+
+def labels(names: Iterable[str]) -> list[str]:
+    """Return the labels of all functions of modules, of those too that never fail."""
+    return [_label(owner, name) for module in map(importlib.import_module, names) for owner, name in _functions(module)]
 
 
 def _modules_of(package: str) -> Iterator[pkgutil.ModuleInfo]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import WHOLE
-from tests.faults.harness import Place, pairs
+from tests.faults import inject
+from tests.faults.harness import NEEDED_BY_EACH_WORKER, Place, pairs
 
 # Faults in the suite; all of them take an hour: `make faults`.
 SAMPLE = 12 if WHOLE else 5
@@ -46,3 +47,13 @@ def test_what_fails_in_the_master_costs_the_next_worker_at_most(place: Place) ->
 
     assert not found, "\n".join(map(str, found))
     assert failed == 1
+
+
+def test_what_is_treated_otherwise_is_there(place: Place) -> None:
+    """A name that has moved would leave out nothing, or what nobody meant."""
+    for start in NEEDED_BY_EACH_WORKER:
+        assert any(point.startswith(start) for point in place.points), start
+    found = [inject.MASTER + label for label in inject.labels(inject.names_in_master())]
+    found += inject.labels(inject.names_in_worker())
+    for start in (*inject.NOT, *inject.NOT_IN_MASTER):
+        assert any(label.startswith(start) for label in found), start
