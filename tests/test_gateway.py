@@ -43,7 +43,8 @@ class Failing(Place):
         super().__init__()
         self.log = NotedLog()
         self.failure: BaseException | None = None
-        self.service._gateways[0] = Gateway(0, self._app, CFG, self.log, "/a", {}, lambda: None)  # type: ignore[index]
+        gateway = Gateway(0, self._app, CFG, self.log, "/a", {}, lambda: None)
+        self.service._gateways[0] = self.service._holdings._gateway = gateway  # type: ignore[index]
 
     def _app(self, environ: Any, start_response: Any) -> list[bytes]:
         if self.failure is not None:

@@ -177,9 +177,11 @@ class Runner(Generic[C]):
         turn: dict[int, Any]
         while True:
             while not ready:
-                stopping = self.stopping
-                ready.extend(poll(not stopping))
-                if stopping and not ready:
+                if not self.stopping:
+                    ready.extend(poll(True))
+                    continue
+                ready.extend(poll(False))
+                if not ready:
                     return False
             hand.fd = fd = ready.popleft()
             hand.turn = self._turn = turn = {}

@@ -12,9 +12,9 @@ import os
 import select
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping
+from time import monotonic, monotonic_ns  # by their own names: each request pays for a look into a module
 from typing import Any
 
 from gunicorn.http.errors import ParseException
@@ -156,9 +156,9 @@ class Service:
         connections = self._connections
         looked_ns = self._looked_ns
         timeout_s = (SWEEP_S if connections else -1) if wait else 0
-        began_ns = time.monotonic_ns()
+        began_ns = monotonic_ns()
         events = self._epoll.poll(timeout_s, _MAX_EVENTS)
-        self._looked_ns = now_ns = time.monotonic_ns()
+        self._looked_ns = now_ns = monotonic_ns()
         is_vague = began_ns - looked_ns > _ASK_NS and now_ns - began_ns < _WAITED_NS
         ready: list[int] = []
         calls: list[int] = []
@@ -231,6 +231,7 @@ class Service:
                 if job.end():
                     connection.count_sent(job.rows)
                     connection.fate = Fate.LINGER
+                break
             except RequestTimeout:  # raised for the request that is over
                 continue
         return connection
@@ -239,7 +240,7 @@ class Service:
         """Do with a connection what its last request has led to; by the holder of the baton only."""
         fate = connection.fate
         if fate is Fate.KEEP and not self.draining:
-            connection.idle_since = time.monotonic()
+            connection.idle_since = monotonic()
             if connection.has_pending_event:
                 connection.has_pending_event = False
                 self._epoll.modify(connection.fd, ARM_EDGE)  # fires at once, if there is something
@@ -286,7 +287,7 @@ class Service:
         for fd, connection in list(self._connections.items()):
             is_elsewhere = fd in in_service or connection in self._returned or connection.sending is not None
             if not is_elsewhere and not connection.idle_since:
-                connection.idle_since = time.monotonic()
+                connection.idle_since = monotonic()
         for fd in self._armed():
             self._epoll.modify(fd, select.EPOLLIN if fd in self._calls else ARM_EDGE)
         os.eventfd_write(self._poke, 1)  # whatever it was for
@@ -310,28 +311,27 @@ class Service:
         if not size:
             return Fate.CLOSE
         peeker, block = self.peeker, connection.plain.block
-        end = data.find(b"\n") + 1
+        end = data.find(b"\n")
         line, repeats = peeker.known.get(data[:end]), True
-        if line is not None and block and data.startswith(block, end - 1):  # as `find` has it, which most requests need not call
-            length, mount = end - 1 + len(block), line.mount
+        if line is not None and block and data.startswith(block, end):  # as `find` has it, which most requests need not call
+            length, mount = end + len(block), line.mount
         else:
             try:
                 length, mount, line, repeats = peeker.find(data, connection.peer, False, block)
             except (ParseException, Refused):
                 return Fate.RETURN
-        gateway = self._gateways.get(mount)  # type: ignore[arg-type] # None is no mount's number
-        if gateway is None:
-            return Fate.RETURN
-        if connection.gateway is not gateway:
+        gateway = connection.gateway
+        if gateway.mount != mount:  # another one than the request before
+            if mount is None or mount not in self._gateways:
+                return Fate.RETURN
+            gateway = self._gateways[mount]
             connection.enter(gateway)
-        has_more = size != length
-        if has_more:
+        if has_more := size != length:
             connection.has_pending_event = True  # the event for what follows the head has been
-        began_ns = time.monotonic_ns()
+        began_ns = monotonic_ns()
         connection.waiting_ns = began_ns - connection.arrived_ns
         job.begin(connection, gateway.mount, data, began_ns)
-        taken = len(sock.recv(length))
-        if taken != length:
+        if (taken := len(sock.recv(length))) != length:
             _consume(sock, length, taken)
         # Not by the row's verbs, as all else that is known of it: each request would pay for two calls more.
         words = self._acceptor_words

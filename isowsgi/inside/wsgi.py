@@ -353,15 +353,16 @@ class Gateway:
             response.close()
         finally:
             try:
-                if response.unsent is not None:
+                if response.unsent is None:
+                    if started and response.headers_sent:  # otherwise what answers the error logs it
+                        ending.leave_app()  # an interrupt would leave the log's lock taken
+                        self.log_access(response, environ, time.monotonic() - started)
+                        ending.enter_app()
+                    if hasattr(body, "close"):
+                        body.close()
+                else:
                     assert self.sender is not None, "nothing is left else"
                     connection.sending = self.sender.left(response, environ, body)
-                elif started and response.headers_sent:  # otherwise what answers the error logs it
-                    ending.leave_app()  # an interrupt would leave the log's lock taken
-                    self.log_access(response, environ, time.monotonic() - started)
-                    ending.enter_app()
-                if response.unsent is None and hasattr(body, "close"):
-                    body.close()
             finally:
                 ending.leave_app()
 

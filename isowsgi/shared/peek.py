@@ -140,7 +140,7 @@ class Peeker:
         self._plain_fields = not (cfg.permit_obsolete_folding or cfg.strip_header_spaces)
         limit = cfg.limit_request_line
         self._line_limit = min(limit, MAX_REQUEST_LINE) if limit > 0 else PEEK_MAX_BYTES
-        self._lines: dict[bytes, Line] = {}  # as received
+        self._lines: dict[bytes, Line] = {}  # as received, up to the "\n"
         self.known = {} if router.has_hosts else self._lines  # those that say the mount by themselves
         self._matched: dict[tuple[bytes, bytes], int | None] = {}  # by Host field and path, as received
 
@@ -167,17 +167,17 @@ class Peeker:
             gunicorn.http.errors.ParseException: gunicorn would refuse it.
             Refused: isowsgi does.
         """
-        end = data.find(b"\n") + 1
+        end = data.find(b"\n")  # -1: then nothing of what is known is looked at, as the head is not complete
         line = self._lines.get(data[:end]) or self._read_line(data)
-        if line is not None and fields and data.startswith(fields, end - 1):
-            length, repeats = end - 1 + len(fields), True
+        if line is not None and fields and data.startswith(fields, end):
+            length, repeats = end + len(fields), True
         else:
             repeats = False
             length = data.find(b"\r\n\r\n") + 4
             if length < 4:
                 self._check_unfinished(data, peer, first_look)
                 return _NOTHING
-            if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, end - 1, length - 2):
+            if line is None or self._script_name or not self._plain_fields or _UNDERSCORED_FIELD.search(data, end, length - 2):
                 return length, self._parse(data[:length], peer), None, False
         return length, self._mount_by_host(line, data, length) if self._has_hosts else line.mount, line, repeats
 
@@ -190,7 +190,7 @@ class Peeker:
         if line.end <= _MAX_REMEMBERED_BYTES:
             if len(self._lines) >= _MAX_REMEMBERED:
                 self._lines.clear()
-            self._lines[match[0]] = line
+            self._lines[match[0][:-1]] = line
         return line
 
     def _mount_by_host(self, line: Line, data: bytes, length: int) -> int | None:

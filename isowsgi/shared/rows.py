@@ -160,9 +160,8 @@ class Row:
         words[BUSY] = 0
         words[BUSY_NS] += elapsed_ns
         words[BUCKETS + bisect_left(_LIMITS_NS, elapsed_ns)] += 1
-        if bytes_out:
-            words[BYTES_OUT] += bytes_out
-        if bytes_in:
+        words[BYTES_OUT] += bytes_out
+        if bytes_in:  # which most requests have none of, and nearly all responses
             words[BYTES_IN] += bytes_in
 
     def end_slow(self, elapsed_ns: int, waiting_ns: int, sending_ns: int, bytes_in: int, bytes_out: int) -> None:
