@@ -69,7 +69,8 @@ def slow_match(self: Router, host: str, path: str) -> int | None:
         ("peeker", Peeker, "look", lambda *args: 1 / 0, "ZeroDivisionError"),
         ("router", Router, "match", always_2, "expected mount"),
         ("router", Router, "match", slow_match, "Slow"),
-        ("control", ControlServer, "_go_on", lambda *args: None, "a whole frame was not answered"),
+        ("control", ControlServer, "_step", lambda *args: None, "a whole frame was not answered"),
+        ("control", ControlServer, "_go_on", lambda *args: None, "a proper client was not answered"),
     ],
 )
 def test_a_mistake_is_found(monkeypatch: pytest.MonkeyPatch, name: str, place: Any, attribute: str, mistake: Any, said: str) -> None:
