@@ -383,6 +383,7 @@ class Place:
         request = json.dumps({"v": 1, "do": command, "mount": mount, **brief}).encode()
         for path in (self._folder / "control").glob("*.sock"):
             with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(1.0)  # a worker that accepts nothing just now has a full queue soon
                 try:
                     sock.connect(str(path))
                     sock.sendall(struct.pack(">I", len(request)) + request)
