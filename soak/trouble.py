@@ -24,8 +24,8 @@ from soak.site import MAIN, PROCESSES, RELOADS, Process, Site, ports_of, tag_of
 # How long a worker may take to carry out a reload: longer than `boot_timeout`, whose report is to be seen.
 _RELOAD_S = 90.0
 
-# How long a process may take to stand still once it was told to.
-_STOP_S = 5.0
+# How long a process may take to stand still once it was told to: each thread has to run for that, and a core may have fifty in its queue.
+_STOP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
