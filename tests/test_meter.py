@@ -315,6 +315,21 @@ def test_what_an_app_grows_by_is_told_each_second_and_limits_wait_for_a_look(mon
     assert [each.memory for each in (own, leaky, quiet)] == before, "max_memory and max_rss replace nobody for an estimate"
 
 
+def test_what_requests_left_before_the_first_look_is_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over max_rss, an app that was measured only then had grown by nothing: a neighbour was replaced, then the worker."""
+    party = Party(monkeypatch, "own-gil", "own-gil")
+    hoards, idle = party.made
+    hoards.served = 3
+    for _ in party.meter.look(party.now):
+        continue
+    party.meter.sweep(party.now)
+    party.answers(hoards, small=90 * MIB)
+    party.answers(idle, small=3 * MIB)
+
+    assert hoards.memory - hoards.memory_at_boot > 89 * MIB
+    assert idle.memory == idle.memory_at_boot == 3 * MIB
+
+
 def shared(weight: int, small: int, large: int = 0) -> Measured:
     return Measured(is_whole=True, took_s=0.01, objects=1, small=small, large=large, weight=weight)
 

@@ -65,7 +65,7 @@ class HostedInstance(CountedInstance, abc.ABC):
         self.stuck_since = 0.0  # seconds since the epoch
         self.threads_left = 0  # that the app left behind, once it ended
         self.objects = 0  # that its garbage collector knew when last asked
-        self.memory = self.memory_at_boot = -1  # bytes, when last measured, and when measured first; -1: not yet. See `worker.meter`
+        self.memory = self.memory_at_boot = -1  # bytes, when last measured, and when it was loaded; -1: not yet. See `worker.meter`
         self.grown = 0  # bytes since it was measured, estimated, see `worker.freshpages`
         self.objects_at_boot = 0
         self.group_use: Use | None = None  # of its control group, when last looked at

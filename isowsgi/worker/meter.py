@@ -301,7 +301,16 @@ class Meter:
     def _settle(self, instance: Instance, size: int, now: float, known: int = 0) -> None:
         self._fresh.settle(instance, size, known, self._level.bytes_with_looks(), now)
         if instance.memory_at_boot < 0:
-            instance.memory_at_boot = size
+            instance.memory_at_boot = self._at_boot(instance, size)
+
+    def _at_boot(self, instance: Instance, size: int) -> int:
+        """Return what an instance had when it was loaded, now that it has been measured for the first time.
+
+        What it has kept of requests before that is not of its load: if it has served any, what was guessed then is nearer.
+        """
+        guess = instance.objects_at_boot * _BYTES_AN_OBJECT
+        has_served = self._last[instance].requests > 0
+        return guess if has_served and 0 < guess < size and instance not in self._doubted else size
 
     def _is_any_sharer_asked(self) -> bool:
         return any(each.isolation != OWN_GIL for each in self._asked)
