@@ -545,7 +545,7 @@ def test_what_a_worker_serves_already_is_not_made_again_of_a_config() -> None:
     before = config(*(mount(f"/{name}") for name in "abcd"))
     after = config(mount("/b"), mount("/c", threads=9), mount("/d"), mount("/new"))
 
-    restored = stored.restore(json.loads(json.dumps(stored.plain(after))), stored.known(before))
+    restored = stored.restore(json.loads(json.dumps(stored.plain(after))), stored.known(before, stored.plain(before)["mounts"]))
 
     assert restored == stored.restore(stored.plain(after)) == after
     kept = {each.pattern: each for each in before.mounts}

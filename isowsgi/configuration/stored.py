@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -102,14 +102,13 @@ def _served(facts: dict[str, Any], cls: type[Config | Mount]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in _ASIDE[cls]}
 
 
-def known(config: Config, facts: dict[str, Any] | None = None) -> Known:
+def known(config: Config, mounts: Sequence[dict[str, Any]]) -> Known:
     """Return what `restore` need not make again of a config.
 
     Args:
-        facts: the config's plain values, if they are there.
+        mounts: the plain values of its mounts, in order.
     """
-    facts = facts or plain(config)
-    return {mount.pattern: (said, mount) for said, mount in zip(facts["mounts"], config.mounts, strict=True)}
+    return {mount.pattern: (said, mount) for said, mount in zip(mounts, config.mounts, strict=True)}
 
 
 def restore(facts: Any, before: Known = MappingProxyType({})) -> Config:

@@ -79,11 +79,11 @@ class Applying:
             raise Refusal("busy", "another table is being applied; try again")
         yield AT_ONCE  # neighbours' requests are routed meanwhile, as between all steps
         if self._known is None:
-            known = {}
-            for mount in self._live.table.config.mounts:
-                known[mount.pattern] = stored.plain_mount(mount), mount
+            serves, mounts = self._live.table.config, []
+            for mount in serves.mounts:
+                mounts.append(stored.plain_mount(mount))
                 yield AT_ONCE
-            self._known = self._known or known
+            self._known = self._known or stored.known(serves, mounts)
         config = _restored(request.config, self._known)
         yield AT_ONCE
         if self._pending is not None:
@@ -298,7 +298,7 @@ class Applying:
     def _switch(self, pending: _Pending, now: float) -> None:
         self._pending, self._serial = None, pending.table.serial
         self._live.switch(now)
-        self._known = stored.known(pending.change.new.config, pending.table.config)
+        self._known = stored.known(pending.change.new.config, pending.table.config["mounts"])
         self.on_removed(pending.change.removed)
         names = {"new": pending.change.added, "changed": pending.change.changed, "gone": pending.change.removed}
         names["in place"] = [member.pattern for members, _ in pending.change.adjusted for member in members]
