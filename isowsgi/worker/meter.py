@@ -308,7 +308,7 @@ class Meter:
 
         What it has kept of requests before that is not of its load: if it has served any, what was guessed then is nearer.
         """
-        guess = instance.objects_at_boot * _BYTES_AN_OBJECT
+        guess = _guess_of(instance)
         has_served = self._last[instance].requests > 0
         return guess if has_served and 0 < guess < size and instance not in self._doubted else size
 
@@ -359,7 +359,7 @@ class Meter:
         for instance in self._interpreters():
             if instance not in self._last:
                 self._last[instance] = _Last(0, now, self._level.bytes(), is_measured=False)
-                self._guessed[instance] = instance.objects_at_boot * _BYTES_AN_OBJECT
+                self._guessed[instance] = _guess_of(instance)
                 if instance.memory < 0 and instance.objects_at_boot > 0:
                     instance.memory = self._guessed[instance]
         if self._guessed and (loaded := self._level.take_loaded()) is not None:
@@ -463,6 +463,11 @@ class Sharers:
         parts = {each: math.copysign(min(abs(part), _MOST_OF_WEIGHT * abs(takers[each])), part) for each, part in parts.items()}
         self._total += int(sum(parts.values()))
         return parts
+
+
+def _guess_of(instance: Instance) -> int:
+    """Return how many bytes an interpreter had when it was loaded, by its number of objects; 0: that is not known."""
+    return instance.objects_at_boot * _BYTES_AN_OBJECT
 
 
 def _is_measured(deployment: Deployment) -> bool:
